@@ -1,0 +1,1 @@
+"""Where experience comes from: the vLLM engine, tasks, rewards and the code sandbox."""
