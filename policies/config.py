@@ -1,0 +1,51 @@
+"""The `model` and `algorithm` sections of the spec."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from .dr_grpo import DrGRPO
+from .grpo import GRPO
+from .strict import StrictModel
+
+AlgorithmConfig = Annotated[GRPO | DrGRPO, Field(discriminator="type")]
+
+
+class PretrainedModel(StrictModel):
+    """A Qwen2.5, Qwen3 or Llama-type model that exists."""
+
+    type: Literal["pretrained"] = "pretrained"
+    path: str
+    """A local folder in Hugging Face format, or a hub name."""
+    revision: str | None = None
+    """Of a hub model: branch, tag or commit."""
+    trust_remote_code: bool = False
+    """Run code that the model's repository brings. Off unless you have read that code."""
+
+
+class TinyModel(StrictModel):
+    """A small Qwen3 with a character tokenizer that layersweep makes and warms up itself, then caches.
+
+    The warm-up is supervised, on the task's own demonstrations, which are right only in part: the base knows
+    the format and is often wrong, as a real base model is.
+    """
+
+    type: Literal["tiny"] = "tiny"
+    layers: PositiveInt = 6
+    hidden_size: PositiveInt = 64
+    heads: PositiveInt = 2
+    kv_heads: PositiveInt = 1
+    head_dim: Literal[32, 64, 128] = 32
+    """vLLM's CPU attention takes no others."""
+    intermediate_size: PositiveInt = 128
+    initializer_range: float = Field(0.05, gt=0)
+    warmup_steps: int = Field(130, ge=0)
+    """Supervised steps; 0 leaves it random."""
+    warmup_batch: PositiveInt = 128
+    warmup_learning_rate: float = Field(2e-3, gt=0)
+    minimum_accuracy: float = Field(0.05, ge=0, le=1)
+    """The base must reach this at temperature 1; below it RL finds nothing to reinforce."""
+    seed: int = 0
+
+
+ModelConfig = Annotated[PretrainedModel | TinyModel, Field(discriminator="type")]

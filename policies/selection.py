@@ -1,0 +1,43 @@
+"""Selections: the set of parameters that a run trains."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["base", "full", "layer", "layers"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What trains. `name` is how the tables call it: base, full, layer-07, layers-07-09, layers-best-5, ..."""
+
+    name: str
+    kind: Kind
+    layers: tuple[int, ...] = ()
+
+    @classmethod
+    def base(cls) -> "Selection":
+        return cls("base", "base")
+
+    @classmethod
+    def full(cls) -> "Selection":
+        return cls("full", "full")
+
+    @classmethod
+    def layer(cls, k: int) -> "Selection":
+        return cls(f"layer-{k:02d}", "layer", (k,))
+
+    @classmethod
+    def several(cls, layers: tuple[int, ...], name: str | None = None) -> "Selection":
+        ordered = tuple(sorted(set(layers)))
+        return cls(name or "layers-" + "-".join(f"{k:02d}" for k in ordered), "layers", ordered)
+
+    def trains(self, parameter: str) -> bool:
+        """Whether the parameter of this Hugging Face name trains.
+
+        Layers train their block's tensors and nothing else: embeddings, final norm and LM head stay frozen.
+        """
+        if self.kind == "full":
+            return True
+        match = re.match(r"model\.layers\.(\d+)\.", parameter)
+        return match is not None and int(match[1]) in self.layers

@@ -1,0 +1,79 @@
+"""The `rollout` and `evaluation` sections of the spec."""
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from policies.strict import StrictModel
+
+from .tasks import TaskConfig
+
+
+class RolloutConfig(StrictModel):
+    """The vLLM engine that writes every run's responses."""
+
+    batching: Literal["auto", "mixed", "swap"] = "auto"
+    """`mixed`: all runs in one continuous batch, each row through its own run's weights. `swap`: one run at a
+    time. `auto` measures both on the first rollouts and keeps the faster."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto` is the trainer's dtype, which keeps engine and trainer log-probabilities closest."""
+    max_num_seqs: PositiveInt = 256
+    """Responses that are decoded at the same time; the rest wait."""
+    max_num_batched_tokens: PositiveInt = 8192
+    """Tokens of one forward pass at most."""
+    max_model_len: PositiveInt | None = None
+    """Prompt and response tokens at most; null is the model's own limit."""
+    kv_cache_memory_mib: PositiveInt | None = None
+    """KV cache; null is 128 MiB on CPU, and on GPUs what `gpu_memory_utilization` leaves."""
+    gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
+    """Share of a GPU's memory that the engine takes (weights and KV cache)."""
+    tensor_parallel_size: PositiveInt = 1
+    """GPUs that one engine spans."""
+    prefix_caching: bool = True
+    """Reuse the KV cache of equal prompts, per run and version of its weights."""
+
+
+class SuiteConfig(StrictModel):
+    """One named evaluation set."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    """Letters, digits, `_`, `.`, `-`."""
+    task: TaskConfig | None = None
+    """Where its prompts come from; null is the task that is trained."""
+    prompts: PositiveInt = 512
+    """Prompts of the `selection` split."""
+    final_prompts: int = Field(0, ge=0)
+    """Prompts of the `final` split, on which base, full and the best layers are scored once more, with four
+    times the samples; 0 leaves it out."""
+    samples: PositiveInt = 4
+    """Responses per prompt; a prompt's score is their mean (pass@1). Below 4 the interval widens."""
+    temperature: float = Field(1.0, ge=0)
+    """0 is greedy; then one sample is enough."""
+    max_response_tokens: PositiveInt | None = None
+    """null is the training limit."""
+
+    @model_validator(mode="after")
+    def _greedy_needs_one_sample(self) -> "SuiteConfig":
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError("greedy responses are all the same: set samples: 1, or a temperature above 0")
+        return self
+
+
+class EvaluationConfig(StrictModel):
+    """What S, the score of a run, is the mean of."""
+
+    suites: tuple[SuiteConfig, ...] = Field((SuiteConfig(name="default"),), min_length=1)
+    """The score of a run is the mean over suites."""
+    greedy: bool = False
+    """Also write one greedy response per prompt, recorded as suite `NAME@greedy`, not part of the score."""
+    every: int = Field(0, ge=0)
+    """Evaluate also after every so many steps; 0 is at the end alone."""
+    finalists: PositiveInt = 3
+    """How many of the best layers are scored on the `final` split, beside base and full."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "EvaluationConfig":
+        names = [suite.name for suite in self.suites]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"suite names must differ, {twice[0]!r} is used twice")
+        return self

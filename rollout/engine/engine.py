@@ -1,0 +1,231 @@
+"""One vLLM engine behind a queue: many clients, one stepping thread.
+
+vLLM's in-process `LLMEngine` is not thread-safe, and weights may only change between two steps. So one thread
+owns it: it takes commands, admits requests, steps, and hands finished requests to their callbacks.
+"""
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.models import ModelRegistry
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from ..config import RolloutConfig
+from ..types import Completions, Sampling
+from .model import ROUTED
+from .worker import RUN
+
+
+class StaleWeights(RuntimeError):
+    """A request named another version of its run's weights than the engine has."""
+
+
+@dataclass
+class _Request:
+    """`prompts` x `sampling.samples` responses wanted for one run."""
+
+    run: str | None
+    version: int
+    prompts: Sequence[np.ndarray]
+    seeds: Sequence[int]
+    sampling: Sampling
+    done: Future
+    outputs: list[Any]
+    missing: int
+    cpu_seconds: float = 0.0
+
+
+def engine_args(model: str, architecture: str, config: RolloutConfig, dtype: str, seed: int) -> EngineArgs:
+    """The arguments of the engine.
+
+    Raises:
+        ValueError: an architecture that cannot be routed.
+    """
+    if architecture not in ROUTED:
+        raise ValueError(f"model: {architecture} is not supported; supported are {', '.join(sorted(ROUTED))}")
+    routed = ROUTED[architecture]
+    # The class itself, not "module:Class": the latter imports vLLM once more in a subprocess.
+    ModelRegistry.register_model(routed.__name__, routed)
+    kv_bytes = config.kv_cache_memory_mib and config.kv_cache_memory_mib << 20
+    return EngineArgs(
+        model=model,
+        hf_overrides={"architectures": [routed.__name__]},
+        dtype=dtype,
+        seed=seed,
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        enable_prefix_caching=config.prefix_caching,
+        block_size=32 if current_platform.is_cpu() else None,
+        kv_cache_memory_bytes=kv_bytes or ((128 << 20) if current_platform.is_cpu() else None),
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        tensor_parallel_size=config.tensor_parallel_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=config.max_model_len,
+        logprobs_mode="processed_logprobs",
+        async_scheduling=False,
+        disable_log_stats=True,
+        worker_extension_cls="rollout.engine.worker.OverlayWorker",
+    )
+
+
+class RolloutEngine:
+    """Serves the base model and every run's overlay over it.
+
+    Args:
+        model: a folder or hub name.
+        architecture: the first of the model config's `architectures`.
+        config: the spec's `rollout` section.
+        dtype: of weights and KV cache.
+        seed: of vLLM's own generators; every request brings its seeds besides.
+    """
+
+    def __init__(self, model: str, architecture: str, config: RolloutConfig, dtype: str, seed: int):
+        self._config = config
+        self._engine = LLMEngine.from_engine_args(engine_args(model, architecture, config, dtype, seed))
+        self._engine.collective_rpc("install_routing")
+        self._versions: dict[str, int] = {}
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._waiting: deque[_Request] = deque()
+        self._active: dict[int, _Request] = {}
+        self._numbers = 0
+        self.mixed = config.batching != "swap"
+        self.tokens = 0
+        self.cpu_seconds = 0.0
+        threading.Thread(target=self._loop, name="engine", daemon=True).start()
+
+    def generate(
+        self, run: str | None, version: int, prompts: Sequence[np.ndarray], seeds: Sequence[int], sampling: Sampling
+    ) -> "Future[Completions]":
+        """Responses of `run` (None: the base) to `prompts` of token ids; `seeds` has one seed per prompt.
+
+        The future raises StaleWeights when the engine's weights of the run are not of `version`, and ValueError
+        when vLLM refuses a request (a prompt longer than the model allows).
+        """
+        size = len(prompts) * sampling.samples
+        request = _Request(run, version, prompts, seeds, sampling, Future(), [None] * size, size)
+        self._commands.put(lambda: self._waiting.append(request))
+        return request.done
+
+    def push(self, run: str, version: int, weights: Mapping[str, Any]) -> "Future[int]":
+        """Serve `run` from these weights (Hugging Face names) from now on; gives the bytes sent."""
+        return self._call(self._push, run, version, weights)
+
+    def drop(self, run: str) -> "Future[None]":
+        """Forget a run that is finished, and free its memory."""
+        return self._call(self._drop, run)
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> Future:
+        future: Future = Future()
+
+        def command() -> None:
+            try:
+                future.set_result(function(*args))
+            except Exception as error:  # handed to the caller
+                future.set_exception(error)
+
+        self._commands.put(command)
+        return future
+
+    def _push(self, run: str, version: int, weights: Mapping[str, Any]) -> int:
+        if any(request.run == run for request in self._active.values()):
+            raise RuntimeError(f"{run}: weights pushed while its responses are being written")
+        sent = self._engine.collective_rpc("push_overlay", args=(run, version, weights))
+        self._versions[run] = version
+        return sent[0]
+
+    def _drop(self, run: str) -> None:
+        self._engine.collective_rpc("drop_overlay", args=(run,))
+        self._versions.pop(run, None)
+
+    def _loop(self) -> None:
+        while True:
+            while not self._commands.empty() or not (self._waiting or self._active):
+                self._commands.get()()
+            self._admit()
+            if self._engine.has_unfinished_requests():
+                self._step()
+
+    def _admit(self) -> None:
+        """Mixed: everything. Swap: one run's requests until they are done."""
+        while self._waiting:
+            request = self._waiting[0]
+            if not self.mixed and any(other.run != request.run for other in self._active.values()):
+                return
+            self._waiting.popleft()
+            try:
+                self._start(request)
+            except (ValueError, StaleWeights) as error:
+                request.done.set_exception(error)
+
+    def _start(self, request: _Request) -> None:
+        serving = self._versions.get(request.run, 0) if request.run else 0
+        if request.version != serving:
+            raise StaleWeights(f"{request.run}: asked for version {request.version}, the engine has {serving}")
+        sampling, self._numbers = request.sampling, self._numbers + 1
+        overlay = request.run if serving else None  # version 0 is the base itself
+        added: list[str] = []
+        try:
+            for i, (prompt, seed) in enumerate(zip(request.prompts, request.seeds, strict=True)):
+                params = SamplingParams(
+                    n=sampling.samples,
+                    temperature=sampling.temperature,
+                    max_tokens=sampling.max_tokens,
+                    seed=seed,
+                    stop_token_ids=list(sampling.stop_token_ids),
+                    logprobs=0 if sampling.logprobs else None,
+                    flat_logprobs=True,
+                    detokenize=False,
+                    output_kind=RequestOutputKind.FINAL_ONLY,
+                    extra_args={RUN: overlay} if overlay else None,
+                )
+                tokens = {"prompt_token_ids": prompt.tolist()}
+                if self._config.prefix_caching:
+                    tokens["cache_salt"] = f"{overlay or 'base'}-v{serving}"
+                added.append(self._engine.add_request(f"{self._numbers}/{i}", tokens, params))
+        except ValueError:
+            self._engine.abort_request(added, internal=True)
+            raise
+        self._active[self._numbers] = request
+
+    def _step(self) -> None:
+        began = time.thread_time()
+        outputs = self._engine.step()
+        spent = time.thread_time() - began
+        self.cpu_seconds += spent
+        for request in self._active.values():
+            request.cpu_seconds += spent / len(self._active)
+        for output in outputs:
+            number, prompt = map(int, output.request_id.split("/"))
+            request = self._active[number]
+            first = prompt * request.sampling.samples
+            for completion in output.outputs:
+                if request.outputs[first + completion.index] is None:
+                    request.outputs[first + completion.index] = completion
+                    request.missing -= 1
+            if not request.missing:
+                del self._active[number]
+                request.done.set_result(self._completions(request))
+
+    def _completions(self, request: _Request) -> Completions:
+        outputs = request.outputs
+        lengths = np.fromiter((len(o.token_ids) for o in outputs), np.int32, len(outputs))
+        total = int(lengths.sum())
+        self.tokens += total
+        tokens = np.fromiter((t for o in outputs for t in o.token_ids), np.int32, total)
+        logprobs = np.empty(0, np.float32)
+        if request.sampling.logprobs:
+            logprobs = np.fromiter((x for o in outputs for x in o.logprobs.logprobs), np.float32, total)
+        finished = np.fromiter((o.finish_reason == "stop" for o in outputs), bool, len(outputs))
+        return Completions(tokens, logprobs, lengths, finished, request.version, request.cpu_seconds)

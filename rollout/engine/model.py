@@ -1,0 +1,149 @@
+"""Llama-type decoders of vLLM whose rows go through their own run's weights: mixed-layer batching.
+
+Runs of a sweep differ from the base in few blocks. At a block that some run in the batch owns, that run's rows
+are projected with its own weights, attention is computed for all rows together (it has no weights), and the
+rows part again for the output projection and the MLP. Every other block runs as vLLM has it. A batch of the
+base alone takes vLLM's own path.
+
+The blocks are called one by one from Python here, so these models run eagerly: torch.compile would bake one
+batch's routing in and serve base weights to everybody (seen), and a CUDA graph would need fixed row counts.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
+from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
+
+from .overlay import LayerOverlay, Overlay
+from .route import Part, Route
+
+
+def _take(rows: Tensor | None, x: Tensor) -> Tensor:
+    return x if rows is None else x.index_select(0, rows)
+
+
+def _merge(parts: list[Part], pieces: list[tuple[Tensor, ...]], rows: int) -> tuple[Tensor, ...]:
+    """Each part's tensors back at their rows."""
+    if len(parts) == 1:
+        return pieces[0]
+    merged = tuple(piece.new_empty(rows, *piece.shape[1:]) for piece in pieces[0])
+    for (index, _), piece in zip(parts, pieces, strict=True):
+        for whole, own in zip(merged, piece, strict=True):
+            whole.index_copy_(0, index, own)
+    return merged
+
+
+def _project_base(layer: nn.Module, positions: Tensor, hidden: Tensor, residual: Tensor | None):
+    """The first half of vLLM's own block: what LayerOverlay.project is for an overlay."""
+    attention = layer.self_attn
+    if residual is None:
+        residual, hidden = hidden, layer.input_layernorm(hidden)
+    else:
+        hidden, residual = layer.input_layernorm(hidden, residual)
+    qkv, _ = attention.qkv_proj(hidden)
+    q, k, v = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
+    if hasattr(attention, "q_norm"):
+        q, k = (norm(x.unflatten(-1, (-1, attention.head_dim))).flatten(-2)
+                for x, norm in ((q, attention.q_norm), (k, attention.k_norm)))  # fmt: skip
+    q, k = attention.rotary_emb(positions, q, k)
+    return q, k, v, residual
+
+
+def _finish_base(layer: nn.Module, attended: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    output, _ = layer.self_attn.o_proj(attended)
+    hidden, residual = layer.post_attention_layernorm(output, residual)
+    return layer.mlp(hidden), residual
+
+
+def _block(layer: nn.Module, parts: list[Part[LayerOverlay]], positions: Tensor, hidden: Tensor, residual):
+    if parts == [(None, None)]:
+        return layer(positions, hidden, residual)
+    rows, pieces = hidden.shape[0], []
+    for index, own in parts:
+        here = (_take(index, positions), _take(index, hidden), None if residual is None else _take(index, residual))
+        pieces.append(own.project(layer.self_attn, *here) if own else _project_base(layer, *here))
+    q, k, v, residual = _merge(parts, pieces, rows)
+    attended = layer.self_attn.attn(q, k, v)
+    pieces = []
+    for index, own in parts:
+        here = (_take(index, attended), _take(index, residual))
+        pieces.append(own.finish(*here) if own else _finish_base(layer, *here))
+    return _merge(parts, pieces, rows)
+
+
+class RoutedMixin:
+    """Adds overlays and a route to a vLLM decoder; `route` is set before each forward by the worker."""
+
+    overlays: dict[str, Overlay]
+    route: Route | None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.overlays = {}
+        self.route = None
+
+    @staticmethod
+    def get_model_state_cls() -> type:
+        """Asked for by vLLM's V2 model runner alone."""
+        from .worker import RoutedModelState
+
+        return RoutedModelState
+
+    def forward(self, input_ids, positions, intermediate_tensors=None, inputs_embeds=None):
+        route = self.route
+        if route is None or not route.names:
+            return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
+        inner, rows = self.model, positions.shape[-1]
+        parts = route.split(self.overlays, lambda overlay: overlay.embedding, rows)
+        pieces = [(inner.embed_tokens(_take(at, input_ids)) if own is None else F.embedding(_take(at, input_ids), own),)
+                  for at, own in parts]  # fmt: skip
+        (hidden,) = _merge(parts, pieces, rows)
+        residual = None
+        for k, layer in enumerate(inner.layers):
+            parts = route.split(self.overlays, lambda overlay, k=k: overlay.layers.get(k), rows)
+            hidden, residual = _block(layer, parts, positions, hidden, residual)
+        parts = route.split(self.overlays, lambda overlay: overlay.norm, rows)
+        pieces = [(self._final_norm(_take(at, hidden), _take(at, residual), own),) for at, own in parts]
+        return _merge(parts, pieces, rows)[0]
+
+    def _final_norm(self, hidden: Tensor, residual: Tensor, own: Tensor | None) -> Tensor:
+        norm = self.model.norm
+        if own is None:
+            return norm(hidden, residual)[0]
+        return F.rms_norm(hidden + residual, own.shape, own, norm.variance_epsilon)
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
+        route = self.route
+        if route is None or not route.names:
+            return super().compute_logits(hidden_states)
+        rows = hidden_states.shape[0]
+        # One row a request here: the last scheduled token of each.
+        parts = route.split(self.overlays, lambda overlay: overlay.head, rows)
+        compute = super().compute_logits
+        pieces = []
+        for at, own in parts:
+            here = _take(at, hidden_states)
+            pieces.append((compute(here) if own is None else F.linear(here, own)[:, : self.config.vocab_size],))
+        return _merge(parts, [(piece.float(),) for (piece,) in pieces], rows)[0]
+
+
+class RoutedLlama(RoutedMixin, LlamaForCausalLM):
+    pass
+
+
+class RoutedQwen2(RoutedMixin, Qwen2ForCausalLM):
+    pass
+
+
+class RoutedQwen3(RoutedMixin, Qwen3ForCausalLM):
+    pass
+
+
+ROUTED: dict[str, type[nn.Module]] = {
+    "LlamaForCausalLM": RoutedLlama,
+    "Qwen2ForCausalLM": RoutedQwen2,
+    "Qwen3ForCausalLM": RoutedQwen3,
+}
+"""The routed class of each Hugging Face architecture that is supported."""

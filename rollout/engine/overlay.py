@@ -1,0 +1,137 @@
+"""The weights in which a run differs from the base model, in the form that the engine computes with.
+
+Overlays live outside vLLM's module tree: nothing that vLLM does to its own weights (packing by oneDNN, sleep,
+reload) touches them, and the base stays as it was loaded. Each tensor-parallel rank keeps its own shard.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_reduce,
+)
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+
+
+def _shard(weight: Tensor, dim: int, rank: int, parts: int) -> Tensor:
+    return weight.chunk(parts, dim)[rank] if parts > 1 else weight
+
+
+@dataclass
+class LayerOverlay:
+    """One decoder block (Llama, Qwen2, Qwen3): RMSNorm, fused QKV, optional bias and QK-norm, SwiGLU.
+
+    `weights` holds float tensors by short name: `qkv` [q + 2 kv, hidden], `qkv_bias`, `q_norm`, `k_norm`
+    [head_dim], `o` [hidden, q], `gate_up` [2 intermediate, hidden], `down` [hidden, intermediate],
+    `input_norm`, `post_norm` [hidden]; sizes are those of this rank's shard.
+    """
+
+    eps: float
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def build(cls, layer: nn.Module, hf: Mapping[str, Tensor], like: Tensor) -> "LayerOverlay":
+        """From one block's Hugging Face tensors (names relative to the block), on `like`'s device and dtype."""
+        rank, ranks = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
+        kv_ranks = min(ranks, layer.self_attn.total_num_kv_heads)
+        kv_rank = rank * kv_ranks // ranks  # fewer KV heads than ranks: neighbours share one
+
+        def qkv(suffix: str) -> Tensor:
+            q = _shard(hf[f"self_attn.q_proj.{suffix}"], 0, rank, ranks)
+            k, v = (_shard(hf[f"self_attn.{name}_proj.{suffix}"], 0, kv_rank, kv_ranks) for name in "kv")
+            return torch.cat([q, k, v])
+
+        weights = {
+            "input_norm": hf["input_layernorm.weight"],
+            "post_norm": hf["post_attention_layernorm.weight"],
+            "qkv": qkv("weight"),
+            "o": _shard(hf["self_attn.o_proj.weight"], 1, rank, ranks),
+            "gate_up": torch.cat([_shard(hf[f"mlp.{n}_proj.weight"], 0, rank, ranks) for n in ("gate", "up")]),
+            "down": _shard(hf["mlp.down_proj.weight"], 1, rank, ranks),
+        }
+        if "self_attn.q_proj.bias" in hf:
+            weights["qkv_bias"] = qkv("bias")
+        if "self_attn.q_norm.weight" in hf:
+            weights["q_norm"], weights["k_norm"] = hf["self_attn.q_norm.weight"], hf["self_attn.k_norm.weight"]
+        # A copy, because the source may be read-only memory that others share.
+        weights = {name: w.detach().to(like, copy=True).contiguous() for name, w in weights.items()}
+        return cls(layer.input_layernorm.variance_epsilon, weights)
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], self.weights[name], self.eps)
+
+    def project(self, attention: nn.Module, positions: Tensor, hidden: Tensor, residual: Tensor | None):
+        """Everything before attention: q, k, v [rows, heads * head_dim] and the residual stream."""
+        residual = hidden if residual is None else hidden + residual
+        qkv = F.linear(self._norm(residual, "input_norm"), self.weights["qkv"], self.weights.get("qkv_bias"))
+        q, k, v = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
+        if "q_norm" in self.weights:
+            q, k = (self._norm(x.unflatten(-1, (-1, attention.head_dim)), n).flatten(-2)
+                    for x, n in ((q, "q_norm"), (k, "k_norm")))  # fmt: skip
+        q, k = attention.rotary_emb(positions, q.contiguous(), k.contiguous())
+        return q, k, v, residual
+
+    def finish(self, attended: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Everything after attention: the block's output (not yet added) and the residual stream."""
+        residual = residual + self._reduce(F.linear(attended, self.weights["o"]))
+        gate, up = F.linear(self._norm(residual, "post_norm"), self.weights["gate_up"]).chunk(2, dim=-1)
+        return self._reduce(F.linear(F.silu(gate) * up, self.weights["down"])), residual
+
+    @staticmethod
+    def _reduce(partial: Tensor) -> Tensor:
+        return tensor_model_parallel_all_reduce(partial) if get_tensor_model_parallel_world_size() > 1 else partial
+
+
+@dataclass
+class Overlay:
+    """What one run brings: its blocks, and for a full run the embedding, the final norm and the LM head too."""
+
+    version: int
+    layers: dict[int, LayerOverlay]
+    embedding: Tensor | None = None
+    norm: Tensor | None = None
+    head: Tensor | None = None
+    bytes: int = 0
+
+    @classmethod
+    def build(cls, model: nn.Module, version: int, weights: Mapping[str, Tensor]) -> "Overlay":
+        """From Hugging Face names and tensors, as a trainer sends them.
+
+        Raises:
+            ValueError: a name that no Llama-type decoder has, a block sent in part, or (with tensor
+                parallelism) an embedding, which would have to be split by vocabulary.
+        """
+        blocks: dict[int, dict[str, Tensor]] = {}
+        rest: dict[str, Tensor] = {}
+        for name, tensor in weights.items():
+            if match := _LAYER.fullmatch(name):
+                blocks.setdefault(int(match[1]), {})[match[2]] = tensor
+            else:
+                rest[name] = tensor
+        like = model.model.norm.weight
+        outer = {
+            field: rest.pop(name).detach().to(like, copy=True)
+            for field, name in (
+                ("embedding", "model.embed_tokens.weight"), ("norm", "model.norm.weight"), ("head", "lm_head.weight"),
+            )
+            if name in rest
+        }  # fmt: skip
+        if rest:
+            raise ValueError(f"not weights of a Llama-type decoder: {sorted(rest)}")
+        if outer and get_tensor_model_parallel_world_size() > 1:
+            raise ValueError("a full run's embedding in the shared engine needs tensor parallelism 1")
+        if "embedding" in outer and model.config.tie_word_embeddings:
+            outer["head"] = outer["embedding"]
+        try:
+            layers = {k: LayerOverlay.build(model.model.layers[k], hf, like) for k, hf in blocks.items()}
+        except KeyError as missing:
+            raise ValueError(f"a block must be sent whole: {missing} is missing") from missing
+        sent = sum(t.numel() * t.element_size() for t in weights.values())
+        return cls(version, layers, **outer, bytes=sent)

@@ -1,0 +1,62 @@
+"""Which rows of a batch belong to which run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+Part = tuple[Tensor | None, T | None]
+"""(rows, what serves them): rows None means all of them, the second None means the base."""
+
+
+class Route:
+    """The runs of one scheduled batch.
+
+    Args:
+        runs: the run of each request, in batch order; None is the base model.
+        lengths: [requests] scheduled tokens of each request. Token rows are laid out request by request.
+        device: where the row indices are used.
+    """
+
+    def __init__(self, runs: Sequence[str | None], lengths: np.ndarray, device: torch.device):
+        self.names = sorted({run for run in runs if run is not None})
+        number = {run: i for i, run in enumerate(self.names)} | {None: -1}
+        self.of_request = np.fromiter((number[run] for run in runs), np.int32, len(runs))
+        self.of_token = np.repeat(self.of_request, lengths)
+        self.device = device
+
+    def split(self, overlays: Mapping[str, object], part: Callable[..., T | None], rows: int) -> list[Part]:
+        """The rows that differ and those that do not, for one place in the model.
+
+        Args:
+            overlays: each run's overlay.
+            part: takes an overlay, gives what it has for this place, or None.
+            rows: how many rows there are; as many as requests means one row a request (the sampled ones),
+                anything from the number of scheduled tokens on means token rows, padded with base rows.
+        """
+        owners = [(i, own) for i, name in enumerate(self.names) if (own := part(overlays[name])) is not None]
+        if not owners:
+            return [(None, None)]
+        of_row = self.of_token if rows >= len(self.of_token) else self.of_request
+        if rows > len(of_row):
+            of_row = np.concatenate([of_row, np.full(rows - len(of_row), -1, np.int32)])
+        elif rows != len(of_row):
+            raise ValueError(f"cannot tell the runs of {rows} rows in a batch of {len(self.of_request)} requests")
+        parts: list[Part] = []
+        left = np.ones(rows, bool)
+        for i, own in owners:
+            mine = of_row == i
+            if mine.all():
+                return [(None, own)]
+            if mine.any():
+                parts.append((self._index(mine), own))
+                left &= ~mine
+        if left.any():
+            parts.append((self._index(left) if parts else None, None))
+        return parts
+
+    def _index(self, mask: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.flatnonzero(mask)).to(self.device, non_blocking=True)

@@ -1,0 +1,86 @@
+"""What travels between the engine, the rollout worker and the trainer: plain columns, cheap to ship."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn.
+
+    Log-probabilities are those of the distribution sampled from (after the temperature), in nats.
+    """
+
+    samples: int = 1
+    """Responses to each prompt."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    max_tokens: int = 16
+    stop_token_ids: tuple[int, ...] = ()
+    """Any of these ends a response, and is its last token."""
+    logprobs: bool = False
+
+
+@dataclass(frozen=True)
+class Completions:
+    """Responses, prompt by prompt and within each sample by sample.
+
+    `tokens` and `logprobs` (float32, empty if not asked for) are all responses one after another; `lengths`
+    [prompts * samples] cuts them. `finished` says which ended themselves instead of at the token limit.
+    """
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    lengths: np.ndarray
+    finished: np.ndarray
+    version: int
+    """Of the weights that wrote them; 0 is the base model."""
+    cpu_seconds: float = 0.0
+    """This request's share of the engine's CPU time."""
+
+    def responses(self) -> list[np.ndarray]:
+        return np.split(self.tokens, np.cumsum(self.lengths)[:-1])
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What a trainer learns from: one row per response, or per (trajectory, step) of an episode.
+
+    Rows with the same prompt tokens share the prompt's computation in the trainer. All arrays have one entry
+    per row; `tokens` and `logprobs` are flat, cut by `lengths`.
+    """
+
+    prompts: list[np.ndarray]
+    """int32 prompt tokens of each row."""
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    """Of the sampling engine, the pi_old of the loss."""
+    lengths: np.ndarray
+    reward: np.ndarray
+    """float32: of the response, or of this step of the episode."""
+    group: np.ndarray
+    """Rows of one group answer the same question; advantages compare within it."""
+    trajectory: np.ndarray
+    """Which episode a row belongs to; each row is its own where there is one response per prompt."""
+    step: np.ndarray
+    """The turn within the episode, from 0."""
+    truncated: np.ndarray
+    format_ok: np.ndarray
+    anchor: list[str] = field(default_factory=list)
+    """The exact environment state before the step (GiGPO); empty for single-turn tasks."""
+    version: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    """CPU and wall seconds of the rollout by phase."""
+
+
+def stable_seed(*parts: object) -> int:
+    """A seed from a name: 48 bits of BLAKE2b, the same on every machine and in every process."""
+    return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=6).digest())
+
+
+def seeds_for(prompt_ids: Sequence[str], *scope: object) -> list[int]:
+    """One seed per prompt. The run is not part of it, so that runs are compared on common random numbers."""
+    return [stable_seed(*scope, prompt) for prompt in prompt_ids]

@@ -1,0 +1,1 @@
+"""The Ray actors of a sweep: engine, rollout worker, trainers, collector; and what starts them fast."""

@@ -1,0 +1,124 @@
+"""The `training`, `deepspeed` and `resources` sections of the spec."""
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from policies.strict import StrictModel
+
+
+class LearningRates(StrictModel):
+    """Peak learning rates. A single number in the spec sets both, as the study did."""
+
+    layer: float = Field(5e-6, gt=0)
+    """Of runs that train some layers."""
+    full: float = Field(5e-6, gt=0)
+    """Of the run that trains every parameter."""
+
+
+class TrainingConfig(StrictModel):
+    """How every run trains."""
+
+    steps: PositiveInt = 100
+    """Rollout batches."""
+    prompts_per_step: PositiveInt = 32
+    group_size: PositiveInt = 8
+    """Responses per prompt; advantages compare within them."""
+    minibatches: PositiveInt = 1
+    """Optimizer steps per epoch over one rollout batch; prompts are split evenly."""
+    epochs: PositiveInt = 1
+    """Passes over one rollout batch."""
+    learning_rate: LearningRates = LearningRates()
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up; linear and cosine end at 0."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises linearly from 0."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW."""
+    weight_decay: float = Field(0.0, ge=0)
+    gradient_clip: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this global L2 norm."""
+    max_response_tokens: PositiveInt = 1024
+    temperature: float = Field(1.0, gt=0)
+    """Of the rollouts; the trainer's log-probabilities are taken at the same temperature."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and activations; with bfloat16, DeepSpeed keeps float32 master weights of what trains."""
+    micro_batch_tokens: PositiveInt = 16384
+    """Tokens computed at a time by a trainer, padding included: memory against speed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_rate_for_all(cls, data: object) -> object:
+        if isinstance(data, dict) and isinstance(data.get("learning_rate"), int | float):
+            rate = data["learning_rate"]
+            return data | {"learning_rate": {"layer": rate, "full": rate}}
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainingConfig":
+        if self.prompts_per_step % self.minibatches:
+            raise ValueError(
+                f"minibatches: {self.minibatches} does not divide prompts_per_step {self.prompts_per_step}"
+            )
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps: {self.warmup_steps} leaves nothing of steps {self.steps}")
+        return self
+
+
+class DeepSpeedConfig(StrictModel):
+    """What of DeepSpeed is the user's to choose; batch sizes, dtype and clipping follow from `training`."""
+
+    layer_zero_stage: Literal[0, 1] = 0
+    """ZeRO of runs that train some layers: their optimizer state is 1/L of a model, so 0 or 1."""
+    full_zero_stage: Literal[0, 1, 2, 3] = 0
+    """ZeRO of the run that trains every parameter; 2 or 3 when it spans several GPUs."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """Keep the full run's optimizer state in host memory (stages 1 to 3)."""
+
+    @model_validator(mode="after")
+    def _offload_needs_zero(self) -> "DeepSpeedConfig":
+        if self.offload_optimizer == "cpu" and self.full_zero_stage == 0:
+            raise ValueError("offload_optimizer: cpu needs full_zero_stage 1, 2 or 3")
+        return self
+
+
+class ActorResources(StrictModel):
+    """What one actor asks of Ray."""
+
+    cpus: float = Field(1.0, ge=0)
+    gpus: float = Field(0.0, ge=0)
+    """May be a fraction: several actors then share a GPU."""
+
+
+class ResourcesConfig(StrictModel):
+    """How the sweep spreads over the cluster."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is cuda where the sweep's actors ask for GPUs."""
+    engines: PositiveInt = 1
+    """vLLM engines; runs are dealt out to them in turn."""
+    engine: ActorResources = ActorResources(cpus=0.5)
+    trainer: ActorResources = ActorResources(cpus=0.1)
+    """Of each rank of a layer run."""
+    full_trainer: ActorResources | None = None
+    """Of each rank of the full run; null is as `trainer`."""
+    trainer_ranks: PositiveInt = 1
+    """Data-parallel ranks of a layer run."""
+    full_trainer_ranks: PositiveInt = 1
+    """Data-parallel ranks of the full run."""
+    concurrent_runs: PositiveInt | None = None
+    """Runs that train at the same time; null is as many as the cluster has room for."""
+
+    @model_validator(mode="after")
+    def _device_matches(self) -> "ResourcesConfig":
+        asked = [self.engine, self.trainer] + ([self.full_trainer] if self.full_trainer else [])
+        if self.device == "cpu" and any(actor.gpus for actor in asked):
+            raise ValueError("device: cpu, but actors ask for gpus: set their gpus to 0 or device to cuda")
+        if self.device == "cuda" and not all(actor.gpus for actor in asked):
+            raise ValueError("device: cuda needs gpus above 0 for engine and trainer")
+        if len({bool(actor.gpus) for actor in asked}) > 1:
+            raise ValueError("gpus: engine and trainers must all ask for GPUs, or none")
+        return self
+
+    def on_gpu(self) -> bool:
+        return self.engine.gpus > 0

@@ -1,0 +1,20 @@
+"""Environment variables of every process of a sweep; set before Ray starts, so that its idle workers have them."""
+
+
+def worker_environment(gpu: bool) -> dict[str, str]:
+    """What vLLM, DeepSpeed and torch read at import."""
+    shared = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in its actor, where weights can be pushed between steps
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+    if gpu:
+        return shared
+    return shared | {
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",  # actors are the parallelism
+        "TORCH_COMPILE_DISABLE": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
