@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
+from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.models import ModelRegistry
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
@@ -100,6 +101,7 @@ class RolloutEngine:
         self._waiting: deque[_Request] = deque()
         self._active: dict[int, _Request] = {}
         self._numbers = 0
+        self._failure: RuntimeError | None = None
         self.mixed = config.batching != "swap"
         self.tokens = 0
         self.cpu_seconds = 0.0
@@ -131,6 +133,8 @@ class RolloutEngine:
 
         def command() -> None:
             try:
+                if self._failure:
+                    raise self._failure
                 future.set_result(function(*args))
             except Exception as error:  # handed to the caller
                 future.set_exception(error)
@@ -150,12 +154,22 @@ class RolloutEngine:
         self._versions.pop(run, None)
 
     def _loop(self) -> None:
-        while True:
-            while not self._commands.empty() or not (self._waiting or self._active):
+        try:
+            while True:
+                while not self._commands.empty() or not (self._waiting or self._active):
+                    self._commands.get()()
+                self._admit()
+                if self._engine.has_unfinished_requests():
+                    self._step()
+        except Exception as error:  # vLLM's state is unknown now: fail whoever waits, and whoever asks later
+            self._failure = RuntimeError(f"the engine stopped: {error!r}")
+            self._failure.__cause__ = error
+            for request in [*self._waiting, *self._active.values()]:
+                request.done.set_exception(self._failure)
+            while True:
                 self._commands.get()()
-            self._admit()
-            if self._engine.has_unfinished_requests():
-                self._step()
+                while self._waiting:
+                    self._waiting.popleft().done.set_exception(self._failure)
 
     def _admit(self) -> None:
         """Mixed: everything. Swap: one run's requests until they are done."""
@@ -194,9 +208,9 @@ class RolloutEngine:
                 if self._config.prefix_caching:
                     tokens["cache_salt"] = f"{overlay or 'base'}-v{serving}"
                 added.append(self._engine.add_request(f"{self._numbers}/{i}", tokens, params))
-        except ValueError:
+        except (ValueError, VLLMValidationError) as error:
             self._engine.abort_request(added, internal=True)
-            raise
+            raise ValueError(str(error)) from error
         self._active[self._numbers] = request
 
     def _step(self) -> None:

@@ -12,6 +12,7 @@ batch's routing in and serve base weights to everybody (seen), and a CUDA graph 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from vllm.config import VllmConfig
 from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
@@ -79,8 +80,8 @@ class RoutedMixin:
     overlays: dict[str, Overlay]
     route: Route | None
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.overlays = {}
         self.route = None
 
