@@ -1,0 +1,98 @@
+"""Mathematics: questions with a final answer, checked by string and, where that does not tell, by math-verify."""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from policies.strict import StrictModel
+from rollout.bounded import BoundedCalls, Failure
+from rollout.data import DataConfig, PromptData, ground_truth
+
+from .base import Prompt, Response, Score, Split
+from .math_answer import MAX_ANSWER_CHARS, final_answer, marked_answer, plainly_equal
+
+logger = logging.getLogger(__name__)
+
+
+class MathConfig(StrictModel):
+    """Mathematical questions from a data set."""
+
+    type: Literal["math"] = "math"
+    data: DataConfig
+    r"""The questions. An answer may be the bare answer, a solution with `\boxed{}` or GSM8K's `####`, a number, or
+    a list of answers each of which is right."""
+    cpu_seconds: float = Field(1.0, gt=0)
+    """Bound on one comparison by math-verify, in CPU time; what exceeds it is wrong."""
+    processes: int = Field(4, ge=1)
+    """Worker processes for comparisons; they start when there is work for them."""
+
+    def build(self) -> "MathTask":
+        """Reads the data; a DataError says what is wrong with it."""
+        return MathTask(self)
+
+
+class MathTask:
+    """The task of a MathConfig. Reward 1 for a right final answer, else 0."""
+
+    def __init__(self, config: MathConfig):
+        self.data = PromptData(config.data, lambda raw: truths_of(ground_truth(raw, config.data.columns)))
+        self._equal = BoundedCalls("rollout.tasks.math_judge:equal", config.cpu_seconds, config.processes)
+
+    def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
+        """See `rollout.data.PromptData.prompts`."""
+        return self.data.prompts(split, count, seed)
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Score]:
+        """See `rollout.tasks.base.Task.score`; `format_ok` says that there was a final answer, right or wrong."""
+        answers = [final_answer(response.text, response.finished) for response in responses]
+        verdicts: dict[tuple[str, str], bool | None] = {}
+        for prompt, answer in zip(prompts, answers, strict=True):
+            if answer is not None:
+                verdicts |= {(right, answer): plainly_equal(right, answer) for right in prompt.truth}
+        # Samples of one prompt often agree, so each pair is looked at once.
+        hard = [pair for pair, verdict in verdicts.items() if verdict is None]
+        for pair, verdict in zip(hard, self._equal.map(hard), strict=True):
+            if isinstance(verdict, Failure):
+                logger.warning("math-verify gave no verdict on %.80r for %.80r: %s", pair[1], pair[0], verdict.reason)
+            verdicts[pair] = verdict is True
+        right = [
+            answer is not None and any(verdicts[truth, answer] for truth in prompt.truth)
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        return [Score(float(ok), answer is not None) for ok, answer in zip(right, answers, strict=True)]
+
+    def close(self) -> None:
+        """Ends the worker processes; they also end with this process."""
+        self._equal.close()
+
+
+def truths_of(value: Any) -> list[str]:
+    """The right answers that a ground truth stands for.
+
+    Raises:
+        ValueError: when it holds no answer.
+    """
+    if isinstance(value, str) and value.lstrip().startswith('["'):
+        value = json.loads(value)  # a list of answers within a string, as in Skywork-OR1
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise ValueError("the list of answers is empty")
+    return [_truth_of(v) for v in values]
+
+
+def _truth_of(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"the answer is neither text nor a number but {type(value).__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("the answer is not a finite number")
+    text = str(value).strip()
+    if not text:
+        raise ValueError("the answer is empty")
+    answer = (marked_answer(text) if "\\boxed" in text or "####" in text else text) or ""
+    if not answer or len(answer) > MAX_ANSWER_CHARS:
+        raise ValueError(f"no final answer in a solution of {len(text)} characters; see data.columns.answer")
+    return answer
