@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,9 @@ from .base import Prompt, Response, Score, Split
 
 class SortDigitsConfig(StrictModel):
     """`483920=` is to be answered by `023489` and the end of the sequence, exactly."""
+
+    tiny: ClassVar[bool] = True
+    """Has an alphabet and demonstrations, so that a tiny model can be made for it."""
 
     type: Literal["sort_digits"] = "sort_digits"
     digits: int = Field(6, ge=4, le=12)

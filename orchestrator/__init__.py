@@ -1,0 +1,1 @@
+"""What the user touches: CLI, spec, plan, driver, contribution, report."""

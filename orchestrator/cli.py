@@ -1,0 +1,113 @@
+"""The `layersweep` command.
+
+Exit codes: 0 done, 1 some run failed, 2 bad input. Commands import what they need when they run, so that help and
+errors come at once.
+"""
+
+import argparse
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+from .spec import SpecError, SweepSpec, load_spec
+
+DEMO = str(files("deploy") / "sweeps" / "demo.yaml")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.command(args)
+    except SpecError as error:
+        for problem in error.problems:
+            print(f"layersweep: {problem}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="layersweep",
+        description="Which transformer layers carry the gains of RL post-training? One YAML file in, one table out: "
+        "the contribution of every layer, with its error.",
+        epilog="Start with `layersweep run` (the demo), then copy its spec: `layersweep schema` explains every field.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, command, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        return sub
+
+    plan = add("plan", _plan, "Show what a sweep would do: runs, sizes, bytes per push. Starts nothing.")
+    plan.add_argument("spec", nargs="?", default=DEMO, help="YAML file (default: the demo)")
+    run = add("run", _run, "Run a sweep on this machine's Ray, or on a running cluster.")
+    run.add_argument("spec", nargs="?", default=DEMO, help="YAML file (default: the demo)")
+    run.add_argument("--address", help="of a running Ray cluster, such as auto or host:6379 (default: start Ray here)")
+    run.add_argument("--fresh", action="store_true", help="discard what an earlier run of this sweep left")
+    report = add("report", _report, "Draw a finished or running sweep: contribution by layer, learning curves.")
+    report.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME)")
+    add("doctor", _doctor, "Tell what this machine can do, and what is missing.")
+    add("schema", _schema, "Explain every field of a spec.")
+    return parser
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from .plan import make_plan
+    from .show import show_plan
+
+    show_plan(make_plan(load_spec(args.spec)))
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from .plan import make_plan
+    from .show import show_table
+
+    plan = make_plan(load_spec(args.spec))
+    from .start import prepare_folder
+
+    prepare_folder(plan, fresh=args.fresh)
+    from .cluster import connect
+    from .progress import Progress
+
+    ray = connect(args.address, f"layersweep-{plan.spec.name}", plan.spec.resources.on_gpu())
+    try:
+        from .driver import run_plan
+
+        complete, table = run_plan(plan, Progress([run.name for run in plan.runs], plan.spec.training.steps))
+    finally:
+        ray.shutdown()
+    from .report import write_report
+
+    write_report(plan.folder)
+    show_table(table)
+    print(f"table: {plan.folder}/contribution.parquet\nreport: {plan.folder}/report.png")
+    return 0 if complete else 1
+
+
+def _report(args: argparse.Namespace) -> int:
+    from .report import write_report
+
+    if not (Path(args.sweep) / "contribution.parquet").is_file():
+        raise SpecError([f"{args.sweep}: no contribution.parquet there; name a sweep's folder, OUTPUT/NAME"])
+    for path in write_report(args.sweep):
+        print(path)
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from .doctor import examine
+
+    return examine()
+
+
+def _schema(args: argparse.Namespace) -> int:
+    from .show import show_schema
+
+    show_schema(SweepSpec)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

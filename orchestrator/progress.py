@@ -1,0 +1,94 @@
+"""What a person sees while a sweep runs: a live table on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+
+@dataclass
+class _Row:
+    """One run's state."""
+
+    step: int = 0
+    reward: float = float("nan")
+    tokens_per_second: float = 0.0
+    seconds_per_step: float = 0.0
+    status: str = "waiting"
+
+
+class Progress:
+    """Rows per run, refreshed in place on a terminal; else a line every few seconds.
+
+    Args:
+        runs: run names in display order.
+        steps: training steps of each.
+        interval: seconds between plain lines.
+    """
+
+    def __init__(self, runs: list[str], steps: int, interval: float = 5.0):
+        self.rows = {name: _Row() for name in runs}
+        self.steps, self.interval = steps, interval
+        self.console = Console(file=sys.stderr)
+        self.live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
+        self.began = self.printed = time.monotonic()
+        if self.live:
+            self.live.start()
+
+    def say(self, text: str) -> None:
+        self.console.print(f"[{time.monotonic() - self.began:5.0f} s] {text}", highlight=False, markup=False)
+
+    def started(self, seconds: float) -> None:
+        self.say(f"started in {seconds:.1f} s: engine and base model are ready")
+
+    def stepped(self, run: str, step: int, metrics: dict[str, Any], seconds: float) -> None:
+        row = self.rows[run]
+        row.step, row.reward, row.status = step, metrics["reward_mean"], "training"
+        row.tokens_per_second = metrics["tokens"] / seconds
+        row.seconds_per_step = seconds if step <= 2 else 0.8 * row.seconds_per_step + 0.2 * seconds
+        if step == self.steps:
+            row.status = "evaluating"
+        self._show()
+
+    def finished(self, run: str) -> None:
+        self.rows[run].status = "completed"
+        self._show()
+
+    def failed(self, run: str, reason: str) -> None:
+        self.rows[run].status = "failed"
+        self.say(f"{run} failed: {reason}")
+
+    def close(self) -> None:
+        if self.live:
+            self.live.update(self._table())
+            self.live.stop()
+            self.live = None
+
+    def _show(self) -> None:
+        if self.live:
+            self.live.update(self._table())
+        elif time.monotonic() - self.printed > self.interval:
+            self.printed = time.monotonic()
+            steps = sum(row.step for row in self.rows.values())
+            total = self.steps * len(self.rows)
+            left = max((self._left(row) for row in self.rows.values()), default=0.0)
+            parts = ", ".join(f"{name} {row.step}/{self.steps} {row.reward:.2f}" for name, row in self.rows.items())
+            self.say(f"step {steps}/{total}, about {left:.0f} s left; step and reward: {parts}")
+
+    def _left(self, row: _Row) -> float:
+        return (self.steps - row.step) * row.seconds_per_step
+
+    def _table(self) -> Table:
+        table = Table(title=f"{time.monotonic() - self.began:.0f} s")
+        for column in ("run", "step", "reward", "tokens/s", "left", "status"):
+            table.add_column(column, justify="left" if column in ("run", "status") else "right")
+        for name, row in self.rows.items():
+            table.add_row(
+                name, f"{row.step}/{self.steps}", f"{row.reward:.3f}", f"{row.tokens_per_second:.0f}",
+                f"{self._left(row):.0f} s", row.status,
+            )  # fmt: skip
+        return table

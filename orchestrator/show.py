@@ -1,0 +1,87 @@
+"""What the commands print: a plan, a contribution table, the documentation of the spec."""
+
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from .plan import Plan
+from .spec import models_of
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def show_plan(plan: Plan) -> None:
+    """Runs, sizes and counts."""
+    spec, shape, training = plan.spec, plan.architecture, plan.spec.training
+    console = Console(highlight=False)
+    facts = {
+        "sweep": f"{spec.name} -> {plan.folder}",
+        "model": f"{shape.name}, {shape.layers} layers, hidden {shape.hidden}, {shape.parameters:,} parameters, "
+        f"{shape.layer_parameters:,} in a layer",
+        "task": f"{spec.task.type}, {spec.algorithm.type}",
+        "each run": f"{training.steps} steps of {training.prompts_per_step} prompts x {training.group_size} responses, "
+        f"{training.epochs * training.minibatches} optimizer steps each, at most {training.max_response_tokens} tokens",
+        "runs": f"{len(plan.runs)} to train, seeds {', '.join(map(str, spec.seeds))}; the base is scored besides",
+        "to generate": f"{plan.training_responses:,} training and {plan.evaluation_responses:,} evaluation responses",
+        "shared trunk": f"{size(plan.trunk_bytes)} once per node, in {training.dtype}",
+    }
+    for name, fact in facts.items():
+        console.print(f"{name:>13}  {fact}")
+    table = Table("run", "trains", "learning rate", "pushed per step", "trainer's own memory")
+    for run in plan.runs:
+        selection = run.selection
+        rate = training.learning_rate.full if selection.kind == "full" else training.learning_rate.layer
+        table.add_row(
+            run.name, f"{plan.trainable_parameters(selection):,}", f"{rate:g}", size(plan.push_bytes(selection)),
+            size(plan.trainer_bytes(selection)),
+        )  # fmt: skip
+    console.print(table)
+
+
+def show_table(table: Any) -> None:
+    """The contribution table on the terminal."""
+    shown = Table("selection", "score", "95 %", "contribution", "95 %", "rank", "steps", "status")
+    for row in table.itertuples():
+        shown.add_row(
+            row.selection, _number(row.score), _interval(row.score_low, row.score_high), _number(row.contribution),
+            _interval(row.contribution_low, row.contribution_high), _text(row.rank), _text(row.steps),
+            f"{row.status}: {row.reason}" if row.status == "failed" else row.status,
+        )  # fmt: skip
+    Console(highlight=False).print(shown)
+
+
+def show_schema(model: type[BaseModel], indent: str = "") -> None:
+    """Every field of a spec with its default and its documentation."""
+    for name, field in model.model_fields.items():
+        default = "" if field.is_required() else f" = {_default(field.get_default(call_default_factory=True))}"
+        print(f"{indent}{name}{default}")
+        if field.description:
+            print(f"{indent}    {' '.join(field.description.split())}")
+        for inner in models_of(model, name):
+            print(f"{indent}  [{inner.__name__}] {' '.join((inner.__doc__ or '').split())}")
+            show_schema(inner, indent + "    ")
+
+
+def _default(value: Any) -> str:
+    return "(below)" if isinstance(value, BaseModel | tuple) and value else repr(value)
+
+
+def _number(value: Any) -> str:
+    return "" if value != value or value is None else f"{value:.3f}"
+
+
+def _interval(low: Any, high: Any) -> str:
+    return f"{_number(low)} .. {_number(high)}" if low == low else ""
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or str(value) in ("<NA>", "nan") else str(value)

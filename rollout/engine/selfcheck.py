@@ -1,0 +1,80 @@
+"""Before the first rollout: does every routed path compute what a plain forward computes?
+
+Routing can fail silently (seen: a normalisation layer that kept the base's weights, a compiled graph that served
+the base to everybody), and then every number of a sweep would be wrong without an error. So an engine serves
+noisy overlays of the first, the middle and the last block and of the whole model in one batch with the base, and
+must agree with transformers on every path, and disagree with the base on every path but the base's.
+"""
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from ..types import Sampling
+from .engine import RolloutEngine
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15, "float16": 0.05}
+"""Nats that engine and plain forward may differ by at most; kernels differ, weights must not."""
+
+
+class RoutingMismatch(RuntimeError):
+    """The engine does not serve what it was given; it must not be used."""
+
+
+@torch.no_grad()
+def check(engine: RolloutEngine, folder: str, dtype: str) -> float:
+    """Returns the largest difference seen, in nats.
+
+    Raises:
+        RoutingMismatch: a path differs from a plain forward, or its own control does not.
+    """
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    count = base.config.num_hidden_layers
+    generator = torch.Generator().manual_seed(0)
+    paths: dict[str | None, dict[str, torch.Tensor]] = {None: {}}
+    for k in sorted({0, count // 2, count - 1}):
+        paths[f"selfcheck-{k}"] = _noisy(base, f"model.layers.{k}.", generator)
+    paths["selfcheck-full"] = _noisy(base, "", generator)
+    for run, weights in paths.items():
+        if run:
+            engine.push(run, 1, weights).result()
+    prompts = [np.random.default_rng(0).integers(0, base.config.vocab_size, n).astype(np.int32) for n in (5, 37)]
+    sampling = Sampling(samples=1, max_tokens=4, logprobs=True)
+    futures = {run: engine.generate(run, int(run is not None), prompts, [0, 1], sampling) for run in paths}
+    worst = 0.0
+    for run, weights in paths.items():
+        done = futures[run].result()
+        own, control = (_difference(base, state, prompts, done) for state in (weights, {}))
+        worst = max(worst, own)
+        if own > TOLERANCE[dtype]:
+            raise RoutingMismatch(f"{run or 'base'}: log-probabilities differ by {own:.2g} nats from a plain forward")
+        if run and control < 2 * TOLERANCE[dtype]:
+            raise RoutingMismatch(f"{run}: served with base weights (differs from the base by {control:.2g} nats only)")
+    for run in paths:
+        if run:
+            engine.drop(run).result()
+    return worst
+
+
+def _noisy(base: torch.nn.Module, prefix: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """The weights below `prefix`, each moved by half of its own spread: far outside any tolerance."""
+    moved = {}
+    for name, weight in base.named_parameters():
+        if name.startswith(prefix):
+            noise = torch.randn(weight.shape, generator=generator)
+            moved[name] = weight + (0.5 * weight.float().std(correction=0).clamp(min=0.1) * noise).to(weight.dtype)
+    return moved
+
+
+def _difference(base: torch.nn.Module, state: dict[str, torch.Tensor], prompts: list[np.ndarray], done) -> float:
+    """Largest difference in nats between the engine's and this state's log-probabilities of the same tokens."""
+    starts = np.cumsum(done.lengths)[:-1]
+    worst = 0.0
+    for prompt, answer, given in zip(
+        prompts, np.split(done.tokens, starts), np.split(done.logprobs, starts), strict=True
+    ):
+        ids = torch.from_numpy(np.concatenate([prompt, answer])).long()[None]
+        logits = torch.func.functional_call(base, state, (ids,)).logits[0, len(prompt) - 1 : -1].float()
+        logp = torch.log_softmax(logits, -1)[range(len(answer)), torch.from_numpy(answer).long()]
+        worst = max(worst, float((logp - torch.from_numpy(given.copy())).abs().max()))
+    return worst

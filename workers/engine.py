@@ -1,0 +1,50 @@
+"""The rollout engine as a Ray actor."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rollout.config import RolloutConfig
+from rollout.types import Completions, Sampling
+
+
+class Engine:
+    """One vLLM engine for all runs that the driver deals out to it. Async: many calls wait at the same time.
+
+    Importing vLLM takes most of its start-up, so the actor is created first and told its model when that exists.
+    """
+
+    def __init__(self, number: int = 0):
+        self.number = number
+        import rollout.engine.engine  # noqa: F401
+
+    def __repr__(self) -> str:
+        return f"Engine({self.number})"
+
+    async def start(self, model: str, architecture: str, config: RolloutConfig, dtype: str, seed: int) -> None:
+        """Load the base model and check every routed path against a plain forward."""
+        from rollout.engine.engine import RolloutEngine
+        from rollout.engine.selfcheck import check
+
+        self.engine = await asyncio.to_thread(RolloutEngine, model, architecture, config, dtype, seed)
+        await asyncio.to_thread(check, self.engine, model, dtype)
+
+    async def generate(
+        self, run: str | None, version: int, prompts: Sequence[np.ndarray], seeds: Sequence[int], sampling: Sampling
+    ) -> Completions:
+        """Responses of `run` (None: base); see RolloutEngine.generate."""
+        return await asyncio.wrap_future(self.engine.generate(run, version, prompts, seeds, sampling))
+
+    async def push(self, run: str, version: int, weights: dict[str, np.ndarray]) -> int:
+        """Serve a run from these weights; returns the bytes sent. They come straight from the trainer's node."""
+        from policies.tensors import to_tensors
+
+        return await asyncio.wrap_future(self.engine.push(run, version, to_tensors(weights)))
+
+    async def drop(self, run: str) -> None:
+        await asyncio.wrap_future(self.engine.drop(run))
+
+    async def stats(self) -> dict[str, Any]:
+        return {"tokens": self.engine.tokens, "cpu_seconds": self.engine.cpu_seconds, "mixed": self.engine.mixed}

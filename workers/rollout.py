@@ -1,0 +1,149 @@
+"""The rollout worker as a Ray actor: from prompts to experience and scores, around the engine."""
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policies.strict import StrictModel
+from rollout.config import SuiteConfig
+from rollout.tasks import Prompt, Response, Score, Split
+from rollout.types import Completions, Experience, Sampling, seeds_for
+from workers.config import TrainingConfig
+
+
+class RolloutWorker:
+    """Tokenizes prompts, asks the engine, decodes and scores, all off the engine's and the trainers' processes.
+
+    Args:
+        model: the base model's folder or hub name, for its tokenizer and stop tokens.
+        task: the section of the spec that is trained on.
+        suites: the evaluation suites.
+        training: the spec's section.
+    """
+
+    def __init__(self, model: str, task: StrictModel, suites: Sequence[SuiteConfig], training: TrainingConfig):
+        self.training = training
+        self.tokenizer, self.stop_token_ids = load_tokenizer(model)
+        self.task = task.build()
+        self.suites = {suite.name: suite for suite in suites}
+        self.suite_tasks = {suite.name: suite.task.build() if suite.task else self.task for suite in suites}
+
+    def __repr__(self) -> str:
+        return "RolloutWorker()"
+
+    async def rollout(self, engine: Any, run: str | None, version: int, seed: int, step: int) -> Experience:
+        """One training batch: `prompts_per_step` prompts, `group_size` responses each, scored.
+
+        Prompts and sampling seeds follow from sweep seed and step alone, so all runs of a seed see the same.
+        """
+        training, began = self.training, time.perf_counter()
+        prompts = self.task.prompts("train", training.prompts_per_step, seed=_batch_seed(seed, step))
+        sampling = Sampling(
+            samples=training.group_size,
+            temperature=training.temperature,
+            max_tokens=training.max_response_tokens,
+            stop_token_ids=self.stop_token_ids,
+            logprobs=True,
+        )
+        tokens = [self._encode(prompt) for prompt in prompts]
+        seeds = seeds_for([prompt.id for prompt in prompts], "train", seed, step)
+        done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
+        generated = time.perf_counter()
+        scores, cpu = await self._score(self.task, prompts, done, training.group_size)
+        rows = np.arange(len(done.lengths))
+        return Experience(
+            prompts=[tokens[row // training.group_size] for row in rows],
+            tokens=done.tokens,
+            logprobs=done.logprobs,
+            lengths=done.lengths,
+            reward=np.array([score.reward for score in scores], np.float32),
+            group=rows // training.group_size,
+            trajectory=rows,
+            step=np.zeros_like(rows),
+            truncated=~done.finished,
+            format_ok=np.array([score.format_ok for score in scores]),
+            version=done.version,
+            seconds={
+                "rollout_seconds": generated - began,
+                "reward_seconds": time.perf_counter() - generated,
+                "generate_cpu_seconds": done.cpu_seconds,
+                "reward_cpu_seconds": cpu,
+            },
+        )
+
+    async def evaluate(
+        self, engine: Any, run: str | None, version: int, suite_name: str, split: Split, seed: int, samples: int,
+        greedy: bool = False,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """Columns of scores.parquet, one row per response, for one suite. Sampling seeds are common to all runs."""
+        suite, task = self.suites[suite_name], self.suite_tasks[suite_name]
+        prompts = task.prompts(split, suite.prompts if split == "selection" else suite.final_prompts)
+        sampling = Sampling(
+            samples=1 if greedy else samples,
+            temperature=0.0 if greedy else suite.temperature,
+            max_tokens=suite.max_response_tokens or self.training.max_response_tokens,
+            stop_token_ids=self.stop_token_ids,
+        )
+        tokens = [self._encode(prompt) for prompt in prompts]
+        seeds = seeds_for([prompt.id for prompt in prompts], "evaluate", suite_name, split, seed)
+        done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
+        scores, _ = await self._score(task, prompts, done, sampling.samples)
+        count = len(scores)
+        return {
+            "suite": np.full(count, f"{suite_name}@greedy" if greedy else suite_name, object),
+            "split": np.full(count, split, object),
+            "prompt": np.array([prompt.id for prompt in prompts], object).repeat(sampling.samples),
+            "sample": np.tile(np.arange(sampling.samples), len(prompts)),
+            "score": np.array([score.reward for score in scores]),
+            "response_tokens": done.lengths,
+            "truncated": ~done.finished,
+            "format_ok": np.array([score.format_ok for score in scores]),
+        }
+
+    def _encode(self, prompt: Prompt) -> np.ndarray:
+        if prompt.messages is not None:
+            text = self.tokenizer.apply_chat_template(
+                list(prompt.messages), tokenize=False, add_generation_prompt=True
+            )
+            return np.array(self.tokenizer.encode(text, add_special_tokens=False), np.int32)
+        return np.array(self.tokenizer.encode(prompt.text), np.int32)
+
+    async def _score(
+        self, task: Any, prompts: Sequence[Prompt], done: Completions, samples: int
+    ) -> tuple[list[Score], float]:
+        """Scores in the responses' order, and the CPU seconds of this process that they took."""
+        texts = self.tokenizer.batch_decode(done.responses(), skip_special_tokens=True)
+        responses = [Response(text, bool(end)) for text, end in zip(texts, done.finished, strict=True)]
+        asked = [prompts[i // samples] for i in range(len(responses))]
+        return await asyncio.to_thread(_timed_score, task, asked, responses)
+
+
+def _timed_score(task: Any, prompts: Sequence[Prompt], responses: Sequence[Response]) -> tuple[list[Score], float]:
+    began = time.thread_time()
+    return task.score(prompts, responses), time.thread_time() - began
+
+
+def _batch_seed(seed: int, step: int) -> int:
+    return seed * 1_000_003 + step
+
+
+def load_tokenizer(model: str) -> tuple[Any, tuple[int, ...]]:
+    """The tokenizer and the tokens that end a response: the generation config's and the tokenizer's own."""
+    if (Path(model) / "tokenizer.json").is_file():
+        # The generic class reads tokenizer.json whole, and imports in a fifth of AutoTokenizer's time.
+        from transformers import PreTrainedTokenizerFast as Loader
+    else:
+        from transformers import AutoTokenizer as Loader
+    tokenizer = Loader.from_pretrained(model)
+    stops = {tokenizer.eos_token_id}
+    for name in ("generation_config.json", "config.json"):
+        path = Path(model) / name
+        if path.is_file():
+            ends = json.loads(path.read_text()).get("eos_token_id")
+            stops |= set(ends if isinstance(ends, list) else [ends])
+    return tokenizer, tuple(sorted(stop for stop in stops if stop is not None))

@@ -1,0 +1,36 @@
+"""The tiny model's configuration and its place in the cache, without torch: what a plan needs."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from policies.config import TinyModel
+from policies.strict import StrictModel
+
+RECIPE = 1
+"""Part of the cache key; raise it when base_model.py makes another model of the same settings."""
+
+
+def tiny_config(model: TinyModel, vocabulary: int) -> dict:
+    """The Hugging Face configuration of a tiny model, as plain data."""
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "vocab_size": vocabulary,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.intermediate_size,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_dim,
+        "initializer_range": model.initializer_range,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 1024,
+    }
+
+
+def cache_folder(model: TinyModel, task: StrictModel) -> Path:
+    """Where the model of this recipe lies once made: below $XDG_CACHE_HOME or ~/.cache."""
+    recipe = json.dumps([RECIPE, model.model_dump(mode="json"), task.model_dump(mode="json")], sort_keys=True)
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "layersweep" / "models" / hashlib.sha256(recipe.encode()).hexdigest()[:20]
