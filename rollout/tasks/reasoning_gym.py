@@ -1,0 +1,210 @@
+"""Problems of reasoning-gym's generators: real, varied and endless, without any download."""
+
+import hashlib
+import json
+import logging
+import random
+import re
+from collections.abc import Iterator, Sequence
+from itertools import count as naturals
+from typing import Any, Literal
+
+from pydantic import Field
+
+from policies.strict import StrictModel
+from rollout.bounded import BoundedCalls, Failure
+from rollout.data import split_of
+
+from .base import Prompt, Response, Score, Split
+
+logger = logging.getLogger(__name__)
+
+SELECTION_SHARE = FINAL_SHARE = 0.25
+"""Generators are endless, so training loses nothing by this."""
+MAX_ANSWER_CHARS = 10_000
+
+
+class ReasoningGymConfig(StrictModel):
+    """Problems of one of reasoning-gym's generators."""
+
+    type: Literal["reasoning_gym"] = "reasoning_gym"
+    dataset: str
+    """The name of the generator, such as `chain_sum`."""
+    params: dict[str, Any] = {}
+    """The generator's own parameters, such as `min_digits`; not its seed and size."""
+    template: str = "{question}\nThink step by step, then give the final answer between <answer> and </answer>."
+    """The prompt. A name in braces is the problem's `question` or one of its metadata, such as `{expression}`."""
+    prompt_format: Literal["chat", "plain"] = "chat"
+    """`chat` renders a message with the model's chat template, `plain` sends the text alone."""
+    system: str | None = None
+    """A system message; in plain format a paragraph before the prompt."""
+    answer_after: str = "<answer>"
+    """The answer is what follows the last of these in the response; empty: from its beginning."""
+    answer_before: str = "</answer>"
+    """Where the answer ends; empty: with the response, which must then not have been cut at the token limit."""
+    partial_credit: bool = False
+    """Whether the reward is the generator's own score, from 0 to 1; else only a full score counts."""
+    cpu_seconds: float = Field(5.0, gt=0)
+    """Bound on scoring one answer, in CPU time; what exceeds it is wrong."""
+    processes: int = Field(2, ge=1)
+    """Worker processes for scoring; they start when there is work for them."""
+
+    def check(self) -> None:
+        """Refuses what only reasoning-gym knows to be wrong.
+
+        Raises:
+            ValueError: for an unknown generator, parameter or name in the template, with the nearest spelling.
+        """
+        from .reasoning_gym_entries import check, entry
+
+        check(self.dataset, self.params)
+        _render(self.template, entry(self.dataset, json.dumps(self.params), 0, 0))
+
+    def build(self) -> "ReasoningGymTask":
+        """Checks, and imports reasoning-gym, which takes seconds."""
+        self.check()
+        return ReasoningGymTask(self)
+
+
+class ReasoningGymTask:
+    """The task of a ReasoningGymConfig.
+
+    A hash of its text decides which split a problem belongs to, so splits never overlap however few problems a
+    generator has.
+    """
+
+    def __init__(self, config: ReasoningGymConfig):
+        self.config = config
+        self._params = json.dumps(config.params)
+        self._scores = BoundedCalls("rollout.tasks.reasoning_gym_entries:score", config.cpu_seconds, config.processes)
+
+    def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
+        """`count` different problems; another seed gives others, as far as the generator has enough of them."""
+        found: dict[str, Prompt] = {}
+        for tried, (text, entry, seed_and_index) in enumerate(self._problems(split, seed)):
+            if len(found) == count:
+                break
+            if tried > 10_000 + 50 * count:
+                raise ValueError(
+                    f"reasoning_gym: {self.config.dataset} with {self.config.params} has about {len(found)} different "
+                    f"{split} problems, {count} were asked for"
+                )
+            if text not in found:
+                found[text] = self._prompt(text, entry, seed_and_index)
+        return list(found.values())
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Score]:
+        """See `rollout.tasks.base.Task.score`; `format_ok` says that an answer was marked as `answer_after` wants."""
+        answers = [self._answer(response) for response in responses]
+        calls = [
+            (self.config.dataset, self._params, *prompt.truth, answer)
+            for prompt, answer in zip(prompts, answers, strict=True)
+            if answer is not None
+        ]
+        different = list(dict.fromkeys(calls))
+        results = dict(zip(different, self._scores.map(different), strict=True))
+        failures = [result.reason for result in results.values() if isinstance(result, Failure)]
+        if failures:
+            logger.warning("%s could not score %d answers: %s", self.config.dataset, len(failures), failures[0])
+        rewards = iter(self._reward(results[call]) for call in calls)
+        return [Score(0.0, False) if answer is None else Score(next(rewards), True) for answer in answers]
+
+    def close(self) -> None:
+        """Ends the worker processes; they also end with this process."""
+        self._scores.close()
+
+    @property
+    def alphabet(self) -> str:
+        """The characters of prompts and demonstrations."""
+        return "0123456789+-= "
+
+    def demonstrations(self, count: int, seed: int) -> list[tuple[str, str]]:
+        """Prompts and responses from which a tiny model learns to answer, but seldom rightly; `chain_sum` only.
+
+        The response to `4 - 1 - 7` is the totals on the way, `=3=-4`. A quarter is right, 40 % take every sign for
+        a plus, and 35 % forget the last term.
+
+        Raises:
+            ValueError: for another generator.
+        """
+        if self.config.dataset != "chain_sum":
+            raise ValueError(f"reasoning_gym: no demonstrations for {self.config.dataset}, only for chain_sum")
+        rng = random.Random(f"demonstrations/{seed}")
+        problems = self._problems("train", seed)
+        shown = []
+        for _ in range(count):
+            text, entry, _ = next(problems)
+            terms = entry["metadata"]["expression"].split()
+            [way] = rng.choices(["right", "all plus", "forgets"], [25, 40, 35])
+            if way == "all plus":
+                terms = ["+" if term == "-" else term for term in terms]
+            elif way == "forgets":
+                terms = terms[:-2]
+            shown.append((text, _totals(terms)))
+        return shown
+
+    def _problems(self, split: Split, seed: int) -> Iterator[tuple[str, dict[str, Any], tuple[int, int]]]:
+        """The endless stream of a split's problems: prompt text, entry, and the entry's seed and index."""
+        from .reasoning_gym_entries import CHUNK, entry
+
+        for chunk in naturals():
+            digest = hashlib.blake2b(f"{split}/{seed}/{chunk}".encode(), digest_size=8).digest()
+            # Some generators take no seed above 2^31.
+            start = int.from_bytes(digest) % (2**31 // CHUNK) * CHUNK
+            for index in range(CHUNK):
+                problem = entry(self.config.dataset, self._params, start, index)
+                text = _render(self.config.template, problem)
+                if split_of(text, SELECTION_SHARE, FINAL_SHARE) == split:
+                    yield text, problem, (start, index)
+
+    def _prompt(self, text: str, entry: dict[str, Any], seed_and_index: tuple[int, int]) -> Prompt:
+        identity = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        system = self.config.system
+        info = {"answer": entry["answer"]}
+        if self.config.prompt_format == "plain":
+            text = text if system is None else f"{system}\n\n{text}"
+            return Prompt(identity, text=text, truth=seed_and_index, info=info)
+        messages = [{"role": "user", "content": text}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        return Prompt(identity, messages=tuple(messages), truth=seed_and_index, info=info)
+
+    def _answer(self, response: Response) -> str | None:
+        answer = response.text
+        if self.config.answer_after:
+            _, mark, answer = answer.rpartition(self.config.answer_after)
+            if not mark:
+                return None
+        if self.config.answer_before:
+            answer, mark, _ = answer.partition(self.config.answer_before)
+            if not mark:
+                return None
+        elif not response.finished:
+            return None
+        answer = answer.strip()
+        return answer if answer and len(answer) <= MAX_ANSWER_CHARS else None
+
+    def _reward(self, result: Any) -> float:
+        if isinstance(result, Failure):
+            return 0.0
+        return min(max(result, 0.0), 1.0) if self.config.partial_credit else float(result >= 1)
+
+
+def _render(template: str, entry: dict[str, Any]) -> str:
+    values = entry["metadata"] | {"question": entry["question"]}
+
+    def value(match: re.Match) -> str:
+        if match[1] not in values:
+            raise ValueError(f"template: the problems have no {match[0]}; there are: {', '.join(sorted(values))}")
+        return str(values[match[1]])
+
+    return re.sub(r"\{(\w+)\}", value, template)
+
+
+def _totals(terms: list[str]) -> str:
+    """The totals on the way through `["4", "-", "1", "-", "7"]`: `=3=-4`."""
+    total, totals = int(terms[0]), []
+    for sign, term in zip(terms[1::2], terms[2::2], strict=True):
+        total += int(term) if sign == "+" else -int(term)
+        totals.append(f"={total}")
+    return "".join(totals)

@@ -1,0 +1,246 @@
+"""reasoning-gym's generators as tasks, and the demo's chain sums."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from rollout.bounded import BoundedCalls, Failure
+from rollout.tasks.base import Prompt, Response, Score
+from rollout.tasks.reasoning_gym import ReasoningGymConfig
+from rollout.tasks.reasoning_gym_entries import entry
+
+DEMO = {
+    "dataset": "chain_sum",
+    "params": {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1},
+    "template": "{expression}",
+    "prompt_format": "plain",
+    "answer_after": "=",
+    "answer_before": "",
+}
+
+
+def build(**settings):
+    return ReasoningGymConfig(**({"processes": 1} | settings)).build()
+
+
+@pytest.fixture(scope="module")
+def demo():
+    task = build(**DEMO)
+    yield task
+    task.close()
+
+
+def value(expression: str) -> int:
+    """The value of `4 - 1 - 7`, term by term."""
+    terms = expression.split()
+    return int(terms[0]) + sum(int(t) if s == "+" else -int(t) for s, t in zip(terms[1::2], terms[2::2], strict=True))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "settings, says",
+    [
+        ({"dataset": "chain_sums"}, r"no generator 'chain_sums'; did you mean 'chain_sum'\?"),
+        ({"dataset": "xyzzy"}, "no generator 'xyzzy'; there are: .*zebra_puzzles"),
+        ({"dataset": "chain_sum", "params": {"max_term": 3}}, r"no parameter 'max_term'; did you mean 'max_terms'\?"),
+        ({"dataset": "chain_sum", "params": {"seed": 3}}, "no parameter 'seed'"),
+        ({"dataset": "chain_sum", "params": {"min_terms": 5, "max_terms": 3}}, "max_terms must be >= min_terms"),
+        ({"dataset": "chain_sum", "params": {"min_terms": "two"}}, "chain_sum refuses"),
+        ({"dataset": "chain_sum", "template": "{expresion}"}, r"have no \{expresion\}; there are: .*expression"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_starts(settings, says):
+    with pytest.raises(ValueError, match=says):
+        ReasoningGymConfig(**settings).check()
+
+
+def test_unknown_settings_are_refused():
+    with pytest.raises(ValidationError, match="datasett"):
+        ReasoningGymConfig(datasett="chain_sum")
+
+
+def test_importing_and_configuring_is_light():
+    heavy = "torch vllm ray sympy numpy reasoning_gym math_verify"
+    code = (
+        "import sys; from rollout.tasks.reasoning_gym import ReasoningGymConfig; ReasoningGymConfig(dataset='x');"
+        f"print([m for m in '{heavy}'.split() if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+# Prompts
+
+
+def test_the_default_prompt_asks_for_a_tagged_answer():
+    (prompt,) = build(dataset="chain_sum", system="Be brief.").prompts("train", 1)
+    system, user = prompt.messages
+    assert system == {"role": "system", "content": "Be brief."}
+    assert user["content"].startswith("State the final answer to the following arithmetic problem: ")
+    assert user["content"].endswith("between <answer> and </answer>.")
+
+
+def test_splits_never_overlap_and_prompts_are_different(demo):
+    # 10^3 * 2^2 = 4000 problems in all, a quarter of them in each of the held-out splits.
+    ids = {split: [p.id for p in demo.prompts(split, 600, seed=3)] for split in ("train", "selection", "final")}
+    assert all(len(set(found)) == 600 for found in ids.values())
+    assert not set(ids["train"]) & set(ids["selection"])
+    assert not set(ids["train"]) & set(ids["final"])
+    assert not set(ids["selection"]) & set(ids["final"])
+    assert not set(ids["selection"]) & {p.id for p in demo.prompts("train", 600, seed=4)}
+
+
+def test_prompts_depend_on_the_seed_alone(demo):
+    one = demo.prompts("train", 20, seed=5)
+    assert one == build(**DEMO).prompts("train", 20, seed=5)
+    assert one != demo.prompts("train", 20, seed=6)
+    assert one == demo.prompts("train", 40, seed=5)[:20]
+
+
+def test_too_few_problems_says_how_many_there_are():
+    with pytest.raises(
+        ValueError, match=r"chain_sum .* has about \d+ different selection problems, 400 were asked for"
+    ):
+        # Two terms of one digit: 200 problems, about 50 of them in the split.
+        build(**DEMO | {"params": {"max_terms": 2, "max_digits": 1}}).prompts("selection", 400)
+
+
+# Scores
+
+
+def test_the_answer_is_what_follows_the_last_mark(demo):
+    prompts = demo.prompts("train", 5)
+    right = [value(p.text) for p in prompts]
+    responses = [
+        Response(f"={right[0]}", True),
+        Response(f"=1={right[1]}", True),
+        Response(f"={right[2]}=1000", True),
+        Response(f"{right[3]}", True),
+        Response(f"={right[4]}", False),
+    ]
+    assert demo.score(prompts, responses) == [
+        Score(1.0, True),
+        Score(1.0, True),
+        Score(0.0, True),
+        Score(0.0, False),
+        Score(0.0, False),
+    ]
+
+
+def test_tagged_answers():
+    task = build(dataset="gcd", params={"max_value": 50})
+    (prompt,) = task.prompts("train", 1)
+    right = prompt.info["answer"]
+    texts = {
+        f"so <answer>{right}</answer>": Score(1.0, True),
+        f"<answer>0</answer> no, <answer> {right} </answer> yes": Score(1.0, True),
+        f"<answer>{right}</answer> no, <answer>0</answer>": Score(0.0, True),
+        f"<answer>{right}": Score(0.0, False),
+        f"{right}": Score(0.0, False),
+        "<answer></answer>": Score(0.0, False),
+        f"<answer>{'9' * 20_000}</answer>": Score(0.0, False),
+    }
+    scores = task.score([prompt] * len(texts), [Response(text, True) for text in texts])
+    assert dict(zip(texts, scores, strict=True)) == texts
+    assert task.score([prompt], [Response(f"<answer>{right}</answer> and", False)]) == [Score(1.0, True)]
+    task.close()
+
+
+def test_partial_credit_only_where_asked_for(demo):
+    # chain_sum's own score of an answer that holds the right one among other characters is their share of it.
+    graded = build(**DEMO, partial_credit=True)
+    prompt = next(p for p in demo.prompts("train", 40) if len(str(value(p.text))) == 1)
+    response = Response(f"=a{value(prompt.text)}b!", True)
+    assert graded.score([prompt], [response]) == [Score(0.25, True)]
+    assert demo.score([prompt], [response]) == [Score(0.0, True)]
+    graded.close()
+
+
+GENERATORS = """base_conversion basic_arithmetic caesar_cipher calendar_arithmetic complex_arithmetic count_bits
+    decimal_arithmetic figlet_font fraction_simplification lcm leg_counting letter_counting number_filtering
+    number_sorting polynomial_equations power_function products simple_equations spell_backward word_sorting""".split()
+
+
+def test_generators_give_full_marks_to_their_own_answers_alone():
+    garbage = ["", "garbage", "[1, (", "\x00", "é" * 500, "[" * 300]
+    scores = BoundedCalls("rollout.tasks.reasoning_gym_entries:score", cpu_seconds=5)
+    for name in GENERATORS:
+        own = entry(name, "{}", 512, 7)["answer"]
+        assert scores.map([(name, "{}", 512, 7, own)]) == [1.0], name
+        results = scores.map([(name, "{}", 512, 7, text) for text in garbage])
+        assert all(isinstance(result, Failure) or result < 1 for result in results), name
+    scores.close()
+
+
+def test_an_answer_without_end_is_wrong():
+    # countdown evaluates the answer as an expression.
+    task = build(dataset="countdown", cpu_seconds=1.5)
+    (prompt,) = task.prompts("selection", 1)
+    texts = ["<answer>9**9**9**9</answer>", f"<answer>{prompt.info['answer']}</answer>"]
+    assert [score.reward for score in task.score([prompt] * 2, [Response(text, True) for text in texts])] == [0.0, 1.0]
+    task.close()
+
+
+def test_an_answer_that_the_scorer_cannot_read_is_wrong(caplog):
+    # prime_factorization's scorer raises on what is no number.
+    task = build(dataset="prime_factorization")
+    prompts = task.prompts("train", 1) * 2
+    responses = [
+        Response("<answer>two</answer>", True),
+        Response(f"<answer>{prompts[1].info['answer']}</answer>", True),
+    ]
+    assert [score.reward for score in task.score(prompts, responses)] == [0.0, 1.0]
+    assert "could not score 1 answers: ValueError" in caplog.text
+    task.close()
+
+
+# The demo
+
+
+def test_demonstrations_by_hand(demo):
+    shown = demo.demonstrations(2000, seed=1)
+    assert shown == demo.demonstrations(2000, seed=1)
+    assert shown != demo.demonstrations(2000, seed=2)
+    ways = {"right": 0, "all plus": 0, "forgets": 0}
+    for text, response in shown:
+        a, one, b, other, c = text.split()
+        a, b, c = int(a), int(b), int(c)
+        first = a + b if one == "+" else a - b
+        second = first + c if other == "+" else first - c
+        if response == f"={first}":
+            ways["forgets"] += 1
+        elif response == f"={first}={second}":
+            ways["right"] += 1
+        else:
+            assert response == f"={a + b}={a + b + c}"
+            ways["all plus"] += 1
+    # All plus is right by chance where both signs are, a quarter of the time, or where the terms are 0.
+    assert ways["forgets"] == pytest.approx(700, abs=107)
+    assert ways["right"] == pytest.approx(500 + 800 * 0.3, abs=110)
+
+
+def test_demonstrations_are_answers_and_of_the_training_split(demo):
+    shown = demo.demonstrations(300, seed=1)
+    held_out = {p.text for split in ("selection", "final") for p in demo.prompts(split, 800)}
+    assert not held_out & {text for text, _ in shown}
+    assert set("".join(text + response for text, response in shown)) <= set(demo.alphabet)
+    by_text = {p.text: p for p in demo.prompts("train", 1800)}
+    known = [(by_text[text], response) for text, response in shown if text in by_text]
+    scores = demo.score([prompt for prompt, _ in known], [Response(response, True) for _, response in known])
+    right = [float(value(p.text) == int(response.rpartition("=")[2])) for p, response in known]
+    assert [score.reward for score in scores] == right
+
+
+def test_no_demonstrations_for_other_generators():
+    with pytest.raises(ValueError, match="no demonstrations for gcd"):
+        build(dataset="gcd").demonstrations(1, seed=0)
+
+
+def test_prompts_are_plain_data(demo):
+    (prompt,) = demo.prompts("train", 1)
+    assert isinstance(prompt, Prompt)
+    json.dumps([prompt.truth, prompt.info])
