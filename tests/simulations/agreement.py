@@ -10,7 +10,8 @@ from scipy import stats
 
 from orchestrator.compare import compare_all, corrected_spearman
 from orchestrator.profile import Profile
-from tests.simulations.profiles import published
+
+from .profiles import published
 
 
 def normal_pair(rng, layers: int, rho: float) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator import depth_gp, intervals
-from tests.simulations.profiles import published
+
+from .profiles import published
 
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(61)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
