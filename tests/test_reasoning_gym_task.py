@@ -1,4 +1,4 @@
-"""reasoning-gym's generators as tasks, and the demo's chain sums."""
+"""reasoning-gym's generators as tasks, and the embedded task made of one of them."""
 
 import json
 import subprocess
@@ -9,17 +9,9 @@ from pydantic import ValidationError
 
 from rollout.bounded import BoundedCalls, Failure
 from rollout.tasks.base import Prompt, Response, Score
+from rollout.tasks.chain_sum import ChainSumConfig
 from rollout.tasks.reasoning_gym import ReasoningGymConfig
 from rollout.tasks.reasoning_gym_entries import entry
-
-DEMO = {
-    "dataset": "chain_sum",
-    "params": {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1},
-    "template": "{expression}",
-    "prompt_format": "plain",
-    "answer_after": "=",
-    "answer_before": "",
-}
 
 
 def build(**settings):
@@ -28,15 +20,15 @@ def build(**settings):
 
 @pytest.fixture(scope="module")
 def demo():
-    task = build(**DEMO)
+    task = ChainSumConfig().build()
     yield task
     task.close()
 
 
 def value(expression: str) -> int:
-    """The value of `4 - 1 - 7`, term by term."""
-    terms = expression.split()
-    return int(terms[0]) + sum(int(t) if s == "+" else -int(t) for s, t in zip(terms[1::2], terms[2::2], strict=True))
+    """The value of `4-1-7`, term by term; all terms are single digits."""
+    signed = "+" + expression
+    return sum(int(signed[at : at + 2]) for at in range(0, len(signed), 2))
 
 
 # What is refused
@@ -67,7 +59,8 @@ def test_unknown_settings_are_refused():
 def test_importing_and_configuring_is_light():
     heavy = "torch vllm ray sympy numpy reasoning_gym math_verify"
     code = (
-        "import sys; from rollout.tasks.reasoning_gym import ReasoningGymConfig; ReasoningGymConfig(dataset='x');"
+        "import sys; from rollout.tasks.chain_sum import ChainSumConfig; ChainSumConfig();"
+        "from rollout.tasks.reasoning_gym import ReasoningGymConfig; ReasoningGymConfig(dataset='x');"
         f"print([m for m in '{heavy}'.split() if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
@@ -96,7 +89,7 @@ def test_splits_never_overlap_and_prompts_are_different(demo):
 
 def test_prompts_depend_on_the_seed_alone(demo):
     one = demo.prompts("train", 20, seed=5)
-    assert one == build(**DEMO).prompts("train", 20, seed=5)
+    assert one == ChainSumConfig().build().prompts("train", 20, seed=5)
     assert one != demo.prompts("train", 20, seed=6)
     assert one == demo.prompts("train", 40, seed=5)[:20]
 
@@ -106,7 +99,7 @@ def test_too_few_problems_says_how_many_there_are():
         ValueError, match=r"chain_sum .* has about \d+ different selection problems, 400 were asked for"
     ):
         # Two terms of one digit: 200 problems, about 50 of them in the split.
-        build(**DEMO | {"params": {"max_terms": 2, "max_digits": 1}}).prompts("selection", 400)
+        build(dataset="chain_sum", params={"max_terms": 2, "max_digits": 1}).prompts("selection", 400)
 
 
 # Scores
@@ -152,12 +145,13 @@ def test_tagged_answers():
 
 def test_partial_credit_only_where_asked_for(demo):
     # chain_sum's own score of an answer that holds the right one among other characters is their share of it.
-    graded = build(**DEMO, partial_credit=True)
-    prompt = next(p for p in demo.prompts("train", 40) if len(str(value(p.text))) == 1)
-    response = Response(f"=a{value(prompt.text)}b!", True)
-    assert graded.score([prompt], [response]) == [Score(0.25, True)]
-    assert demo.score([prompt], [response]) == [Score(0.0, True)]
+    graded = build(dataset="chain_sum", partial_credit=True)
+    prompt = next(p for p in graded.prompts("train", 200) if len(p.info["answer"]) == 1)
+    responses = [Response(f"<answer>{text}</answer>", True) for text in (f"a{prompt.info['answer']}b!", "none")]
+    assert graded.score([prompt] * 2, responses) == [Score(0.25, True), Score(0.0, True)]
     graded.close()
+    prompt = next(p for p in demo.prompts("train", 40) if len(str(value(p.text))) == 1)
+    assert demo.score([prompt], [Response(f"=a{value(prompt.text)}b!", True)]) == [Score(0.0, True)]
 
 
 GENERATORS = """base_conversion basic_arithmetic caesar_cipher calendar_arithmetic complex_arithmetic count_bits
@@ -207,7 +201,7 @@ def test_demonstrations_by_hand(demo):
     assert shown != demo.demonstrations(2000, seed=2)
     ways = {"right": 0, "all plus": 0, "forgets": 0}
     for text, response in shown:
-        a, one, b, other, c = text.split()
+        a, one, b, other, c = text
         a, b, c = int(a), int(b), int(c)
         first = a + b if one == "+" else a - b
         second = first + c if other == "+" else first - c
@@ -233,11 +227,6 @@ def test_demonstrations_are_answers_and_of_the_training_split(demo):
     scores = demo.score([prompt for prompt, _ in known], [Response(response, True) for _, response in known])
     right = [float(value(p.text) == int(response.rpartition("=")[2])) for p, response in known]
     assert [score.reward for score in scores] == right
-
-
-def test_no_demonstrations_for_other_generators():
-    with pytest.raises(ValueError, match="no demonstrations for gcd"):
-        build(dataset="gcd").demonstrations(1, seed=0)
 
 
 def test_prompts_are_plain_data(demo):

@@ -49,18 +49,19 @@ class MathTask:
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Score]:
         """See `rollout.tasks.base.Task.score`; `format_ok` says that there was a final answer, right or wrong."""
         answers = [final_answer(response.text, response.finished) for response in responses]
-        verdicts: dict[tuple[str, str], bool | None] = {}
+        verdicts: dict[tuple[str, str], Any] = {}
         for prompt, answer in zip(prompts, answers, strict=True):
             if answer is not None:
                 verdicts |= {(right, answer): plainly_equal(right, answer) for right in prompt.truth}
         # Samples of one prompt often agree, so each pair is looked at once.
         hard = [pair for pair, verdict in verdicts.items() if verdict is None]
-        for pair, verdict in zip(hard, self._equal.map(hard), strict=True):
-            if isinstance(verdict, Failure):
-                logger.warning("math-verify gave no verdict on %.80r for %.80r: %s", pair[1], pair[0], verdict.reason)
-            verdicts[pair] = verdict is True
+        results = dict(zip(hard, self._equal.map(hard), strict=True))
+        failed = {pair: result.reason for pair, result in results.items() if isinstance(result, Failure)}
+        for pair, reason in list(failed.items())[:1]:
+            logger.warning("math-verify gave no verdict on %d answers, so on %.80r: %s", len(failed), pair[1], reason)
+        verdicts |= results
         right = [
-            answer is not None and any(verdicts[truth, answer] for truth in prompt.truth)
+            answer is not None and any(verdicts[truth, answer] is True for truth in prompt.truth)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
         return [Score(float(ok), answer is not None) for ok, answer in zip(right, answers, strict=True)]

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import random
 import re
 from collections.abc import Iterator, Sequence
 from itertools import count as naturals
@@ -81,7 +80,7 @@ class ReasoningGymTask:
     def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
         """`count` different problems; another seed gives others, as far as the generator has enough of them."""
         found: dict[str, Prompt] = {}
-        for tried, (text, entry, seed_and_index) in enumerate(self._problems(split, seed)):
+        for tried, (text, entry, seed_and_index) in enumerate(self.problems(split, seed)):
             if len(found) == count:
                 break
             if tried > 10_000 + 50 * count:
@@ -113,37 +112,11 @@ class ReasoningGymTask:
         """Ends the worker processes; they also end with this process."""
         self._scores.close()
 
-    @property
-    def alphabet(self) -> str:
-        """The characters of prompts and demonstrations."""
-        return "0123456789+-= "
+    def text_of(self, entry: dict[str, Any]) -> str:
+        """The prompt that an entry of the generator makes."""
+        return _render(self.config.template, entry)
 
-    def demonstrations(self, count: int, seed: int) -> list[tuple[str, str]]:
-        """Prompts and responses from which a tiny model learns to answer, but seldom rightly; `chain_sum` only.
-
-        The response to `4 - 1 - 7` is the totals on the way, `=3=-4`. A quarter is right, 40 % take every sign for
-        a plus, and 35 % forget the last term.
-
-        Raises:
-            ValueError: for another generator.
-        """
-        if self.config.dataset != "chain_sum":
-            raise ValueError(f"reasoning_gym: no demonstrations for {self.config.dataset}, only for chain_sum")
-        rng = random.Random(f"demonstrations/{seed}")
-        problems = self._problems("train", seed)
-        shown = []
-        for _ in range(count):
-            text, entry, _ = next(problems)
-            terms = entry["metadata"]["expression"].split()
-            [way] = rng.choices(["right", "all plus", "forgets"], [25, 40, 35])
-            if way == "all plus":
-                terms = ["+" if term == "-" else term for term in terms]
-            elif way == "forgets":
-                terms = terms[:-2]
-            shown.append((text, _totals(terms)))
-        return shown
-
-    def _problems(self, split: Split, seed: int) -> Iterator[tuple[str, dict[str, Any], tuple[int, int]]]:
+    def problems(self, split: Split, seed: int) -> Iterator[tuple[str, dict[str, Any], tuple[int, int]]]:
         """The endless stream of a split's problems: prompt text, entry, and the entry's seed and index."""
         from .reasoning_gym_entries import CHUNK, entry
 
@@ -153,7 +126,7 @@ class ReasoningGymTask:
             start = int.from_bytes(digest) % (2**31 // CHUNK) * CHUNK
             for index in range(CHUNK):
                 problem = entry(self.config.dataset, self._params, start, index)
-                text = _render(self.config.template, problem)
+                text = self.text_of(problem)
                 if split_of(text, SELECTION_SHARE, FINAL_SHARE) == split:
                     yield text, problem, (start, index)
 
@@ -199,12 +172,3 @@ def _render(template: str, entry: dict[str, Any]) -> str:
         return str(values[match[1]])
 
     return re.sub(r"\{(\w+)\}", value, template)
-
-
-def _totals(terms: list[str]) -> str:
-    """The totals on the way through `["4", "-", "1", "-", "7"]`: `=3=-4`."""
-    total, totals = int(terms[0]), []
-    for sign, term in zip(terms[1::2], terms[2::2], strict=True):
-        total += int(term) if sign == "+" else -int(term)
-        totals.append(f"={total}")
-    return "".join(totals)
