@@ -9,6 +9,7 @@ its whole limit; and a bug in the kernel's own isolation is not guarded against.
 """
 
 import os
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -32,30 +33,20 @@ __all__ = [
 class Sandbox:
     """Judges batches of programs in parallel. Holds nothing between batches; may be used from any thread."""
 
-    def __init__(
-        self,
-        setting: Setting = "auto",
-        limits: Limits = Limits(),
-        workers: int | None = None,
-        programs_per_sandbox: int = 1,
-    ):
+    def __init__(self, setting: Setting = "auto", limits: Limits | None = None, workers: int | None = None):
         """Finds out which backend works, by running a program in it once per process.
 
         Args:
             setting: the backend, or `auto`.
-            limits: what one start of a program may use.
+            limits: what one start of a program may use; the defaults of Limits, if not given.
             workers: how many programs run at a time; as many as this process may use cores, if not given.
-            programs_per_sandbox: more than one saves most of the cost where programs are tiny. Each still has a
-                process of its own, but a sandbox that fails takes the verdict of one of them with it, and none may
-                write to a temporary folder.
 
         Raises:
             SandboxError: when the backend asked for does not work here, or none does.
         """
         self.backend = choose(setting)
-        self._limits = limits
+        self._limits = limits or Limits()
         self._workers = workers or len(os.sched_getaffinity(0))
-        self._share = programs_per_sandbox
 
     def judge(self, programs: Sequence[Program]) -> list[Verdict]:
         """The verdict on each program, whatever the others do.
@@ -63,25 +54,41 @@ class Sandbox:
         Raises:
             SandboxError: when a sandbox cannot be started; this says nothing about any program.
         """
-        share = min(self._share, max(1, -(-len(programs) // self._workers)))
-        groups = [programs[start : start + share] for start in range(0, len(programs), share)]
+        todo = deque(enumerate(programs))
+        verdicts: dict[int, Verdict] = {}
         with ThreadPoolExecutor(self._workers, thread_name_prefix="sandbox") as pool:
-            return [verdict for verdicts in pool.map(self._judge_group, groups) for verdict in verdicts]
+            workers = [pool.submit(self._work, todo, verdicts) for _ in range(min(self._workers, len(programs)))]
+        for worker in workers:
+            worker.result()
+        return [verdicts[at] for at in range(len(programs))]
 
-    def _judge_group(self, programs: Sequence[Program]) -> list[Verdict]:
-        """Verdicts from one sandbox, started anew where a program took it down."""
-        verdicts: list[Verdict] = []
-        died: SandboxDied | None = None
-        while len(verdicts) < len(programs):
-            warden = Warden(self.backend, self._limits, may_write=self._share == 1)
-            try:
-                for program in programs[len(verdicts) :]:
-                    verdicts.append(program.judge(warden.ask))
-                    died = None
-            except SandboxDied as error:
-                if died is not None:  # twice, the second time as the first program of a fresh sandbox
-                    verdicts.append(Verdict(False, True, f"no verdict: {error}"))
-                died = None if died else error
-            finally:
+    def _work(self, todo: deque[tuple[int, Program]], verdicts: dict[int, Verdict]) -> None:
+        """Judges programs one after another, in one sandbox as long as it stays as it was.
+
+        A program that takes its sandbox down is tried once more, alone: it may not have been its own fault.
+        """
+        warden: Warden | None = None
+        try:
+            while todo:
+                try:
+                    at, program = todo.popleft()
+                except IndexError:  # another worker took it
+                    return
+                for _ in range(2):
+                    warden = warden or Warden(self.backend, self._limits)
+                    try:
+                        verdicts[at] = program.judge(warden.ask)
+                        break
+                    except SandboxDied as error:
+                        verdicts[at] = Verdict(False, True, f"no verdict: {error}")
+                        warden.close()
+                        warden = None
+                if warden is not None and warden.dirty:
+                    warden.close()
+                    warden = None
+        except BaseException:
+            todo.clear()
+            raise
+        finally:
+            if warden is not None:
                 warden.close()
-        return verdicts

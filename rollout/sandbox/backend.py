@@ -7,6 +7,7 @@ import logging
 import marshal
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,39 +62,38 @@ class Limits:
 class Warden:
     """One running sandbox. Not for use by several threads, and it must end in the thread that started it."""
 
-    def __init__(self, backend: Name, limits: Limits, may_write: bool = False):
-        """Starts a sandbox.
-
-        Args:
-            backend: how it is isolated.
-            limits: what each program in it may use.
-            may_write: whether programs may write to a private, bounded /tmp. Only bubblewrap has one, and programs
-                that share a sandbox would share it.
+    def __init__(self, backend: Name, limits: Limits):
+        """Starts a sandbox in which each program may use as much as `limits` says.
 
         Raises:
             SandboxError: when it does not come up.
         """
+        self.dirty = False
+        """Whether a program changed the private /tmp; the next program needs another sandbox then."""
         self._wait = limits.wall_seconds + _ANSWER_SECONDS
         is_root = os.geteuid() == 0
+        may_write = backend == "bubblewrap"
         landlock = backend == "subprocess" and confine.landlock_version() > 0
         rules = {
             "limits": {
                 "cpu": limits.cpu_seconds,
                 "memory": limits.memory_bytes,
-                "file": _FILE_BYTES if may_write and backend == "bubblewrap" else 0,
+                "file": _FILE_BYTES if may_write else 0,
                 "processes": _THREADS if is_root else _THREADS + _tasks(),
             },
             "seconds": limits.wall_seconds,
             "uid": _UIDS[next(_uid_offsets) * 2 % len(_UIDS)] if is_root else None,
-            "may_write": may_write and backend == "bubblewrap",
+            "may_write": may_write,
             "landlock": landlock,
             "readable": _readable() if landlock else [],
         }
         command = [os.path.realpath(sys._base_executable), *_FLAGS, "-c", _START]
+        if backend == "bubblewrap":
+            command = [*_bubblewrap(is_root), *command]
         self._errors = tempfile.TemporaryFile()
         try:
             self._process = subprocess.Popen(
-                [*_bubblewrap(is_root), *command] if backend == "bubblewrap" else command,
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
@@ -134,7 +134,7 @@ class Warden:
             if said := self._said():  # no program can write there, so this is a fault of ours or of the machine
                 raise SandboxError(f"the sandbox failed: {said}")
             raise SandboxDied(f"no answer within {self._wait:.0f} s, or the sandbox was killed")
-        status, output = marshal.loads(answer)
+        status, output, self.dirty = marshal.loads(answer)
         if status == "error":
             raise SandboxError(f"a program cannot be confined: {output.decode()}")
         return status, output
@@ -167,7 +167,7 @@ def _readable() -> list[str]:
 
 
 def _bubblewrap(is_root: bool) -> list[str]:
-    """The command that isolates what follows it.
+    """The command that isolates what follows it. Raises SandboxError where there is none.
 
     For root, a user namespace would make things worse: the kernel would go on to see root in it, whom a limit on
     processes does not bind. So root keeps the right to become an unused user, which the warden does in every child.
@@ -177,7 +177,9 @@ def _bubblewrap(is_root: bool) -> list[str]:
         spaces += " --cap-add CAP_SETUID --cap-add CAP_SETGID --cap-add CAP_KILL"
     else:
         spaces = "--unshare-all --cap-drop ALL"
-    command = ["bwrap", *spaces.split(), "--die-with-parent", "--new-session"]
+    if (program := shutil.which("bwrap")) is None:
+        raise SandboxError("bubblewrap cannot be started: there is no bwrap on the PATH")
+    command = [program, *spaces.split(), "--die-with-parent", "--new-session"]
     command += ["--perms", "1777", "--size", str(_TMP_BYTES), "--tmpfs", "/tmp"]
     readable = _readable()
     for folder in sorted({str(parent) for path in readable for parent in Path(path).parents} - {"/", "/tmp"}):
@@ -225,7 +227,9 @@ def choose(setting: Setting) -> Name:
         if reason is None:
             return "bubblewrap"
         if setting == "bubblewrap":
-            raise SandboxError(f"sandbox: bubblewrap does not work here: {reason}. To mend it, {_FIX}; or set sandbox: auto")
+            raise SandboxError(
+                f"sandbox: bubblewrap does not work here: {reason}. To mend it, {_FIX}; or set sandbox: auto"
+            )
     if (refusal := why_not("subprocess")) is not None:
         raise SandboxError(f"no sandbox works here. subprocess: {refusal}. To mend it, {_FIX}")
     if setting == "auto":
@@ -236,7 +240,9 @@ def choose(setting: Setting) -> Name:
 @functools.cache
 def _warn(reason: str) -> None:
     """Once per process."""
-    logger.warning("programs run in a plain subprocess, since bubblewrap does not work here (%s). %s", reason, weaknesses())
+    logger.warning(
+        "programs run in a plain subprocess, since bubblewrap does not work here (%s). %s", reason, weaknesses()
+    )
 
 
 def weaknesses() -> str:

@@ -1,8 +1,11 @@
 """What a program can be tested with, and how its output becomes a verdict. Expected outputs stay in this process."""
 
+import ast
+import builtins
 import json
 import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -73,7 +76,9 @@ class CallTests:
             try:
                 same = same_value(json.loads(replies[number - 1])["value"], wanted)
             except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError):
-                return Verdict(False, ended != "no program", f"test {number}: {'no result' if ended == 'ok' else ended}")
+                return Verdict(
+                    False, ended != "no program", f"test {number}: {'no result' if ended == 'ok' else ended}"
+                )
             if not same:
                 return Verdict(False, True, f"test {number}: wrong result")
         return _passed(len(self.results))
@@ -86,13 +91,30 @@ class AssertTests:
     program: str
     tests: str
     functions: tuple[str, ...]
-    """The names under test: always the program's, even where `setup` or Python has something of that name."""
+    """Names under test: the program's even where `setup` or Python has something of that name. So is, without being
+    listed, every name that the tests use and nobody on their side defines."""
     setup: str = ""
     """What the tests need besides: imports, helpers of the problem's statement."""
 
     def judge(self, ask: Ask) -> Verdict:
-        """The verdict: `passed` only when the tests ran to their end."""
-        tests = {"tests": self.tests, "setup": self.setup, "functions": self.functions}
+        """The verdict: `passed` only when the tests ran to their end.
+
+        Raises:
+            SyntaxError: when the tests are not Python.
+        """
+        nodes = [*ast.walk(ast.parse(self.setup)), *ast.walk(ast.parse(self.tests))]
+        used = {node.id for node in nodes if isinstance(node, ast.Name)}
+        owners = {
+            node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        }
+        modules = owners & sys.stdlib_module_names  # `math.isclose`: the program's own `math` must not decide
+        tests = {
+            "tests": self.tests,
+            "setup": self.setup,
+            "functions": self.functions,
+            "modules": tuple(modules),
+            "borrowed": tuple(used - modules - set(dir(builtins))),
+        }
         ended, said = ask({"kind": "tests", "program": self.program}, tests)
         if ended == "ok" and said == b"passed":
             return Verdict(True, True, "passed")

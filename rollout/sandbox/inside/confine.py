@@ -2,7 +2,7 @@
 
 Three layers, each sufficient for most attacks: resource limits; Landlock, where the kernel has it and no mount
 namespace does the job; and a seccomp filter that lets through only the system calls a computation needs. The filter
-alone rules out new processes (hence fork bombs and daemons), signals to anybody, sockets, tracing, mounts and namespaces.
+alone rules out new processes (hence fork bombs and daemons), signals, sockets, tracing, mounts and namespaces.
 """
 
 import ctypes

@@ -75,21 +75,12 @@ def serve_program(source):
     os._exit(_guarded(lambda: wire.serve(_execute(source, "program"), requests, replies)))
 
 
-def _names_in(code):
-    """Every name that a code object and those within it look up outside themselves."""
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, type(code)):
-            names |= _names_in(constant)
-    return names
-
-
-def run_tests(tests, setup, functions, verdict):
+def run_tests(tests, verdict):
     """Tests against a program served at the other end of standard input and output.
 
-    `setup` runs first, then `tests`. A name that they use and nobody on this side defines is the program's; so is
-    every name in `functions`, even one that `setup` or Python defines too. Writes `passed`, or what went wrong, to
-    the file descriptor `verdict`: the program has no way to reach it.
+    `tests["setup"]` runs first, then `tests["tests"]`. For the first, `borrowed` names are the program's and `modules`
+    are imported; for the second, so are the names in `functions`, even where Python or the setup has them too. Writes
+    `passed`, or what went wrong, to the file descriptor `verdict`: the program has no way to reach it.
     """
     import wire
 
@@ -97,17 +88,15 @@ def run_tests(tests, setup, functions, verdict):
     sys.set_int_max_str_digits(0)
     ask = wire.ask_through(requests, replies)
 
+    def remote(names):
+        return {name: wire.Remote(ask, {"name": name}) for name in names}
+
     def body():
-        first, second = compile(setup, "setup.py", "exec"), compile(tests, "tests.py", "exec")
-        names = {"__name__": "__main__", "__builtins__": builtins}
-        for name in _names_in(first) | _names_in(second):
-            if name in sys.stdlib_module_names:
-                names[name] = __import__(name)
-            elif not hasattr(builtins, name) and not name.startswith("__"):
-                names[name] = wire.Remote(ask, {"name": name})
-        exec(first, names)
-        names |= {name: wire.Remote(ask, {"name": name}) for name in functions}
-        exec(second, names)
+        names = {"__name__": "__main__", "__builtins__": builtins} | remote(tests["borrowed"])
+        names |= {name: __import__(name) for name in tests["modules"]}
+        exec(compile(tests["setup"], "setup.py", "exec"), names)
+        names |= remote(tests["functions"])
+        exec(compile(tests["tests"], "tests.py", "exec"), names)
 
     try:
         body()

@@ -53,6 +53,11 @@ class Warden:
         self.filter = confine.seccomp_filter(rules["may_write"])
         self.landlock = confine.landlock_rules(rules["readable"]) if rules["landlock"] else None
         self.nowhere = os.open("/dev/null", os.O_RDWR)
+        self.may_write, self.untouched = rules["may_write"], os.stat("/tmp").st_ctime_ns
+
+    def dirty(self):
+        """Whether a program wrote to /tmp, even if it removed what it wrote."""
+        return self.may_write and os.stat("/tmp").st_ctime_ns != self.untouched
 
     def run(self, case):
         """How a case ended, and its output. A case is a script with its input, or a program with its requests."""
@@ -71,9 +76,7 @@ class Warden:
         program = self._spawn(lambda: guest.serve_program(case["program"]), feed, result)
         tests = read_frame()
         verdict, said = os.pipe()
-        judge = self._spawn(
-            lambda: guest.run_tests(tests["tests"], tests["setup"], tests["functions"], said), out, into, said
-        )
+        judge = self._spawn(lambda: guest.run_tests(tests, said), out, into, said)
         output, ended = self._collect(judge, verdict, None, b"", 4096)
         ended = ended or self._reap(judge)
         how = self._reap(program)
@@ -169,9 +172,9 @@ def main():
     try:
         warden = Warden(read_frame())
     except OSError as error:
-        write_frame(("error", str(error).encode()))
+        write_frame(("error", str(error).encode(), False))
         return
-    write_frame(("ready", b""))
+    write_frame(("ready", b"", False))
     while True:
         case = read_frame()
         if case["kind"] != "script":
@@ -181,4 +184,4 @@ def main():
             answer = warden.test(case) if case["kind"] == "tests" else warden.run(case)
         except Unconfined as error:
             answer = ("error", str(error).encode())
-        write_frame(answer)
+        write_frame((*answer, warden.dirty()))

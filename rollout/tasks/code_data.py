@@ -1,0 +1,157 @@
+"""Rows of the code data sets in use: what the model is asked, and the tests that its program must pass.
+
+Understood, whether as columns of a row or as `reward_model.ground_truth`: HumanEval (`prompt, test, entry_point`),
+MBPP (`text` or `prompt`, `test_list`, `code`), LiveCodeBench (`question_content, starter_code, public_test_cases,
+private_test_cases, metadata`), DeepCoder (`problem, starter_code, tests`) and APPS, TACO or PRIME (`inputs, outputs,
+fn_name`, also within `input_output`).
+"""
+
+import ast
+import base64
+import io
+import json
+import pickle
+import zlib
+from typing import Any
+
+from rollout.data import Columns, ground_truth
+from rollout.sandbox import AssertTests, CallTests, Program, ScriptTests
+
+_MAX_UNPACKED = 1 << 28
+_COMMON_NAMES = "from typing import *\nfrom collections import *\nimport bisect, functools, heapq, itertools, math\n"
+"""What the judges of functions give to programs that only fill in a starter's class."""
+
+
+def question_of(raw: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """The row with the question as it is put to the model, in the prompt column; rows that have one keep it."""
+    if raw.get(columns.prompt) is not None and not isinstance(raw[columns.prompt], str):
+        return raw
+    names = (columns.prompt, columns.question, "question_content", "problem", "text")
+    text = next((raw[name] for name in names if isinstance(raw.get(name), str)), None)
+    if text is None:
+        return raw
+    if isinstance(raw.get("test_list"), list):
+        text = "\n".join([text, "", "The program must pass these tests:", *map(str, raw["test_list"])])
+    if isinstance(raw.get("starter_code"), str) and raw["starter_code"].strip():
+        text += f"\n\nStart from this code:\n```python\n{raw['starter_code'].rstrip()}\n```"
+    return raw | {columns.prompt: text}
+
+
+def parse_tests(raw: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """The tests of a row, as JSON-like data for `with_program`.
+
+    Raises:
+        ValueError: when there are none, or none that can be understood.
+    """
+    try:
+        if isinstance(raw.get("reward_model"), dict):
+            found = _tests(ground_truth(raw, columns), raw)
+        elif "private_test_cases" in raw or "public_test_cases" in raw:
+            cases = [case for name in ("public", "private") for case in _unpacked(raw.get(f"{name}_test_cases"))]
+            found = _tests(cases, raw)
+        elif raw.get("input_output") or raw.get("tests"):
+            found = _tests(raw.get("input_output") or raw["tests"], raw)
+        elif "test_list" in raw or "test" in raw:
+            found = _tests(raw, raw)
+        else:
+            found = _tests(ground_truth(raw, columns), raw)
+    except (KeyError, TypeError, AttributeError, IndexError, SyntaxError, zlib.error, pickle.UnpicklingError) as error:
+        raise ValueError(f"tests that cannot be understood ({type(error).__name__}: {error})") from error
+    if not found.get("outputs", True):
+        raise ValueError("no tests")
+    return found
+
+
+def with_program(tests: dict[str, Any], program: str) -> Program:
+    """The tests of `parse_tests` for a program."""
+    if tests["kind"] == "script":
+        return ScriptTests(program, tuple(tests["inputs"]), tuple(tests["outputs"]))
+    if tests["kind"] == "function":
+        arguments, results = tuple(map(tuple, tests["inputs"])), tuple(tests["outputs"])
+        return CallTests(_COMMON_NAMES + program, tests["function"], arguments, results)
+    return AssertTests(program, tests["tests"], tuple(tests["functions"]), tests["setup"])
+
+
+def _tests(value: Any, raw: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(value, str):
+        if value.lstrip().startswith(("{", "[")):
+            return _tests(json.loads(value), raw)
+        return _asserts([value], raw)
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return _asserts(value, raw)
+    if isinstance(value, list):
+        return _cases(value, raw)
+    if "inputs" in value:
+        return _pairs(value["inputs"], value["outputs"], value.get("fn_name"))
+    if "test" in value:
+        name, prompt = value["entry_point"], value.get("prompt", raw.get("prompt"))
+        prompt = prompt if isinstance(prompt, str) else ""
+        tests = _with_asserts(f"{value['test']}\n\ncheck({name})\n")
+        ast.parse(prompt)
+        return {"kind": "asserts", "tests": tests, "functions": [name], "setup": prompt, "stub": prompt}
+    return _asserts(value["test_list"], value)
+
+
+def _with_asserts(source: str) -> str:
+    if not any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(source))):
+        raise ValueError("tests without a single assert")
+    return source
+
+
+def _asserts(tests: list[str], raw: dict[str, Any]) -> dict[str, Any]:
+    """Tests as statements; the functions under test are those that the reference solution defines, where it is given.
+
+    What the tests call and nobody else defines is the program's in any case.
+    """
+    source = _with_asserts("\n".join(tests))
+    reference = raw.get("code") if isinstance(raw.get("code"), str) else ""
+    defined = [node.name for node in ast.parse(reference).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    setup = "\n".join([*(raw.get("test_imports") or []), raw.get("test_setup_code") or ""])
+    ast.parse(setup)
+    return {"kind": "asserts", "tests": source, "functions": defined, "setup": setup}
+
+
+def _cases(cases: list[dict[str, Any]], raw: dict[str, Any]) -> dict[str, Any]:
+    """LiveCodeBench's and PrimeIntellect's lists of cases."""
+    function = None
+    for case in cases:
+        if case.get("testtype", case.get("type")) in ("functional", "function_call"):
+            metadata = case.get("metadata") or raw.get("metadata") or {}
+            metadata = json.loads(metadata) if isinstance(metadata, str) else metadata
+            function = case.get("fn_name") or metadata["func_name"]
+    return _pairs([case["input"] for case in cases], [case["output"] for case in cases], function)
+
+
+def _pairs(inputs: list[Any], outputs: list[Any], function: str | None) -> dict[str, Any]:
+    if len(inputs) != len(outputs):
+        raise ValueError(f"{len(inputs)} test inputs but {len(outputs)} outputs")
+    if not function:
+        return {"kind": "script", "inputs": [*map(_text, inputs)], "outputs": [*map(_text, outputs)]}
+    if all(isinstance(value, str) for value in inputs):
+        # LiveCodeBench: one JSON value a line.
+        inputs = [[json.loads(line) for line in value.split("\n") if line.strip()] for value in inputs]
+        outputs = [json.loads(value) if isinstance(value, str) else value for value in outputs]
+    elif all(isinstance(value, list) and len(value) == 1 for value in outputs):
+        outputs = [value[0] for value in outputs]  # APPS puts each result in a list
+    return {"kind": "function", "function": function, "inputs": inputs, "outputs": outputs}
+
+
+def _text(value: Any) -> str:
+    return "\n".join(map(_text, value)) if isinstance(value, list) else str(value)
+
+
+class _OnlyText(pickle.Unpickler):
+    """Reads the pickled text that LiveCodeBench packs; a pickle that would run anything is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise ValueError(f"test cases whose pickle asks for {module}.{name}")
+
+
+def _unpacked(cases: Any) -> list[dict[str, Any]]:
+    """LiveCodeBench's cases: a list, JSON, or JSON pickled, compressed and in base64."""
+    if not isinstance(cases, str):
+        return cases or []
+    if not cases.lstrip().startswith("["):
+        data = zlib.decompressobj().decompress(base64.b64decode(cases), _MAX_UNPACKED)
+        cases = _OnlyText(io.BytesIO(data)).load()
+    return json.loads(cases)
