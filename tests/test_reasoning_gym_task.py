@@ -95,11 +95,18 @@ def test_prompts_depend_on_the_seed_alone(demo):
 
 
 def test_too_few_problems_says_how_many_there_are():
-    with pytest.raises(
-        ValueError, match=r"chain_sum .* has about \d+ different selection problems, 400 were asked for"
-    ):
+    with pytest.raises(ValueError, match=r"chain_sum .* has about \d+ different selection problems, not 400"):
         # Two terms of one digit: 200 problems, about 50 of them in the split.
         build(dataset="chain_sum", params={"max_terms": 2, "max_digits": 1}).prompts("selection", 400)
+    # A prompt that is always the same lies in one of the three splits.
+    task, empty = build(dataset="chain_sum", params={"max_terms": 2}, template="{source_dataset}"), 0
+    for split in ("train", "selection", "final"):
+        try:
+            assert len(task.prompts(split, 1)) == 1
+        except ValueError as error:
+            assert f"has no {split} problems" in str(error)
+            empty += 1
+    assert empty == 2
 
 
 # Scores

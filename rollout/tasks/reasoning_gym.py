@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 SELECTION_SHARE = FINAL_SHARE = 0.25
 """Generators are endless, so training loses nothing by this."""
+ENOUGH = 5_000
+"""Problems looked at in vain before a generator is said to have no more."""
 MAX_ANSWER_CHARS = 10_000
 
 
@@ -75,6 +77,7 @@ class ReasoningGymTask:
     def __init__(self, config: ReasoningGymConfig):
         self.config = config
         self._params = json.dumps(config.params)
+        self._name = f"{config.dataset} with {config.params}"
         self._scores = BoundedCalls("rollout.tasks.reasoning_gym_entries:score", config.cpu_seconds, config.processes)
 
     def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
@@ -83,10 +86,9 @@ class ReasoningGymTask:
         for tried, (text, entry, seed_and_index) in enumerate(self.problems(split, seed)):
             if len(found) == count:
                 break
-            if tried > 10_000 + 50 * count:
+            if tried > ENOUGH + 50 * count:
                 raise ValueError(
-                    f"reasoning_gym: {self.config.dataset} with {self.config.params} has about {len(found)} different "
-                    f"{split} problems, {count} were asked for"
+                    f"reasoning_gym: {self._name} has about {len(found)} different {split} problems, not {count}"
                 )
             if text not in found:
                 found[text] = self._prompt(text, entry, seed_and_index)
@@ -120,6 +122,7 @@ class ReasoningGymTask:
         """The endless stream of a split's problems: prompt text, entry, and the entry's seed and index."""
         from .reasoning_gym_entries import CHUNK, entry
 
+        fruitless = 0
         for chunk in naturals():
             digest = hashlib.blake2b(f"{split}/{seed}/{chunk}".encode(), digest_size=8).digest()
             # Some generators take no seed above 2^31.
@@ -128,7 +131,10 @@ class ReasoningGymTask:
                 problem = entry(self.config.dataset, self._params, start, index)
                 text = self.text_of(problem)
                 if split_of(text, SELECTION_SHARE, FINAL_SHARE) == split:
+                    fruitless = 0
                     yield text, problem, (start, index)
+                elif (fruitless := fruitless + 1) > ENOUGH:
+                    raise ValueError(f"reasoning_gym: {self._name} has no {split} problems")
 
     def _prompt(self, text: str, entry: dict[str, Any], seed_and_index: tuple[int, int]) -> Prompt:
         identity = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
