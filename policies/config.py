@@ -5,10 +5,11 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from .dr_grpo import DrGRPO
+from .gigpo import GiGPO
 from .grpo import GRPO
 from .strict import StrictModel
 
-AlgorithmConfig = Annotated[GRPO | DrGRPO, Field(discriminator="type")]
+AlgorithmConfig = Annotated[GRPO | DrGRPO | GiGPO, Field(discriminator="type")]
 
 
 class PretrainedModel(StrictModel):
