@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from orchestrator.profile import Profile
+from .profile import Profile
 
 RHO = np.linspace(-0.999, 0.999, 41)
 AMPLITUDES = np.linspace(0.05, 1.6, 12)

@@ -3,24 +3,20 @@
     C(k) = (S_k - S_base) / (S_full - S_base)
 
 S is the mean over suites of the mean over prompts, base the untouched model, full the run that trains everything. The
-statistics are in `intervals` (paired Fieller interval, pooled seed variance) and `depth_gp` (ranks).
+statistics are in `intervals` (paired Fieller interval, pooled seed variance) and `depth_gp` (ranks), the way from rows
+to arrays in `scores`.
 """
 
 import re
-from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
-from orchestrator import depth_gp, intervals
+from . import depth_gp, intervals
+from .scores import ScoreArrays, counted, last_steps
 
-SCORE_COLUMNS = (
-    *("selection", "seed", "step", "suite", "split", "prompt", "sample"),
-    *("score", "response_tokens", "truncated", "format_ok"),
-)
-GREEDY = "@greedy"
-"""Suites whose name ends so are one greedy answer a prompt, shown beside the score and no part of it."""
 DRAWS = 4000
+"""Draws of the layers' true values from which probabilities of rank are counted."""
 
 
 def kind_and_layer(selection: str) -> tuple[str, int | None]:
@@ -58,11 +54,11 @@ def contribution_table(
     know about one that is not), imprecise, rank, p_best, p_top, tied_with_best (single layers at the furthest step
     only), response_tokens, truncated_fraction, format_fraction. `attrs["interval_covers"]` is the sentence to print.
     """
-    rows = _counted(scores, split)
+    rows = counted(scores, split)
     suites = sorted(rows["suite"].unique())
     if not suites:
         return pd.DataFrame(columns=_COLUMNS).astype(_TYPES)
-    last, missing = _last_steps(rows, suites)
+    last, missing = last_steps(rows, suites)
     sweep = _Sweep(rows, suites, last, seed_sd)
     names = sorted([*last, *missing], key=_order)
     table = pd.DataFrame(
@@ -97,43 +93,6 @@ _COLUMNS = [
 ]
 
 
-def _counted(scores: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The responses that count, the base's pooled: it is one model, whatever seed or step it was scored under."""
-    if absent := [name for name in SCORE_COLUMNS if name not in scores]:
-        raise ValueError(f"scores lack the columns {', '.join(absent)}")
-    if split not in ("selection", "final"):
-        raise ValueError(f'split must be "selection" or "final", not {split!r}')
-    counted = [suite for suite in scores["suite"].unique() if not str(suite).endswith(GREEDY)]
-    rows = scores.loc[(scores["split"] == split) & scores["suite"].isin(counted), list(SCORE_COLUMNS)].copy()
-    identity = ["selection", "seed", "step", "suite", "prompt", "sample"]
-    if rows["score"].isna().any():
-        raise ValueError(f"{int(rows['score'].isna().sum())} responses have no score")
-    if (repeated := rows.duplicated(identity)).any():
-        raise ValueError(f"a response is recorded twice: {rows.loc[repeated, identity].iloc[0].to_dict()}")
-    for name in ("score", "response_tokens", "truncated", "format_ok"):
-        rows[name] = pd.to_numeric(rows[name], errors="raise").astype("Float64").to_numpy(float, na_value=np.nan)
-    for name in ("selection", "suite"):
-        rows[name] = rows[name].astype(object)
-    rows.loc[rows["selection"] == "base", ["seed", "step"]] = 0
-    rows["kept_score"] = rows["score"].where(rows["truncated"] != 1.0)
-    return rows
-
-
-def _last_steps(rows: pd.DataFrame, suites: list[str]) -> tuple[dict[str, int], dict[str, str]]:
-    """The last step at which each selection was scored on every suite, and for the others what is missing."""
-    scored = rows.groupby(["selection", "seed", "step"])["suite"].agg(lambda names: frozenset(names.unique()))
-    last: dict[str, int] = {}
-    missing: dict[str, str] = {}
-    for name, by_run in scored.groupby(level="selection"):
-        complete = [step for (_, _, step), names in by_run.items() if len(names) == len(suites)]
-        if complete:
-            last[name] = int(max(complete))
-        else:
-            gaps = sorted(set(suites) - frozenset.union(*by_run))
-            missing[name] = f"not scored yet on {', '.join(gaps)}" if gaps else "no step is scored on every suite yet"
-    return last, missing
-
-
 def _order(name: str) -> tuple:
     """Base, full, the layers by depth, then the rest by name."""
     kind, layer = kind_and_layer(name)
@@ -146,30 +105,17 @@ def _unscored(name: str, reason: str) -> dict:
 
 
 class _Sweep:
-    """The scores as arrays: a run is a (selection, step), its scores [seeds, prompts] in every suite."""
+    """The runs of a sweep, each selection at its last step, and full at every step that one of them ended at."""
 
     def __init__(self, rows: pd.DataFrame, suites: list[str], last: dict[str, int], seed_sd: float | None):
         self.last = last
-        wanted = set(last.items()) | {("full", step) for name, step in last.items() if name != "base"}
-        complete = rows.groupby(["selection", "seed", "step"])["suite"].transform("nunique") == len(suites)
-        keys = pd.MultiIndex.from_frame(rows[["selection", "step"]])
-        rows = rows[complete & keys.isin(list(wanted))]
-        found = set(rows[["selection", "step"]].itertuples(index=False, name=None))
-        self.runs = {run: index for index, run in enumerate(sorted(found))}
-        seeds = sorted(rows["seed"].unique())
-        cells = rows.groupby(["suite", "selection", "step", "seed", "prompt"])[
-            ["score", "kept_score", "response_tokens", "truncated", "format_ok"]
-        ].mean()
-        self.suites = _arrays(cells["score"], suites, self.runs, seeds)
-        self.kept_suites = _arrays(cells["kept_score"], suites, self.runs, seeds)
-        self.means = intervals.seed_means(self.suites)
-        self.kept_means = intervals.seed_means(self.kept_suites)
-        by_suite = cells.groupby(["selection", "step", "suite"])[["response_tokens", "truncated", "format_ok"]].mean()
-        self.habits = by_suite.groupby(["selection", "step"]).mean()
-        self.seeds = intervals.seeds_of(self.suites).sum(axis=1)
+        scored = ScoreArrays(rows, suites, {*last.items(), *(("full", step) for step in last.values())})
+        self.runs, self.seeds, self.habits = scored.runs, scored.seeds, scored.habits
+        self.means = intervals.seed_means(scored.suites)
+        self.kept_means = intervals.seed_means(scored.kept_suites)
         trained = [self.runs[run] for run in last.items() if run[0] != "base"]
-        self.seed = intervals.seed_variance(self.suites, trained, seed_sd) if trained else None
-        self.t = intervals.critical(self.seed.dof) if trained else intervals.Z95
+        self.seed = intervals.seed_variance(scored.suites, trained, seed_sd)
+        self.t = intervals.critical(self.seed.dof)
 
     def of(self, name: str) -> int | None:
         """The index of a selection's run at its last step."""
@@ -271,20 +217,6 @@ class _Sweep:
             return np.nan
         var_full = gain.covariance[1, 1] + self.seed_part("full", full)
         return np.nan if self.null(gain.mean[1], var_full) else gain.mean[0] / gain.mean[1]
-
-
-def _arrays(cells: pd.Series, suites: Iterable[str], runs: dict, seeds: list) -> list[np.ndarray]:
-    """[runs, seeds, prompts] per suite from a series indexed by suite, selection, step, seed and prompt."""
-    arrays = []
-    for suite in suites:
-        part = cells.loc[suite]
-        selection, step, seed, prompt = (part.index.get_level_values(level) for level in range(4))
-        columns, names = pd.factorize(prompt)
-        array = np.full((len(runs), len(seeds), len(names)), np.nan)
-        where = [runs[run] for run in zip(selection, step, strict=True)]
-        array[where, pd.Index(seeds).get_indexer(seed), columns] = part.to_numpy()
-        arrays.append(array)
-    return arrays
 
 
 def _rank(table: pd.DataFrame, sweep: _Sweep, top: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from orchestrator.intervals import Z95
+from .intervals import Z95
 
 DERIVED = re.compile(r"avg|average|mean|total|^c_|contribution|^delta|rank|depth|seed|step|std|stderr|_low$|_high$")
 """Numeric columns that are not a suite's score, when a table names its suites instead of having a `score`."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator import depth_gp
+from . import depth_gp
 
 FIRST = 1 / 3
 """The first rung's share of the steps, in units of the budget."""
@@ -118,7 +118,7 @@ def survivors(layers: Sequence[int], scores: np.ndarray, noise: np.ndarray, keep
     """The `keep` most promising of `layers`, in order of depth, by their scores smoothed along depth.
 
     scores [layers]: at one step, or their gains over the base. noise [layers, layers]: covariance of the scores' noise
-    (`intervals.paired` gives both).
+    (`scores.gains_at` gives both).
     """
     if not 1 <= keep <= len(layers):
         raise ValueError(f"cannot keep {keep} of {len(layers)} layers")

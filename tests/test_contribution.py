@@ -1,11 +1,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from simulations.coverage import World, coverage, simulate
 from simulations.profiles import PUBLISHED, published
 
 from orchestrator import depth_gp, intervals
 from orchestrator.contribution import contribution_table, interval_covers, kind_and_layer
+from orchestrator.scores import gains_at
 
 
 def responses(selection, values, *, seed=0, step=10, suite="maths", split="final", first=0, **more):
@@ -126,7 +128,7 @@ def reference_interval(scores, layer):
     pooled = max(0.0, float(np.mean(list(excess.values()))))
     moments[0, 0] += pooled / s
     moments[1, 1] += (2 * pooled + (s - 1) * max(0.0, excess["full"])) / (s + 1) / s
-    t = intervals.stats.t.ppf(0.975, len(runs) * (s - 1))
+    t = stats.t.ppf(0.975, len(runs) * (s - 1))
     g, d = gain[layer], gain["full"]
     quadratic = [
         d**2 - t**2 * moments[1, 1],
@@ -201,6 +203,8 @@ def test_a_run_counts_once_scored_on_every_suite():
     assert row(table, "layer-00")["contribution_reason"] == "not scored yet on b"
     assert pd.isna(row(table, "layer-00")["score"])
     assert row(table, "full")["contribution"] == 1
+    none = contribution_table(frame(responses("base", BASE, suite="a"), responses("full", FULL, suite="b")))
+    assert none["contribution_reason"].tolist() == ["not scored yet on b", "not scored yet on a"]
 
 
 def test_base_is_shared_by_all_seeds_and_seeds_may_be_missing():
@@ -311,6 +315,24 @@ def test_contribution_sd_leaves_out_what_all_layers_share():
     layers = table[table["kind"] == "layer"]
     assert layers["contribution_sd"].to_numpy() == pytest.approx([0, 0], abs=1e-9)
     assert (layers["contribution_high"] - layers["contribution_low"]).gt(0.01).all()
+
+
+def test_gains_at_a_rung_by_hand():
+    """Gains .25 and .5 with the covariances worked out above, in the order asked for; later steps are not looked at."""
+    scores = frame(
+        responses("base", BASE, step=0, split="selection"),
+        responses("layer-00", LAYER, step=5, split="selection"),
+        responses("layer-01", FULL, step=5, split="selection"),
+        responses("layer-01", BASE, step=10, split="selection"),
+    )
+    found = gains_at(scores, ["layer-01", "layer-00"], 5)
+    assert found.mean == pytest.approx([0.5, 0.25]) and found.prompts == 40
+    assert found.covariance == pytest.approx(np.array([[10, 5], [5, 7.5]]) / 1560)
+    assert gains_at(scores, ["layer-01"], 5, seed_sd=0.1).covariance == pytest.approx(10 / 1560 + 0.01)
+    with pytest.raises(ValueError, match="layer-00 at step 10"):
+        gains_at(scores, ["layer-00", "layer-01"], 10)
+    with pytest.raises(ValueError, match="base at step 0"):
+        gains_at(scores.iloc[40:], ["layer-00"], 11)
 
 
 def test_sentence_about_the_interval():
