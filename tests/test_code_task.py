@@ -10,7 +10,7 @@ import pytest
 from rollout.data import Columns, DataError
 from rollout.tasks.base import Response
 from rollout.tasks.code import CodeConfig, complete, extract_program
-from rollout.tasks.code_data import question_of, parse_tests
+from rollout.tasks.code_data import parse_tests, question_of
 
 HUMANEVAL = {
     "task_id": "HumanEval/32",

@@ -110,8 +110,8 @@ class Warden:
             self.close()
             raise SandboxError(f"{backend} does not start a sandbox: {error}") from error
 
-    def ask(self, *frames: dict[str, Any]) -> tuple[str, bytes]:
-        """Sends a case and waits for how it ended and its output.
+    def ask(self, *frames: Any) -> tuple[str, bytes]:
+        """Sends a case, its program and perhaps its tests, and waits for how it ended and its output.
 
         Raises:
             SandboxDied: when no answer comes.
@@ -204,8 +204,7 @@ def why_not(backend: Name) -> str | None:
     except SandboxError as error:
         return str(error)
     try:
-        case = {"kind": "script", "program": probe, "input": b"40", "output_bytes": 100}
-        status, output = warden.ask(case)
+        status, output = warden.ask({"kind": "script", "input": b"40", "output_bytes": 100}, probe)
     except (SandboxError, SandboxDied) as error:
         return str(error)
     finally:

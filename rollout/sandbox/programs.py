@@ -46,8 +46,7 @@ class ScriptTests:
         """The verdict, up to the first test that fails."""
         for number, (given, wanted) in enumerate(zip(self.inputs, self.outputs, strict=True), 1):
             room = _SPARE_BYTES + 2 * len(wanted.encode())
-            case = {"kind": "script", "program": self.program, "input": given.encode(), "output_bytes": room}
-            ended, output = ask(case)
+            ended, output = ask({"kind": "script", "input": given.encode(), "output_bytes": room}, self.program)
             if ended != "ok":
                 return Verdict(False, ended != "no program", f"test {number}: {ended}")
             if not same_text(output.decode("utf-8", "replace"), wanted):
@@ -69,8 +68,7 @@ class CallTests:
         """The verdict; all calls are made in one start of the program."""
         requests = b"".join(wire.request("call", self.function, arguments) for arguments in self.arguments)
         room = _SPARE_BYTES + 8 * len(json.dumps(self.results)) + len(requests)
-        case = {"kind": "calls", "program": self.program, "input": requests, "output_bytes": room}
-        ended, output = ask(case)
+        ended, output = ask({"kind": "calls", "input": requests, "output_bytes": room}, self.program)
         replies = output.split(b"\n")[: len(self.results)]
         for number, wanted in enumerate(self.results, 1):
             try:
@@ -115,7 +113,7 @@ class AssertTests:
             "modules": tuple(modules),
             "borrowed": tuple(used - modules - set(dir(builtins))),
         }
-        ended, said = ask({"kind": "tests", "program": self.program}, tests)
+        ended, said = ask({"kind": "tests"}, self.program, tests)
         if ended == "ok" and said == b"passed":
             return Verdict(True, True, "passed")
         reason = said.decode("utf-8", "replace") or "the tests came to no end"

@@ -11,7 +11,7 @@ from rollout.data import DataConfig, PromptData
 from rollout.sandbox import Limits, Sandbox, Setting
 
 from .base import Prompt, Response, Score, Split
-from .code_data import question_of, parse_tests, with_program
+from .code_data import parse_tests, question_of, with_program
 
 _LANGUAGES = ("", "python", "python3", "py")
 

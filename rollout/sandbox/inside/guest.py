@@ -12,7 +12,7 @@ def _execute(source, name):
     """Runs a program's text as the module `name` and returns its globals."""
     try:
         code = compile(source, "program.py", "exec")
-    except (SyntaxError, ValueError, OverflowError, RecursionError):
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
         os._exit(NO_PROGRAM)
     sys.argv[:] = ["program.py"]
     sys.path.pop(0)  # where this file is

@@ -63,32 +63,34 @@ class Warden:
         """How a case ended, and its output. A case is a script with its input, or a program with its requests."""
         feed, into = os.pipe()
         out, result = os.pipe()
-        program = guest.run_script if case["kind"] == "script" else guest.serve_program
-        child = self._spawn(lambda: program(case["program"]), feed, result)
+        child = self._spawn(guest.run_script if case["kind"] == "script" else guest.serve_program, feed, result)
         output, ended = self._collect(child, out, into, case["input"], case["output_bytes"])
         return ended or self._reap(child), output
 
-    def test(self, case):
-        """How the program ended, and the verdict of the tests. They arrive when the program's child is on its way:
-        its memory never held them."""
+    def test(self):
+        """How the program ended, and the verdict of the tests."""
         feed, into = os.pipe()
         out, result = os.pipe()
-        program = self._spawn(lambda: guest.serve_program(case["program"]), feed, result)
-        tests = read_frame()
+        program = self._spawn(guest.serve_program, feed, result)
         verdict, said = os.pipe()
-        judge = self._spawn(lambda: guest.run_tests(tests, said), out, into, said)
+        judge = self._spawn(lambda tests: guest.run_tests(tests, said), out, into, said)
         output, ended = self._collect(judge, verdict, None, b"", 4096)
         ended = ended or self._reap(judge)
         how = self._reap(program)
         return (how if ended == "ok" and how not in ("ok", "killed") else ended), output
 
     def _spawn(self, body, stdin, stdout, extra=None):
-        """A confined child that runs `body` with these descriptors, which are closed here."""
+        """A confined child that runs `body` on the caller's next frame, with these descriptors; they are closed here.
+
+        The child reads that frame itself, so the memory of this process, which every child inherits, never held a
+        program or a test.
+        """
         failure, failed = os.pipe()
         uid = self.uid if extra is None or self.uid is None else self.uid + 1
         child = os.fork()
         if child == 0:
             try:
+                work = read_frame()
                 for number, source in enumerate((stdin, stdout, self.nowhere)):
                     os.dup2(source, number)
                 kept = sorted({failed, self.landlock, extra} - {None})
@@ -102,7 +104,7 @@ class Warden:
             except BaseException as error:
                 os.write(failed, str(error).encode())
                 os._exit(guest.FAILED)
-            body()
+            body(work)
         for fd in {failed, stdin, stdout, extra} - {None}:
             os.close(fd)
         reason = os.read(failure, 4096)
@@ -181,7 +183,7 @@ def main():
             import wire  # noqa: F401 - once here rather than in every child
         gc.freeze()  # what exists by now is shared with the children: leave its pages alone
         try:
-            answer = warden.test(case) if case["kind"] == "tests" else warden.run(case)
+            answer = warden.test() if case["kind"] == "tests" else warden.run(case)
         except Unconfined as error:
             answer = ("error", str(error).encode())
         write_frame((*answer, warden.dirty()))
