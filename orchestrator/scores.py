@@ -96,13 +96,19 @@ def gains_at(
 ) -> intervals.Estimate:
     """Gains over the base of `selections` at one step, in that order, with the covariance of their noise.
 
-    What a search decides on at a rung. Every one of them, and the base, must have been scored there on every suite.
+    What a search decides on at a rung. All of them, and the base, must have been scored on every suite that one of
+    them was scored on there.
     """
     rows = counted(scores, split)
-    rows = rows[(rows["selection"] == "base") | (rows["selection"].isin(list(selections)) & (rows["step"] == step))]
-    scored = ScoreArrays(rows, sorted(rows["suite"].unique()), {("base", 0), *((name, step) for name in selections)})
-    if absent := [run for run in (("base", 0), *((name, step) for name in selections)) if run not in scored.runs]:
-        raise ValueError("not scored on every suite: " + ", ".join(f"{name} at step {at}" for name, at in absent))
+    there = rows["selection"].isin(list(selections)) & (rows["step"] == step)
+    suites = sorted(rows.loc[there, "suite"].unique())
+    rows = rows[there | ((rows["selection"] == "base") & rows["suite"].isin(suites))]
+    wanted = [("base", 0), *((name, step) for name in selections)]
+    if not suites:
+        raise ValueError(f"nothing was scored at step {step} on the {split} split")
+    scored = ScoreArrays(rows, suites, wanted)
+    if absent := [f"{name} at step {at}" for name, at in wanted if (name, at) not in scored.runs]:
+        raise ValueError(f"not scored on every suite: {', '.join(absent)}")
     runs = [scored.runs[name, step] for name in selections]
     estimate = intervals.paired(intervals.seed_means(scored.suites), runs, scored.runs["base", 0])
     seed = intervals.seed_variance(scored.suites, runs, seed_sd)

@@ -1,8 +1,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from simulations import agreement
-from simulations.profiles import PUBLISHED
 
 from orchestrator.compare import (
     Correlation,
@@ -16,6 +14,8 @@ from orchestrator.compare import (
     overlap,
 )
 from orchestrator.profile import Profile, load_profile, profile
+from tests.simulations import agreement
+from tests.simulations.profiles import PUBLISHED
 
 
 def layers_of(values, name="a", noise=np.nan, model_layers=None, layers=None):

@@ -2,12 +2,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from simulations.coverage import World, coverage, simulate
-from simulations.profiles import PUBLISHED, published
 
 from orchestrator import depth_gp, intervals
 from orchestrator.contribution import contribution_table, interval_covers, kind_and_layer
 from orchestrator.scores import gains_at
+from tests.simulations.coverage import World, coverage, simulate
+from tests.simulations.profiles import PUBLISHED, published
 
 
 def responses(selection, values, *, seed=0, step=10, suite="maths", split="final", first=0, **more):
@@ -332,7 +332,9 @@ def test_gains_at_a_rung_by_hand():
     with pytest.raises(ValueError, match="layer-00 at step 10"):
         gains_at(scores, ["layer-00", "layer-01"], 10)
     with pytest.raises(ValueError, match="base at step 0"):
-        gains_at(scores.iloc[40:], ["layer-00"], 11)
+        gains_at(scores.iloc[40:], ["layer-00"], 5)
+    with pytest.raises(ValueError, match="nothing was scored at step 11"):
+        gains_at(scores, ["layer-00"], 11)
 
 
 def test_sentence_about_the_interval():

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from simulations.profiles import shapes
-from simulations.search_regret import regrets
 
 from orchestrator.search import FINAL_SAMPLES, Rung, Schedule, cost, survivors, winners
+from tests.simulations.profiles import shapes
+from tests.simulations.search_regret import regrets
 
 
 def test_default_schedule_of_28_layers():
