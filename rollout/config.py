@@ -17,7 +17,7 @@ class RolloutConfig(StrictModel):
     time. `auto` measures both on the first rollouts and keeps the faster."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto` is the trainer's dtype, which keeps engine and trainer log-probabilities closest."""
-    max_num_seqs: PositiveInt = 256
+    max_num_seqs: PositiveInt = 1024
     """Responses that are decoded at the same time; the rest wait."""
     max_num_batched_tokens: PositiveInt = 8192
     """Tokens of one forward pass at most."""

@@ -47,4 +47,6 @@ class Engine:
         await asyncio.wrap_future(self.engine.drop(run))
 
     async def stats(self) -> dict[str, Any]:
-        return {"tokens": self.engine.tokens, "cpu_seconds": self.engine.cpu_seconds, "mixed": self.engine.mixed}
+        engine = self.engine
+        batching = f"{'mixed' if engine.batching.mixed else 'swap'} ({engine.batching.reason})"
+        return {"tokens": engine.tokens, "cpu_seconds": engine.cpu_seconds, "batching": batching}

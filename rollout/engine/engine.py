@@ -24,6 +24,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from ..config import RolloutConfig
 from ..types import Completions, Sampling
+from .batching import AutoBatching
 from .model import ROUTED
 from .worker import RUN
 
@@ -66,13 +67,15 @@ def engine_args(model: str, architecture: str, config: RolloutConfig, dtype: str
         seed=seed,
         skip_tokenizer_init=True,
         enforce_eager=True,
+        # On a CPU vLLM cannot rewind the seeded generator of a prompt that it splits.
+        enable_chunked_prefill=not current_platform.is_cpu(),
         enable_prefix_caching=config.prefix_caching,
         block_size=32 if current_platform.is_cpu() else None,
         kv_cache_memory_bytes=kv_bytes or ((128 << 20) if current_platform.is_cpu() else None),
         gpu_memory_utilization=config.gpu_memory_utilization,
         tensor_parallel_size=config.tensor_parallel_size,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_model_len or 0),
         max_model_len=config.max_model_len,
         logprobs_mode="processed_logprobs",
         async_scheduling=False,
@@ -102,7 +105,8 @@ class RolloutEngine:
         self._active: dict[int, _Request] = {}
         self._numbers = 0
         self._failure: RuntimeError | None = None
-        self.mixed = config.batching != "swap"
+        self.batching = AutoBatching(mixed=config.batching != "swap")
+        self._clock = time.thread_time if current_platform.is_cpu() else time.perf_counter
         self.tokens = 0
         self.cpu_seconds = 0.0
         threading.Thread(target=self._loop, name="engine", daemon=True).start()
@@ -173,11 +177,10 @@ class RolloutEngine:
 
     def _admit(self) -> None:
         """Mixed: everything. Swap: one run's requests until they are done."""
-        while self._waiting:
-            request = self._waiting[0]
-            if not self.mixed and any(other.run != request.run for other in self._active.values()):
-                return
-            self._waiting.popleft()
+        for request in list(self._waiting):
+            if not self.batching.mixed and any(other.run != request.run for other in self._active.values()):
+                continue
+            self._waiting.remove(request)
             try:
                 self._start(request)
             except (ValueError, StaleWeights) as error:
@@ -214,12 +217,14 @@ class RolloutEngine:
         self._active[self._numbers] = request
 
     def _step(self) -> None:
-        began = time.thread_time()
+        began = self._clock()
+        runs = len({request.run for request in [*self._waiting, *self._active.values()]})
         outputs = self._engine.step()
-        spent = time.thread_time() - began
+        spent = self._clock() - began
         self.cpu_seconds += spent
         for request in self._active.values():
             request.cpu_seconds += spent / len(self._active)
+        tokens = finished = 0
         for output in outputs:
             number, prompt = map(int, output.request_id.split("/"))
             request = self._active[number]
@@ -230,7 +235,11 @@ class RolloutEngine:
                     request.missing -= 1
             if not request.missing:
                 del self._active[number]
-                request.done.set_result(self._completions(request))
+                done = self._completions(request)
+                tokens, finished = tokens + len(done.tokens), finished + 1
+                request.done.set_result(done)
+        if self._config.batching == "auto":
+            self.batching.observe(tokens, spent, finished, runs)
 
     def _completions(self, request: _Request) -> Completions:
         outputs = request.outputs
