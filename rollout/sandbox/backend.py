@@ -209,7 +209,9 @@ def why_not(backend: Name) -> str | None:
         return str(error)
     finally:
         warden.close()
-    return None if (status, output) == ("ok", b"42\n") else f"a program that adds two numbers ended with {status}"
+    if (status, output) == ("ok", b"42\n"):
+        return None
+    return f"a program that adds two numbers ended with {status!r}; is {sys.base_prefix} readable by every user?"
 
 
 _FIX = "install bubblewrap 0.7 or later (`apt-get install bubblewrap`) and allow its namespaces in this container"
