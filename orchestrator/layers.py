@@ -7,12 +7,16 @@ from pydantic import AfterValidator, BeforeValidator
 
 _RANGE = re.compile(r"(-?\d*):(-?\d*)(?::(-?\d+))?")
 _MIDDLE = re.compile(r"middle:(\d+)")
+_FORMS = "write all, a list such as [0, 7, 13], start:stop:step, or middle:k"
 
 
-def _read(value: object) -> object:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else value
+def _read(value: object) -> str | tuple[int, ...]:
+    numbers = value if isinstance(value, list | tuple) else [value]
+    if all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+        return tuple(numbers)
+    if isinstance(value, str):
+        return value
+    raise ValueError(f"cannot read {value!r}; {_FORMS}")
 
 
 def _check(value: str | tuple[int, ...]) -> str | tuple[int, ...]:
@@ -22,7 +26,7 @@ def _check(value: str | tuple[int, ...]) -> str | tuple[int, ...]:
         if len(set(value)) < len(value):
             raise ValueError("names a layer twice")
     elif value != "all" and not _MIDDLE.fullmatch(value) and not _RANGE.fullmatch(value):
-        raise ValueError(f"cannot read {value!r}; write all, a list such as [0, 7, 13], start:stop:step, or middle:k")
+        raise ValueError(f"cannot read {value!r}; {_FORMS}")
     return value
 
 

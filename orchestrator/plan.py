@@ -1,8 +1,11 @@
 """From a spec to what will be run: models resolved, layers numbered, runs listed, sizes computed. Starts nothing."""
 
+import os
+import socket
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import fsspec
 
@@ -133,12 +136,27 @@ def model_folder(model: PretrainedModel) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(model.path, "config.json", revision=model.revision)).parent
+        offline = not _hub_resolves()  # the library itself would try for half a minute
+        config = hf_hub_download(model.path, "config.json", revision=model.revision, local_files_only=offline)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"there is no folder {model.path}, and the model hub did not give its config.json ({type(error).__name__}); "
             "name an existing folder in Hugging Face format"
         ) from error
+    return Path(config).parent
+
+
+def _hub_resolves() -> bool:
+    """Whether the hub's name can be looked up from here, or a proxy does that for us."""
+    from huggingface_hub.constants import ENDPOINT
+
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
 
 
 def _task_problems(spec: SweepSpec) -> list[str]:

@@ -13,8 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from policies.config import AlgorithmConfig, ModelConfig, TinyModel
 from policies.grpo import GRPO
 from policies.strict import StrictModel
-from rollout.config import EvaluationConfig, RolloutConfig
-from rollout.tasks import TaskConfig
+from rollout.config import EvaluationConfig, RolloutConfig, TaskConfig
 from workers.config import DeepSpeedConfig, ResourcesConfig, TrainingConfig
 
 from .layers import LayerSet
@@ -113,7 +112,11 @@ def parse_spec(data: dict[str, Any]) -> SweepSpec:
     try:
         return SweepSpec.model_validate(data)
     except ValidationError as error:
-        raise SpecError([_explain(problem) for problem in error.errors()]) from error
+        problems = error.errors()
+        # A list whose items are wrong also counts as too short: say the former alone.
+        inner = {problem["loc"][:n] for problem in problems for n in range(1, len(problem["loc"]))}
+        shown = [_explain(p) for p in problems if not (p["type"] == "too_short" and p["loc"] in inner)]
+        raise SpecError(shown) from error
 
 
 def _kind(value: object) -> str:
@@ -151,6 +154,8 @@ def _explain(problem: Any) -> str:
         return f"{where}: {problem['input']!r} is not {problem['ctx']['expected']}"
     if problem["type"] == "value_error":
         return f"{where}: {message}" if where else message
+    if problem["type"] == "model_type":
+        message = "needs a mapping of fields"
     return f"{where}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"
 
 

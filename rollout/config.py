@@ -1,12 +1,22 @@
-"""The `rollout` and `evaluation` sections of the spec."""
+"""The `task`, `rollout` and `evaluation` sections of the spec."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from policies.strict import StrictModel
 
-from .tasks import TaskConfig
+from .tasks.chain_sum import ChainSumConfig
+from .tasks.code import CodeConfig
+from .tasks.expressions import ExpressionsConfig
+from .tasks.math import MathConfig
+from .tasks.reasoning_gym import ReasoningGymConfig
+from .tasks.sort_digits import SortDigitsConfig
+
+TaskConfig = Annotated[
+    ChainSumConfig | CodeConfig | ExpressionsConfig | MathConfig | ReasoningGymConfig | SortDigitsConfig,
+    Field(discriminator="type"),
+]
 
 
 class RolloutConfig(StrictModel):

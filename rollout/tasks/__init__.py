@@ -1,8 +1,5 @@
-"""Tasks: where prompts come from and what a response is worth. One module each."""
+"""Tasks: where prompts come from and what a response is worth. One module each; rollout.config lists them."""
 
 from .base import Prompt, Response, Score, Split, Task
-from .sort_digits import SortDigitsConfig
 
-TaskConfig = SortDigitsConfig
-
-__all__ = ["Prompt", "Response", "Score", "Split", "Task", "TaskConfig"]
+__all__ = ["Prompt", "Response", "Score", "Split", "Task"]

@@ -1,0 +1,45 @@
+# make demo   from a fresh clone to a contribution table
+# make test   the whole test suite
+# Both do all the set-up themselves: a .venv with the pinned CPU stack, made once and reused while the lock is unchanged.
+
+PYTHON ?= python3
+LOCK := deploy/requirements-cpu.lock
+STAMP := .venv/.installed-$(shell sha256sum $(LOCK) pyproject.toml | sha256sum | cut -c1-16)
+# torch's CPU wheel is taken from wherever pip is configured to find it; this index is the fall-back.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+INSTALL := .venv/bin/pip install --quiet --disable-pip-version-check --no-deps
+
+.PHONY: demo test fast lint setup lock clean
+
+demo: setup
+	.venv/bin/layersweep run deploy/sweeps/demo.yaml --fresh
+
+test: setup
+	.venv/bin/python -m pytest
+
+fast: setup
+	.venv/bin/python -m pytest -m "not slow"
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+setup: $(STAMP)
+
+$(STAMP):
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'layersweep needs Python 3.11 or newer; set PYTHON=')"
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	@echo "installing the pinned CPU stack (a few minutes, once)"
+	$(INSTALL) -r $(LOCK) || $(INSTALL) --extra-index-url $(TORCH_INDEX) -r $(LOCK)
+	$(INSTALL) --no-build-isolation --editable .
+	touch $@
+
+# The lock is made with uv; where torch's CPU wheel is not on the index, UV_FIND_LINKS or UV_INDEX may name its place.
+lock:
+	uv pip compile pyproject.toml --extra cpu --extra math --extra agents --extra dev --extra bench \
+	  --override deploy/lock-overrides.txt --python-version 3.11 --no-emit-find-links --no-header --no-annotate \
+	  --output-file $(LOCK)
+
+clean:
+	rm -rf .venv runs
