@@ -6,6 +6,11 @@ from pydantic import Field, PositiveInt, model_validator
 
 from policies.strict import StrictModel
 
+from .environments.alfworld import AlfWorldConfig
+from .environments.gridworld import GridWorldConfig
+from .environments.gymnasium import GymnasiumConfig
+from .environments.textarena import TextArenaConfig
+from .environments.textworld import TextWorldConfig
 from .tasks.chain_sum import ChainSumConfig
 from .tasks.code import CodeConfig
 from .tasks.expressions import ExpressionsConfig
@@ -14,7 +19,17 @@ from .tasks.reasoning_gym import ReasoningGymConfig
 from .tasks.sort_digits import SortDigitsConfig
 
 TaskConfig = Annotated[
-    ChainSumConfig | CodeConfig | ExpressionsConfig | MathConfig | ReasoningGymConfig | SortDigitsConfig,
+    ChainSumConfig
+    | CodeConfig
+    | ExpressionsConfig
+    | MathConfig
+    | ReasoningGymConfig
+    | SortDigitsConfig
+    | AlfWorldConfig
+    | GridWorldConfig
+    | GymnasiumConfig
+    | TextArenaConfig
+    | TextWorldConfig,
     Field(discriminator="type"),
 ]
 

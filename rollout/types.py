@@ -74,6 +74,8 @@ class Experience:
     version: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     """CPU and wall seconds of the rollout by phase."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What else is known of the rollout, by column of steps.parquet (episodes: success rate, length, ...)."""
 
 
 def stable_seed(*parts: object) -> int:

@@ -1,20 +1,27 @@
 """The tiny base model: made, warmed up by supervised training, gated on its accuracy, cached by its recipe."""
 
+import asyncio
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from policies.config import TinyModel
 from policies.strict import StrictModel
+from rollout.environments.base import Start
+from rollout.episodes import play
 from rollout.tasks import Response
+from rollout.types import Completions
 
 from .tiny import cache_folder, tiny_config
 
 PAD, END = "<pad>", "<end>"
+
 
 class WarmupFailed(RuntimeError):
     """The warmed-up base is not what RL can start from."""
@@ -94,16 +101,44 @@ def _warm_up(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, config
         schedule.step()
 
 
-@torch.no_grad()
 def _accuracy(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, task, seed: int) -> float:
-    """Mean reward of one response at temperature 1 to each of 256 training prompts."""
+    """Mean reward of one response at temperature 1 to each of 256 training prompts; of an episode, its success."""
     prompts = task.prompts("train", 256, seed=seed)
     longest = max(len(answer) for _, answer in task.demonstrations(256, seed)) + 1
-    tokenizer.padding_side = "left"
-    batch = tokenizer([prompt.text for prompt in prompts], return_tensors="pt", padding=True)
-    written = model.eval().generate(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], do_sample=True, top_k=0, top_p=1.0,
-        temperature=1.0, max_new_tokens=longest, pad_token_id=0,
-    )[:, batch["input_ids"].shape[1] :]  # fmt: skip
-    responses = [Response(tokenizer.decode(row, skip_special_tokens=True), bool((row == 1).any())) for row in written]
+    if getattr(task, "multi_turn", False):
+        return asyncio.run(_success(model, tokenizer, task, prompts, longest))
+    written = _sample(model, [np.array(tokenizer.encode(prompt.text)) for prompt in prompts], longest)
+    responses = [Response(tokenizer.decode(row, skip_special_tokens=True), 1 in row) for row in written]
     return sum(score.reward for score in task.score(prompts, responses)) / len(prompts)
+
+
+async def _success(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, task, starts: list[Start], longest: int
+) -> float:
+    async def generate(prompts: list[np.ndarray], _: list[int]) -> Completions:
+        rows = _sample(model, prompts, longest)
+        lengths = np.array([len(row) for row in rows])
+        return Completions(np.concatenate(rows), np.empty(0, np.float32), lengths, np.array([1 in r for r in rows]), 0)
+
+    def encode(text: str) -> np.ndarray:
+        return np.array(tokenizer.encode(text))
+
+    try:
+        played = await play(
+            task, starts, 1, generate, encode, partial(tokenizer.batch_decode, skip_special_tokens=True)
+        )
+    finally:
+        task.close()
+    return float(played.scores()["score"].mean())
+
+
+@torch.no_grad()
+def _sample(model: Qwen3ForCausalLM, prompts: list[np.ndarray], longest: int) -> list[np.ndarray]:
+    """One response at temperature 1 to each prompt, with its end."""
+    width = max(map(len, prompts))
+    ids = torch.tensor(np.stack([np.pad(prompt, (width - len(prompt), 0)) for prompt in prompts]), dtype=torch.long)
+    written = model.eval().generate(
+        input_ids=ids, attention_mask=(ids != 0).long(), do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
+        max_new_tokens=longest, pad_token_id=0,
+    )[:, width:].numpy()  # fmt: skip
+    return [row[row != 0] for row in written]

@@ -4,6 +4,8 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import numpy as np
 
 from policies.strict import StrictModel
 from rollout.config import SuiteConfig
+from rollout.environments.base import Start
+from rollout.episodes import Played, play
 from rollout.tasks import Prompt, Response, Score, Split
 from rollout.types import Completions, Experience, Sampling, seeds_for
 from workers.config import TrainingConfig
@@ -43,13 +47,24 @@ class RolloutWorker:
         """
         training, began = self.training, time.perf_counter()
         prompts = self.task.prompts("train", training.prompts_per_step, seed=_batch_seed(seed, step))
+        multi_turn = getattr(self.task, "multi_turn", False)
         sampling = Sampling(
-            samples=training.group_size,
+            samples=1 if multi_turn else training.group_size,
             temperature=training.temperature,
             max_tokens=training.max_response_tokens,
             stop_token_ids=self.stop_token_ids,
             logprobs=True,
         )
+        if multi_turn:
+            scope = ("train", seed, step)
+            played = await self._play(engine, run, version, self.task, prompts, training.group_size, sampling, scope)
+            seconds = {
+                "rollout_seconds": time.perf_counter() - began,
+                "reward_seconds": 0.0,  # environments answer while others' responses are written
+                "generate_cpu_seconds": played.generate_cpu_seconds,
+                "reward_cpu_seconds": played.environment_cpu_seconds,
+            }
+            return replace(played.experience(), seconds=seconds)
         tokens = [self._encode(prompt) for prompt in prompts]
         seeds = seeds_for([prompt.id for prompt in prompts], "train", seed, step)
         done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
@@ -83,33 +98,55 @@ class RolloutWorker:
         """Columns of scores.parquet, one row per response, for one suite. Sampling seeds are common to all runs."""
         suite, task = self.suites[suite_name], self.suite_tasks[suite_name]
         prompts = task.prompts(split, suite.prompts if split == "selection" else suite.final_prompts)
+        samples = 1 if greedy else samples
+        multi_turn = getattr(task, "multi_turn", False)
         sampling = Sampling(
-            samples=1 if greedy else samples,
+            samples=1 if multi_turn else samples,
             temperature=0.0 if greedy else suite.temperature,
             max_tokens=suite.max_response_tokens or self.training.max_response_tokens,
             stop_token_ids=self.stop_token_ids,
         )
-        tokens = [self._encode(prompt) for prompt in prompts]
-        seeds = seeds_for([prompt.id for prompt in prompts], "evaluate", suite_name, split, seed)
-        done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
-        scores, _ = await self._score(task, prompts, done, sampling.samples)
-        count = len(scores)
-        return {
+        scope = ("evaluate", suite_name, split, seed)
+        count = len(prompts) * samples
+        named = {
             "suite": np.full(count, f"{suite_name}@greedy" if greedy else suite_name, object),
             "split": np.full(count, split, object),
-            "prompt": np.array([prompt.id for prompt in prompts], object).repeat(sampling.samples),
-            "sample": np.tile(np.arange(sampling.samples), len(prompts)),
+        }
+        if multi_turn:
+            return named | (await self._play(engine, run, version, task, prompts, samples, sampling, scope)).scores()
+        tokens = [self._encode(prompt) for prompt in prompts]
+        seeds = seeds_for([prompt.id for prompt in prompts], *scope)
+        done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
+        scores, _ = await self._score(task, prompts, done, samples)
+        return named | {
+            "prompt": np.array([prompt.id for prompt in prompts], object).repeat(samples),
+            "sample": np.tile(np.arange(samples), len(prompts)),
             "score": np.array([score.reward for score in scores]),
             "response_tokens": done.lengths,
             "truncated": ~done.finished,
             "format_ok": np.array([score.format_ok for score in scores]),
+            "category": np.full(count, None),
         }
+
+    async def _play(
+        self, engine: Any, run: str | None, version: int, task: Any, starts: Sequence[Start], samples: int,
+        sampling: Sampling, scope: tuple[object, ...],
+    ) -> Played:  # fmt: skip
+        """Episodes of an environment section; `sampling` is of one response each."""
+
+        async def generate(prompts: list[np.ndarray], seeds: list[int]) -> Completions:
+            return await engine.generate.remote(run, version, prompts, seeds, sampling)
+
+        def encode(text: str) -> np.ndarray:
+            messages = ({"role": "user", "content": text},) if task.config.chat else None
+            return self._encode(Prompt("", text, messages))
+
+        decode = partial(self.tokenizer.batch_decode, skip_special_tokens=True)
+        return await play(task, starts, samples, generate, encode, decode, scope)
 
     def _encode(self, prompt: Prompt) -> np.ndarray:
         if prompt.messages is not None:
-            text = self.tokenizer.apply_chat_template(
-                list(prompt.messages), tokenize=False, add_generation_prompt=True
-            )
+            text = self.tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
             return np.array(self.tokenizer.encode(text, add_special_tokens=False), np.int32)
         return np.array(self.tokenizer.encode(prompt.text), np.int32)
 

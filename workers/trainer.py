@@ -62,7 +62,7 @@ class Trainer:
         """One rollout batch; returns its metrics and the new weights by Hugging Face name (rank 0; else none)."""
         from policies.tensors import to_arrays
 
-        metrics = experience.seconds | self.learner.update(experience, step)
+        metrics = experience.seconds | experience.metrics | self.learner.update(experience, step)
         weights = self.learner.weights()
         return metrics, to_arrays(weights) if self.rank == 0 else {}
 

@@ -1,0 +1,106 @@
+"""The worker process: environments of one section, played by calls on a pipe.
+
+JSON lines in and out. First the section; then frames `{"forget": [number], "calls": [call]}`, a call being
+`{"number", "seed", "actions", "anchor", "replay", "seconds"}`; one line back per call, as it is done.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from .base import Environment, EnvironmentConfig
+
+ANCHOR_CHARS = 4096
+"""Longer state keys are replaced by their hash, which is as exact."""
+
+
+class Host:
+    """The environments that live here, by the number of their episode."""
+
+    def __init__(self, config: EnvironmentConfig):
+        self.config = config
+        self.living: dict[int, Environment] = {}
+        self.idle: list[Environment] = [config.environment()]
+
+    def forget(self, number: int) -> None:
+        """The episode is over; its environment is free for another."""
+        if number in self.living:
+            self.idle.append(self.living.pop(number))
+
+    def call(self, number: int, seed: int, actions: list[str], anchor: str, replay: bool) -> dict[str, Any]:
+        """The state after the actions, with `replay` from a reset on.
+
+        Raises:
+            RuntimeError: the replay came to another state before the last action than `anchor` says.
+        """
+        state = (self._start(number, seed), 0.0, False, False, {}) if replay else None
+        environment = self.living[number]
+        for i, action in enumerate(actions):
+            if replay and i == len(actions) - 1 and _key(environment.anchor) != anchor:
+                raise RuntimeError("playing the same actions again led elsewhere: not a function of its seed")
+            state = environment.step(action)
+        observation, reward, terminated, truncated, info = state
+        limit = self.config.max_observation_chars
+        reply = {
+            "observation": observation[:limit],
+            "cut": len(observation) > limit,
+            "anchor": _key(environment.anchor),
+            "actions": environment.actions,
+            "category": environment.category,
+            "reward": float(reward),
+            "terminated": bool(terminated),
+            "truncated": bool(truncated),
+            "success": float(info.get("success", 0.0)),
+            "invalid": bool(info.get("invalid", False)),
+        }
+        if terminated or truncated:
+            self.forget(number)
+        return reply
+
+    def _start(self, number: int, seed: int) -> str:
+        environment = self.idle.pop() if self.idle else self.config.environment()
+        observation = environment.reset(seed)
+        self.living[number] = environment
+        return observation
+
+
+def _key(anchor: str) -> str:
+    return anchor if len(anchor) <= ANCHOR_CHARS else hashlib.blake2b(anchor.encode(), digest_size=16).hexdigest()
+
+
+def serve() -> None:
+    """Reads and answers until the pipe is closed."""
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    # What an environment prints must not end up among the replies.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    try:
+        section = json.loads(sys.stdin.readline())
+        host = Host(getattr(importlib.import_module(section["module"]), section["name"])(**section["config"]))
+    except Exception as error:
+        out.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
+        raise
+    out.write(json.dumps({"ready": True}) + "\n")
+    for line in sys.stdin:
+        frame = json.loads(line)
+        for number in frame["forget"]:
+            host.forget(number)
+        for call in frame["calls"]:
+            # The parent kills what takes too long; this is for when there is no parent any more.
+            signal.setitimer(signal.ITIMER_REAL, 10 + 2 * call.pop("seconds"))
+            began = time.process_time()
+            try:
+                reply = host.call(**call)
+            except Exception as error:
+                host.living.pop(call["number"], None)  # in no known state: not to be used again
+                reply = {"error": f"{type(error).__name__}: {error}"[:500]}
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            out.write(json.dumps(reply | {"cpu_seconds": time.process_time() - began}) + "\n")
+
+
+if __name__ == "__main__":
+    serve()
