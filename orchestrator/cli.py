@@ -68,16 +68,14 @@ def _run(args: argparse.Namespace) -> int:
     from .start import prepare_folder
 
     prepare_folder(plan, fresh=args.fresh)
-    from .cluster import connect
+    from .cluster import connected
     from .progress import Progress
 
-    ray = connect(args.address, f"layersweep-{plan.spec.name}", plan.spec.resources.on_gpu())
-    try:
+    with connected(args.address, f"layersweep-{plan.spec.name}", plan.spec.resources.on_gpu()) as trainer_environment:
         from .driver import run_plan
 
-        complete, table = run_plan(plan, Progress([run.name for run in plan.runs], plan.spec.training.steps))
-    finally:
-        ray.shutdown()
+        progress = Progress([run.name for run in plan.runs], plan.spec.training.steps)
+        complete, table = run_plan(plan, progress, trainer_environment)
     from .report import write_report
 
     write_report(plan.folder)

@@ -45,10 +45,17 @@ class _State:
 
 
 class Driver:
-    """Runs a plan to its end on an initialised Ray."""
+    """Runs a plan to its end on an initialised Ray.
 
-    def __init__(self, plan: Plan, progress: Progress):
+    Args:
+        plan: what to run.
+        progress: where it is shown.
+        trainer_environment: Ray's runtime environment of trainer actors.
+    """
+
+    def __init__(self, plan: Plan, progress: Progress, trainer_environment: dict[str, Any]):
         self.plan, self.spec, self.progress = plan, plan.spec, progress
+        self.trainer_environment = trainer_environment
         self.gpu = plan.spec.resources.on_gpu()
         self.first: dict[int, Any] = {}
         self.engine_of: dict[str, Any] = {}
@@ -199,9 +206,12 @@ class Driver:
         needs = (resources.full_trainer if full else None) or resources.trainer
         ranks = resources.full_trainer_ranks if full else resources.trainer_ranks
         state.trainers = [
-            self._actor(Trainer, f"Trainer-{run.name}" + (f"-rank{rank}" if ranks > 1 else ""), needs).remote(
-                run.selection, run.seed, rank, ranks, self.gpu
-            )
+            self._actor(
+                Trainer,
+                f"Trainer-{run.name}" + (f"-rank{rank}" if ranks > 1 else ""),
+                needs,
+                runtime_env=self.trainer_environment,
+            ).remote(run.selection, run.seed, rank, ranks, self.gpu)
             for rank in range(ranks)
         ]
         address = await state.trainers[0].address.remote()
@@ -281,11 +291,11 @@ def _reason(error: Exception) -> str:
     return " ".join(f"{type(cause).__name__}: {cause}".split())[:500]
 
 
-def run_plan(plan: Plan, progress: Progress) -> tuple[bool, Any]:
+def run_plan(plan: Plan, progress: Progress, trainer_environment: dict[str, Any]) -> tuple[bool, Any]:
     """Run to the end on an initialised Ray. Returns whether every run completed, and the contribution table."""
 
     async def everything() -> tuple[bool, Any]:
-        driver = Driver(plan, progress)
+        driver = Driver(plan, progress, trainer_environment)
         return await driver.run(), await driver.table()
 
     return asyncio.run(everything())

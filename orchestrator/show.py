@@ -19,10 +19,16 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def wide_console() -> Console:
+    """A terminal's own width; in a pipe, wide enough that tables are not cut."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=140)
+
+
 def show_plan(plan: Plan) -> None:
     """Runs, sizes and counts."""
     spec, shape, training = plan.spec, plan.architecture, plan.spec.training
-    console = Console(highlight=False)
+    console = wide_console()
     facts = {
         "sweep": f"{spec.name} -> {plan.folder}",
         "model": f"{shape.name}, {shape.layers} layers, hidden {shape.hidden}, {shape.parameters:,} parameters, "
@@ -56,7 +62,7 @@ def show_table(table: Any) -> None:
             _interval(row.contribution_low, row.contribution_high), _text(row.rank), _text(row.steps),
             f"{row.status}: {row.reason}" if row.status == "failed" else row.status,
         )  # fmt: skip
-    Console(highlight=False).print(shown)
+    wide_console().print(shown)
 
 
 def show_schema(model: type[BaseModel], indent: str = "") -> None:

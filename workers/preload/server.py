@@ -1,0 +1,107 @@
+"""The preloaded process: imports once, forks for each client, ends with its parent.
+
+One thread and no Ray in here: both are what makes the fork safe.
+"""
+
+import gc
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import threading
+from typing import Any
+
+
+def serve(address: str) -> None:
+    """Until standard input ends: the parent is gone or has closed it."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(128)
+    _preload()
+    wake, woken = socket.socketpair()
+    for end in (wake, woken, listener):
+        end.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    workers: dict[socket.socket, int] = {}
+    with selectors.DefaultSelector() as ready:
+        for source in (listener, woken, sys.stdin):
+            ready.register(source, selectors.EVENT_READ)
+        while True:
+            for source in [key.fileobj for key, _ in ready.select()]:
+                if source is sys.stdin:
+                    for pid in workers.values():
+                        os.kill(pid, signal.SIGKILL)
+                    os._exit(0)  # nothing to clean up, and some of the imports complain of an ordinary end
+                if source is listener:
+                    connection, _ = listener.accept()
+                    if pid := _fork(connection):
+                        workers[connection] = pid
+                        ready.register(connection, selectors.EVENT_READ)
+                    else:  # the child has run its command
+                        return
+                elif source is woken:
+                    woken.recv(4096)
+                elif source in workers:  # the client was killed: so is its worker
+                    os.kill(workers[source], signal.SIGKILL)
+                    ready.unregister(source)
+            for connection, pid in list(workers.items()):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    _answer(connection, os.waitstatus_to_exitcode(status))
+                    if connection in ready.get_map():
+                        ready.unregister(connection)
+                    connection.close()
+                    del workers[connection]
+
+
+def _preload() -> None:
+    import workers.learner
+    import workers.trainer  # noqa: F401
+
+    if threading.active_count() > 1 or "ray._raylet" in sys.modules:
+        raise RuntimeError("the preloaded imports started a thread or Ray: forking would not be safe")
+    gc.collect()
+    gc.freeze()  # the collector then leaves the shared pages alone
+
+
+def _answer(connection: socket.socket, code: int) -> None:
+    try:
+        connection.send(bytes([code & 0xFF]))
+    except OSError:
+        return  # the client has gone already: nobody waits for the status
+
+
+def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    connection.setblocking(True)
+    header, descriptors, _, _ = socket.recv_fds(connection, 8, 3)
+    size, body = int.from_bytes(header, "big"), b""
+    while len(body) < size:
+        body += connection.recv(size - len(body))
+    return json.loads(body), descriptors
+
+
+def _fork(connection: socket.socket) -> int:
+    """The worker's pid; 0 in the worker, after its command has run."""
+    request, descriptors = _receive(connection)
+    if pid := os.fork():
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return pid
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for standard, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, standard)
+    os.environ.clear()
+    os.environ.update(request["environ"])
+    os.chdir(request["cwd"])
+    sys.argv = request["argv"]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    return 0
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
