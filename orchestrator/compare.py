@@ -18,7 +18,10 @@ from scipy import stats
 
 from .profile import Profile
 
-RHO = np.linspace(-0.999, 0.999, 41)
+RHO = np.tanh(np.linspace(-3.8, 3.8, 53))
+PRIOR = 0.5 * np.log(1 - RHO**2)
+"""Log weight of each rho: a prior flat in its arc sine. One flat in rho itself gives so little to its ends that, of
+noisy profiles with a true rho of .98, the interval misses 15 to 30 %."""
 AMPLITUDES = np.linspace(0.05, 1.6, 12)
 """Standard deviation of the true values over layers, in units of that observed."""
 DRAWS = 1000
@@ -69,7 +72,7 @@ def corrected_spearman(
 ) -> Correlation:
     """Spearman's rho of the true values behind x and y [layers], given the standard deviation of each one's noise.
 
-    The centred profiles are bivariate normal with correlation rho and two amplitudes, flat over a grid. From the grid's
+    The centred profiles are bivariate normal with correlation rho and two amplitudes, integrated over a grid. From its
     posterior come draws of the true values, and rho is that of the draws: of these layers, not of a population.
     """
     if not (np.isfinite(noise_x).all() and np.isfinite(noise_y).all()) or len(x) < FEWEST_LAYERS:
@@ -77,21 +80,26 @@ def corrected_spearman(
     x, y = x - x.mean(), y - y.mean()
     if not (x.any() and y.any()):
         return Correlation(np.nan, np.nan, np.nan)
-    var_x, var_y = noise_x**2, noise_y**2
-    rho, amplitude_x, amplitude_y = (
-        axis.ravel() for axis in np.meshgrid(RHO, AMPLITUDES * x.std(), AMPLITUDES * y.std(), indexing="ij")
-    )
-    shared = rho * amplitude_x * amplitude_y
-    total_x, total_y = amplitude_x[:, None] ** 2 + var_x, amplitude_y[:, None] ** 2 + var_y
-    determinant = total_x * total_y - shared[:, None] ** 2
-    fit = (x**2 * total_y - 2 * x * y * shared[:, None] + y**2 * total_x) / determinant
-    log_weight = -0.5 * (np.log(determinant) + fit).sum(axis=1)
-    weight = np.exp(log_weight - log_weight.max())
+    amplitude_x, amplitude_y = AMPLITUDES * x.std(), AMPLITUDES * y.std()
+    total_x = (amplitude_x**2)[:, None] + noise_x**2  # variance of what is observed [amplitudes, layers]
+    total_y = (amplitude_y**2)[:, None] + noise_y**2
+    product = total_x[:, None] * total_y
+    squares = x**2 * total_y + y**2 * total_x[:, None]
+    scale = np.multiply.outer(amplitude_x, amplitude_y)[..., None]
+    log_weight = np.empty((len(RHO), len(AMPLITUDES), len(AMPLITUDES)))
+    for index, rho in enumerate(RHO):
+        determinant = product - (rho * scale) ** 2
+        fit = (squares - 2 * rho * x * y * scale) / determinant
+        log_weight[index] = -0.5 * (np.log(determinant) + fit).sum(axis=2) + PRIOR[index]
+    weight = np.exp(log_weight - log_weight.max()).ravel()
     chosen = rng.choice(len(weight), size=DRAWS, p=weight / weight.sum())
+    at_rho, at_x, at_y = np.unravel_index(chosen, log_weight.shape)
 
     # True values given the observed: prior - prior total^-1 prior, two by two for every draw and layer.
-    total_x, total_y, determinant = total_x[chosen], total_y[chosen], determinant[chosen]
-    prior_x, prior_y, shared = (v[chosen, None] for v in (amplitude_x**2, amplitude_y**2, shared))
+    total_x, total_y = total_x[at_x], total_y[at_y]
+    prior_x, prior_y = (amplitude_x[at_x] ** 2)[:, None], (amplitude_y[at_y] ** 2)[:, None]
+    shared = RHO[at_rho, None] * np.sqrt(prior_x * prior_y)
+    determinant = total_x * total_y - shared**2
     xx = (prior_x * total_y - shared**2) / determinant  # weights of the observed x and y in the true x
     xy = shared * (total_x - prior_x) / determinant
     yx = shared * (total_y - prior_y) / determinant
@@ -110,8 +118,10 @@ def corrected_spearman(
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """[draws] Spearman's rho of each row of x and y [draws, layers], which hold no ties."""
-    ranks = [values.argsort(axis=1).argsort(axis=1) for values in (x, y)]
     n = x.shape[1]
+    ranks = np.empty((2, *x.shape))
+    for rank, values in zip(ranks, (x, y), strict=True):
+        np.put_along_axis(rank, values.argsort(axis=1), np.arange(n, dtype=float)[None], axis=1)
     return 1 - 6 * ((ranks[0] - ranks[1]) ** 2).sum(axis=1) / (n * (n**2 - 1))
 
 

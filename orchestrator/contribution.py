@@ -56,15 +56,7 @@ def contribution_table(
     """
     rows = counted(scores, split)
     suites = sorted(rows["suite"].unique())
-    if not suites:
-        return pd.DataFrame(columns=_COLUMNS).astype(_TYPES)
-    last, missing = last_steps(rows, suites)
-    sweep = _Sweep(rows, suites, last, seed_sd)
-    names = sorted([*last, *missing], key=_order)
-    table = pd.DataFrame(
-        [sweep.row(name) if name in last else _unscored(name, missing[name]) for name in names], columns=_COLUMNS
-    ).astype(_TYPES)
-    _rank(table, sweep, top)
+    table = _rows(rows, suites, top, seed_sd) if suites else pd.DataFrame(columns=_COLUMNS).astype(_TYPES)
     trained = table.loc[table["kind"] != "base", "seeds"].dropna()
     table.attrs = {
         "interval_covers": interval_covers(int(trained.max()) if len(trained) else 1, seed_sd),
@@ -72,6 +64,17 @@ def contribution_table(
         "suites": [str(suite) for suite in suites],
         "top": top,
     }
+    return table
+
+
+def _rows(rows: pd.DataFrame, suites: list[str], top: int, seed_sd: float | None) -> pd.DataFrame:
+    last, missing = last_steps(rows, suites)
+    sweep = _Sweep(rows, suites, last, seed_sd)
+    names = sorted([*last, *missing], key=_order)
+    table = pd.DataFrame(
+        [sweep.row(name) if name in last else _unscored(name, missing[name]) for name in names], columns=_COLUMNS
+    ).astype(_TYPES)
+    _rank(table, sweep, top)
     return table
 
 
