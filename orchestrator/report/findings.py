@@ -1,0 +1,135 @@
+"""What a sweep says in words and in rows: the headline, its figures, the finalists, the failed and the pruned."""
+
+import pandas as pd
+
+from .profile import between, number, standing
+from .read import Results
+
+OVERSTATES = (
+    "The best of many noisy values overstates itself: in simulations of 28 layers with the usual evaluation noise, by "
+    "about 0.17 of C. These rows were scored once more on prompts that had no part in choosing them, with four times "
+    "as many responses each. Quote these."
+)
+
+
+def headline(results: Results) -> list[str]:
+    """The answer in at most three sentences."""
+    layers = results.layers
+    if not len(layers):
+        return ["No layer has been scored yet."]
+    if not layers["contribution"].notna().any():
+        reasons = [r for r in layers["reason"].dropna() if r] or ["the full run has no score yet"]
+        return [f"No contribution can be computed: {reasons[0]}. The scores themselves are shown."]
+    best = _best(layers)
+    said = [_recovers(results, best)]
+    tied = layers[layers["tied_with_best"].fillna(False).astype(bool) & (layers["selection"] != best["selection"])]
+    if len(tied):
+        names = _list([str(k) for k in tied["layer"]])
+        said.append(f"Layer{'s' if len(tied) > 1 else ''} {names} cannot be told apart from it.")
+    elif len(layers) > 1:
+        said.append("No other layer is tied with it.")
+    if best["imprecise"] is True:
+        said.append("The full run's gain is small against its noise, so every contribution is imprecise.")
+    return said
+
+
+def _best(layers: pd.DataFrame) -> pd.Series:
+    ranked = layers[layers["contribution"].notna()]
+    return ranked.loc[ranked["rank"].astype("Float64").fillna(1e9).idxmin()]
+
+
+def _recovers(results: Results, best: pd.Series) -> str:
+    share = f"{100 * best['contribution']:.0f} %"
+    interval = f"{100 * best['contribution_low']:.0f} to {100 * best['contribution_high']:.0f} %"
+    full, own = results.only("full"), best["trainable_parameters"]
+    size = ""
+    if full is not None and pd.notna(own) and pd.notna(full["trainable_parameters"]):
+        size = f" by training {100 * own / full['trainable_parameters']:.2g} % of the parameters"
+    said = f"Layer {best['layer']} alone recovers {share} of what full training gains (95 % interval {interval}){size}"
+    if pd.notna(best["final_contribution"]):
+        said += f"; {100 * best['final_contribution']:.0f} % on prompts that had no part in choosing it"
+    return said.replace("-", "−") + "."
+
+
+def tiles(results: Results) -> list[tuple[str, str, str]]:
+    """Figures under the headline: name, value, interval."""
+    found = []
+    for kind, name in (("base", "base score"), ("full", "full training")):
+        row = results.only(kind)
+        if row is not None:
+            found.append((name, number(row["score"], 3), between(row["score_low"], row["score_high"], 3)))
+    layers = results.layers
+    if layers["contribution"].notna().any():
+        best = _best(layers)
+        interval = between(best["contribution_low"], best["contribution_high"])
+        found.append((f"best layer: {best['layer']}", f"C {number(best['contribution'])}", interval))
+    done = results.table["status"].eq("completed")
+    found.append(("completed", f"{int(done.sum())} of {len(done)}", "selections, the base included"))
+    return found
+
+
+def finalists(results: Results) -> list[dict]:
+    """Rows of those scored on the final split: both scores and both contributions, best first."""
+    rows = results.table[results.table["final_score"].notna()]
+    order = {"base": 0, "full": 1}
+    rows = rows.assign(order=rows["kind"].map(order).fillna(2)).sort_values(
+        ["order", "final_score"], ascending=[True, False]
+    )
+    return [
+        {
+            "selection": row["selection"],
+            "score": number(row["score"], 3),
+            "final_score": number(row["final_score"], 3),
+            "final_score_interval": between(row["final_score_low"], row["final_score_high"], 3),
+            "contribution": number(row["contribution"]),
+            "final_contribution": number(row["final_contribution"]),
+            "final_contribution_interval": ""
+            if row["kind"] in order
+            else between(row["final_contribution_low"], row["final_contribution_high"]),
+            "mark": standing(row),
+        }
+        for row in rows.to_dict("records")
+    ]
+
+
+def unfinished(results: Results) -> list[dict]:
+    """Rows that failed, were pruned, or still run, each with what it had and why."""
+    rows = results.table[results.table["status"] != "completed"]
+    return [
+        {
+            "selection": row["selection"],
+            "status": row["status"],
+            "steps": number(row["steps"], 0),
+            "contribution": number(row["contribution"]),
+            "reason": "; ".join(str(r) for r in (row["reason"], row["contribution_note"]) if pd.notna(r) and r) or "–",
+        }
+        for row in rows.to_dict("records")
+    ]
+
+
+def saved(results: Results) -> str | None:
+    """What pruning saved, against training every layer to the end."""
+    layers = results.table[results.table["kind"] == "layer"]
+    if not (layers["status"] == "pruned").any():
+        return None
+    trained, last = layers["steps"].fillna(0).astype(int), int(layers["steps"].max())
+    share = trained.sum() / (last * len(layers))
+    return (
+        f"The search trained {trained.sum():,} layer steps; training all {len(layers)} layers to step {last} would "
+        f"have taken {last * len(layers):,}: {100 * (1 - share):.0f} % saved. The contribution of a pruned layer is an "
+        "extrapolation: it was measured at the step where it stopped."
+    )
+
+
+def rates(results: Results) -> str | None:
+    """The learning rates used, as they change the ranking."""
+    found = results.table.dropna(subset=["learning_rate"]).groupby("kind")["learning_rate"].unique()
+    if not len(found):
+        return None
+    names = {"layer": "single layers", "layers": "several layers", "full": "full"}
+    parts = [f"{names[kind]} {_list([f'{rate:g}' for rate in sorted(found[kind])])}" for kind in names if kind in found]
+    return f"Learning rates: {', '.join(parts)}. They change the ranking."
+
+
+def _list(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,0 +1,97 @@
+"""The page: everything put into one HTML file that needs nothing else."""
+
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..overlap import overlap
+from . import agreement, costs, curves, findings, gains, profile, rows
+from .read import Results
+
+WIDE, NARROW = 880, 358
+"""Widths of the two versions of the large charts: a laptop's and a phone's, of which the page shows one."""
+
+
+def render_page(results: Results) -> str:
+    """The report of a sweep, finished or not."""
+    shared = overlap(results.scores) if len(results.scores) else None
+    return environment().get_template("page.html.j2").render(
+        results=results,
+        facts=_facts(results),
+        headline=findings.headline(results),
+        tiles=findings.tiles(results),
+        running=bool(results.table["status"].eq("running").any()),
+        measure=profile.measure(results),
+        profile=_both(lambda width, height: profile.profile_chart(results, width, height), 330, 270),
+        learning=_both(
+            lambda width, height: curves.curve_chart(results, "reward_mean", "mean training reward", (width, height)),
+            300, 230,
+        ),
+        runs=_runs(results),
+        health=curves.health_charts(results),
+        gains=gains.gain_charts(results),
+        rates=findings.rates(results),
+        shared=shared and {
+            "matrix": agreement.matrix_chart(shared.jaccard, "Jaccard overlap of what single-layer models solve"),
+            "rows": agreement.vote_rows(shared),
+            "mean": agreement.mean_overlap(shared.jaccard),
+            "beyond": agreement.mean_overlap(shared.beyond_base),
+        },
+        costs=costs.cost_charts(results),
+        totals=costs.totals(results),
+        columns=rows.COLUMNS,
+        rows=rows.table_rows(results),
+        finalists=findings.finalists(results),
+        overstates=findings.OVERSTATES,
+        unfinished=findings.unfinished(results),
+        saved=findings.saved(results),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )  # fmt: skip
+
+
+@cache
+def environment() -> Environment:
+    """Templates, with the style sheet and the script as variables to put inline."""
+    folder = Path(__file__).parent
+    made = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.globals["style"] = Markup((folder / "style.css").read_text(encoding="utf-8"))
+    made.globals["script"] = Markup((folder / "page.js").read_text(encoding="utf-8"))
+    made.filters["number"] = profile.number
+    return made
+
+
+def _both(draw, wide: int, narrow: int) -> tuple[Markup, Markup] | None:
+    """A chart for laptops and the same for phones."""
+    charts = draw(WIDE, wide), draw(NARROW, narrow)
+    return None if charts[0] is None else charts
+
+
+def _facts(results: Results) -> list[tuple[str, str]]:
+    """What was run, from the constant columns."""
+    first = results.table.iloc[0] if len(results.table) else pd.Series(dtype=object)
+    names = ("model", "algorithm", "task")
+    facts = [(name, str(first[name])) for name in names if pd.notna(first.get(name))]
+    layers = results.table["kind"].eq("layer").sum()
+    facts.append(("layers", f"{layers} of {results.model_layers}" if layers else "none"))
+    seeds, prompts = (results.table[name].dropna() for name in ("seeds", "prompts"))
+    if len(seeds):
+        facts.append(("seeds", str(int(seeds.max()))))
+    if len(prompts):
+        facts.append(("evaluation prompts", f"{int(prompts.max()):,}"))
+    return facts
+
+
+def _runs(results: Results) -> list[tuple[str, str, str]]:
+    """The legend of the curves: selection, class, colour."""
+    lines = curves.curves(results, "reward_mean")
+    return [(name, curves.kind(name), curves.colour(results, name) or "") for name in lines]

@@ -1,0 +1,120 @@
+"""What a report is made of, read from a sweep's folder or from a contribution table alone."""
+
+from dataclasses import dataclass
+
+import fsspec
+import numpy as np
+import pandas as pd
+
+from ..contribution import interval_covers
+from ..spec import SpecError
+from ..table import FINAL, FIRST
+
+STATISTICS = (
+    *("contribution_sd", "contribution_untruncated", "contribution_note", "imprecise"),
+    *("p_best", "p_top", "tied_with_best", *(f"final_{name}" for name in FINAL)),
+)
+"""Columns that a contribution table may lack while nothing is scored yet."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """A sweep's tables, whatever there is of them."""
+
+    table: pd.DataFrame
+    """Rows of contribution.parquet, with every column of the design; unknown values are missing."""
+    steps: pd.DataFrame
+    scores: pd.DataFrame
+    spec: str
+    """The text of sweep.yaml, or nothing."""
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """Rows of single layers that have a score, by depth."""
+        rows = self.table[(self.table["kind"] == "layer") & self.table["score"].notna()]
+        return rows.sort_values("layer")
+
+    @property
+    def several(self) -> pd.DataFrame:
+        """Rows of runs that train several layers, and have a score."""
+        return self.table[(self.table["kind"] == "layers") & self.table["score"].notna()]
+
+    def only(self, kind: str) -> pd.Series | None:
+        """The row of base or full, once it has a score."""
+        rows = self.table[(self.table["kind"] == kind) & self.table["score"].notna()]
+        return rows.iloc[0] if len(rows) else None
+
+    @property
+    def has_contribution(self) -> bool:
+        """Whether C is defined; else the scores themselves are what there is to show."""
+        return bool(self.layers["contribution"].notna().any() or self.several["contribution"].notna().any())
+
+    @property
+    def model_layers(self) -> int:
+        """Layers of the model, as far as the scanned ones tell."""
+        rows = self.table[self.table["layer"].notna()]
+        if not len(rows):
+            return 0
+        layer, depth = rows["layer"].astype(float), rows["depth"]
+        inner = (depth > 0) & (layer > 0)
+        return int(round((layer[inner] / depth[inner]).median())) + 1 if inner.any() else int(layer.max()) + 1
+
+    def depth(self, selection: str) -> float:
+        """0 for the model's first layer, 1 for its last; NaN for what is not one layer."""
+        found = self.table.loc[self.table["selection"] == selection, "depth"]
+        return float(found.iloc[0]) if len(found) else np.nan
+
+    @property
+    def covers(self) -> str:
+        """The sentence on what the intervals speak about."""
+        trained = self.table.loc[self.table["kind"] != "base", "seeds"].dropna()
+        return interval_covers(int(trained.max()) if len(trained) else 1)
+
+
+def read(source: str) -> tuple[Results, str]:
+    """The tables of `source`, a sweep's folder or a contribution table in parquet, and the folder for its report.
+
+    A sweep's report goes into its folder, that of a `NAME.parquet` elsewhere into `NAME-report` beside it.
+
+    Raises:
+        SpecError: there is no such table, or it is none of ours.
+    """
+    source = str(source).rstrip("/")
+    path = source if source.endswith(".parquet") else f"{source}/contribution.parquet"
+    if not exists(path):
+        raise SpecError([f"{path}: no such table; name a sweep's folder (OUTPUT/NAME) or a contribution table"])
+    try:
+        table = pd.read_parquet(path)
+    except (ValueError, OSError) as error:
+        raise SpecError([f"{path}: cannot be read as parquet: {error}"]) from error
+    if absent := [name for name in ("selection", "kind", "score", "status") if name not in table]:
+        raise SpecError([f"{path}: not a contribution table of layersweep: it lacks {', '.join(absent)}"])
+    table = table.reindex(columns=[*FIRST, *STATISTICS, *(c for c in table if c not in {*FIRST, *STATISTICS})])
+    for name in ("score", "contribution", "contribution_low", "contribution_high", "depth", "final_contribution"):
+        table[name] = pd.to_numeric(table[name]).astype("float64")
+    folder, _, name = path.rpartition("/")
+    folder = folder or "."
+    if name != "contribution.parquet":
+        return Results(table, _none("steps"), _none("scores"), ""), path.removesuffix(".parquet") + "-report"
+    spec = ""
+    if exists(f"{folder}/sweep.yaml"):
+        with fsspec.open(f"{folder}/sweep.yaml", "rt") as file:
+            spec = file.read()
+    return Results(table, _beside(folder, "steps"), _beside(folder, "scores"), spec), folder
+
+
+def exists(path: str) -> bool:
+    """Whether a path or fsspec URI is there."""
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    return filesystem.exists(inner)
+
+
+def _beside(folder: str, name: str) -> pd.DataFrame:
+    path = f"{folder}/{name}.parquet"
+    return pd.read_parquet(path) if exists(path) else _none(name)
+
+
+def _none(name: str) -> pd.DataFrame:
+    from workers.collector import SCORE_COLUMNS, STEP_COLUMNS
+
+    return pd.DataFrame(columns=list({"steps": STEP_COLUMNS, "scores": SCORE_COLUMNS}[name]))
