@@ -9,26 +9,32 @@ from pydantic import ValidationError
 
 from rollout.bounded import BoundedCalls, Failure
 from rollout.tasks.base import Prompt, Response, Score
-from rollout.tasks.chain_sum import ChainSumConfig
+from rollout.tasks.count_bits import CountBitsConfig
 from rollout.tasks.reasoning_gym import ReasoningGymConfig
 from rollout.tasks.reasoning_gym_entries import entry
 
 
-def build(**settings):
-    return ReasoningGymConfig(**({"processes": 1} | settings)).build()
+@pytest.fixture(scope="module")
+def pool():
+    """One worker process for all tests: each takes seconds to import reasoning-gym."""
+    calls = BoundedCalls("rollout.tasks.reasoning_gym_entries:score", cpu_seconds=2)
+    yield calls
+    calls.close()
 
 
 @pytest.fixture(scope="module")
-def demo():
-    task = ChainSumConfig().build()
-    yield task
-    task.close()
+def build(pool):
+    def build(config=None, **settings):
+        task = (config or ReasoningGymConfig(**settings)).build()
+        task._scores = pool
+        return task
+
+    return build
 
 
-def value(expression: str) -> int:
-    """The value of `4-1-7`, term by term; all terms are single digits."""
-    signed = "+" + expression
-    return sum(int(signed[at : at + 2]) for at in range(0, len(signed), 2))
+@pytest.fixture(scope="module")
+def demo(build):
+    return build(CountBitsConfig())
 
 
 # What is refused
@@ -59,7 +65,7 @@ def test_unknown_settings_are_refused():
 def test_importing_and_configuring_is_light():
     heavy = "torch vllm ray sympy numpy reasoning_gym math_verify"
     code = (
-        "import sys; from rollout.tasks.chain_sum import ChainSumConfig; ChainSumConfig();"
+        "import sys; from rollout.tasks.count_bits import CountBitsConfig; CountBitsConfig();"
         "from rollout.tasks.reasoning_gym import ReasoningGymConfig; ReasoningGymConfig(dataset='x');"
         f"print([m for m in '{heavy}'.split() if m in sys.modules])"
     )
@@ -69,7 +75,7 @@ def test_importing_and_configuring_is_light():
 # Prompts
 
 
-def test_the_default_prompt_asks_for_a_tagged_answer():
+def test_the_default_prompt_asks_for_a_tagged_answer(build):
     (prompt,) = build(dataset="chain_sum", system="Be brief.").prompts("train", 1)
     system, user = prompt.messages
     assert system == {"role": "system", "content": "Be brief."}
@@ -78,7 +84,7 @@ def test_the_default_prompt_asks_for_a_tagged_answer():
 
 
 def test_splits_never_overlap_and_prompts_are_different(demo):
-    # 10^3 * 2^2 = 4000 problems in all, a quarter of them in each of the held-out splits.
+    # 2^12 - 1 = 4095 problems in all, a quarter of them in each of the held-out splits.
     ids = {split: [p.id for p in demo.prompts(split, 600, seed=3)] for split in ("train", "selection", "final")}
     assert all(len(set(found)) == 600 for found in ids.values())
     assert not set(ids["train"]) & set(ids["selection"])
@@ -87,14 +93,14 @@ def test_splits_never_overlap_and_prompts_are_different(demo):
     assert not set(ids["selection"]) & {p.id for p in demo.prompts("train", 600, seed=4)}
 
 
-def test_prompts_depend_on_the_seed_alone(demo):
+def test_prompts_depend_on_the_seed_alone(build, demo):
     one = demo.prompts("train", 20, seed=5)
-    assert one == ChainSumConfig().build().prompts("train", 20, seed=5)
+    assert one == build(CountBitsConfig()).prompts("train", 20, seed=5)
     assert one != demo.prompts("train", 20, seed=6)
     assert one == demo.prompts("train", 40, seed=5)[:20]
 
 
-def test_too_few_problems_says_how_many_there_are():
+def test_too_few_problems_says_how_many_there_are(build):
     with pytest.raises(ValueError, match=r"chain_sum .* has about \d+ different selection problems, not 400"):
         # Two terms of one digit: 200 problems, about 50 of them in the split.
         build(dataset="chain_sum", params={"max_terms": 2, "max_digits": 1}).prompts("selection", 400)
@@ -112,17 +118,18 @@ def test_too_few_problems_says_how_many_there_are():
 # Scores
 
 
-def test_the_answer_is_what_follows_the_last_mark(demo):
-    prompts = demo.prompts("train", 5)
-    right = [value(p.text) for p in prompts]
+def test_the_answer_is_what_follows_the_last_mark_if_it_ended(build):
+    task = build(dataset="count_bits", answer_after="=", answer_before="")
+    prompts = task.prompts("train", 5)
+    right = [f"{int(prompt.info['answer'])}" for prompt in prompts]
     responses = [
         Response(f"={right[0]}", True),
-        Response(f"=1={right[1]}", True),
-        Response(f"={right[2]}=1000", True),
+        Response(f"=100={right[1]}", True),
+        Response(f"={right[2]}=100", True),
         Response(f"{right[3]}", True),
         Response(f"={right[4]}", False),
     ]
-    assert demo.score(prompts, responses) == [
+    assert task.score(prompts, responses) == [
         Score(1.0, True),
         Score(1.0, True),
         Score(0.0, True),
@@ -131,7 +138,7 @@ def test_the_answer_is_what_follows_the_last_mark(demo):
     ]
 
 
-def test_tagged_answers():
+def test_tagged_answers(build):
     task = build(dataset="gcd", params={"max_value": 50})
     (prompt,) = task.prompts("train", 1)
     right = prompt.info["answer"]
@@ -147,18 +154,16 @@ def test_tagged_answers():
     scores = task.score([prompt] * len(texts), [Response(text, True) for text in texts])
     assert dict(zip(texts, scores, strict=True)) == texts
     assert task.score([prompt], [Response(f"<answer>{right}</answer> and", False)]) == [Score(1.0, True)]
-    task.close()
 
 
-def test_partial_credit_only_where_asked_for(demo):
+def test_partial_credit_only_where_asked_for(build):
     # chain_sum's own score of an answer that holds the right one among other characters is their share of it.
     graded = build(dataset="chain_sum", partial_credit=True)
     prompt = next(p for p in graded.prompts("train", 200) if len(p.info["answer"]) == 1)
     responses = [Response(f"<answer>{text}</answer>", True) for text in (f"a{prompt.info['answer']}b!", "none")]
     assert graded.score([prompt] * 2, responses) == [Score(0.25, True), Score(0.0, True)]
-    graded.close()
-    prompt = next(p for p in demo.prompts("train", 40) if len(str(value(p.text))) == 1)
-    assert demo.score([prompt], [Response(f"=a{value(prompt.text)}b!", True)]) == [Score(0.0, True)]
+    binary = build(dataset="chain_sum")
+    assert binary.score([prompt], responses[:1]) == [Score(0.0, True)]
 
 
 GENERATORS = """base_conversion basic_arithmetic caesar_cipher calendar_arithmetic complex_arithmetic count_bits
@@ -166,27 +171,24 @@ GENERATORS = """base_conversion basic_arithmetic caesar_cipher calendar_arithmet
     number_sorting polynomial_equations power_function products simple_equations spell_backward word_sorting""".split()
 
 
-def test_generators_give_full_marks_to_their_own_answers_alone():
+def test_generators_give_full_marks_to_their_own_answers_alone(pool):
     garbage = ["", "garbage", "[1, (", "\x00", "é" * 500, "[" * 300]
-    scores = BoundedCalls("rollout.tasks.reasoning_gym_entries:score", cpu_seconds=5)
     for name in GENERATORS:
         own = entry(name, "{}", 512, 7)["answer"]
-        assert scores.map([(name, "{}", 512, 7, own)]) == [1.0], name
-        results = scores.map([(name, "{}", 512, 7, text) for text in garbage])
+        assert pool.map([(name, "{}", 512, 7, own)]) == [1.0], name
+        results = pool.map([(name, "{}", 512, 7, text) for text in garbage])
         assert all(isinstance(result, Failure) or result < 1 for result in results), name
-    scores.close()
 
 
-def test_an_answer_without_end_is_wrong():
+def test_an_answer_without_end_is_wrong(build):
     # countdown evaluates the answer as an expression.
-    task = build(dataset="countdown", cpu_seconds=1.5)
+    task = build(dataset="countdown")
     (prompt,) = task.prompts("selection", 1)
     texts = ["<answer>9**9**9**9</answer>", f"<answer>{prompt.info['answer']}</answer>"]
     assert [score.reward for score in task.score([prompt] * 2, [Response(text, True) for text in texts])] == [0.0, 1.0]
-    task.close()
 
 
-def test_an_answer_that_the_scorer_cannot_read_is_wrong(caplog):
+def test_an_answer_that_the_scorer_cannot_read_is_wrong(build, caplog):
     # prime_factorization's scorer raises on what is no number.
     task = build(dataset="prime_factorization")
     prompts = task.prompts("train", 1) * 2
@@ -196,44 +198,43 @@ def test_an_answer_that_the_scorer_cannot_read_is_wrong(caplog):
     ]
     assert [score.reward for score in task.score(prompts, responses)] == [0.0, 1.0]
     assert "could not score 1 answers: ValueError" in caplog.text
-    task.close()
 
 
-# The demo
+# The embedded task
+
+
+def test_counting_ones(demo):
+    prompts = demo.prompts("train", 4)
+    assert all(len(p.text) == 13 and set(p.text) <= set("01=") and p.text.endswith("=") for p in prompts)
+    ones = [str(list(p.text).count("1")) for p in prompts]
+    responses = [Response(ones[0], True), Response("12" if ones[1] != "12" else "1", True), Response(ones[2], False)]
+    scores = demo.score(prompts, [*responses, Response("", True)])
+    assert scores == [Score(1.0, True), Score(0.0, True), Score(0.0, False), Score(0.0, False)]
 
 
 def test_demonstrations_by_hand(demo):
-    shown = demo.demonstrations(2000, seed=1)
-    assert shown == demo.demonstrations(2000, seed=1)
-    assert shown != demo.demonstrations(2000, seed=2)
-    ways = {"right": 0, "all plus": 0, "forgets": 0}
+    shown = demo.demonstrations(3000, seed=1)
+    assert shown == demo.demonstrations(3000, seed=1)
+    assert shown != demo.demonstrations(3000, seed=2)
+    # Where the three counts differ, the response tells which of them it is.
+    ways = {"ones": 0, "zeros": 0, "row": 0}
     for text, response in shown:
-        a, one, b, other, c = text
-        a, b, c = int(a), int(b), int(c)
-        first = a + b if one == "+" else a - b
-        second = first + c if other == "+" else first - c
-        if response == f"={first}":
-            ways["forgets"] += 1
-        elif response == f"={first}={second}":
-            ways["right"] += 1
-        else:
-            assert response == f"={a + b}={a + b + c}"
-            ways["all plus"] += 1
-    # All plus is right by chance where both signs are, a quarter of the time, or where the terms are 0.
-    assert ways["forgets"] == pytest.approx(700, abs=107)
-    assert ways["right"] == pytest.approx(500 + 800 * 0.3, abs=110)
+        row = next(length for length in range(12, -1, -1) if "1" * length in text)
+        counts = {"ones": sum(c == "1" for c in text), "zeros": sum(c == "0" for c in text), "row": row}
+        assert int(response) in counts.values()
+        if len(set(counts.values())) == 3:
+            ways[next(way for way, count in counts.items() if count == int(response))] += 1
+    total = sum(ways.values())
+    assert total > 1500
+    assert ways["ones"] / total == pytest.approx(0.2, abs=0.05)
+    assert ways["zeros"] / total == pytest.approx(0.4, abs=0.05)
 
 
 def test_demonstrations_are_answers_and_of_the_training_split(demo):
     shown = demo.demonstrations(300, seed=1)
-    held_out = {p.text for split in ("selection", "final") for p in demo.prompts(split, 800)}
+    held_out = {p.text for split in ("selection", "final") for p in demo.prompts(split, 900)}
     assert not held_out & {text for text, _ in shown}
     assert set("".join(text + response for text, response in shown)) <= set(demo.alphabet)
-    by_text = {p.text: p for p in demo.prompts("train", 1800)}
-    known = [(by_text[text], response) for text, response in shown if text in by_text]
-    scores = demo.score([prompt for prompt, _ in known], [Response(response, True) for _, response in known])
-    right = [float(value(p.text) == int(response.rpartition("=")[2])) for p, response in known]
-    assert [score.reward for score in scores] == right
 
 
 def test_prompts_are_plain_data(demo):
