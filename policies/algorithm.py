@@ -3,7 +3,7 @@
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .strict import StrictModel
 
@@ -18,7 +18,8 @@ class PolicyGradient(StrictModel):
     clip_high: float = Field(0.2, gt=0)
     """The ratio is clipped from above at 1 + clip_high; above clip_low it is DAPO's clip-higher."""
     dual_clip: float | None = Field(None, gt=1)
-    """For negative advantages the loss is at most dual_clip times |A| (Ye et al. 2020); null is off."""
+    """For negative advantages the loss is at most dual_clip times |A| (Ye et al. 2020); null is off. The usual 3
+    needs an importance_cap above it."""
     importance_cap: float = Field(2.0, gt=1)
     """Truncated importance sampling: ratios against the sampling engine's log-probabilities count at most this."""
     kl_coefficient: float = Field(0.0, ge=0)
@@ -28,6 +29,15 @@ class PolicyGradient(StrictModel):
     overlong_buffer: int = Field(0, ge=0)
     """DAPO's soft overlong punishment (Yu et al. 2025, eq. 13): within this many tokens of the response limit the
     reward falls linearly, to -1 more at the limit. 0 is off."""
+
+    @model_validator(mode="after")
+    def _dual_clip_is_within_reach(self) -> "PolicyGradient":
+        if self.dual_clip is not None and self.dual_clip >= self.importance_cap:
+            raise ValueError(
+                f"dual_clip: {self.dual_clip:g} is never reached, since ratios count at most importance_cap "
+                f"{self.importance_cap:g}; raise importance_cap above it"
+            )
+        return self
 
     def shaped(self, reward: np.ndarray, lengths: np.ndarray, max_length: int) -> np.ndarray:
         """Rewards [rows] after the overlong punishment, float32."""

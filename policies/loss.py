@@ -4,6 +4,7 @@ A loss is a weighted sum of token losses. The weights are fixed for a whole opti
 so micro batches and data-parallel ranks just add up: no aggregation can depend on the split or on padding.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,9 @@ def policy_loss(
     2017 eq. 7; Ye et al. 2020), plus kl_coefficient * k3, k3 = exp(q) - q - 1 with q = ref_logp - logp
     (Schulman 2020, "Approximating KL divergence").
 
+    Truncation bounds a token's weight and leaves it its gradient (importance_cap * A * grad logp, as Espeholt et
+    al. 2018, IMPALA); clip and dual clip take the gradient away.
+
     Args:
         logp: float [N] of the policy, with graph.
         old_logp: float [N] of the sampling engine: the ratio so contains its mismatch with the trainer, and the
@@ -67,7 +71,9 @@ def policy_loss(
         ref_logp: float [N] of the base model; needed when kl_coefficient is above 0.
     """
     logp = logp.float()
-    ratio = torch.exp(logp - old_logp.float()).clamp(max=algorithm.importance_cap)
+    log_ratio = logp - old_logp.float()
+    excess = (log_ratio.detach() - math.log(algorithm.importance_cap)).clamp(min=0)
+    ratio = torch.exp(log_ratio - excess)
     clipped = ratio.clamp(1 - algorithm.clip_low, 1 + algorithm.clip_high)
     surrogate = torch.minimum(ratio * advantage, clipped * advantage)
     if algorithm.dual_clip is not None:
@@ -75,6 +81,8 @@ def policy_loss(
     token_loss = -surrogate
     with torch.no_grad():
         flat = ((ratio > clipped) & (advantage > 0)) | ((ratio < clipped) & (advantage < 0))
+        if algorithm.dual_clip is not None:
+            flat |= (ratio > algorithm.dual_clip) & (advantage < 0)
     kl = torch.zeros_like(logp)
     if ref_logp is not None:
         q = ref_logp.float() - logp

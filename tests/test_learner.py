@@ -57,7 +57,8 @@ def plain_loop(folder: str, selection: Selection, exp: Experience, kl: float, ra
         old = torch.from_numpy(exp.logprobs[ends[row] - exp.lengths[row] : ends[row]])
         mine = exp.reward[exp.group == exp.group[row]]
         advantage = 0.0 if mine.std() == 0 else (exp.reward[row] - mine.mean()) / (mine.std(ddof=1) + 1e-6)
-        rho = torch.exp(logp - old).clamp(max=2.0)
+        rho = torch.exp(logp - old)
+        rho = torch.where(rho > 2.0, 2.0 * rho / rho.detach(), rho)  # truncated: the weight, not the gradient
         token = -torch.minimum(rho * advantage, rho.clamp(0.8, 1.28) * advantage)
         token = token + kl * (torch.exp(ref - logp) - (ref - logp) - 1)
         total = total + token.mean() / len(exp.lengths)
