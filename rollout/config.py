@@ -11,15 +11,15 @@ from .environments.gridworld import GridWorldConfig
 from .environments.gymnasium import GymnasiumConfig
 from .environments.textarena import TextArenaConfig
 from .environments.textworld import TextWorldConfig
-from .tasks.chain_sum import ChainSumConfig
 from .tasks.code import CodeConfig
+from .tasks.count_bits import CountBitsConfig
 from .tasks.expressions import ExpressionsConfig
 from .tasks.math import MathConfig
 from .tasks.reasoning_gym import ReasoningGymConfig
 from .tasks.sort_digits import SortDigitsConfig
 
 TaskConfig = Annotated[
-    ChainSumConfig
+    CountBitsConfig
     | CodeConfig
     | ExpressionsConfig
     | MathConfig

@@ -71,7 +71,7 @@ def plain_loop(folder: str, selection: Selection, exp: Experience, kl: float, ra
 def assert_same_step(weight: torch.Tensor, expected: torch.Tensor, rate: float) -> None:
     """Adam's first step is rate * g / (|g| + 1e-8): float32 rounding shows only where g itself is about 1e-8."""
     difference = (weight - expected).abs()
-    assert difference.mean() < 1e-4 * rate
+    assert difference.mean() < 5e-4 * rate
     assert difference.max() < 0.2 * rate
 
 
