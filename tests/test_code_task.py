@@ -194,6 +194,14 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickled_text_is_read_whatever_the_protocol(protocol):
+    cases = json.dumps([{"input": "é\n" * 200, "output": "\\u00e9\n", "testtype": "stdin"}], ensure_ascii=False)
+    packed = base64.b64encode(zlib.compress(pickle.dumps(cases, protocol))).decode()
+    tests = truth(STDIN | {"public_test_cases": "[]", "private_test_cases": packed})
+    assert (tests["inputs"], tests["outputs"]) == (["é\n" * 200], ["\\u00e9\n"])
+
+
 def test_extraction():
     assert extract_program("print(1)") == "print(1)"
     assert extract_program("a\n```python\nx = 1\n```\nb\n```\ny = 2\n```\n") == "y = 2\n"
