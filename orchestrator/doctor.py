@@ -8,6 +8,8 @@ import sys
 
 from rich.console import Console
 
+from rollout.sandbox import doctor
+
 REQUIRED = ("ray", "torch", "transformers", "deepspeed", "pydantic", "pandas")
 
 
@@ -34,6 +36,10 @@ def examine() -> int:
     shared = shutil.disk_usage("/dev/shm") if os.path.isdir("/dev/shm") else None
     if shared:
         console.print(f"         {'shared memory':<13} {shared.free / 2**30:.1f} GiB free in /dev/shm")
+    sandbox = doctor()
+    console.print(f"         {'sandbox':<13} for programs that a model wrote: {sandbox['auto']}", soft_wrap=True)
+    for name in ("bubblewrap", "subprocess"):
+        console.print(f"         {'':<13} {name}: {sandbox[name]}", soft_wrap=True)
     return 1 if missing else 0
 
 
