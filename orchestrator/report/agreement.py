@@ -13,12 +13,12 @@ def matrix_chart(square: pd.DataFrame, title: str, signed: bool = False) -> Mark
     """A square table of numbers as shaded cells; `signed` ones run from -1 to 1, others from 0 to 1."""
     names = [str(name) for name in square.columns]
     short = [name.removeprefix("layer-") for name in names]
-    cell = 34 if len(names) <= 12 else max(9, 420 // len(names))
+    cell = 42 if len(names) <= 12 else max(9, 420 // len(names))
     left = min(10 + int(6.2 * max(map(len, short))), 150)
     top = 18 if left < 60 else left
     side = cell * len(names)
     plot = Plot((left + side + 4, top + side + 4), (0, len(names)), (len(names), 0), (left, 4, top, 4))
-    every = -(-len(names) * 9 // 420) if cell < 14 else 1
+    every = -(-18 // cell)
     for i, name in enumerate(short):
         if i % every == 0:
             middle = cell * (i + 0.5)
@@ -31,7 +31,7 @@ def matrix_chart(square: pd.DataFrame, title: str, signed: bool = False) -> Mark
         for j, column in enumerate(names):
             value = float(square.iat[i, j])
             _cell(plot, left + cell * j, top + cell * i, cell, value, f"{row} and {column}", signed)
-    return plot.markup(title, "chart matrix")
+    return plot.markup(title, "chart matrix", natural=True)
 
 
 def _cell(plot: Plot, x: float, y: float, side: int, value: float, tip: str, signed: bool) -> None:

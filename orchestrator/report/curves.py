@@ -53,6 +53,7 @@ def curve_chart(results: Results, column: str, title: str, size: tuple[int, int]
     last = max(curve.index.max() for curve in lines.values())
     values = [value for curve in lines.values() for value in curve]
     floor = [0.0] if min(values) >= 0 and min(values) < 0.6 * max(values) else []
+    many = " many" if len(lines) > 12 else ""
     plot = Plot(size, (1, max(last, 2)), span(values, include=floor, margin=0.04), (44, 10, 10, 20))
     plot.y_axis(4)
     plot.x_axis(sorted({v for v in ticks(1, max(last, 2), 5) if v == int(v)} | {1}))
@@ -60,7 +61,7 @@ def curve_chart(results: Results, column: str, title: str, size: tuple[int, int]
         plot.open(cls=f"run {kind(name)}", data_run=name, style=colour(results, name))
         plot.line(zip(curve.index, curve, strict=True))
         plot.close()
-    return plot.markup(title, "chart curves")
+    return plot.markup(title, f"chart curves{many}")
 
 
 def kind(selection: str) -> str:

@@ -4,6 +4,7 @@ import pandas as pd
 
 from .profile import between, number, standing
 from .read import Results
+from .svg import compact
 
 OVERSTATES = (
     "The best of many noisy values overstates itself: in simulations of 28 layers with the usual evaluation noise, by "
@@ -13,7 +14,7 @@ OVERSTATES = (
 
 
 def headline(results: Results) -> list[str]:
-    """The answer in at most three sentences."""
+    """The answer in a few sentences."""
     layers = results.layers
     if not len(layers):
         return ["No layer has been scored yet."]
@@ -28,7 +29,14 @@ def headline(results: Results) -> list[str]:
         said.append(f"Layer{'s' if len(tied) > 1 else ''} {names} cannot be told apart from it.")
     elif len(layers) > 1:
         said.append("No other layer is tied with it.")
-    if best["imprecise"] is True:
+    several = results.several[results.several["contribution"].notna()]
+    if len(several):
+        row = several.loc[several["contribution"].idxmax()]
+        interval = between(row["contribution_low"], row["contribution_high"])
+        said.append(
+            f"Of the runs that train several layers, {row['selection']} does best: C {number(row['contribution'])}, {interval}."
+        )
+    if pd.notna(best["imprecise"]) and best["imprecise"]:
         said.append("The full run's gain is small against its noise, so every contribution is imprecise.")
     return said
 
@@ -127,8 +135,11 @@ def rates(results: Results) -> str | None:
     if not len(found):
         return None
     names = {"layer": "single layers", "layers": "several layers", "full": "full"}
-    parts = [f"{names[kind]} {_list([f'{rate:g}' for rate in sorted(found[kind])])}" for kind in names if kind in found]
-    return f"Learning rates: {', '.join(parts)}. They change the ranking."
+    rates = {kind: _list([compact(rate) for rate in sorted(found[kind])]) for kind in names if kind in found}
+    if len(set(rates.values())) == 1:
+        return f"Every run has the learning rate {next(iter(rates.values()))}; another changes the ranking."
+    parts = [f"{names[kind]} {rate}" for kind, rate in rates.items()]
+    return f"Learning rates: {', '.join(parts)}; others change the ranking."
 
 
 def _list(words: list[str]) -> str:

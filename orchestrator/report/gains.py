@@ -51,7 +51,7 @@ def _of_layers(results: Results, column: str, base: float, scale: float) -> tupl
 
 def _plot(results: Results, y: tuple[float, float]) -> Plot:
     count = max(results.model_layers, 1)
-    plot = Plot(SIZE, (-0.7, count - 0.3), y, (44, 10, 10, 20))
+    plot = Plot(SIZE, (-0.7, count - 0.3), y, (44, 28, 10, 20))
     plot.y_axis(4)
     plot.x_axis(sorted({v for v in ticks(0, count - 1, 7) if v == int(v)}) if count > 1 else [0])
     return plot

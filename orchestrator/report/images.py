@@ -51,9 +51,7 @@ def draw_profile(axes: Axes, results: Results) -> None:
     low, high = limits(rows, column, lines)
     for name, value in lines.items():
         axes.axhline(value, color="#17191c" if name == "full" else "#646a73", lw=1, ls="-" if name == "full" else "--")
-        label = {"full": "full training", "base": "base model"}[name]
-        axes.annotate(label, (1, value), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-                      ha="right", fontsize=9)  # fmt: skip
+        axes.annotate(name, (1, value), (4, -3), xycoords=("axes fraction", "data"), textcoords="offset points")
     layers = rows[rows["kind"] == "layer"]
     axes.plot(layers["place"], layers[column], color="#a3abb6", lw=0.8, alpha=0.6, zorder=1)
     marks = [standing(row) for row in rows.to_dict("records")]

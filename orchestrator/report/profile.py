@@ -15,7 +15,10 @@ FARTHEST = 1.0
 
 def number(value: object, digits: int = 2) -> str:
     """For people; a dash where there is none."""
-    return "–" if pd.isna(value) else f"{value:.{digits}f}".replace("-", "−")
+    if pd.isna(value):
+        return "–"
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
 
 
 def between(low: object, high: object, digits: int = 2) -> str:
@@ -40,9 +43,14 @@ def shown(results: Results) -> pd.DataFrame:
     """Rows to draw, with `place` on the x axis: layers by index, runs of several layers behind the last."""
     column = measure(results)
     layers, several = results.layers, results.several
-    places = [layers["layer"].astype(float), pd.Series(results.model_layers + 1.0 + np.arange(len(several)))]
+    places = [layers["layer"].astype(float), _places(results)]
     rows = pd.concat([layers, several]).assign(place=np.concatenate(places))
     return rows[rows[column].notna()]
+
+
+def _places(results: Results) -> np.ndarray:
+    """Of runs of several layers: behind the last layer, far enough apart for their names."""
+    return results.model_layers + max(1.0, results.model_layers / 16) * (0.5 + np.arange(len(results.several)))
 
 
 def limits(rows: pd.DataFrame, column: str, lines: dict[str, float]) -> tuple[float, float]:
@@ -52,23 +60,23 @@ def limits(rows: pd.DataFrame, column: str, lines: dict[str, float]) -> tuple[fl
         return span(lines.values())
     low, high = values.min() - FARTHEST, values.max() + FARTHEST
     ends = pd.concat([rows[f"{column}_low"], rows[f"{column}_high"]]).astype(float).dropna().clip(low, high)
-    final = rows["final_contribution"].dropna().clip(low, high) if column == "contribution" else []
-    return span([*values, *ends, *final], include=list(lines.values()))
+    final = []
+    if column == "contribution":
+        final = pd.concat([rows[f"final_contribution{end}"] for end in ("", "_low", "_high")]).astype(float).dropna()
+    return span([*values, *ends, *np.clip(final, low, high)], include=list(lines.values()))
 
 
 def profile_chart(results: Results, width: int, height: int) -> Markup:
     """Points with 95 % intervals; the best and those tied with it filled, the final split as diamonds."""
     column, lines, rows = measure(results), levels(results), shown(results)
-    extra = len(results.several)
-    last = results.model_layers - 1 + (extra + 1 if extra else 0)
-    bottom = 96 if extra else 36
-    size, x = (width, height + bottom - 36), (-0.6, max(last, 0) + 0.6)
-    plot = Plot(size, x, limits(rows, column, lines), (38, 10, 16, bottom))
+    last = max([results.model_layers - 1, 0, *_places(results)])
+    bottom = 100 if len(results.several) else 36
+    size, x = (width, height + bottom - 36), (-0.6, last + 0.6)
+    plot = Plot(size, x, limits(rows, column, lines), (38, 34, 10, bottom))
     plot.y_axis(6)
     _layer_axis(plot, results, width)
     for name, value in lines.items():
-        label = {"base": "base model", "full": "full training"}[name]
-        plot.level(value, f"level {name}", label)
+        plot.level(value, f"level {name}", name)
     layers = rows[rows["kind"] == "layer"]
     plot.line(zip(layers["place"], layers[column], strict=True), cls="thread")
     for row in rows.to_dict("records"):
@@ -86,8 +94,8 @@ def _layer_axis(plot: Plot, results: Results, width: int) -> None:
         inside = [v for v in values if v == int(v) and v < count]
         plot.x_axis(inside, label=lambda v: f"{v:.0f}")
         plot.add("text", "layer", cls="title", x=plot.x((count - 1) / 2), y=plot.y.start + 32, text_anchor="middle")
-    for at, name in enumerate(results.several["selection"]):
-        x, y = plot.x(count + 1 + at), plot.y.start + 14
+    for at, name in zip(_places(results), results.several["selection"], strict=True):
+        x, y = plot.x(at) + 4, plot.y.start + 12
         plot.add("text", name, cls="tick", x=x, y=y, text_anchor="end", transform=f"rotate(-40 {x:.1f} {y:.1f})")
 
 
@@ -95,8 +103,9 @@ def _point(plot: Plot, row: dict, column: str) -> None:
     x, value = plot.x(row["place"]), row[column]
     low, high = row[f"{column}_low"], row[f"{column}_high"]
     kind = standing(row)
-    hollow = "" if row["status"] == "completed" else " hollow"
-    plot.open(cls=f"point {kind}{hollow}", data_tip=_tip(row, column), tabindex="0")
+    plot.open(
+        cls=f"point {kind}{'' if row['status'] == 'completed' else ' hollow'}", data_tip=_tip(row, column), tabindex="0"
+    )
     if pd.notna(low) and pd.notna(high):
         plot.add("line", cls="whisker", x1=x, x2=x, y1=plot.y(low), y2=plot.y(high))
         for end, sign in ((low, 1), (high, -1)):
@@ -104,17 +113,24 @@ def _point(plot: Plot, row: dict, column: str) -> None:
                 y, back = plot.y(end), plot.y(end) - 5 * sign
                 plot.add("path", cls="arrow", d=f"M{x - 3:.1f} {back:.1f}L{x:.1f} {y:.1f}L{x + 3:.1f} {back:.1f}")
     if column == "contribution" and pd.notna(row["final_contribution"]):
-        y = plot.y(row["final_contribution"])
-        plot.add("path", cls="final", d=f"M{x:.1f} {y - 5:.1f}l5 5l-5 5l-5 -5z")
+        _final(plot, x + min(11.0, (plot.x(1) - plot.x(0)) * 0.4), row)
     plot.add("circle", cls="dot", cx=x, cy=plot.y(value), r=4.5 if kind in ("best", "tied") else 3.5)
     plot.add("circle", cls="target", cx=x, cy=plot.y(value), r=11)
     plot.close()
 
 
+def _final(plot: Plot, x: float, row: dict) -> None:
+    """The same layer on the final split, beside its point."""
+    y, low, high = plot.y(row["final_contribution"]), row["final_contribution_low"], row["final_contribution_high"]
+    if pd.notna(low) and pd.notna(high):
+        plot.add("line", cls="final", x1=x, x2=x, y1=plot.y(low), y2=plot.y(high))
+    plot.add("path", cls="final", d=f"M{x:.1f} {y - 4:.1f}l4 4l-4 4l-4 -4z")
+
+
 def standing(row: dict) -> str:
-    """How a row is marked: several, best, tied, or other."""
-    if row["kind"] == "layers":
-        return "several"
+    """How a row is marked: base, full, several; a single layer as best, tied or other."""
+    if row["kind"] != "layer":
+        return "several" if row["kind"] == "layers" else row["kind"]
     if pd.notna(row["rank"]) and row["rank"] == 1:
         return "best"
     return "tied" if pd.notna(row["tied_with_best"]) and row["tied_with_best"] else "other"
@@ -130,5 +146,6 @@ def _tip(row: dict, column: str) -> str:
     if pd.notna(row["p_best"]):
         lines.append(f"best with probability {number(row['p_best'])}")
     if pd.notna(row["final_contribution"]):
-        lines.append(f"on the final split C {number(row['final_contribution'])}")
+        final = between(row["final_contribution_low"], row["final_contribution_high"])
+        lines.append(f"final split: C {number(row['final_contribution'])}, 95 % {final}")
     return "\n".join(lines)

@@ -32,13 +32,15 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def compact(value: float) -> str:
     """A number for an axis: 0.25, 1.2k, 3M, 2e-5."""
+    if value < 0:
+        return "−" + compact(-value)
     if value == 0:
         return "0"
-    if abs(value) < 1e-3:
+    if value < 1e-3:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
+        if value >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
 
@@ -121,11 +123,11 @@ class Plot:
             self.add("text", title, cls="title", x=middle, y=self.height - 3, text_anchor="middle")
 
     def level(self, value: float, cls: str, label: str | None = None) -> None:
-        """A horizontal line across the plot, named at its right end."""
+        """A horizontal line across the plot, named in the right margin."""
         at = self.y(value)
         self.add("line", cls=cls, x1=self.x.start, x2=self.x.end, y1=at, y2=at)
         if label:
-            self.add("text", label, cls="name", x=self.x.end - 2, y=at - 5, text_anchor="end")
+            self.add("text", label, cls="name", x=self.x.end + 5, y=at + 4)
 
     def line(self, points: Iterable[tuple[float, float]], cls: str = "line") -> None:
         where = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points if math.isfinite(y))
@@ -138,12 +140,14 @@ class Plot:
     def close(self) -> None:
         self.parts.append("</g>")
 
-    def markup(self, title: str, cls: str = "") -> Markup:
-        """The chart. Its ranges are written along for the page's script to read values back."""
+    def markup(self, title: str, cls: str = "", natural: bool = False) -> Markup:
+        """The chart, as wide as its place on the page, or no wider than it was made if `natural`. Its ranges are
+        written along, for the page's script to read values back."""
         x, y = (f"{s.low:.6g} {s.high:.6g} {s.start:.6g} {s.end:.6g}" for s in (self.x, self.y))
+        limit = f' style="max-width: {self.width}px"' if natural else ""
         return Markup(
             f'<svg class="{escape(cls)}" viewBox="0 0 {self.width} {self.height}" role="img" '
-            f'aria-label="{escape(title)}" data-x="{x}" data-y="{y}">{"".join(self.parts)}</svg>'
+            f'aria-label="{escape(title)}"{limit} data-x="{x}" data-y="{y}">{"".join(self.parts)}</svg>'
         )
 
 
