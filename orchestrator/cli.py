@@ -72,10 +72,16 @@ def _run(args: argparse.Namespace) -> int:
     from .progress import Progress
 
     with connected(args.address, f"layersweep-{plan.spec.name}", plan.spec.resources.on_gpu()) as trainer_environment:
-        from .driver import run_plan
+        from ray.exceptions import RayError
+
+        from .driver import PlanError, reason_of, run_plan
 
         progress = Progress([run.name for run in plan.runs], plan.spec.training.steps)
-        complete, table = run_plan(plan, progress, trainer_environment)
+        try:
+            complete, table = run_plan(plan, progress, trainer_environment)
+        except (RayError, PlanError) as error:
+            print(f"layersweep: the sweep stopped: {reason_of(error)}", file=sys.stderr)
+            return 1
     from .report import write_report
 
     write_report(plan.folder)

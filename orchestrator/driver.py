@@ -6,7 +6,7 @@ trainer, weights from the trainer to the engine, and to the collector what is to
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,12 +21,19 @@ from workers.engine import Engine
 from workers.rollout import RolloutWorker
 from workers.trainer import Trainer
 
+from .halving import Halving
+from .layers import LayerSearch
 from .plan import Plan, Run
 from .progress import Progress
+from .search import FINAL_SAMPLES, Rung, survivors
 from .table import sweep_table
 
 ZERO_REWARD_PATIENCE = 20
 """Steps of no reward at all after which a run counts as collapsed: nothing is left to reinforce."""
+
+
+class PlanError(RuntimeError):
+    """A plan that this cluster cannot carry out."""
 
 
 class Collapsed(RuntimeError):
@@ -41,7 +48,9 @@ class _State:
     engine: Any
     trainers: list[Any] = field(default_factory=list)
     version: int = 0
+    steps: int = 0
     zero_reward: int = 0
+    status: str = "running"
 
 
 class Driver:
@@ -59,20 +68,29 @@ class Driver:
         self.gpu = plan.spec.resources.on_gpu()
         self.first: dict[int, Any] = {}
         self.engine_of: dict[str, Any] = {}
+        self.base_scored = asyncio.Event()
+        self.halving = self._halving()
 
     async def run(self) -> bool:
-        """Everything: start, train, evaluate, write. True when every run completed."""
+        """Everything: start, train, evaluate, write. True when every run completed.
+
+        Raises:
+            ray.exceptions.RayError: what all runs need (an engine, the base model) could not be had. What was
+                finished until then is written.
+        """
         began = time.monotonic()
         try:
             await self._start()
             self.progress.started(time.monotonic() - began)
-            states = [_State(run, self._deal(run.name)) for run in self.plan.runs]
             slots = asyncio.Semaphore(self._concurrency())
-            done = await asyncio.gather(self._evaluate_base(), *(self._guarded(state, slots) for state in states))
-            await self._finals([state for state, fine in zip(states, done[1:], strict=True) if fine])
-            await self.collector.write.remote()
-            return all(done)
+            base = asyncio.create_task(self._evaluate_base())
+            states = await self._all(self.plan.runs, slots)
+            await base
+            states += await self._all(await self._combined(), slots)
+            await self._finals([state for state in states if state.status == "completed"])
+            return all(state.status != "failed" for state in states)
         finally:
+            await self.collector.write.remote()
             self.progress.close()
 
     async def table(self) -> Any:
@@ -82,12 +100,11 @@ class Driver:
 
     async def _start(self) -> None:
         """Engines first: importing vLLM is what everything else can wait for, and overlaps with."""
-        spec, resources = self.spec, self.spec.resources
+        spec, resources, small = self.spec, self.spec.resources, ActorResources(cpus=0.05)
         self.engines = [
             self._actor(Engine, f"Engine-{i}", resources.engine, max_concurrency=10_000).remote(i)
             for i in range(resources.engines)
         ]
-        small = ActorResources(cpus=0.05)
         self.collector = self._actor(Collector, "Collector", small).remote(
             self.plan.folder, self._facts(), partial(sweep_table, self._constants())
         )
@@ -112,16 +129,43 @@ class Driver:
         return await ray.remote(_make_tiny_model).options(name="warm-up", num_cpus=0.1).remote(model, self.spec.task)
 
     def _concurrency(self) -> int:
-        """How many runs train at the same time: as asked, else what the cluster has room for."""
-        if self.spec.resources.concurrent_runs:
-            return self.spec.resources.concurrent_runs
-        free = ray.cluster_resources()
-        rooms = [len(self.plan.runs)]
-        needs, ranks = self.spec.resources.trainer, self.spec.resources.trainer_ranks
-        for have, need in ((free.get("CPU", 0) - 1, needs.cpus), (free.get("GPU", 0) - 1, needs.gpus)):
-            if need:
-                rooms.append(int(have / (need * ranks)))
-        return max(1, min(rooms))
+        """How many runs train at the same time: as asked, else what the cluster has room for.
+
+        Raises:
+            PlanError: a search, which pauses layer runs in their trainers, on a cluster without room for all.
+        """
+        runs = len(self.plan.runs)
+        if not (slots := self.spec.resources.concurrent_runs):
+            free, rooms = ray.cluster_resources(), [runs]
+            needs, ranks = self.spec.resources.trainer, self.spec.resources.trainer_ranks
+            for have, need in ((free.get("CPU", 0) - 1, needs.cpus), (free.get("GPU", 0) - 1, needs.gpus)):
+                if need:
+                    rooms.append(int(have / (need * ranks)))
+            slots = max(1, min(rooms))
+        if self.halving and slots < runs:
+            raise PlanError(
+                f"layers.search: a search keeps every layer's trainer while it is paused, {runs} runs in all, and "
+                f"there is room for {slots}: lower resources.trainer, or name fewer layers"
+            )
+        return slots
+
+    def _halving(self) -> Halving | None:
+        """The search, if the spec asks for one."""
+        if not isinstance(self.spec.layers, LayerSearch):
+            return None
+        runs = {run.name: run.selection.layers[0] for run in self.plan.runs if run.selection.kind == "layer"}
+        return Halving(self.plan.rungs, runs, self._survivors)
+
+    async def _survivors(self, rung: Rung, layers: list[int]) -> list[int]:
+        """The layers that train on after a rung, by their scores smoothed along depth."""
+        from .scores import gains_at
+
+        await self.base_scored.wait()
+        names = [Selection.layer(k).name for k in layers]
+        gains = gains_at(await self.collector.all_scores.remote(), names, rung.step)
+        kept = survivors(layers, gains.mean, gains.covariance, rung.keep)
+        self.progress.say(f"search: after step {rung.step} layers {', '.join(map(str, kept))} go on")
+        return kept
 
     def _deal(self, name: str) -> Any:
         """Engines in turn; a run stays with its engine."""
@@ -129,25 +173,24 @@ class Driver:
 
     def _facts(self) -> list[dict[str, Any]]:
         """What the collector knows of base and runs from the start."""
-        count, rates = self.plan.architecture.layers, self.spec.training.learning_rate
         base = Run(Selection.base(), self.spec.seeds[0])
-        facts = []
-        for run in (base, *self.plan.runs):
-            selection = run.selection
-            layer = selection.layers[0] if selection.kind == "layer" else None
-            facts.append(
-                {
-                    "selection": selection.name,
-                    "seed": run.seed,
-                    "kind": selection.kind,
-                    "layer": layer,
-                    "depth": None if layer is None else layer / max(1, count - 1),
-                    "learning_rate": {"base": None, "full": rates.full}.get(selection.kind, rates.layer),
-                    "trainable_parameters": 0 if selection.kind == "base" else None,
-                    "seconds": 0.0,
-                }
-            )
-        return facts
+        return [self._fact(run) for run in (base, *self.plan.runs)]
+
+    def _fact(self, run: Run) -> dict[str, Any]:
+        selection, count, rates = run.selection, self.plan.architecture.layers, self.spec.training.learning_rate
+        layer = selection.layers[0] if selection.kind == "layer" else None
+        rate = rates.full if selection.whole else rates.layer
+        return {
+            "selection": selection.name,
+            "seed": run.seed,
+            "kind": "layers" if selection.kind == "boost" else selection.kind,
+            "layer": layer,
+            "depth": None if layer is None else layer / max(1, count - 1),
+            "layers": list(selection.layers),
+            "learning_rate": None if selection.kind == "base" else rate,
+            "trainable_parameters": 0 if selection.kind == "base" else None,
+            "seconds": 0.0,
+        }
 
     def _constants(self) -> dict[str, str]:
         spec = self.spec
@@ -156,53 +199,87 @@ class Driver:
 
     # -- one run ----------------------------------------------------------------------------------------------
 
-    async def _guarded(self, state: _State, slots: asyncio.Semaphore) -> bool:
+    async def _all(self, runs: Sequence[Run], slots: asyncio.Semaphore) -> list[_State]:
+        """These runs, side by side, each to its own end."""
+        states = [_State(run, self._deal(run.name)) for run in runs]
+        await asyncio.gather(*(self._guarded(state, slots) for state in states))
+        return states
+
+    async def _combined(self) -> list[Run]:
+        """The runs over several layers, picked from the layer runs that are finished now, or from another table."""
+        if not self.spec.combine:
+            return []
+        from .combine import pick, read_profile
+
+        table = read_profile(self.spec.profile) if self.spec.profile else await self.table()
+        selections = [pick(run, table, self.plan.architecture.layers) for run in self.spec.combine]
+        for selection in selections:
+            self.progress.say(f"{selection.name}: layers {', '.join(map(str, selection.layers))}")
+        runs = [Run(selection, seed) for seed in self.spec.seeds for selection in selections]
+        for run in runs:
+            self.progress.add(run.name)
+            await self.collector.add_run.remote(self._fact(run))
+        return runs
+
+    async def _guarded(self, state: _State, slots: asyncio.Semaphore) -> None:
         """A run to its end; a failure is its own."""
         run = state.run
         async with slots:
             began = time.monotonic()
+            reason = None
             try:
-                await self._train(state)
-                await self._evaluate(state, self.spec.training.steps)
-                await self._report(run, status="completed", seconds=time.monotonic() - began)
-                self.progress.finished(run.name)
-                return True
+                state.status = await self._train(state)
             except (ray.exceptions.RayError, Collapsed) as error:
-                reason = _reason(error)
-                await self._report(run, status="failed", reason=reason, seconds=time.monotonic() - began)
-                self.progress.failed(run.name, reason)
-                return False
+                state.status, reason = "failed", reason_of(error)
+                if self.halving:
+                    await self.halving.leave(run.name)
             finally:
                 for trainer in state.trainers:
                     ray.kill(trainer)
+            await self._report(run, status=state.status, reason=reason, seconds=time.monotonic() - began)
+            self.progress.ended(run.name, state.status, reason)
 
-    async def _train(self, state: _State) -> None:
-        run, spec = state.run, self.spec
+    async def _train(self, state: _State) -> str:
+        """All steps and evaluations of a run; "completed", or "pruned" where a search stopped it."""
+        spec, last = self.spec, self.spec.training.steps
         await self._start_trainers(state)
-        for step in range(spec.training.steps):
-            if spec.evaluation.every and step and step % spec.evaluation.every == 0:
-                await self._evaluate(state, step)
-            began = time.monotonic()
-            experience = self._rollout(state, step)
-            updates = [
-                trainer.update.options(num_returns=2).remote(experience, step) for trainer in state.trainers
-            ]
-            metrics = (await asyncio.gather(*(metrics for metrics, _ in updates)))[0]
-            updated = time.monotonic()
-            metrics["pushed_bytes"] = await state.engine.push.remote(run.name, state.version + 1, updates[0][1])
-            state.version += 1
-            finished = time.monotonic()
-            metrics["sync_seconds"] = finished - updated
-            worked = sum(metrics[f"{phase}_seconds"] for phase in ("rollout", "reward", "update"))
-            metrics["wait_seconds"] = max(0.0, updated - began - worked)
-            self.collector.record_step.remote(run.selection.name, run.seed, step, metrics)
-            self.progress.stepped(run.name, step + 1, metrics, finished - began)
-            self._check(state, metrics)
-        await asyncio.gather(*(t.save_overlay.remote(f"{self.plan.folder}/overlays/{run.name}") for t in state.trainers))
+        while state.steps < last:
+            await self._step(state, state.steps)
+            if state.steps in self.plan.evaluation_steps:
+                await self._evaluate(state, state.steps)
+            if self.halving and state.run.name in self.halving.runs and state.steps in self.halving.rungs:
+                if not await self.halving.goes_on(state.run.name, state.steps):
+                    break
+        folder = f"{self.plan.folder}/overlays/{state.run.name}"
+        await asyncio.gather(*(trainer.finish.remote(folder) for trainer in state.trainers))
+        if state.steps < last:
+            return "pruned"
+        # Choosing among a search's finalists is where most would otherwise be lost: they get more samples.
+        searched = self.halving is not None and state.run.name in self.halving.runs
+        has_final = any(suite.final_prompts for suite in spec.evaluation.suites)
+        await self._evaluate(state, last, factor=self.halving.final_samples if searched and not has_final else 1)
+        return "completed"
+
+    async def _step(self, state: _State, step: int) -> None:
+        """Rollout, update, push, record."""
+        run, began = state.run, time.monotonic()
+        experience = self._rollout(state, step)
+        updates = [trainer.update.options(num_returns=2).remote(experience, step) for trainer in state.trainers]
+        metrics = (await asyncio.gather(*(metrics for metrics, _ in updates)))[0]
+        updated = time.monotonic()
+        metrics["pushed_bytes"] = await state.engine.push.remote(run.name, state.version + 1, updates[0][1])
+        state.version, state.steps = state.version + 1, step + 1
+        finished = time.monotonic()
+        metrics["sync_seconds"] = finished - updated
+        worked = sum(metrics[f"{phase}_seconds"] for phase in ("rollout", "reward", "update"))
+        metrics["wait_seconds"] = max(0.0, updated - began - worked)
+        self.collector.record_step.remote(run.selection.name, run.seed, step, metrics)
+        self.progress.stepped(run.name, step + 1, metrics, finished - began)
+        self._check(state, metrics)
 
     async def _start_trainers(self, state: _State) -> None:
         run, spec, resources = state.run, self.spec, self.spec.resources
-        full = run.selection.kind == "full"
+        full = run.selection.whole
         needs = (resources.full_trainer if full else None) or resources.trainer
         ranks = resources.full_trainer_ranks if full else resources.trainer_ranks
         state.trainers = [
@@ -217,7 +294,7 @@ class Driver:
         address = await state.trainers[0].address.remote()
         trust = isinstance(spec.model, PretrainedModel) and spec.model.trust_remote_code
         facts = await asyncio.gather(
-            *(t.start.remote(self.model, address, spec.algorithm, spec.training, spec.deepspeed, trust)
+            *(t.start.remote(self.model, address, spec.algorithm.build(), spec.training, spec.deepspeed, trust)
               for t in state.trainers)
         )  # fmt: skip
         await self._report(run, trainable_parameters=facts[0]["trainable_parameters"])
@@ -241,16 +318,15 @@ class Driver:
 
     # -- evaluation -------------------------------------------------------------------------------------------
 
-    async def _evaluate_base(self) -> bool:
+    async def _evaluate_base(self) -> None:
         run = Run(Selection.base(), self.spec.seeds[0])
         began = time.monotonic()
         await self._evaluate(_State(run, self.engines[0]), 0)
         await self._report(run, status="completed", seconds=time.monotonic() - began)
-        return True
+        self.base_scored.set()
 
-    async def _evaluate(self, state: _State, step: int, split: str = "selection") -> None:
-        """All suites of one run, at the same time as whatever else the engine has to do."""
-        factor = 4 if split == "final" else 1
+    async def _evaluate(self, state: _State, step: int, split: str = "selection", factor: int = 1) -> None:
+        """All suites of one run with `factor` times their samples, beside whatever else the engine has to do."""
         name = state.run.name if state.version else None
         suites = [s for s in self.spec.evaluation.suites if split == "selection" or s.final_prompts]
         calls = [
@@ -264,18 +340,19 @@ class Driver:
             await self.collector.record_scores.remote(state.run.selection.name, state.run.seed, step, columns)
 
     async def _finals(self, states: list[_State]) -> None:
-        """Base, full and the best layers once more, on prompts that picked none of them, with four times the samples."""
+        """Base, full and the best once more, on prompts that picked none of them, with four times the samples."""
         if not any(suite.final_prompts for suite in self.spec.evaluation.suites):
             return
         table = await self.table()
-        layers = table[table["kind"].isin(["layer", "layers"])].nlargest(self.spec.evaluation.finalists, "score")
-        chosen = {"full", *layers["selection"]}
-        self.progress.say(f"scoring base, full and {', '.join(layers['selection'])} on the final split")
+        scored = table[(table["status"] == "completed") & table["score"].notna()]
+        layers = scored[scored["kind"] == "layer"].nlargest(self.spec.evaluation.finalists, "score")
+        chosen = {"full", *layers["selection"], *scored.loc[scored["kind"] == "layers", "selection"]}
+        self.progress.say(f"scoring base and {', '.join(sorted(chosen))} on the final split")
         base = _State(Run(Selection.base(), self.spec.seeds[0]), self.engines[0])
         finalists = [state for state in states if state.run.selection.name in chosen]
         await asyncio.gather(
-            self._evaluate(base, 0, "final"),
-            *(self._evaluate(state, self.spec.training.steps, "final") for state in finalists),
+            self._evaluate(base, 0, "final", FINAL_SAMPLES),
+            *(self._evaluate(state, self.spec.training.steps, "final", FINAL_SAMPLES) for state in finalists),
         )
 
 
@@ -285,7 +362,7 @@ def _make_tiny_model(model: TinyModel, task: Any) -> str:
     return make_tiny_model(model, task)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """One line that a person understands: the cause itself, not Ray's report of it."""
     cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
     return " ".join(f"{type(cause).__name__}: {cause}".split())[:500]
@@ -299,5 +376,3 @@ def run_plan(plan: Plan, progress: Progress, trainer_environment: dict[str, Any]
         return await driver.run(), await driver.table()
 
     return asyncio.run(everything())
-
-

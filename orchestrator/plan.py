@@ -5,6 +5,7 @@ import socket
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import fsspec
@@ -13,8 +14,11 @@ from policies.architecture import Architecture
 from policies.config import PretrainedModel, TinyModel
 from policies.selection import Selection
 
-from .layers import resolve_layers
+from .layers import LayerSearch, resolve_layers
 from .spec import SpecError, SweepSpec
+
+if TYPE_CHECKING:  # scipy, which most plans do without
+    from .search import Rung
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Plan:
         return 4 if self.spec.training.dtype == "float32" else 2
 
     def trainable_parameters(self, selection: Selection) -> int:
-        if selection.kind == "full":
+        if selection.whole:
             return self.architecture.parameters
         return len(selection.layers) * self.architecture.layer_parameters
 
@@ -60,6 +64,23 @@ class Plan:
         and with bfloat16 the float32 master weights."""
         per_parameter = 2 * self.element_bytes + 8 + (4 if self.element_bytes == 2 else 0)
         return self.trainable_parameters(selection) * per_parameter
+
+    @property
+    def rungs(self) -> "list[Rung]":
+        """Of the spec's search; empty without one."""
+        if not isinstance(self.spec.layers, LayerSearch):
+            return []
+        from .search import Schedule
+
+        search = self.spec.layers.search
+        layers = sum(run.selection.kind == "layer" for run in self.runs) // len(self.spec.seeds)
+        return Schedule(search.budget, search.goal).rungs(layers, self.spec.training.steps)
+
+    @property
+    def evaluation_steps(self) -> set[int]:
+        """Completed steps after which every run is scored, the end apart."""
+        every, steps = self.spec.evaluation.every, self.spec.training.steps
+        return set(range(every, steps, every) if every else ()) | {rung.step for rung in self.rungs[:-1]}
 
     @property
     def trunk_bytes(self) -> int:
@@ -75,7 +96,7 @@ class Plan:
     @property
     def evaluation_responses(self) -> int:
         evaluation, steps = self.spec.evaluation, self.spec.training.steps
-        times = max(1, -(-steps // evaluation.every)) if evaluation.every else 1
+        times = 1 + len([step for step in self.evaluation_steps if step < steps])
         once = sum(s.prompts * (s.samples + evaluation.greedy) for s in evaluation.suites)
         finalists = 1 + len(self.spec.seeds) * (evaluation.finalists + self.spec.include_full)
         final = sum(4 * s.final_prompts * s.samples for s in evaluation.suites)
@@ -106,7 +127,39 @@ def make_plan(spec: SweepSpec) -> Plan:
         raise SpecError(problems)
     selections = ([Selection.full()] if spec.include_full else []) + [Selection.layer(k) for k in layers]
     runs = tuple(Run(selection, seed) for seed in spec.seeds for selection in selections)
-    return Plan(spec, architecture, runs)
+    plan = Plan(spec, architecture, runs)
+    if problems := _search_problems(plan) + _combine_problems(plan):
+        raise SpecError(problems)
+    return plan
+
+
+def _search_problems(plan: Plan) -> list[str]:
+    try:
+        plan.rungs  # noqa: B018  computed to see whether the budget is feasible
+    except ValueError as error:
+        return [f"layers.search: {error}"]
+    return []
+
+
+def _combine_problems(plan: Plan) -> list[str]:
+    """Whether the profile is there and has layers enough; picking from this sweep itself comes later."""
+    spec = plan.spec
+    own = sum(run.selection.kind == "layer" for run in plan.runs) // len(spec.seeds)
+    if not spec.profile:
+        return [
+            f"combine[{i}]: {run.name} needs {run.which[1]} layer runs, the sweep has {own}"
+            for i, run in enumerate(spec.combine)
+            if run.which[1] > (plan.architecture.layers if run.middle else own)
+        ]
+    from .combine import pick, read_profile
+
+    try:
+        table = read_profile(spec.profile)
+        for run in spec.combine:
+            pick(run, table, plan.architecture.layers)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def _architecture(spec: SweepSpec) -> Architecture:
@@ -140,8 +193,8 @@ def model_folder(model: PretrainedModel) -> Path:
         config = hf_hub_download(model.path, "config.json", revision=model.revision, local_files_only=offline)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
-            f"there is no folder {model.path}, and the model hub did not give its config.json ({type(error).__name__}); "
-            "name an existing folder in Hugging Face format"
+            f"there is no folder {model.path}, and the model hub did not give its config.json "
+            f"({type(error).__name__}); name an existing folder in Hugging Face format"
         ) from error
     return Path(config).parent
 
@@ -197,5 +250,7 @@ def _output_problems(spec: SweepSpec) -> list[str]:
             if filesystem.exists(folder):
                 filesystem.rmdir(folder)
     except OSError as error:
-        return [f"output: cannot write to {spec.output} ({error.strerror or error}); name a folder that you may write to"]
+        return [
+            f"output: cannot write to {spec.output} ({error.strerror or error}); name a folder that you may write to"
+        ]
     return []

@@ -54,13 +54,15 @@ class Progress:
             row.status = "evaluating"
         self._show()
 
-    def finished(self, run: str) -> None:
-        self.rows[run].status = "completed"
-        self._show()
+    def add(self, run: str) -> None:
+        """A run that was not known at the start."""
+        self.rows[run] = _Row()
 
-    def failed(self, run: str, reason: str) -> None:
-        self.rows[run].status = "failed"
-        self.say(f"{run} failed: {reason}")
+    def ended(self, run: str, status: str, reason: str | None) -> None:
+        self.rows[run].status = status
+        if reason:
+            self.say(f"{run} {status}: {reason}")
+        self._show()
 
     def close(self) -> None:
         if self.live:
@@ -80,7 +82,7 @@ class Progress:
             self.say(f"step {steps}/{total}, about {left:.0f} s left; step and reward: {parts}")
 
     def _left(self, row: _Row) -> float:
-        return (self.steps - row.step) * row.seconds_per_step
+        return (self.steps - row.step) * row.seconds_per_step if row.status in ("waiting", "training") else 0.0
 
     def _table(self) -> Table:
         table = Table(title=f"{time.monotonic() - self.began:.0f} s")

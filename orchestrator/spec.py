@@ -16,7 +16,7 @@ from policies.strict import StrictModel
 from rollout.config import EvaluationConfig, RolloutConfig, TaskConfig
 from workers.config import DeepSpeedConfig, ResourcesConfig, TrainingConfig
 
-from .layers import LayerSet
+from .layers import CombinedRun, LayerSet
 
 
 class SpecError(Exception):
@@ -39,9 +39,15 @@ class SweepSpec(StrictModel):
     algorithm: AlgorithmConfig = GRPO()
     """How rewards become updates."""
     layers: LayerSet = "all"
-    """Which layers get a run each: `all`, a list of numbers, `start:stop:step`, or `middle:k`."""
+    """Which layers get a run each: `all`, a list of numbers, `start:stop:step`, `middle:k`, or `{search: {budget,
+    goal}}` to find the best for a share of the cost."""
     include_full: bool = True
     """Also train every parameter; without it no contribution can be computed."""
+    combine: tuple[CombinedRun, ...] = ()
+    """Runs over several layers, trained once the layer runs are finished: `only: best 5`, `boost: best 10`,
+    `middle: 5`, `worst: 5`. Picked on the selection split, scored on the final split too."""
+    profile: str | None = None
+    """A finished sweep's folder or contribution.parquet to pick `combine`'s layers from; null is this sweep itself."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Every run is repeated with each of these."""
     training: TrainingConfig = TrainingConfig()
@@ -76,7 +82,7 @@ class SweepSpec(StrictModel):
                 "training.group_size: advantages compare the responses of a group, and a group of 1 has nothing to "
                 "compare; set it to 2 or more"
             )
-        if self.algorithm.overlong_buffer >= self.training.max_response_tokens:
+        if self.algorithm.build().overlong_buffer >= self.training.max_response_tokens:
             raise ValueError("algorithm.overlong_buffer: must be below training.max_response_tokens")
         if isinstance(self.model, TinyModel) and not hasattr(type(self.task), "tiny"):
             raise ValueError(

@@ -15,9 +15,7 @@ FINAL = ("score", "score_low", "score_high", "contribution", "contribution_low",
 """Repeated for the `final` split as final_score, ..."""
 
 
-def sweep_table(
-    sweep: dict[str, str], runs: pd.DataFrame, steps: pd.DataFrame, scores: pd.DataFrame
-) -> pd.DataFrame:
+def sweep_table(sweep: dict[str, str], runs: pd.DataFrame, steps: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """One row per selection, base first, then full, then by layer; complete at any moment of the sweep.
 
     Args:
@@ -42,7 +40,9 @@ def sweep_table(
 def _of_runs(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     """One row per selection from one row per run."""
     last = steps.groupby(["selection", "seed"]).agg(
-        steps=("step", lambda s: int(s.max()) + 1), update_norm=("update_norm", "last"), generated_tokens=("tokens", "sum")
+        steps=("step", lambda s: int(s.max()) + 1),
+        update_norm=("update_norm", "last"),
+        generated_tokens=("tokens", "sum"),
     )
     runs = runs.merge(last, how="left", on=["selection", "seed"])
     grouped = runs.groupby("selection", sort=False)
@@ -50,6 +50,7 @@ def _of_runs(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
         kind=("kind", "first"),
         layer=("layer", "first"),
         depth=("depth", "first"),
+        layers=("layers", "first"),
         seeds=("seed", "size"),
         trainable_parameters=("trainable_parameters", "first"),
         learning_rate=("learning_rate", "first"),

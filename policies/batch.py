@@ -102,6 +102,4 @@ def _micro_batch(
     mask = torch.from_numpy(same & causal)[:, None]
     columns = (torch.from_numpy(np.concatenate(column).astype(np.int64)) for column in zip(*flat, strict=True))
     predictor, target, response, token = columns
-    return MicroBatch(
-        torch.from_numpy(ids), torch.from_numpy(positions), mask, predictor, target, response, token
-    )
+    return MicroBatch(torch.from_numpy(ids), torch.from_numpy(positions), mask, predictor, target, response, token)

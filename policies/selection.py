@@ -4,12 +4,12 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["base", "full", "layer", "layers"]
+Kind = Literal["base", "full", "layer", "layers", "boost"]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What trains. `name` is how the tables call it: base, full, layer-07, layers-07-09, layers-best-5, ..."""
+    """What trains. `name` is how the tables call it: base, full, layer-07, layers-best-5, boost-best-5, ..."""
 
     name: str
     kind: Kind
@@ -32,12 +32,24 @@ class Selection:
         ordered = tuple(sorted(set(layers)))
         return cls(name or "layers-" + "-".join(f"{k:02d}" for k in ordered), "layers", ordered)
 
+    @classmethod
+    def boost(cls, layers: tuple[int, ...], name: str) -> "Selection":
+        """Everything, `layers` at twice the learning rate (the study's Boost B_k)."""
+        return cls(name, "boost", tuple(sorted(set(layers))))
+
+    @property
+    def whole(self) -> bool:
+        """Whether every parameter of the model trains."""
+        return self.kind in ("full", "boost")
+
     def trains(self, parameter: str) -> bool:
         """Whether the parameter of this Hugging Face name trains.
 
         Layers train their block's tensors and nothing else: embeddings, final norm and LM head stay frozen.
         """
-        if self.kind == "full":
-            return True
+        return self.whole or self.names(parameter)
+
+    def names(self, parameter: str) -> bool:
+        """Whether the parameter of this Hugging Face name belongs to one of `layers`."""
         match = re.match(r"model\.layers\.(\d+)\.", parameter)
         return match is not None and int(match[1]) in self.layers

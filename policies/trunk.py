@@ -1,10 +1,10 @@
 """The frozen base and the policy over it: nothing below the trained blocks has a graph, nothing frozen a copy."""
 
 import copy
-import hashlib
 from collections.abc import Iterable
 
 import torch
+import xxhash
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -37,8 +37,8 @@ class Trunk:
         return cls(model.to(device))
 
     def digest(self) -> str:
-        """SHA-256 over every weight: equal at the start and at the end, or something wrote into shared pages."""
-        digest = hashlib.sha256()
+        """XXH3-128 over every weight: equal at the start and at the end, or something wrote into shared pages."""
+        digest = xxhash.xxh3_128()
         for name, tensor in sorted(self.model.state_dict(keep_vars=True).items()):
             digest.update(name.encode())
             digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy())
@@ -67,7 +67,7 @@ class Policy(nn.Module):
         super().__init__()
         self._trunk = (trunk,)  # in a tuple, so that it is not registered
         self.selection = selection
-        if selection.kind == "full":
+        if selection.whole:
             self.trained: nn.Module = copy.deepcopy(trunk.model)
             self.start = 0
         else:
@@ -87,20 +87,19 @@ class Policy(nn.Module):
             hidden: the input of the first trained block from Trunk.prefix; None for `full`.
             temperature: of the sampling distribution.
         """
-        if self.selection.kind == "full":
+        if self.selection.whole:
             model, blocks = self.trained, list(self.trained.model.layers)
             hidden = model.model.embed_tokens(batch.input_ids)
         else:
             model = self.trunk.model
             blocks = [
-                self.trained[str(k)] if str(k) in self.trained else layer
-                for k, layer in enumerate(self.trunk.layers)
+                self.trained[str(k)] if str(k) in self.trained else layer for k, layer in enumerate(self.trunk.layers)
             ][self.start :]
         return token_logprobs(model, batch, run_blocks(model.model, batch, hidden, blocks), temperature)
 
     def named_weights(self) -> dict[str, nn.Parameter]:
         """The trained parameters under their Hugging Face names; a tied LM head appears once, as the embedding."""
-        if self.selection.kind == "full":
+        if self.selection.whole:
             return dict(self.trained.named_parameters())
         return {f"model.layers.{name}": weight for name, weight in self.trained.named_parameters()}
 
@@ -109,9 +108,7 @@ def run_blocks(decoder: nn.Module, batch: MicroBatch, hidden: Tensor, blocks: It
     """Hidden states [B, T, hidden] through decoder blocks under the batch's tree mask."""
     rotary = decoder.rotary_emb(hidden, batch.position_ids)
     for block in blocks:
-        hidden = block(
-            hidden, attention_mask=batch.mask, position_ids=batch.position_ids, position_embeddings=rotary
-        )
+        hidden = block(hidden, attention_mask=batch.mask, position_ids=batch.position_ids, position_embeddings=rotary)
     return hidden
 
 

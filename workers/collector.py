@@ -64,6 +64,14 @@ class Collector:
         self.runs[selection, seed].update(facts)
         self._write_if_due()
 
+    def add_run(self, run: dict[str, Any]) -> None:
+        """A run that was not known at the start."""
+        self.runs[run["selection"], run["seed"]] = run | {"status": "running", "reason": None}
+
+    def all_scores(self) -> pd.DataFrame:
+        """The content of scores.parquet as of now."""
+        return self._frames()[1]
+
     def table(self) -> pd.DataFrame:
         """The contribution table as of now."""
         return self.summarise(pd.DataFrame(self.runs.values()), *self._frames())
@@ -84,4 +92,3 @@ class Collector:
         steps = pd.DataFrame(self.steps, columns=list(STEP_COLUMNS))
         empty = pd.DataFrame(columns=list(SCORE_COLUMNS))
         return steps, pd.concat(self.scores, ignore_index=True) if self.scores else empty
-

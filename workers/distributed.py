@@ -11,9 +11,7 @@ def prepare(rank: int, ranks: int, address: str, port: int, gpu: bool) -> None:
         address, port: where rank 0 listens.
         gpu: NCCL on the actor's GPU instead of gloo.
     """
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK="0", MASTER_ADDR=address, MASTER_PORT=str(port)
-    )
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK="0", MASTER_ADDR=address, MASTER_PORT=str(port))
     if not gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed

@@ -4,9 +4,10 @@
 def worker_environment(gpu: bool) -> dict[str, str]:
     """What vLLM, DeepSpeed and torch read at import."""
     shared = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in its actor, where weights can be pushed between steps
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in its actor: weights are pushed between its steps
         "VLLM_NO_USAGE_STATS": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # the driver reports a failed run itself, in one line
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
     if gpu:

@@ -100,13 +100,13 @@ class Learner:
     ):
         self.trunk, self.selection, self.algorithm, self.training = trunk, selection, algorithm, training
         self.rank, self.ranks = rank, ranks
-        full = selection.kind == "full"
+        full = selection.whole
         self.peak = training.learning_rate.full if full else training.learning_rate.layer
         policy = Policy(trunk, selection)
         self.parameters = sum(p.numel() for p in policy.parameters())
         self.device = next(policy.parameters()).device
         optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=self.peak, betas=training.betas, weight_decay=training.weight_decay
+            _parameter_groups(policy), lr=self.peak, betas=training.betas, weight_decay=training.weight_decay
         )
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=policy,
@@ -131,7 +131,7 @@ class Learner:
         began, cpu = time.perf_counter(), time.process_time()
         rate = learning_rate(self.training, self.peak, step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         algorithm, limit = self.algorithm, self.training.max_response_tokens
         reward = algorithm.shaped(experience.reward, experience.lengths, limit)
         advantage = algorithm.advantages(
@@ -151,7 +151,8 @@ class Learner:
     def weights(self) -> dict[str, Tensor]:
         """The trained parameters under their Hugging Face names (gathered, at ZeRO 3: call it on every rank)."""
         named = self.policy.named_weights()
-        with deepspeed.zero.GatheredParameters(list(named.values()), enabled=self.engine.zero_optimization_stage() == 3):
+        partitioned = self.engine.zero_optimization_stage() == 3
+        with deepspeed.zero.GatheredParameters(list(named.values()), enabled=partitioned):
             return {name: weight.detach().clone() for name, weight in named.items()}
 
     def _minibatches(self, experience: Experience, step: int) -> list[np.ndarray]:
@@ -176,7 +177,7 @@ class Learner:
         short = -(-len(batches) // self.ranks) - len(mine)
         for batch, scale in [(b, 1.0) for b in mine] + [(b, 0.0) for b in batches[:short]]:
             batch = batch.to(self.device)
-            hidden = None if self.selection.kind == "full" else self.trunk.prefix(batch, self.policy.start)
+            hidden = None if self.selection.whole else self.trunk.prefix(batch, self.policy.start)
             yield _Piece(batch, hidden, weights[batch.response] * (scale * self.ranks))
 
     def _optimizer_step(
@@ -225,10 +226,11 @@ class Learner:
             dist.all_reduce(totals)
         loss, kl, entropy, clipped, tokens, mismatch, mismatch_tokens = totals.tolist()
         steps = max(1, len(sums.grad_norms))
+        with_signal = np.unique(experience.group[advantage != 0])
         return {
             "reward_mean": float(experience.reward.mean()),
             "reward_std": float(experience.reward.std()),
-            "no_signal_fraction": 1 - len(np.unique(experience.group[advantage != 0])) / len(np.unique(experience.group)),
+            "no_signal_fraction": 1 - len(with_signal) / len(np.unique(experience.group)),
             "loss": loss / steps,
             "kl": kl / max(1.0, tokens),
             "entropy": entropy / max(1.0, tokens),
@@ -250,6 +252,15 @@ class Learner:
         """L2 norm of the change of the trained parameters since the base model."""
         base = dict(self.trunk.model.named_parameters())
         return math.sqrt(sum(float((w - base[n]).float().square().sum()) for n, w in self.weights().items()))
+
+
+def _parameter_groups(policy: Policy) -> list[dict]:
+    """One group at the learning rate; with `boost` the chosen layers in a second one at twice that."""
+    chosen = policy.selection.names if policy.selection.kind == "boost" else lambda _: False
+    groups: dict[bool, list] = {False: [], True: []}
+    for name, weight in policy.named_weights().items():
+        groups[chosen(name)].append(weight)
+    return [{"params": weights, "factor": 1 + boosted} for boosted, weights in groups.items() if weights]
 
 
 def _finite(norm: Tensor | float) -> float:

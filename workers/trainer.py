@@ -13,6 +13,10 @@ from workers.distributed import free_port, prepare
 from workers.files import write_atomically
 
 
+class TrunkChanged(RuntimeError):
+    """Something wrote into the weights that a run shares with the base."""
+
+
 class Trainer:
     """Updates one selection's weights, from one seed's rollouts.
 
@@ -55,6 +59,7 @@ class Trainer:
         torch.manual_seed(self.seed)
         device = "cuda" if self.gpu else "cpu"
         trunk = Trunk.load(model, training.dtype, device, trust_remote_code)
+        self.digest = trunk.digest()
         self.learner = Learner(trunk, self.selection, algorithm, training, section, self.rank, self.ranks)
         return {"trainable_parameters": self.learner.parameters, "pid": os.getpid()}
 
@@ -66,10 +71,16 @@ class Trainer:
         weights = self.learner.weights()
         return metrics, to_arrays(weights) if self.rank == 0 else {}
 
-    def save_overlay(self, folder: str) -> None:
-        """Write the trained parameters to `<folder>/model.safetensors` under their Hugging Face names."""
+    def finish(self, folder: str) -> None:
+        """Write the trained parameters to `<folder>/model.safetensors` under their Hugging Face names.
+
+        Raises:
+            TrunkChanged: the frozen weights are not what they were at the start; the run is worthless.
+        """
         from safetensors.torch import save
 
+        if self.learner.trunk.digest() != self.digest:
+            raise TrunkChanged("the frozen weights changed while this run trained")
         weights = {name: weight.cpu().contiguous() for name, weight in self.learner.weights().items()}
         if self.rank == 0:
             write_atomically(f"{folder}/model.safetensors", lambda file: file.write(save(weights)))

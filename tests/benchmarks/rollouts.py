@@ -78,6 +78,17 @@ if __name__ == "__main__":
     counts = [int(c) for c in sys.argv[2:]] or [8, 16]
     print_table(
         "Rollout tokens per CPU second, medians of 5 rounds",
-        ["model", "runs", "M", "mixed", "swap", "an engine each", "mixed / swap", "mixed / each", "auto / best", "auto"],
+        [
+            "model",
+            "runs",
+            "M",
+            "mixed",
+            "swap",
+            "an engine each",
+            "mixed / swap",
+            "mixed / each",
+            "auto / best",
+            "auto",
+        ],
         [row for shape in shapes for count in counts for row in measure(shape, count)],
     )

@@ -1,0 +1,53 @@
+"""A search in progress: layer runs meet at the end of each rung, and the weaker ones stop there."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from .search import Rung
+
+
+class Halving:
+    """Where layer runs wait for each other; paused they keep their trainers, so going on costs nothing.
+
+    Args:
+        rungs: of orchestrator.search.Schedule.
+        runs: the names and layers of the layer runs (several seeds of a layer are several runs).
+        choose: awaited once per rung with the layers there and how many to keep; gives those that go on.
+    """
+
+    def __init__(
+        self,
+        rungs: Sequence[Rung],
+        runs: dict[str, int],
+        choose: Callable[[Rung, list[int]], Awaitable[list[int]]],
+    ):
+        self.rungs = {rung.step: rung for rung in rungs[:-1]}
+        self.final_samples = rungs[-1].samples
+        self.runs, self.choose = dict(runs), choose
+        self.waiting: set[str] = set()
+        self.step = 0
+        self.opened = asyncio.Event()
+
+    async def goes_on(self, name: str, step: int) -> bool:
+        """Called by each layer run once it has been scored at the end of a rung; whether it trains on."""
+        self.waiting.add(name)
+        self.step = step
+        opened = self.opened
+        await self._open_if_complete()
+        await opened.wait()
+        return name in self.runs
+
+    async def leave(self, name: str) -> None:
+        """A run failed: the others need not wait for it."""
+        if self.runs.pop(name, None) is not None and self.waiting:
+            await self._open_if_complete()
+
+    async def _open_if_complete(self) -> None:
+        if not self.runs.keys() <= self.waiting:
+            return
+        layers, rung = sorted(set(self.runs.values())), self.rungs[self.step]
+        kept = await self.choose(rung, layers) if len(layers) > rung.keep else layers
+        self.runs = {name: layer for name, layer in self.runs.items() if layer in kept}
+        self.waiting, opened = set(), self.opened
+        self.opened = asyncio.Event()
+        opened.set()

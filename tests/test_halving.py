@@ -1,0 +1,100 @@
+"""A search in progress, and sets of layers picked from a table."""
+
+import asyncio
+
+import pandas as pd
+import pytest
+
+from orchestrator.combine import pick
+from orchestrator.halving import Halving
+from orchestrator.layers import CombinedRun
+from orchestrator.plan import make_plan
+from orchestrator.search import Rung
+from orchestrator.spec import SpecError, parse_spec
+from policies.selection import Selection
+from tests.test_spec import demo
+
+
+def test_layers_meet_at_rungs_and_the_weaker_stop():
+    """4 layers to step 2, 2 to step 4, 1 to step 6; layer 3 fails on its way to the first rung. Quality is the
+    layer's number: 1 and 2 pass the first rung, 2 the second."""
+    rungs = [Rung(2, 4, 2, 1), Rung(4, 2, 1, 1), Rung(6, 1, 1, 4)]
+    asked = []
+
+    async def choose(rung, layers):
+        asked.append((rung.step, layers))
+        return sorted(layers)[-rung.keep :]
+
+    async def train(halving, layer):
+        for step in range(1, 7):
+            await asyncio.sleep(0.001 * (layer + 1))
+            if layer == 3:
+                await halving.leave("run-3")
+                return step, "failed"
+            if step in halving.rungs and not await halving.goes_on(f"run-{layer}", step):
+                return step, "pruned"
+        return 6, "completed"
+
+    async def search():
+        halving = Halving(rungs, {f"run-{k}": k for k in range(4)}, choose)
+        return await asyncio.wait_for(asyncio.gather(*(train(halving, k) for k in range(4))), 5)
+
+    assert asyncio.run(search()) == [(2, "pruned"), (4, "pruned"), (6, "completed"), (1, "failed")]
+    assert asked == [(2, [0, 1, 2]), (4, [1, 2])]
+
+
+TABLE = pd.DataFrame(
+    {
+        "kind": ["base", "full", *["layer"] * 5],
+        "layer": [None, None, 0, 1, 2, 3, 4],
+        "score": [0.1, 0.9, 0.3, 0.8, 0.7, None, 0.2],
+        "status": ["completed"] * 5 + ["failed", "pruned"],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        ({"only": "best 2"}, Selection("layers-best-2", "layers", (1, 2))),
+        ({"worst": 2}, Selection("layers-worst-2", "layers", (0, 2))),
+        ({"only": "worst 2"}, Selection("layers-worst-2", "layers", (0, 2))),
+        ({"middle": 2}, Selection("layers-middle-2", "layers", (2, 3))),
+        ({"boost": "best 1"}, Selection("boost-best-1", "boost", (1,))),
+    ],
+)
+def test_picks_from_a_table(run, expected):
+    """Scores .3 .8 .7 of layers 0 to 2; layer 3 failed and layer 4 was stopped early, so neither is ranked."""
+    assert pick(CombinedRun(**run), TABLE, layers=6) == expected
+
+
+def test_boost_trains_everything_and_two_layers_train_themselves():
+    boost, two = Selection.boost((1,), "boost-best-1"), Selection.several((0, 2))
+    assert boost.trains("model.embed_tokens.weight") and boost.trains("model.layers.0.mlp.up_proj.weight")
+    assert boost.names("model.layers.1.mlp.up_proj.weight") and not boost.names("model.layers.10.mlp.up_proj.weight")
+    assert two.trains("model.layers.2.input_layernorm.weight") and not two.trains("model.layers.1.mlp.up_proj.weight")
+    assert not two.trains("model.norm.weight")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"combine": [{"only": "best 7"}]}, "combine[0]: layers-best-7 needs 7 layer runs, the sweep has 6"),
+        ({"combine": [{"only": "best 1", "middle": 2}]}, "give exactly one of only, boost, middle, worst"),
+        ({"combine": [{"only": "finest 2"}]}, "combine[0].only"),
+        ({"layers": {"search": {"budget": 0.1}}}, "layers.search: a budget of 0.1 is too small"),
+        ({"layers": {"search": {"budgt": 0.1}}}, "search.budgt"),
+        ({"combine": [{"only": "best 2"}], "profile": "/nowhere"}, "profile: there is no table at /nowhere"),
+    ],
+)
+def test_bad_searches_and_combinations(changes, expected):
+    with pytest.raises(SpecError) as error:
+        make_plan(parse_spec(demo(**changes)))
+    assert expected in str(error.value)
+
+
+def test_a_search_is_planned():
+    """6 layers, 30 steps, half the budget: the rungs' steps are where every run is scored."""
+    plan = make_plan(parse_spec(demo(layers={"search": {"budget": 0.5}})))
+    assert plan.evaluation_steps == {rung.step for rung in plan.rungs[:-1]}
+    assert plan.rungs[0].layers == 6 and plan.rungs[-1].step == 30

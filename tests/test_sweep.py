@@ -1,0 +1,123 @@
+"""Whole sweeps on the real Ray, vLLM and DeepSpeed, through the command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from orchestrator.cli import DEMO
+
+pytestmark = pytest.mark.slow
+
+
+def sweep(folder: Path, expect: int, **sections) -> Path:
+    """Run the demo with some sections changed, in `folder`; returns the sweep's folder."""
+    spec = yaml.safe_load(Path(DEMO).read_text())
+    for name, change in sections.items():
+        spec[name] = spec.get(name, {}) | change if isinstance(change, dict) else change
+    suite = {"name": "sort", "prompts": 24, "final_prompts": 8, "samples": 2}
+    spec |= {"name": "small", "output": str(folder), "evaluation": {"suites": [suite], "greedy": True, "finalists": 1}}
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    command = [sys.executable, "-m", "orchestrator.cli", "run", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return folder / "small"
+
+
+def base_weights(folder: Path) -> dict[str, np.ndarray]:
+    from orchestrator.spec import load_spec
+    from workers.tiny import cache_folder
+
+    spec = load_spec(folder / "sweep.yaml")
+    return load_file(cache_folder(spec.model, spec.task) / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Layers 1 and 4 and full, 3 steps, the full run on two data-parallel ranks at ZeRO 2."""
+    return sweep(
+        tmp_path_factory.mktemp("sweep"), 0, layers=[1, 4], training={"steps": 3, "warmup_steps": 1},
+        deepspeed={"full_zero_stage": 2}, resources={"full_trainer_ranks": 2},
+    )  # fmt: skip
+
+
+def test_every_run_completes_and_every_file_opens(finished):
+    table = pd.read_parquet(finished / "contribution.parquet")
+    assert table["selection"].tolist() == ["base", "full", "layer-01", "layer-04"]
+    assert (table["status"] == "completed").all()
+    assert table["layer"].tolist()[2:] == [1, 4]
+    assert table["depth"].tolist()[2:] == pytest.approx([1 / 5, 4 / 5])
+    assert table["prompts"].tolist() == [24] * 4
+    # 24 prompts x 2 samples and one greedy answer; finalists (base, full, one layer) 8 prompts x 8 samples and one.
+    scores = pd.read_parquet(finished / "scores.parquet")
+    assert len(scores) == 4 * 24 * 3 + 3 * 8 * 9
+    assert set(scores["suite"]) == {"sort", "sort@greedy"}
+    counted = scores[(scores["suite"] == "sort") & (scores["split"] == "selection")]
+    mean = counted.groupby("selection")["score"].mean()
+    assert table.set_index("selection")["score"].to_dict() == pytest.approx(mean.to_dict())
+    assert (finished / "report.png").stat().st_size > 10_000
+    assert (finished / "sweep.yaml").is_file()
+
+
+def test_only_the_selection_changed_and_all_of_it(finished):
+    """Overlays hold exactly the selection's tensors, each different from the base; 37,056 parameters in a layer."""
+    base = base_weights(finished)
+    for run, prefix in (
+        ("layer-01-seed0", "model.layers.1."),
+        ("layer-04-seed0", "model.layers.4."),
+        ("full-seed0", ""),
+    ):
+        overlay = load_file(finished / "overlays" / run / "model.safetensors")
+        assert set(overlay) == {name for name in base if name.startswith(prefix)}
+        for name, tensor in overlay.items():
+            assert tensor.shape == base[name].shape
+            assert not np.array_equal(tensor, base[name]), name
+    table = pd.read_parquet(finished / "contribution.parquet").set_index("selection")
+    assert table["trainable_parameters"].to_dict() == {
+        "base": 0, "full": sum(t.size for t in base.values()), "layer-01": 37_056, "layer-04": 37_056,
+    }  # fmt: skip
+
+
+def test_the_update_norm_is_the_distance_from_the_base(finished):
+    base = base_weights(finished)
+    steps = pd.read_parquet(finished / "steps.parquet")
+    for selection in ("layer-01", "full"):
+        overlay = load_file(finished / "overlays" / f"{selection}-seed0" / "model.safetensors")
+        distance = np.sqrt(sum(((t.astype(np.float64) - base[n]) ** 2).sum() for n, t in overlay.items()))
+        last = steps[(steps["selection"] == selection) & (steps["step"] == 2)]
+        assert last["update_norm"].item() == pytest.approx(distance, rel=1e-5)
+
+
+def test_what_a_step_records(finished):
+    """Pushed bytes are the selection's; the first batch is everybody's; engine and trainer agree on it."""
+    steps = pd.read_parquet(finished / "steps.parquet")
+    assert len(steps) == 3 * 3
+    assert steps.groupby("selection")["pushed_bytes"].unique().map(list).to_dict() == {
+        "full": [4 * 223_232], "layer-01": [4 * 37_056], "layer-04": [4 * 37_056],
+    }  # fmt: skip
+    first = steps[steps["step"] == 0]
+    assert first["reward_mean"].nunique() == 1
+    assert (steps["logprob_mismatch"] < 1e-5).all()
+    assert steps.loc[steps["selection"] == "layer-01", "learning_rate"].tolist() == [1e-3] * 3
+    phases = ["rollout", "reward", "update", "sync", "wait"]
+    assert (steps[[f"{phase}_seconds" for phase in phases]] >= 0).all().all()
+
+
+def test_a_run_that_collapses_fails_alone(tmp_path):
+    """A learning rate of 1e30 makes the layer's weights overflow at the second optimizer step: marked failed with
+    the reason, the full run completes, exit code 1."""
+    folder = sweep(
+        tmp_path,
+        1,
+        layers=[2],
+        training={"steps": 2, "warmup_steps": 0, "learning_rate": {"layer": 1e30, "full": 3e-4}},
+    )
+    table = pd.read_parquet(folder / "contribution.parquet").set_index("selection")
+    assert table["status"].to_dict() == {"base": "completed", "full": "completed", "layer-02": "failed"}
+    assert table.loc["layer-02", "reason"].startswith("NonFinite: ")
