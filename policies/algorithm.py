@@ -39,6 +39,10 @@ class PolicyGradient(StrictModel):
             )
         return self
 
+    def build(self) -> "PolicyGradient":
+        """The algorithm itself, which this is."""
+        return self
+
     def shaped(self, reward: np.ndarray, lengths: np.ndarray, max_length: int) -> np.ndarray:
         """Rewards [rows] after the overlong punishment, float32."""
         reward = np.asarray(reward, np.float32)

@@ -4,12 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
+from .custom import CustomAlgorithm
 from .dr_grpo import DrGRPO
 from .gigpo import GiGPO
 from .grpo import GRPO
 from .strict import StrictModel
 
-AlgorithmConfig = Annotated[GRPO | DrGRPO | GiGPO, Field(discriminator="type")]
+AlgorithmConfig = Annotated[GRPO | DrGRPO | GiGPO | CustomAlgorithm, Field(discriminator="type")]
 
 
 class PretrainedModel(StrictModel):
