@@ -46,8 +46,8 @@ class RolloutConfig(StrictModel):
     """Responses that are decoded at the same time; the rest wait."""
     max_num_batched_tokens: PositiveInt = 8192
     """Tokens of one forward pass at most."""
-    max_model_len: PositiveInt | None = None
-    """Prompt and response tokens at most; null is the model's own limit."""
+    max_model_len: int | None = Field(None, ge=64)
+    """Prompt and response tokens at most; null is the model's own limit. The engine's self-check needs 64."""
     kv_cache_memory_mib: PositiveInt | None = None
     """KV cache; null is 128 MiB on CPU, and on GPUs what `gpu_memory_utilization` leaves."""
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
