@@ -33,9 +33,7 @@ def headline(results: Results) -> list[str]:
     if len(several):
         row = several.loc[several["contribution"].idxmax()]
         interval = between(row["contribution_low"], row["contribution_high"])
-        said.append(
-            f"Of the runs that train several layers, {row['selection']} does best: C {number(row['contribution'])}, {interval}."
-        )
+        said.append(f"Of the combined runs {row['selection']} does best: C {number(row['contribution'])}, {interval}.")
     if pd.notna(best["imprecise"]) and best["imprecise"]:
         said.append("The full run's gain is small against its noise, so every contribution is imprecise.")
     return said
@@ -134,7 +132,7 @@ def rates(results: Results) -> str | None:
     found = results.table.dropna(subset=["learning_rate"]).groupby("kind")["learning_rate"].unique()
     if not len(found):
         return None
-    names = {"layer": "single layers", "layers": "several layers", "full": "full"}
+    names = {"layer": "single layers", "layers": "several layers", "boost": "boosted", "full": "full"}
     rates = {kind: _list([compact(rate) for rate in sorted(found[kind])]) for kind in names if kind in found}
     if len(set(rates.values())) == 1:
         return f"Every run has the learning rate {next(iter(rates.values()))}; another changes the ranking."

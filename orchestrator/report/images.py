@@ -20,7 +20,7 @@ STYLE = {
     "axes.titleweight": "bold", "axes.titlesize": 12, "legend.frameon": False, "savefig.dpi": 150,
 }  # fmt: skip
 COLOURS = {"best": "#1f5fd1", "tied": "#7fa6ea", "other": "#a3abb6", "several": "#a1308f"}
-NAMES = {"best": "best", "tied": "tied with the best", "other": "other layers", "several": "several layers"}
+NAMES = {"best": "best", "tied": "tied with the best", "other": "other layers", "several": "combined runs"}
 
 
 def images(results: Results) -> dict[str, Callable[[BinaryIO], object]]:
@@ -74,7 +74,7 @@ def draw_profile(axes: Axes, results: Results) -> None:
     what = "layer contribution C" if column == "contribution" else "score"
     axes.set(xlabel="layer", ylabel=what, title=f"{name}: {what}, 95 % intervals", ylim=(low, high))
     every = max(1, len(layers) // 14)
-    shown_layers, several = layers.iloc[::every], rows[rows["kind"] == "layers"]
+    shown_layers, several = layers.iloc[::every], rows[rows["kind"] != "layer"]
     labels = [*shown_layers["layer"].astype(str), *several["selection"]]
     axes.set_xticks([*shown_layers["place"], *several["place"]], labels, rotation=40 if len(several) else 0)
     if len(rows):

@@ -49,7 +49,7 @@ def render_page(results: Results) -> str:
         overstates=findings.OVERSTATES,
         unfinished=findings.unfinished(results),
         saved=findings.saved(results),
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        written=now(),
     )  # fmt: skip
 
 
@@ -68,6 +68,11 @@ def environment() -> Environment:
     made.globals["script"] = Markup((folder / "page.js").read_text(encoding="utf-8"))
     made.filters["number"] = profile.number
     return made
+
+
+def now() -> str:
+    """When a page was written."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _both(draw, wide: int, narrow: int) -> tuple[Markup, Markup] | None:

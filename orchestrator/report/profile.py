@@ -49,7 +49,7 @@ def shown(results: Results) -> pd.DataFrame:
 
 
 def _places(results: Results) -> np.ndarray:
-    """Of runs of several layers: behind the last layer, far enough apart for their names."""
+    """Of combined runs: behind the last layer, far enough apart for their names."""
     return results.model_layers + max(1.0, results.model_layers / 16) * (0.5 + np.arange(len(results.several)))
 
 
@@ -86,7 +86,7 @@ def profile_chart(results: Results, width: int, height: int) -> Markup:
 
 
 def _layer_axis(plot: Plot, results: Results, width: int) -> None:
-    """Layer numbers, and the names of runs of several layers, slanted."""
+    """Layer numbers, and the names of combined runs, slanted."""
     count = results.model_layers
     if count:
         room = max(2, int((width - 50) / 26))
@@ -128,9 +128,9 @@ def _final(plot: Plot, x: float, row: dict) -> None:
 
 
 def standing(row: dict) -> str:
-    """How a row is marked: base, full, several; a single layer as best, tied or other."""
+    """How a row is marked: base, full; single layers best, tied or other; several for combined runs."""
     if row["kind"] != "layer":
-        return "several" if row["kind"] == "layers" else row["kind"]
+        return row["kind"] if row["kind"] in ("base", "full") else "several"
     if pd.notna(row["rank"]) and row["rank"] == 1:
         return "best"
     return "tied" if pd.notna(row["tied_with_best"]) and row["tied_with_best"] else "other"

@@ -36,8 +36,8 @@ class Results:
 
     @property
     def several(self) -> pd.DataFrame:
-        """Rows of runs that train several layers, and have a score."""
-        return self.table[(self.table["kind"] == "layers") & self.table["score"].notna()]
+        """Rows of combined runs, which train or boost several layers, that have a score."""
+        return self.table[~self.table["kind"].isin(["base", "full", "layer"]) & self.table["score"].notna()]
 
     def only(self, kind: str) -> pd.Series | None:
         """The row of base or full, once it has a score."""

@@ -1,0 +1,102 @@
+"""compare.html and compare.png: many profiles along relative depth, their agreement as a matrix."""
+
+from collections.abc import Sequence
+from typing import BinaryIO
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from workers.files import write_atomically
+
+from ..compare import matrix
+from ..comparison import explanation, interval, number, shared
+from ..profile import Profile
+from .agreement import matrix_chart
+from .page import NARROW, WIDE, environment, now
+from .svg import Plot, span
+
+COLOURS = ("#1f5fd1", "#c2500c", "#2f9173", "#a1308f", "#8a6d0b", "#4a2a8a", "#178a8f", "#b42318")
+"""Of the first tables; more than these are told apart by pointing."""
+
+
+def write_comparison(
+    folder: str, profiles: Sequence[Profile], pairs: pd.DataFrame, shares: pd.DataFrame, top: int
+) -> list[str]:
+    """Write both files into `folder`; returns their paths."""
+    page = render(profiles, pairs, shares, top).encode()
+    written = {"compare.html": lambda file: file.write(page), "compare.png": lambda file: _image(profiles, file)}
+    for name, write in written.items():
+        write_atomically(f"{folder.rstrip('/')}/{name}", write)
+    return [f"{folder.rstrip('/')}/{name}" for name in written]
+
+
+def render(profiles: Sequence[Profile], pairs: pd.DataFrame, shares: pd.DataFrame, top: int) -> str:
+    """The page."""
+    squares = [
+        (title, matrix_chart(matrix(pairs, column), title, signed=True))
+        for column, title in (("rho", "Noise-corrected Spearman"), ("spearman", "Observed Spearman"))
+        if pairs[column].notna().any()
+    ]
+    return environment().get_template("compare.html.j2").render(
+        profiles=[(profile.name, _style(i)) for i, profile in enumerate(profiles)],
+        chart=(_overlay(profiles, WIDE, 330), _overlay(profiles, NARROW, 260)),
+        squares=squares,
+        pairs=[
+            (row.a, row.b, row.layers, number(row.spearman), number(row.rho), interval(row), shared(row), row.verdict)
+            for row in pairs.itertuples()
+        ],
+        shares=[
+            (row.table, number(row.top_share), number(row.centre_of_mass), number(row.gini))
+            for row in shares.itertuples()
+        ],
+        top=top,
+        explanation=explanation(pairs),
+        mixed=len({profile.is_contribution for profile in profiles}) > 1,
+        written=now(),
+    )  # fmt: skip
+
+
+def _style(at: int) -> str:
+    return f"--c: {COLOURS[at % len(COLOURS)]}"
+
+
+def _overlay(profiles: Sequence[Profile], width: int, height: int) -> Markup:
+    """All profiles, in units of their own standard deviation around their mean: what a rank correlation sees."""
+    scaled = [_standard(profile) for profile in profiles]
+    many = " many" if len(profiles) > len(COLOURS) else ""
+    plot = Plot((width, height), (0, 1), span(np.concatenate(scaled)), (38, 12, 12, 36))
+    plot.y_axis(5)
+    plot.x_axis((0, 0.25, 0.5, 0.75, 1), "relative depth")
+    for i, (profile, values) in enumerate(zip(profiles, scaled, strict=True)):
+        plot.open(cls="run", data_run=profile.name, style=_style(i))
+        plot.line(zip(profile.depth, values, strict=True))
+        plot.close()
+    return plot.markup("profiles along relative depth", f"chart curves{many}")
+
+
+def _standard(profile: Profile) -> np.ndarray:
+    centred = profile.contribution - profile.contribution.mean()
+    return centred / (centred.std() or 1.0)
+
+
+def _image(profiles: Sequence[Profile], file: BinaryIO) -> None:
+    from .images import STYLE, plt
+
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+        for i, profile in enumerate(profiles):
+            axes.plot(
+                profile.depth,
+                _standard(profile),
+                "o-",
+                ms=3,
+                lw=1.3,
+                color=COLOURS[i % len(COLOURS)],
+                label=profile.name,
+            )
+        axes.set(xlabel="relative depth", ylabel="contribution, standardised", title="profiles")
+        if len(profiles) <= len(COLOURS):
+            axes.legend(fontsize=9)
+        figure.savefig(file, format="png")
+        plt.close(figure)
