@@ -7,7 +7,6 @@ errors come at once.
 import argparse
 import sys
 from importlib.resources import files
-from pathlib import Path
 
 from .spec import SpecError, SweepSpec, load_spec
 
@@ -45,11 +44,29 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("spec", nargs="?", default=DEMO, help="YAML file (default: the demo)")
     run.add_argument("--address", help="of a running Ray cluster, such as auto or host:6379 (default: start Ray here)")
     run.add_argument("--fresh", action="store_true", help="discard what an earlier run of this sweep left")
-    report = add("report", _report, "Draw a finished or running sweep: contribution by layer, learning curves.")
-    report.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME)")
+    report = add("report", _report, "Write a finished or running sweep's report: one HTML file, and PNGs.")
+    report.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME), or a contribution table in parquet")
+    compare = add("compare", _compare, "Do the layer rankings agree? Observed and noise-corrected rank correlation.")
+    compare.add_argument("tables", nargs="+", metavar="TABLE", help="a sweep's folder, a parquet of ours, or a CSV")
+    compare.add_argument("-o", "--output", metavar="DIR", help="write compare.html and compare.png there")
+    compare.add_argument("--top", type=_count, default=5, metavar="K", help="how many best layers to hold against "
+                         "each other (default: 5)")  # fmt: skip
+    compare.add_argument("--noise", type=float, metavar="SD", help="of the contribution, for tables without intervals")
+    export = add("export", _export, "Merge a run's weights into its base: a folder that transformers and vLLM load.")
+    export.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME)")
+    export.add_argument("selection", help="such as layer-07 or full")
+    export.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder")
+    export.add_argument("--seed", type=int, help="where several were trained")
     add("doctor", _doctor, "Tell what this machine can do, and what is missing.")
     add("schema", _schema, "Explain every field of a spec.")
     return parser
+
+
+def _count(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -86,16 +103,30 @@ def _run(args: argparse.Namespace) -> int:
 
     write_report(plan.folder)
     show_table(table)
-    print(f"table: {plan.folder}/contribution.parquet\nreport: {plan.folder}/report.png")
+    print(f"table: {plan.folder}/contribution.parquet\nreport: {plan.folder}/report.html")
     return 0 if complete else 1
 
 
 def _report(args: argparse.Namespace) -> int:
     from .report import write_report
 
-    if not (Path(args.sweep) / "contribution.parquet").is_file():
-        raise SpecError([f"{args.sweep}: no contribution.parquet there; name a sweep's folder, OUTPUT/NAME"])
     for path in write_report(args.sweep):
+        print(path)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from .comparison import compare_tables
+
+    for path in compare_tables(args.tables, args.top, args.noise, args.output):
+        print(path)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from .export import export
+
+    for path in export(args.sweep, args.selection, args.output, args.seed):
         print(path)
     return 0
 
