@@ -73,7 +73,7 @@ def _plan(args: argparse.Namespace) -> int:
     from .plan import make_plan
     from .show import show_plan
 
-    show_plan(make_plan(load_spec(args.spec)))
+    show_plan(make_plan(load_spec(args.spec), fetch=False))
     return 0
 
 

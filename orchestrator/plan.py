@@ -1,20 +1,19 @@
 """From a spec to what will be run: models resolved, layers numbered, runs listed, sizes computed. Starts nothing."""
 
-import os
-import socket
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import fsspec
 
 from policies.architecture import Architecture
-from policies.config import PretrainedModel, TinyModel
 from policies.selection import Selection
+from rollout.config import TaskConfig
+from rollout.tasks import Split
 
 from .layers import LayerSearch, resolve_layers
+from .model_shape import shape_of
 from .spec import SpecError, SweepSpec
 
 if TYPE_CHECKING:  # scipy, which most plans do without
@@ -41,6 +40,10 @@ class Plan:
     architecture: Architecture
     runs: tuple[Run, ...]
     """Every run that trains; the base is evaluated besides."""
+    shape_source: str = ""
+    """Where the architecture comes from, if not from the model's own config.json."""
+    unchecked: tuple[str, ...] = ()
+    """Sections of the spec that need what only a run fetches, each with what that is."""
 
     @property
     def folder(self) -> str:
@@ -94,17 +97,29 @@ class Plan:
         return batch * (len(self.runs) * (training.steps - 1) + len(self.spec.seeds))
 
     @property
-    def evaluation_responses(self) -> int:
+    def evaluation_responses_by_suite(self) -> list[int]:
+        """Over base, runs and all times that they are scored, the final split included."""
         evaluation, steps = self.spec.evaluation, self.spec.training.steps
         times = 1 + len([step for step in self.evaluation_steps if step < steps])
-        once = sum(s.prompts * (s.samples + evaluation.greedy) for s in evaluation.suites)
         finalists = 1 + len(self.spec.seeds) * (evaluation.finalists + self.spec.include_full)
-        final = sum(4 * s.final_prompts * s.samples for s in evaluation.suites)
-        return once * (1 + times * len(self.runs)) + final * finalists
+        return [
+            s.prompts * (s.samples + evaluation.greedy) * (1 + times * len(self.runs))
+            + 4 * s.final_prompts * s.samples * finalists
+            for s in evaluation.suites
+        ]
+
+    @property
+    def evaluation_responses(self) -> int:
+        return sum(self.evaluation_responses_by_suite)
 
 
-def make_plan(spec: SweepSpec) -> Plan:
+def make_plan(spec: SweepSpec, fetch: bool = True) -> Plan:
     """Resolve everything that the spec leaves to the model, and check what it refers to.
+
+    Args:
+        spec: of the sweep.
+        fetch: load prompts from wherever they are, as a run must. Without it, what is not on this machine is left
+            `unchecked`, and the study's models need no hub.
 
     Raises:
         SpecError: layers that the model lacks, a model or data that is not there, prompts that the task cannot
@@ -113,11 +128,17 @@ def make_plan(spec: SweepSpec) -> Plan:
     problems: list[str] = []
     architecture = None
     try:
-        architecture = _architecture(spec)
+        architecture, source = shape_of(spec, from_table=not fetch)
         layers = resolve_layers(spec.layers, architecture.layers)
     except ValueError as error:
         problems.append(str(error))
-    problems += _task_problems(spec) + _output_problems(spec)
+    unchecked: dict[str, str] = {}
+    for path, config, counts in _prompt_sources(spec):
+        if not fetch and (needed := getattr(config, "fetched", None)):
+            unchecked[path] = needed
+        else:
+            problems += _prompt_problems(path, config, counts)
+    problems += _output_problems(spec)
     if architecture and architecture.heads % spec.rollout.tensor_parallel_size:
         problems.append(
             f"rollout.tensor_parallel_size: {spec.rollout.tensor_parallel_size} does not divide the model's "
@@ -127,7 +148,7 @@ def make_plan(spec: SweepSpec) -> Plan:
         raise SpecError(problems)
     selections = ([Selection.full()] if spec.include_full else []) + [Selection.layer(k) for k in layers]
     runs = tuple(Run(selection, seed) for seed in spec.seeds for selection in selections)
-    plan = Plan(spec, architecture, runs)
+    plan = Plan(spec, architecture, runs, source, tuple(f"{path} ({what})" for path, what in unchecked.items()))
     if problems := _search_problems(plan) + _combine_problems(plan):
         raise SpecError(problems)
     return plan
@@ -162,72 +183,23 @@ def _combine_problems(plan: Plan) -> list[str]:
     return []
 
 
-def _architecture(spec: SweepSpec) -> Architecture:
-    if isinstance(spec.model, TinyModel):
-        from workers.tiny import tiny_config
+def _prompt_sources(spec: SweepSpec) -> Iterator[tuple[str, TaskConfig, dict[Split, int]]]:
+    """Each section that gives prompts, and how many of which split are needed of it."""
+    yield "task", spec.task, {"train": spec.training.prompts_per_step}
+    for i, suite in enumerate(spec.evaluation.suites):
+        counts = {"selection": suite.prompts, "final": suite.final_prompts}
+        yield f"evaluation.suites[{i}]", suite.task or spec.task, counts
 
-        # Two special tokens beside the alphabet.
-        vocabulary = len(set(spec.task.build().alphabet)) + 2
-        return Architecture.from_config(tiny_config(spec.model, vocabulary))
+
+def _prompt_problems(path: str, config: TaskConfig, counts: dict[Split, int]) -> list[str]:
     try:
-        return Architecture.from_folder(model_folder(spec.model))
-    except ValueError as error:
-        raise ValueError(f"model.path: {error}") from error
-
-
-def model_folder(model: PretrainedModel) -> Path:
-    """A local folder as it is; of a hub name, the folder with its config.json (weights come when they are needed).
-
-    Raises:
-        ValueError: neither a folder here nor a name that the hub knows (or the hub is out of reach).
-    """
-    path = Path(model.path).expanduser()
-    looks_local = path.is_absolute() or model.path.startswith(".") or model.path.count("/") != 1
-    if path.is_dir() or looks_local:
-        return path
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        offline = not _hub_resolves()  # the library itself would try for half a minute
-        config = hf_hub_download(model.path, "config.json", revision=model.revision, local_files_only=offline)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"there is no folder {model.path}, and the model hub did not give its config.json "
-            f"({type(error).__name__}); name an existing folder in Hugging Face format"
-        ) from error
-    return Path(config).parent
-
-
-def _hub_resolves() -> bool:
-    """Whether the hub's name can be looked up from here, or a proxy does that for us."""
-    from huggingface_hub.constants import ENDPOINT
-
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    try:
-        socket.getaddrinfo(urlsplit(ENDPOINT).hostname, 443)
-    except OSError:
-        return False
-    return True
-
-
-def _task_problems(spec: SweepSpec) -> list[str]:
-    problems = []
-    sections = [("task", spec.task, None)]
-    sections += [(f"evaluation.suites[{i}]", s.task or spec.task, s) for i, s in enumerate(spec.evaluation.suites)]
-    for path, config, suite in sections:
-        try:
-            task = config.build()
-            if suite is None:
-                task.prompts("train", spec.training.prompts_per_step)
-            else:
-                task.prompts("selection", suite.prompts)
-                if suite.final_prompts:
-                    task.prompts("final", suite.final_prompts)
-        except (ValueError, OSError) as error:
-            problems.append(f"{path}: {error}")
-    return problems
+        task = config.build()
+        for split, count in counts.items():
+            if count:
+                task.prompts(split, count)
+    except (ValueError, OSError) as error:
+        return [f"{path}: {error}"]
+    return []
 
 
 def _output_problems(spec: SweepSpec) -> list[str]:

@@ -6,6 +6,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from .estimate import H200, Assumptions, activation_bytes, estimate
 from .plan import Plan
 from .spec import models_of
 
@@ -32,25 +33,45 @@ def show_plan(plan: Plan) -> None:
     facts = {
         "sweep": f"{spec.name} -> {plan.folder}",
         "model": f"{shape.name}, {shape.layers} layers, hidden {shape.hidden}, {shape.parameters:,} parameters, "
-        f"{shape.layer_parameters:,} in a layer",
+        f"{shape.layer_parameters:,} in a layer" + (f" ({plan.shape_source})" if plan.shape_source else ""),
         "task": f"{spec.task.type}, {spec.algorithm.type}",
         "each run": f"{training.steps} steps of {training.prompts_per_step} prompts x {training.group_size} responses, "
         f"{training.epochs * training.minibatches} optimizer steps each, at most {training.max_response_tokens} tokens",
         "runs": f"{len(plan.runs)} to train, seeds {', '.join(map(str, spec.seeds))}; the base is scored besides",
         "to generate": f"{plan.training_responses:,} training and {plan.evaluation_responses:,} evaluation responses",
         "shared trunk": f"{size(plan.trunk_bytes)} once per node, in {training.dtype}",
+        "an engine": engine_memory(plan),
     }
+    if spec.resources.on_gpu():
+        hours, assumed = estimate(plan), Assumptions()
+        facts["GPU-hours"] = (
+            f"about {hours.total:,.0f} of one {H200.name}: {hours.rollout:,.0f} writing, {hours.update:,.0f} training, "
+            f"{hours.evaluation:,.0f} scoring"
+        )
+        facts["which"] = str(assumed)
+    if plan.unchecked:
+        facts["at the run"] = f"is checked: {', '.join(plan.unchecked)}"
     for name, fact in facts.items():
         console.print(f"{name:>13}  {fact}")
-    table = Table("run", "trains", "learning rate", "pushed per step", "trainer's own memory")
+    table = Table("run", "trains", "learning rate", "pushed per step", "trainer's own memory", "activations at most")
     for run in plan.runs:
         selection = run.selection
         rate = training.learning_rate.full if selection.kind == "full" else training.learning_rate.layer
         table.add_row(
             run.name, f"{plan.trainable_parameters(selection):,}", f"{rate:g}", size(plan.push_bytes(selection)),
-            size(plan.trainer_bytes(selection)),
+            size(plan.trainer_bytes(selection)), size(activation_bytes(plan, selection)),
         )  # fmt: skip
     console.print(table)
+
+
+def engine_memory(plan: Plan) -> str:
+    """What an engine takes: weights, and a cache for what is being written."""
+    rollout, weights = plan.spec.rollout, f"weights {size(plan.trunk_bytes)}"
+    cache = None if rollout.kv_cache_memory_mib is None else f"KV cache {size(rollout.kv_cache_memory_mib << 20)}"
+    if plan.spec.resources.on_gpu():
+        share = f"{rollout.gpu_memory_utilization:.0%} of {rollout.tensor_parallel_size} GPU"
+        return f"{weights}, {cache}" if cache else f"{share}: {weights}, the rest KV cache"
+    return f"{weights}, {cache or 'KV cache 128.0 MiB'}"
 
 
 def show_table(table: Any) -> None:

@@ -86,6 +86,11 @@ class DataConfig(StrictModel):
             raise ValueError("template must contain {question} exactly once")
         return self
 
+    @property
+    def fetched(self) -> str | None:
+        """What has to be fetched from elsewhere; None for local files."""
+        return f"data set {self.hub} of the hub" if self.hub else None
+
     def files(self) -> list[Path]:
         """The local files, in order; empty for a data set of the hub.
 

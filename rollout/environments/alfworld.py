@@ -35,6 +35,11 @@ class AlfWorldConfig(EnvironmentConfig):
     chat: bool = True
 
     @property
+    def fetched(self) -> str:
+        """What a user fetches from elsewhere, so that a plan does not check it."""
+        return f"the games of ALFWorld in {self.data}"
+
+    @property
     def folder(self) -> Path:
         return Path(os.path.expandvars(self.data)).expanduser() / "json_2.1.1"
 

@@ -33,6 +33,11 @@ class CodeConfig(StrictModel):
     processes: int | None = Field(None, ge=1)
     """Programs that run at a time; null is one for each core that this process may use."""
 
+    @property
+    def fetched(self) -> str | None:
+        """What a run fetches from elsewhere, so that a plan does not check it."""
+        return self.data.fetched
+
     def build(self) -> "CodeTask":
         """Reads the data; a DataError says what is wrong with it, a SandboxError why programs cannot run here."""
         return CodeTask(self)

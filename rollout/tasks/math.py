@@ -30,6 +30,11 @@ class MathConfig(StrictModel):
     processes: int = Field(4, ge=1)
     """Worker processes for comparisons; they start when there is work for them."""
 
+    @property
+    def fetched(self) -> str | None:
+        """What a run fetches from elsewhere, so that a plan does not check it."""
+        return self.data.fetched
+
     def build(self) -> "MathTask":
         """Reads the data; a DataError says what is wrong with it."""
         return MathTask(self)

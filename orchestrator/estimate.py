@@ -1,0 +1,152 @@
+"""What a sweep costs on GPUs, from arithmetic and memory traffic: a model for planning, not a measurement.
+
+Counted per token of context c: a block's matrices are 2 FLOPs a parameter, its attention 4 FLOPs a query dimension and
+position of context; a backward pass costs as much once for the activations and once for the weights. Writing reads
+the weights once per forward pass and the cache of every sequence in it; the slower of arithmetic and memory counts.
+Left out: waiting, start-up, transfers of weights (a push is one layer), rewards, and the tail of long answers.
+"""
+
+from dataclasses import dataclass
+
+from policies.architecture import Architecture
+from policies.selection import Selection
+from rollout.config import TaskConfig
+
+from .plan import Plan
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Peak figures of a device, as its maker states them."""
+
+    name: str
+    flops: dict[str, float]
+    """Dense, per second, by dtype."""
+    bandwidth: float
+    """Bytes per second."""
+    memory: float
+    """Bytes."""
+
+
+H200 = Gpu("NVIDIA H200", {"bfloat16": 989e12, "float32": 67e12}, 4.8e12, 141e9)
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What a spec does not say."""
+
+    response_share: float = 0.5
+    """Mean response, as a share of the limit."""
+    turn_share: float = 0.5
+    """Mean episode, as a share of its most turns."""
+    prompt_tokens: int = 256
+    """Of a question; of an episode's turn it is half of the section's max_prompt_tokens."""
+    arithmetic: float = 0.4
+    """Share of the peak FLOPs that is reached."""
+    bandwidth: float = 0.6
+    """Share of the peak bandwidth that is reached."""
+
+    def __str__(self) -> str:
+        return (
+            f"assumes responses of {self.response_share:.0%} of the limit, prompts of {self.prompt_tokens} tokens "
+            f"(episodes: half the limits of turns and prompt), {self.arithmetic:.0%} of peak arithmetic, "
+            f"{self.bandwidth:.0%} of peak bandwidth, one run's batch at a time, nothing waiting"
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """GPU-hours by phase."""
+
+    rollout: float
+    update: float
+    evaluation: float
+
+    @property
+    def total(self) -> float:
+        return self.rollout + self.update + self.evaluation
+
+
+def estimate(plan: Plan, gpu: Gpu = H200, assumed: Assumptions | None = None) -> Estimate:
+    """GPU-hours of the whole sweep, every run at its full number of steps."""
+    assumed = assumed or Assumptions()
+    spec, shape, training = plan.spec, plan.architecture, plan.spec.training
+    width = training.prompts_per_step * training.group_size
+    length = training.max_response_tokens * assumed.response_share
+    turns, prompt = _turns_and_prompt(spec.task, assumed)
+    # Responses to one question share its prompt; every turn of an episode has its own.
+    sharing = training.group_size if turns == 1 else 1
+    rollout = writing_seconds(plan, gpu, assumed, plan.training_responses * turns, prompt, length, width, sharing)
+    reference = spec.algorithm.build().kl_coefficient > 0
+    flops = sum(update_flops(shape, r.selection, prompt + length / 2, reference, training.epochs) for r in plan.runs)
+    tokens = training.steps * width * turns * (length + prompt / sharing)
+    evaluation = 0.0
+    for suite, responses in zip(spec.evaluation.suites, plan.evaluation_responses_by_suite, strict=True):
+        turns, prompt = _turns_and_prompt(suite.task or spec.task, assumed)
+        length = (suite.max_response_tokens or training.max_response_tokens) * assumed.response_share
+        sharing, width = suite.samples if turns == 1 else 1, suite.prompts * suite.samples
+        evaluation += writing_seconds(plan, gpu, assumed, responses * turns, prompt, length, width, sharing)
+    update = tokens * flops / (gpu.flops[training.dtype] * assumed.arithmetic)
+    return Estimate(rollout / 3600, update / 3600, evaluation / 3600)
+
+
+def writing_seconds(
+    plan: Plan, gpu: Gpu, assumed: Assumptions, responses: float, prompt: float, length: float, at_once: int,
+    sharing: int,
+) -> float:  # fmt: skip
+    """Of one device that writes so many responses, `sharing` of them to one prompt, at most `at_once` at a time."""
+    shape, rollout = plan.architecture, plan.spec.rollout
+    context = prompt + length / 2
+    weights = forward_flops(shape, 0) / 2 * plan.element_bytes
+    cache = context * 2 * shape.layers * shape.kv_heads * shape.head_dim * plan.element_bytes
+    room = (gpu.memory * rollout.gpu_memory_utilization * rollout.tensor_parallel_size - weights) / cache
+    batch = max(1, min(at_once, rollout.max_num_seqs, room))
+    arithmetic, bandwidth = gpu.flops[plan.spec.training.dtype] * assumed.arithmetic, gpu.bandwidth * assumed.bandwidth
+    one_pass = max(batch * forward_flops(shape, context) / arithmetic, (weights + batch * cache) / bandwidth)
+    reading = responses / sharing * prompt * forward_flops(shape, prompt / 2) / arithmetic
+    return responses * length / batch * one_pass + reading
+
+
+def forward_flops(shape: Architecture, context: float) -> float:
+    """Of one token through all blocks and the LM head."""
+    return shape.layers * block_flops(shape, context) + 2 * shape.vocabulary * shape.hidden
+
+
+def block_flops(shape: Architecture, context: float) -> float:
+    """Of one token through one block."""
+    return 2 * shape.layer_parameters + 4 * shape.heads * shape.head_dim * context
+
+
+def update_flops(shape: Architecture, selection: Selection, context: float, reference: bool, epochs: int) -> float:
+    """Of one token of a rollout batch, trained on `epochs` times.
+
+    Below the first trained block: forward, once. From there on: forward and the activations' gradient; of what
+    trains, the weights' gradient too. The reference is one more forward of the upper part, in every epoch.
+    """
+    block, head = block_flops(shape, context), 2 * shape.vocabulary * shape.hidden
+    if selection.whole:
+        below, upper, trained = 0, shape.layers, shape.layers * 2 * shape.layer_parameters + head
+    else:
+        below = min(selection.layers)
+        upper, trained = shape.layers - below, len(selection.layers) * 2 * shape.layer_parameters
+    suffix = upper * block + head
+    return below * block + epochs * ((3 if reference else 2) * suffix + trained)
+
+
+def activation_bytes(plan: Plan, selection: Selection) -> int:
+    """What a trainer's backward pass keeps of one micro batch: every block from the first trained one on, and logits.
+
+    A Llama-type block keeps about six hidden vectors, queries, keys, values and attention outputs, and four
+    intermediate vectors; logits, their log-softmax and gradient are float32.
+    """
+    shape = plan.architecture
+    below = 0 if selection.whole else min(selection.layers)
+    wide = 6 * shape.hidden + 2 * shape.heads * shape.head_dim + 2 * shape.kv_heads * shape.head_dim
+    kept = (shape.layers - below) * (wide + 4 * shape.intermediate) * plan.element_bytes + 3 * 4 * shape.vocabulary
+    return plan.spec.training.micro_batch_tokens * kept
+
+
+def _turns_and_prompt(task: TaskConfig, assumed: Assumptions) -> tuple[float, float]:
+    if getattr(task, "multi_turn", False):
+        return task.max_turns * assumed.turn_share, task.max_prompt_tokens / 2
+    return 1, assumed.prompt_tokens
