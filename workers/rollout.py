@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ class RolloutWorker:
         self.task = task.build()
         self.suites = {suite.name: suite for suite in suites}
         self.suite_tasks = {suite.name: suite.task.build() if suite.task else self.task for suite in suites}
+        self.contaminated = _decontaminate(self.task, self.suite_tasks.values())
 
     def __repr__(self) -> str:
         return "RolloutWorker()"
@@ -158,6 +159,16 @@ class RolloutWorker:
         responses = [Response(text, bool(end)) for text, end in zip(texts, done.finished, strict=True)]
         asked = [prompts[i // samples] for i in range(len(responses))]
         return await asyncio.to_thread(_timed_score, task, asked, responses)
+
+
+def _decontaminate(task: Any, suites: Iterable[Any]) -> int:
+    """Drop training questions that an evaluation suite over other data asks too; how many were dropped."""
+    others = [suite.data for suite in suites if suite is not task and hasattr(suite, "data")]
+    if not hasattr(task, "data") or not others:
+        return 0
+    return task.data.decontaminate(
+        [text for data in others for split in ("selection", "final") for text in data.questions(split)]
+    )
 
 
 def _timed_score(task: Any, prompts: Sequence[Prompt], responses: Sequence[Response]) -> tuple[list[Score], float]:
