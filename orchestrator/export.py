@@ -16,7 +16,6 @@ import yaml
 from policies.config import PretrainedModel
 from workers.tiny import cache_folder
 
-from .plan import model_folder
 from .spec import SpecError, SweepSpec, parse_spec
 
 if TYPE_CHECKING:  # imported where weights are moved, so that errors come at once
@@ -130,18 +129,20 @@ def base_folder(spec: SweepSpec) -> Path:
                 [f"model: the tiny base that {spec.name} started from is not in this machine's cache, {folder}"]
             )
         return folder
-    try:
-        config = model_folder(spec.model)
-    except ValueError as error:
-        raise SpecError([f"model.path: {error}"]) from error
-    if not (config / "config.json").is_file():
-        raise SpecError([f"model.path: {config} has no config.json: it is not a Hugging Face model folder"])
-    if config == Path(spec.model.path).expanduser():
-        return config
+    folder = Path(spec.model.path).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", spec.model.path):
+        raise SpecError([f"model.path: {folder} is not a Hugging Face model folder: it has no config.json"])
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     unwanted = [pattern for pattern in WEIGHTS if "safetensors" not in pattern]
-    return Path(snapshot_download(spec.model.path, revision=spec.model.revision, ignore_patterns=unwanted))
+    try:
+        return Path(snapshot_download(spec.model.path, revision=spec.model.revision, ignore_patterns=unwanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        name = type(error).__name__
+        raise SpecError([f"model.path: neither a folder here nor to be had from the model hub ({name})"]) from error
 
 
 def merge(base: Path, overlay: "dict[str, torch.Tensor]", target: Path) -> None:

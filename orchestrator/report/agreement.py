@@ -12,7 +12,7 @@ from .svg import Plot
 def matrix_chart(square: pd.DataFrame, title: str, signed: bool = False) -> Markup:
     """A square table of numbers as shaded cells; `signed` ones run from -1 to 1, others from 0 to 1."""
     names = [str(name) for name in square.columns]
-    short = [name.removeprefix("layer-") for name in names]
+    short = [_short(name) for name in names]
     cell = 42 if len(names) <= 12 else max(9, 420 // len(names))
     left = min(10 + int(6.2 * max(map(len, short))), 150)
     top = 18 if left < 60 else left
@@ -32,6 +32,12 @@ def matrix_chart(square: pd.DataFrame, title: str, signed: bool = False) -> Mark
             value = float(square.iat[i, j])
             _cell(plot, left + cell * j, top + cell * i, cell, value, f"{row} and {column}", signed)
     return plot.markup(title, "chart matrix", natural=True)
+
+
+def _short(name: str) -> str:
+    """For the margin; the cell's tip has the whole name."""
+    name = name.removeprefix("layer-")
+    return name if len(name) <= 22 else f"{name[:10]}…{name[-11:]}"
 
 
 def _cell(plot: Plot, x: float, y: float, side: int, value: float, tip: str, signed: bool) -> None:

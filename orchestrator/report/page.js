@@ -7,10 +7,11 @@ for (const table of document.querySelectorAll("table.sortable")) {
     const button = head.querySelector("button");
     if (!button) return;
     button.addEventListener("click", () => {
-      const falling = head.getAttribute("aria-sort") === "descending" || column === 0 && head.getAttribute("aria-sort") !== "ascending";
-      const sign = falling ? 1 : -1;
+      const now = head.getAttribute("aria-sort");
+      const next = now === "none" ? head.dataset.first || "descending" : now === "ascending" ? "descending" : "ascending";
+      const sign = next === "ascending" ? 1 : -1;
       heads.forEach((other) => other.hasAttribute("aria-sort") && other.setAttribute("aria-sort", "none"));
-      head.setAttribute("aria-sort", falling ? "ascending" : "descending");
+      head.setAttribute("aria-sort", next);
       const key = (row) => row.cells[column].dataset.sort;
       const rows = [...table.tBodies[0].rows].sort((a, b) => {
         const [x, y] = [key(a), key(b)];

@@ -75,8 +75,10 @@ def profile_chart(results: Results, width: int, height: int) -> Markup:
     plot = Plot(size, x, limits(rows, column, lines), (38, 34, 10, bottom))
     plot.y_axis(6)
     _layer_axis(plot, results, width)
+    together = len(lines) == 2 and abs(plot.y(lines["base"]) - plot.y(lines["full"])) < 12
     for name, value in lines.items():
-        plot.level(value, f"level {name}", name)
+        nudge = {"base": 6, "full": -6}[name] if together else 0
+        plot.level(value, f"level {name}", name, nudge)
     layers = rows[rows["kind"] == "layer"]
     plot.line(zip(layers["place"], layers[column], strict=True), cls="thread")
     for row in rows.to_dict("records"):

@@ -122,12 +122,12 @@ class Plot:
             middle = (self.x.start + self.x.end) / 2
             self.add("text", title, cls="title", x=middle, y=self.height - 3, text_anchor="middle")
 
-    def level(self, value: float, cls: str, label: str | None = None) -> None:
-        """A horizontal line across the plot, named in the right margin."""
+    def level(self, value: float, cls: str, label: str | None = None, nudge: int = 0) -> None:
+        """A horizontal line across the plot, named in the right margin, `nudge` pixels lower."""
         at = self.y(value)
         self.add("line", cls=cls, x1=self.x.start, x2=self.x.end, y1=at, y2=at)
         if label:
-            self.add("text", label, cls="name", x=self.x.end + 5, y=at + 4)
+            self.add("text", label, cls="name", x=self.x.end + 5, y=at + 4 + nudge)
 
     def line(self, points: Iterable[tuple[float, float]], cls: str = "line") -> None:
         where = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points if math.isfinite(y))
