@@ -43,7 +43,7 @@ class Plan:
     shape_source: str = ""
     """Where the architecture comes from, if not from the model's own config.json."""
     unchecked: tuple[str, ...] = ()
-    """Sections of the spec that need what only a run fetches, each with what that is."""
+    """What only a run fetches, and only a run checks therefore."""
 
     @property
     def folder(self) -> str:
@@ -132,10 +132,10 @@ def make_plan(spec: SweepSpec, fetch: bool = True) -> Plan:
         layers = resolve_layers(spec.layers, architecture.layers)
     except ValueError as error:
         problems.append(str(error))
-    unchecked: dict[str, str] = {}
+    unchecked: list[str] = []
     for path, config, counts in _prompt_sources(spec):
         if not fetch and (needed := getattr(config, "fetched", None)):
-            unchecked[path] = needed
+            unchecked.append(needed)
         else:
             problems += _prompt_problems(path, config, counts)
     problems += _output_problems(spec)
@@ -148,7 +148,7 @@ def make_plan(spec: SweepSpec, fetch: bool = True) -> Plan:
         raise SpecError(problems)
     selections = ([Selection.full()] if spec.include_full else []) + [Selection.layer(k) for k in layers]
     runs = tuple(Run(selection, seed) for seed in spec.seeds for selection in selections)
-    plan = Plan(spec, architecture, runs, source, tuple(f"{path} ({what})" for path, what in unchecked.items()))
+    plan = Plan(spec, architecture, runs, source, tuple(dict.fromkeys(unchecked)))
     if problems := _search_problems(plan) + _combine_problems(plan):
         raise SpecError(problems)
     return plan
