@@ -7,26 +7,19 @@ trainer, weights from the trainer to the engine, and to the collector what is to
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from policies.config import PretrainedModel, TinyModel
 from policies.selection import Selection
-from workers.collector import Collector
-from workers.config import ActorResources
-from workers.engine import Engine
-from workers.rollout import RolloutWorker
-from workers.trainer import Trainer
 
 from .halving import Halving
 from .layers import LayerSearch
 from .plan import Plan, Run
 from .progress import Progress
 from .search import FINAL_SAMPLES, Rung, survivors
-from .table import sweep_table
+from .stage import Crew, Stage
 
 ZERO_REWARD_PATIENCE = 20
 """Steps of no reward at all after which a run counts as collapsed: nothing is left to reinforce."""
@@ -46,7 +39,7 @@ class _State:
 
     run: Run
     engine: Any
-    trainers: list[Any] = field(default_factory=list)
+    crew: Crew | None = None
     version: int = 0
     steps: int = 0
     zero_reward: int = 0
@@ -64,10 +57,8 @@ class Driver:
 
     def __init__(self, plan: Plan, progress: Progress, trainer_environment: dict[str, Any]):
         self.plan, self.spec, self.progress = plan, plan.spec, progress
-        self.trainer_environment = trainer_environment
-        self.gpu = plan.spec.resources.on_gpu()
+        self.stage = Stage(plan, trainer_environment)
         self.first: dict[int, Any] = {}
-        self.engine_of: dict[str, Any] = {}
         self.base_scored = asyncio.Event()
         self.halving = self._halving()
 
@@ -80,9 +71,9 @@ class Driver:
         """
         began = time.monotonic()
         try:
-            await self._start()
+            await self.stage.start(self.progress.say)
             self.progress.started(time.monotonic() - began)
-            slots = asyncio.Semaphore(self._concurrency())
+            slots = asyncio.Semaphore(self._slots())
             base = asyncio.create_task(self._evaluate_base())
             states = await self._all(self.plan.runs, slots)
             await base
@@ -90,64 +81,25 @@ class Driver:
             await self._finals([state for state in states if state.status == "completed"])
             return all(state.status != "failed" for state in states)
         finally:
-            await self.collector.write.remote()
+            await self.stage.collector.write.remote()
             self.progress.close()
 
     async def table(self) -> Any:
-        return await self.collector.table.remote()
+        return await self.stage.collector.table.remote()
 
-    # -- starting ---------------------------------------------------------------------------------------------
-
-    async def _start(self) -> None:
-        """Engines first: importing vLLM is what everything else can wait for, and overlaps with."""
-        spec, resources, small = self.spec, self.spec.resources, ActorResources(cpus=0.05)
-        self.engines = [
-            self._actor(Engine, f"Engine-{i}", resources.engine, max_concurrency=10_000).remote(i)
-            for i in range(resources.engines)
-        ]
-        self.collector = self._actor(Collector, "Collector", small).remote(
-            self.plan.folder, self._facts(), partial(sweep_table, self._constants())
-        )
-        self.model = await self._base_model()
-        self.rollouts = self._actor(RolloutWorker, "RolloutWorker", small, max_concurrency=10_000).remote(
-            self.model, spec.task, spec.evaluation.suites, spec.training
-        )
-        dtype = spec.training.dtype if spec.rollout.dtype == "auto" else spec.rollout.dtype
-        await asyncio.gather(
-            *(e.start.remote(self.model, self.plan.architecture.name, spec.rollout, dtype, 0) for e in self.engines)
-        )
-
-    def _actor(self, cls: type, name: str, needs: ActorResources, **options: Any) -> Any:
-        return ray.remote(cls).options(name=name, num_cpus=needs.cpus, num_gpus=needs.gpus, **options)
-
-    async def _base_model(self) -> str:
-        """A folder or hub name that every node can load."""
-        model = self.spec.model
-        if isinstance(model, PretrainedModel):
-            return model.path
-        self.progress.say("warming up the tiny base model (cached afterwards)")
-        return await ray.remote(_make_tiny_model).options(name="warm-up", num_cpus=0.1).remote(model, self.spec.task)
-
-    def _concurrency(self) -> int:
-        """How many runs train at the same time: as asked, else what the cluster has room for.
+    def _slots(self) -> int:
+        """How many runs train at the same time.
 
         Raises:
             PlanError: a search, which pauses layer runs in their trainers, on a cluster without room for all.
         """
-        runs = len(self.plan.runs)
-        if not (slots := self.spec.resources.concurrent_runs):
-            free, rooms = ray.cluster_resources(), [runs]
-            needs, ranks = self.spec.resources.trainer, self.spec.resources.trainer_ranks
-            for have, need in ((free.get("CPU", 0) - 1, needs.cpus), (free.get("GPU", 0) - 1, needs.gpus)):
-                if need:
-                    rooms.append(int(have / (need * ranks)))
-            slots = max(1, min(rooms))
-        if self.halving and slots < runs:
+        rooms, runs = self.stage.rooms(), len(self.plan.runs)
+        if self.halving and rooms < runs:
             raise PlanError(
                 f"layers.search: a search keeps every layer's trainer while it is paused, {runs} runs in all, and "
-                f"there is room for {slots}: lower resources.trainer, or name fewer layers"
+                f"there is room for {rooms}: lower resources.trainer, or name fewer layers"
             )
-        return slots
+        return rooms
 
     def _halving(self) -> Halving | None:
         """The search, if the spec asks for one."""
@@ -162,46 +114,16 @@ class Driver:
 
         await self.base_scored.wait()
         names = [Selection.layer(k).name for k in layers]
-        gains = gains_at(await self.collector.all_scores.remote(), names, rung.step)
+        gains = gains_at(await self.stage.collector.all_scores.remote(), names, rung.step)
         kept = survivors(layers, gains.mean, gains.covariance, rung.keep)
         self.progress.say(f"search: after step {rung.step} layers {', '.join(map(str, kept))} go on")
         return kept
-
-    def _deal(self, name: str) -> Any:
-        """Engines in turn; a run stays with its engine."""
-        return self.engine_of.setdefault(name, self.engines[len(self.engine_of) % len(self.engines)])
-
-    def _facts(self) -> list[dict[str, Any]]:
-        """What the collector knows of base and runs from the start."""
-        base = Run(Selection.base(), self.spec.seeds[0])
-        return [self._fact(run) for run in (base, *self.plan.runs)]
-
-    def _fact(self, run: Run) -> dict[str, Any]:
-        selection, count, rates = run.selection, self.plan.architecture.layers, self.spec.training.learning_rate
-        layer = selection.layers[0] if selection.kind == "layer" else None
-        rate = rates.full if selection.whole else rates.layer
-        return {
-            "selection": selection.name,
-            "seed": run.seed,
-            "kind": "layers" if selection.kind == "boost" else selection.kind,
-            "layer": layer,
-            "depth": None if layer is None else layer / max(1, count - 1),
-            "layers": list(selection.layers),
-            "learning_rate": None if selection.kind == "base" else rate,
-            "trainable_parameters": 0 if selection.kind == "base" else None,
-            "seconds": 0.0,
-        }
-
-    def _constants(self) -> dict[str, str]:
-        spec = self.spec
-        model = spec.model.path if isinstance(spec.model, PretrainedModel) else "tiny"
-        return {"sweep": spec.name, "model": model, "algorithm": spec.algorithm.type, "task": spec.task.type}
 
     # -- one run ----------------------------------------------------------------------------------------------
 
     async def _all(self, runs: Sequence[Run], slots: asyncio.Semaphore) -> list[_State]:
         """These runs, side by side, each to its own end."""
-        states = [_State(run, self._deal(run.name)) for run in runs]
+        states = [_State(run, self.stage.engine(run.name)) for run in runs]
         await asyncio.gather(*(self._guarded(state, slots) for state in states))
         return states
 
@@ -218,7 +140,7 @@ class Driver:
         runs = [Run(selection, seed) for seed in self.spec.seeds for selection in selections]
         for run in runs:
             self.progress.add(run.name)
-            await self.collector.add_run.remote(self._fact(run))
+            await self.stage.collector.add_run.remote(self.stage.fact(run))
         return runs
 
     async def _guarded(self, state: _State, slots: asyncio.Semaphore) -> None:
@@ -234,15 +156,16 @@ class Driver:
                 if self.halving:
                     await self.halving.leave(run.name)
             finally:
-                for trainer in state.trainers:
-                    ray.kill(trainer)
+                if state.crew:
+                    await self.stage.dismiss(state.crew)
             await self._report(run, status=state.status, reason=reason, seconds=time.monotonic() - began)
             self.progress.ended(run.name, state.status, reason)
 
     async def _train(self, state: _State) -> str:
         """All steps and evaluations of a run; "completed", or "pruned" where a search stopped it."""
         spec, last = self.spec, self.spec.training.steps
-        await self._start_trainers(state)
+        state.crew, facts = await self.stage.hire(state.run)
+        await self._report(state.run, **facts)
         while state.steps < last:
             await self._step(state, state.steps)
             if state.steps in self.plan.evaluation_steps:
@@ -251,7 +174,7 @@ class Driver:
                 if not await self.halving.goes_on(state.run.name, state.steps):
                     break
         folder = f"{self.plan.folder}/overlays/{state.run.name}"
-        await asyncio.gather(*(trainer.finish.remote(folder) for trainer in state.trainers))
+        await asyncio.gather(*(trainer.finish.remote(folder) for trainer in state.crew.trainers))
         if state.steps < last:
             return "pruned"
         # Choosing among a search's finalists is where most would otherwise be lost: they get more samples.
@@ -264,7 +187,7 @@ class Driver:
         """Rollout, update, push, record."""
         run, began = state.run, time.monotonic()
         experience = self._rollout(state, step)
-        updates = [trainer.update.options(num_returns=2).remote(experience, step) for trainer in state.trainers]
+        updates = [trainer.update.options(num_returns=2).remote(experience, step) for trainer in state.crew.trainers]
         metrics = (await asyncio.gather(*(metrics for metrics, _ in updates)))[0]
         updated = time.monotonic()
         metrics["pushed_bytes"] = await state.engine.push.remote(run.name, state.version + 1, updates[0][1])
@@ -273,39 +196,17 @@ class Driver:
         metrics["sync_seconds"] = finished - updated
         worked = sum(metrics[f"{phase}_seconds"] for phase in ("rollout", "reward", "update"))
         metrics["wait_seconds"] = max(0.0, updated - began - worked)
-        self.collector.record_step.remote(run.selection.name, run.seed, step, metrics)
+        self.stage.collector.record_step.remote(run.selection.name, run.seed, step, metrics)
         self.progress.stepped(run.name, step + 1, metrics, finished - began)
         self._check(state, metrics)
-
-    async def _start_trainers(self, state: _State) -> None:
-        run, spec, resources = state.run, self.spec, self.spec.resources
-        full = run.selection.whole
-        needs = (resources.full_trainer if full else None) or resources.trainer
-        ranks = resources.full_trainer_ranks if full else resources.trainer_ranks
-        state.trainers = [
-            self._actor(
-                Trainer,
-                f"Trainer-{run.name}" + (f"-rank{rank}" if ranks > 1 else ""),
-                needs,
-                runtime_env=self.trainer_environment,
-            ).remote(run.selection, run.seed, rank, ranks, self.gpu)
-            for rank in range(ranks)
-        ]
-        address = await state.trainers[0].address.remote()
-        trust = isinstance(spec.model, PretrainedModel) and spec.model.trust_remote_code
-        facts = await asyncio.gather(
-            *(t.start.remote(self.model, address, spec.algorithm.build(), spec.training, spec.deepspeed, trust)
-              for t in state.trainers)
-        )  # fmt: skip
-        await self._report(run, trainable_parameters=facts[0]["trainable_parameters"])
 
     def _rollout(self, state: _State, step: int) -> Any:
         """A reference to the step's experience. At the first step every run is the base: one batch serves all."""
         seed = state.run.seed
         if step:
-            return self.rollouts.rollout.remote(state.engine, state.run.name, state.version, seed, step)
+            return self.stage.rollouts.rollout.remote(state.engine, state.run.name, state.version, seed, step)
         if seed not in self.first:
-            self.first[seed] = self.rollouts.rollout.remote(state.engine, None, 0, seed, 0)
+            self.first[seed] = self.stage.rollouts.rollout.remote(state.engine, None, 0, seed, 0)
         return self.first[seed]
 
     def _check(self, state: _State, metrics: dict[str, float]) -> None:
@@ -314,14 +215,14 @@ class Driver:
             raise Collapsed(f"collapsed: no reward at all for {ZERO_REWARD_PATIENCE} steps")
 
     async def _report(self, run: Run, **facts: Any) -> None:
-        await self.collector.update_run.remote(run.selection.name, run.seed, **facts)
+        await self.stage.collector.update_run.remote(run.selection.name, run.seed, **facts)
 
     # -- evaluation -------------------------------------------------------------------------------------------
 
     async def _evaluate_base(self) -> None:
         run = Run(Selection.base(), self.spec.seeds[0])
         began = time.monotonic()
-        await self._evaluate(_State(run, self.engines[0]), 0)
+        await self._evaluate(_State(run, self.stage.engines[0]), 0)
         await self._report(run, status="completed", seconds=time.monotonic() - began)
         self.base_scored.set()
 
@@ -330,14 +231,14 @@ class Driver:
         name = state.run.name if state.version else None
         suites = [s for s in self.spec.evaluation.suites if split == "selection" or s.final_prompts]
         calls = [
-            self.rollouts.evaluate.remote(
+            self.stage.rollouts.evaluate.remote(
                 state.engine, name, state.version, s.name, split, state.run.seed, s.samples * factor, greedy
             )
             for s in suites
             for greedy in ((False, True) if self.spec.evaluation.greedy else (False,))
         ]
         for columns in calls:
-            await self.collector.record_scores.remote(state.run.selection.name, state.run.seed, step, columns)
+            await self.stage.collector.record_scores.remote(state.run.selection.name, state.run.seed, step, columns)
 
     async def _finals(self, states: list[_State]) -> None:
         """Base, full and the best once more, on prompts that picked none of them, with four times the samples."""
@@ -348,18 +249,12 @@ class Driver:
         layers = scored[scored["kind"] == "layer"].nlargest(self.spec.evaluation.finalists, "score")
         chosen = {"full", *layers["selection"], *scored.loc[scored["kind"] == "layers", "selection"]}
         self.progress.say(f"scoring base and {', '.join(sorted(chosen))} on the final split")
-        base = _State(Run(Selection.base(), self.spec.seeds[0]), self.engines[0])
+        base = _State(Run(Selection.base(), self.spec.seeds[0]), self.stage.engines[0])
         finalists = [state for state in states if state.run.selection.name in chosen]
         await asyncio.gather(
             self._evaluate(base, 0, "final", FINAL_SAMPLES),
             *(self._evaluate(state, self.spec.training.steps, "final", FINAL_SAMPLES) for state in finalists),
         )
-
-
-def _make_tiny_model(model: TinyModel, task: Any) -> str:
-    from workers.base_model import make_tiny_model
-
-    return make_tiny_model(model, task)
 
 
 def reason_of(error: Exception) -> str:

@@ -1,15 +1,27 @@
-"""Named tensors as numpy arrays, which Ray ships without a copy."""
+"""Named tensors in the forms in which they travel between processes.
+
+Through Ray's object store as numpy arrays, which it ships without a copy; or, between processes on one GPU, as CUDA
+IPC handles: then nothing travels but the handles. The memory behind a handle belongs to the process that shared it,
+which must outlive its readers; readers must not write.
+"""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
+
+Packed = dict[str, np.ndarray | tuple[Any, ...]]
+"""By name: an array, or the arguments of torch's rebuild_cuda_tensor."""
+DEVICE_INDEX = 6
+"""Where among those arguments the device's index is; each process numbers devices in its own way."""
 
 
-def to_arrays(weights: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+def to_arrays(weights: Mapping[str, Tensor]) -> Packed:
     """Copies on the CPU. bfloat16, which numpy lacks, travels as its bits in int16."""
-    arrays = {}
+    arrays: Packed = {}
     for name, tensor in weights.items():
         tensor = tensor.detach().cpu()
         tensor = tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor
@@ -17,14 +29,40 @@ def to_arrays(weights: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def to_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """The inverse. The tensors may share read-only memory: copy before writing."""
+def to_handles(weights: Mapping[str, Tensor]) -> Packed:
+    """CUDA IPC handles, valid in other processes on the same GPU while `weights` lives.
+
+    Raises:
+        ValueError: a tensor that is not on a GPU.
+    """
+    if astray := [name for name, tensor in weights.items() if not tensor.is_cuda]:
+        raise ValueError(f"{astray[0]} is not on a GPU: only CUDA tensors have IPC handles")
+    handles: Packed = {name: reduce_tensor(tensor.detach())[1] for name, tensor in weights.items()}
+    torch.cuda.synchronize()  # readers must see finished writes
+    return handles
+
+
+def to_tensors(packed: Packed, device: torch.device | None = None) -> dict[str, Tensor]:
+    """The inverse of both. The tensors may share read-only memory or another process's: copy before writing.
+
+    Args:
+        device: of the handles, as this process numbers it.
+    """
     tensors = {}
-    for name, array in arrays.items():
-        # torch warns of read-only arrays; nobody writes to these.
-        tensor = torch.frombuffer(array.data.cast("B"), dtype=_TORCH[array.dtype.name]).view(array.shape)
-        tensors[name] = tensor.view(torch.bfloat16) if array.dtype == np.int16 else tensor
+    for name, item in packed.items():
+        if isinstance(item, tuple):
+            before, after = item[:DEVICE_INDEX], item[DEVICE_INDEX + 1 :]
+            tensors[name] = rebuild_cuda_tensor(*before, (device and device.index) or 0, *after)
+            continue
+        # torch.from_numpy warns of read-only arrays; nobody writes to these.
+        tensor = torch.frombuffer(item.data.cast("B"), dtype=_TORCH[item.dtype.name]).view(item.shape)
+        tensors[name] = tensor.view(torch.bfloat16) if item.dtype == np.int16 else tensor
     return tensors
+
+
+def device_name() -> str:
+    """The GPU that this process computes on, named alike by every process on it; `cpu` without one."""
+    return str(torch.cuda.get_device_properties(0).uuid) if torch.cuda.is_available() else "cpu"
 
 
 _TORCH = {"float32": torch.float32, "float16": torch.float16, "int16": torch.int16}

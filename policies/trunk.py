@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import xxhash
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from .batch import MicroBatch
 from .selection import Selection
+from .tensors import to_handles, to_tensors
 
 
 class Trunk:
@@ -35,6 +37,22 @@ class Trunk:
             use_safetensors=True,
         )
         return cls(model.to(device))
+
+    def share(self) -> dict[str, Any]:
+        """What another process on the same GPU needs to attach to this trunk, which must outlive it."""
+        return {"config": self.model.config, "weights": to_handles(self.model.state_dict(keep_vars=True))}
+
+    @classmethod
+    def attach(cls, shared: dict[str, Any], device: torch.device) -> "Trunk":
+        """The trunk that another process on the same GPU shared: its memory, not a copy."""
+        config = shared["config"]
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        model.load_state_dict(to_tensors(shared["weights"], device), assign=True)
+        model.tie_weights()
+        # Not in the state dict: frequencies are recomputed.
+        model.model.rotary_emb = type(model.model.rotary_emb)(config=config, device=device)
+        return cls(model)
 
     def digest(self) -> str:
         """XXH3-128 over every weight: equal at the start and at the end, or something wrote into shared pages."""

@@ -20,7 +20,7 @@ STEP_COLUMNS = (
 )  # fmt: skip
 SCORE_COLUMNS = (
     "selection", "seed", "step", "suite", "split", "prompt", "sample", "score", "response_tokens", "truncated",
-    "format_ok", "category",
+    "format_ok", "category", "losses",
 )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ class Engine:
         from rollout.engine.engine import RolloutEngine
         from rollout.engine.selfcheck import check
 
+        self.spans = config.tensor_parallel_size
         self.engine = await asyncio.to_thread(RolloutEngine, model, architecture, config, dtype, seed)
         await asyncio.to_thread(check, self.engine, model, dtype)
 
@@ -37,11 +38,20 @@ class Engine:
         """Responses of `run` (None: base); see RolloutEngine.generate."""
         return await asyncio.wrap_future(self.engine.generate(run, version, prompts, seeds, sampling))
 
-    async def push(self, run: str, version: int, weights: dict[str, np.ndarray]) -> int:
-        """Serve a run from these weights; returns the bytes sent. They come straight from the trainer's node."""
+    async def device(self) -> str:
+        """The GPU of this engine, or cpu; `several` with tensor parallelism."""
+        from policies.tensors import device_name
+
+        return device_name() if self.spans == 1 else "several"
+
+    async def push(self, run: str, version: int, weights: dict[str, Any]) -> int:
+        """Serve a run from these weights; returns the bytes sent. They come straight from the trainer."""
+        import torch
+
         from policies.tensors import to_tensors
 
-        return await asyncio.wrap_future(self.engine.push(run, version, to_tensors(weights)))
+        here = torch.device("cuda", 0) if torch.cuda.is_available() else None
+        return await asyncio.wrap_future(self.engine.push(run, version, to_tensors(weights, here)))
 
     async def drop(self, run: str) -> None:
         await asyncio.wrap_future(self.engine.drop(run))

@@ -127,6 +127,7 @@ class RolloutWorker:
             "truncated": ~done.finished,
             "format_ok": np.array([score.format_ok for score in scores]),
             "category": np.full(count, None),
+            "losses": np.zeros(count, np.int64),
         }
 
     async def _play(

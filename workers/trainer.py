@@ -1,9 +1,7 @@
 """The trainer as a Ray actor: one per run and data-parallel rank."""
 
 import os
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from policies.algorithm import PolicyGradient
 from policies.selection import Selection
@@ -11,6 +9,9 @@ from rollout.types import Experience
 from workers.config import DeepSpeedConfig, TrainingConfig
 from workers.distributed import free_port, prepare
 from workers.files import write_atomically
+
+if TYPE_CHECKING:
+    from policies.tensors import Packed
 
 
 class TrunkChanged(RuntimeError):
@@ -48,28 +49,42 @@ class Trainer:
         training: TrainingConfig,
         section: DeepSpeedConfig,
         trust_remote_code: bool,
+        engine_device: str,
+        shared_trunk: dict[str, Any] | None,
     ) -> dict[str, Any]:
-        """Join the run's process group, map the trunk, build the DeepSpeed engine."""
+        """Join the run's process group, map the trunk, build the DeepSpeed engine.
+
+        Args:
+            engine_device: policies.tensors.device_name of the run's engine; on the same GPU, weights go by handle.
+            shared_trunk: from the TrunkHost of this GPU; None loads the checkpoint (mapped, on CPUs).
+        """
         import torch
 
+        from policies.tensors import device_name
         from policies.trunk import Trunk
         from workers.learner import Learner
 
         prepare(self.rank, self.ranks, *address, gpu=self.gpu)
         torch.manual_seed(self.seed)
-        device = "cuda" if self.gpu else "cpu"
-        trunk = Trunk.load(model, training.dtype, device, trust_remote_code)
+        if shared_trunk:
+            trunk = Trunk.attach(shared_trunk, torch.device("cuda", 0))
+        else:
+            trunk = Trunk.load(model, training.dtype, "cuda" if self.gpu else "cpu", trust_remote_code)
+        self.by_handle = self.gpu and device_name() == engine_device
         self.digest = trunk.digest()
         self.learner = Learner(trunk, self.selection, algorithm, training, section, self.rank, self.ranks)
         return {"trainable_parameters": self.learner.parameters, "pid": os.getpid()}
 
-    def update(self, experience: Experience, step: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    def update(self, experience: Experience, step: int) -> "tuple[dict[str, float], Packed]":
         """One rollout batch; returns its metrics and the new weights by Hugging Face name (rank 0; else none)."""
-        from policies.tensors import to_arrays
+        from policies.tensors import to_arrays, to_handles
 
         metrics = experience.seconds | experience.metrics | self.learner.update(experience, step)
-        weights = self.learner.weights()
-        return metrics, to_arrays(weights) if self.rank == 0 else {}
+        # Kept until the next update: a handle is good for as long as the memory behind it.
+        self.served = self.learner.weights()
+        if self.rank != 0:
+            return metrics, {}
+        return metrics, to_handles(self.served) if self.by_handle else to_arrays(self.served)
 
     def finish(self, folder: str) -> None:
         """Write the trained parameters to `<folder>/model.safetensors` under their Hugging Face names.

@@ -1,0 +1,177 @@
+"""The actors of a sweep, started where they belong."""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import ray
+
+from policies.config import PretrainedModel, TinyModel
+from policies.selection import Selection
+from workers.collector import Collector
+from workers.config import ActorResources
+from workers.engine import Engine
+from workers.placement import Berth, Berths
+from workers.rollout import RolloutWorker
+from workers.trainer import Trainer
+
+from .plan import Plan, Run
+from .table import sweep_table
+
+SMALL = ActorResources(cpus=0.05)
+"""Of the collector and the rollout worker."""
+
+
+class Crew:
+    """The trainers of one run: an actor per data-parallel rank, rank 0 first."""
+
+    def __init__(self, trainers: list[Any], berths: list[Berth]):
+        self.trainers, self.berths = trainers, berths
+
+
+class Stage:
+    """Engines, rollout worker, collector and trainers of one plan, on an initialised Ray.
+
+    Args:
+        plan: what will be run.
+        trainer_environment: Ray's runtime environment of trainer actors.
+    """
+
+    def __init__(self, plan: Plan, trainer_environment: dict[str, Any]):
+        self.plan, self.spec = plan, plan.spec
+        self.trainer_environment = trainer_environment
+        self.gpu = plan.spec.resources.on_gpu()
+        self.engine_of: dict[str, Any] = {}
+        self.berths: Berths | None = None
+
+    async def start(self, say: Callable[[str], None]) -> None:
+        """Engines first: importing vLLM is what everything else can wait for, and overlaps with."""
+        spec, resources = self.spec, self.spec.resources
+        self.engines = [
+            self._actor(Engine, f"Engine-{i}", resources.engine, max_concurrency=10_000).remote(i)
+            for i in range(resources.engines)
+        ]
+        facts = [self.fact(run) for run in (Run(Selection.base(), spec.seeds[0]), *self.plan.runs)]
+        self.collector = self._actor(Collector, "Collector", SMALL).remote(
+            self.plan.folder, facts, partial(sweep_table, self._constants())
+        )
+        self.model = await self._base_model(say)
+        self.rollouts = self._actor(RolloutWorker, "RolloutWorker", SMALL, max_concurrency=10_000).remote(
+            self.model, spec.task, spec.evaluation.suites, spec.training
+        )
+        dtype = spec.training.dtype if spec.rollout.dtype == "auto" else spec.rollout.dtype
+        starting = [
+            engine.start.remote(self.model, self.plan.architecture.name, spec.rollout, dtype, 0)
+            for engine in self.engines
+        ]
+        if self.gpu and 0 < resources.trainer.gpus <= 0.5:
+            self.berths = Berths(self._gpus_for_layers(), resources.trainer)
+            await self.berths.load(self.model, spec.training.dtype, self._trusted())
+        await asyncio.gather(*starting)
+
+    def rooms(self) -> int:
+        """How many runs can train at the same time: as asked, else what the cluster has room for."""
+        resources, runs = self.spec.resources, len(self.plan.runs)
+        if resources.concurrent_runs:
+            return resources.concurrent_runs
+        free, rooms = ray.cluster_resources(), [runs]
+        for have, need in (
+            (free.get("CPU", 0) - 1, resources.trainer.cpus),
+            (self._gpus_for_layers(), resources.trainer.gpus),
+        ):
+            if need:
+                rooms.append(int(have / (need * resources.trainer_ranks) + 1e-9))
+        return max(1, min(rooms))
+
+    def engine(self, run: str) -> Any:
+        """Engines are dealt out in turn; a run stays with its engine."""
+        return self.engine_of.setdefault(run, self.engines[len(self.engine_of) % len(self.engines)])
+
+    async def hire(self, run: Run) -> tuple[Crew, dict[str, Any]]:
+        """Trainers for a run, started; and what they know of it (trainable_parameters)."""
+        spec, resources = self.spec, self.spec.resources
+        needs = (resources.full_trainer if run.selection.whole else None) or resources.trainer
+        ranks = resources.full_trainer_ranks if run.selection.whole else resources.trainer_ranks
+        crew = Crew([], [])
+        for rank in range(ranks):
+            options: dict[str, Any] = {"runtime_env": self.trainer_environment}
+            if self.berths and not run.selection.whole:
+                crew.berths.append(await self.berths.board())
+                options["scheduling_strategy"] = crew.berths[-1].strategy()
+            name = f"Trainer-{run.name}" + (f"-rank{rank}" if ranks > 1 else "")
+            actor = self._actor(Trainer, name, needs, **options)
+            crew.trainers.append(actor.remote(run.selection, run.seed, rank, ranks, self.gpu))
+        try:
+            address = await crew.trainers[0].address.remote()
+            engine_device = await self.engine(run.name).device.remote()
+            facts = await asyncio.gather(
+                *(
+                    trainer.start.remote(
+                        self.model, address, spec.algorithm, spec.training, spec.deepspeed, self._trusted(),
+                        engine_device, crew.berths[rank].shared if crew.berths else None,
+                    )
+                    for rank, trainer in enumerate(crew.trainers)
+                )
+            )  # fmt: skip
+        except ray.exceptions.RayError:
+            await self.dismiss(crew)
+            raise
+        return crew, facts[0]
+
+    async def dismiss(self, crew: Crew) -> None:
+        """End a run's trainers and free what they held."""
+        for trainer in crew.trainers:
+            ray.kill(trainer)
+        for berth in crew.berths:
+            await self.berths.leave(berth)
+
+    def fact(self, run: Run) -> dict[str, Any]:
+        """What the collector knows of a run (or of the base) before it starts."""
+        selection, count, rates = run.selection, self.plan.architecture.layers, self.spec.training.learning_rate
+        layer = selection.layers[0] if selection.kind == "layer" else None
+        rate = rates.full if selection.whole else rates.layer
+        return {
+            "selection": selection.name,
+            "seed": run.seed,
+            "kind": "layers" if selection.kind == "boost" else selection.kind,
+            "layer": layer,
+            "depth": None if layer is None else layer / max(1, count - 1),
+            "layers": list(selection.layers),
+            "learning_rate": None if selection.kind == "base" else rate,
+            "trainable_parameters": 0 if selection.kind == "base" else None,
+            "seconds": 0.0,
+        }
+
+    def _actor(self, cls: type, name: str, needs: ActorResources, **options: Any) -> Any:
+        return ray.remote(cls).options(name=name, num_cpus=needs.cpus, num_gpus=needs.gpus, **options)
+
+    def _gpus_for_layers(self) -> int:
+        """Whole GPUs that engines and the full run leave, at least one."""
+        resources, full = self.spec.resources, self.spec.resources.full_trainer or self.spec.resources.trainer
+        taken = resources.engines * resources.engine.gpus
+        if self.spec.include_full:
+            taken += resources.full_trainer_ranks * full.gpus * len(self.spec.seeds)
+        return max(1, int(ray.cluster_resources().get("GPU", 0) - taken))
+
+    def _trusted(self) -> bool:
+        return isinstance(self.spec.model, PretrainedModel) and self.spec.model.trust_remote_code
+
+    async def _base_model(self, say: Callable[[str], None]) -> str:
+        """A folder or hub name that every node can load."""
+        model = self.spec.model
+        if isinstance(model, PretrainedModel):
+            return model.path
+        say("warming up the tiny base model (cached afterwards)")
+        return await ray.remote(_make_tiny_model).options(name="warm-up", num_cpus=0.1).remote(model, self.spec.task)
+
+    def _constants(self) -> dict[str, str]:
+        spec = self.spec
+        model = spec.model.path if isinstance(spec.model, PretrainedModel) else "tiny"
+        return {"sweep": spec.name, "model": model, "algorithm": spec.algorithm.type, "task": spec.task.type}
+
+
+def _make_tiny_model(model: TinyModel, task: Any) -> str:
+    from workers.base_model import make_tiny_model
+
+    return make_tiny_model(model, task)

@@ -1,0 +1,58 @@
+"""Trainers around one GPU: placement on a Ray that believes in GPUs which are not there."""
+
+import asyncio
+
+import pytest
+
+from workers.config import ActorResources
+from workers.placement import Berths
+
+
+@pytest.mark.slow
+def test_trainers_aboard_a_berth_share_its_gpu(monkeypatch):
+    """Two GPUs, trainers of 0.3: a GPU takes (1 - 0.05) / 0.3 = 3. Six board, three on each; the seventh waits until
+    one leaves."""
+    import ray
+
+    class Probe:
+        def gpus(self) -> list[int]:
+            return ray.get_gpu_ids()
+
+    async def scenario() -> None:
+        needs = ActorResources(cpus=0.1, gpus=0.3)
+        berths = Berths(2, needs)
+        assert berths.capacity == 3
+        await asyncio.gather(*(berth.group.ready() for berth in berths.berths))
+        boarded = [await berths.board() for _ in range(6)]
+        probes = [
+            ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.3, scheduling_strategy=berth.strategy()).remote()
+            for berth in boarded
+        ]
+        where = [await probe.gpus.remote() for probe in probes]
+        for berth in berths.berths:
+            assert len({tuple(gpus) for gpus, at in zip(where, boarded, strict=True) if at is berth}) == 1
+        assert sorted(gpus[0] for gpus in where) == [0, 0, 0, 1, 1, 1]
+        late = asyncio.create_task(berths.board())
+        await asyncio.sleep(0.05)
+        assert not late.done()
+        await berths.leave(boarded[4])
+        assert await asyncio.wait_for(late, 5) is boarded[4]
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        asyncio.run(scenario())
+    finally:
+        ray.shutdown()
+
+
+def test_handles_are_for_gpus_and_arrays_keep_bfloat16():
+    import torch
+
+    from policies.tensors import to_arrays, to_handles, to_tensors
+
+    weights = {"a": torch.randn(3, 2), "b": torch.randn(4).to(torch.bfloat16)}
+    back = to_tensors(to_arrays(weights))
+    assert all(torch.equal(back[name], weight) and back[name].dtype == weight.dtype for name, weight in weights.items())
+    with pytest.raises(ValueError, match="a is not on a GPU"):
+        to_handles(weights)

@@ -1,0 +1,91 @@
+"""GPUs that several layer trainers share, around one trunk.
+
+A berth is a placement group of one whole GPU (and the CPUs of those aboard). A trunk host in it loads the frozen
+base once and hands out CUDA IPC handles; each trainer aboard takes its fraction of the GPU and maps the host's
+memory. On CPUs none of this is needed: trainers map the checkpoint file, and the page cache shares it.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from .config import ActorResources
+
+HOST_SHARE = 0.05
+"""Of a GPU, as Ray counts; the host's memory is the trunk's."""
+
+
+class TrunkHost:
+    """Holds the frozen base on one GPU for the trainers aboard."""
+
+    def __repr__(self) -> str:
+        return "TrunkHost()"
+
+    def load(self, model: str, dtype: str, trust_remote_code: bool) -> dict[str, Any]:
+        """Load the base onto the GPU; returns what Trunk.attach needs."""
+        from policies.trunk import Trunk
+
+        self.trunk = Trunk.load(model, dtype, "cuda", trust_remote_code)
+        return self.trunk.share()
+
+
+@dataclass
+class Berth:
+    """One GPU with room for several trainers."""
+
+    group: PlacementGroup
+    shared: Any = None
+    """What the host's load gave: a reference."""
+    aboard: int = 0
+
+    def strategy(self) -> PlacementGroupSchedulingStrategy:
+        return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=0)
+
+
+class Berths:
+    """All berths of a sweep; a trainer's rank boards one and leaves it.
+
+    Args:
+        count: GPUs.
+        trainer: what one rank asks for; its gpus are a fraction.
+    """
+
+    def __init__(self, count: int, trainer: ActorResources):
+        self.capacity = int((1 - HOST_SHARE) / trainer.gpus + 1e-9)
+        bundle = {"GPU": 1.0, "CPU": max(0.1, self.capacity * trainer.cpus + 0.1)}
+        self.berths = [Berth(placement_group([bundle], strategy="PACK")) for _ in range(count)]
+        self.changed = asyncio.Condition()
+
+    async def load(self, model: str, dtype: str, trust_remote_code: bool) -> None:
+        """Wait for the GPUs and have each host load the base."""
+        for number, berth in enumerate(self.berths):
+            await berth.group.ready()
+            host = (
+                ray.remote(TrunkHost)
+                .options(
+                    name=f"TrunkHost-{number}",
+                    num_gpus=HOST_SHARE,
+                    num_cpus=0.1,
+                    scheduling_strategy=berth.strategy(),
+                )
+                .remote()
+            )
+            berth.host = host
+            berth.shared = host.load.remote(model, dtype, trust_remote_code)
+
+    async def board(self) -> Berth:
+        """The emptiest berth, once one has room."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: any(berth.aboard < self.capacity for berth in self.berths))
+            berth = min(self.berths, key=lambda berth: berth.aboard)
+            berth.aboard += 1
+            return berth
+
+    async def leave(self, berth: Berth) -> None:
+        async with self.changed:
+            berth.aboard -= 1
+            self.changed.notify_all()
