@@ -118,7 +118,7 @@ class Played:
         )
 
     def scores(self) -> dict[str, np.ndarray]:
-        """Columns of scores.parquet, a row per episode. One that was given up has failed: it has no score to show."""
+        """Columns of scores.parquet, a row per episode. One that was given up (losses: 2) counts as failed."""
         episodes = self.episodes
         return {
             "prompt": np.array([e.start.id for e in episodes], object),
@@ -128,6 +128,7 @@ class Played:
             "truncated": np.array([not e.terminated for e in episodes]),
             "format_ok": np.array([bool(e.turns) and all(turn.valid for turn in e.turns) for e in episodes]),
             "category": np.array([e.category for e in episodes], object),
+            "losses": np.array([e.losses for e in episodes]),
         }
 
 

@@ -90,6 +90,7 @@ def test_scores_of_an_evaluation():
         "truncated": [False, True, False, True],
         "format_ok": [True, False, True, False],
         "category": ["even", "even", "odd", "odd"],
+        "losses": [0, 0, 0, 0],
     }
 
 
@@ -194,6 +195,7 @@ def test_an_episode_lost_twice_is_given_up_and_counted():
     assert rows.metrics["success_rate"] == 1.0
     assert done.scores()["score"].tolist() == [1.0, 0.0, 1.0]
     assert done.scores()["truncated"].tolist() == [False, True, False]
+    assert done.scores()["losses"].tolist() == [0, 2, 0]
 
 
 def test_nothing_to_learn_from_is_an_error():

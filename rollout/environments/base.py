@@ -119,7 +119,7 @@ class EnvironmentTask:
     multi_turn = True
 
     def __init__(self, config: EnvironmentConfig):
-        from .processes import EnvironmentProcesses
+        from .processes import EnvironmentProcesses  # which needs this module
 
         self.config = config
         self.processes = EnvironmentProcesses(config)

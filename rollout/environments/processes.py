@@ -69,9 +69,6 @@ class EnvironmentProcesses:
     def __init__(self, config: EnvironmentConfig):
         self._all = [EnvironmentProcess(config) for _ in range(config.processes)]
 
-    def __len__(self) -> int:
-        return len(self._all)
-
     def of(self, seed: int) -> "EnvironmentProcess":
         return self._all[seed % len(self._all)]
 
