@@ -108,7 +108,7 @@ class Stage:
             facts = await asyncio.gather(
                 *(
                     trainer.start.remote(
-                        self.model, address, spec.algorithm, spec.training, spec.deepspeed, self._trusted(),
+                        self.model, address, spec.algorithm.build(), spec.training, spec.deepspeed, self._trusted(),
                         engine_device, crew.berths[rank].shared if crew.berths else None,
                     )
                     for rank, trainer in enumerate(crew.trainers)
