@@ -115,3 +115,41 @@ def test_the_same_seeds_give_the_same_tokens_alone_and_in_company(engine):
     together = [engine.generate(None, 0, prompts, [11, 12], sampling) for _ in range(6)]
     for future in together:
         np.testing.assert_array_equal(future.result(timeout=60).tokens, alone.tokens)
+
+
+def test_the_self_check_passes_and_catches_broken_routing(engine, model_folder, monkeypatch):
+    """Sound routing differs by rounding; an overlay that keeps one of the base's norms is refused, and so is one
+    that serves the base to everybody."""
+    from rollout.engine import model
+    from rollout.engine.overlay import LayerOverlay
+    from rollout.engine.selfcheck import RoutingMismatch, check
+
+    assert check(engine, model_folder, "float32") < 1e-5
+    build = LayerOverlay.build.__func__
+
+    def stale_norm(cls, layer, hf, like):
+        return build(cls, layer, dict(hf) | {"post_attention_layernorm.weight": layer.input_layernorm.weight}, like)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LayerOverlay, "build", classmethod(stale_norm))
+        with pytest.raises(RoutingMismatch, match="from a plain forward"):
+            check(engine, model_folder, "float32")
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_block", lambda layer, parts, *hidden: layer(*hidden))
+        with pytest.raises(RoutingMismatch):
+            check(engine, model_folder, "float32")
+
+
+def test_swap_serves_the_same_tokens_as_mixed(engine, variants):
+    """The modes differ in what shares a batch, not in what is computed."""
+    prompts, sampling = [np.array([4, 5, 6], np.int32)] * 2, Sampling(4, max_tokens=8)
+    for selection in SELECTIONS[:3]:
+        engine.push(selection.name, 9, trained(variants[selection.name], selection)).result()
+    tokens = {}
+    for mixed in (True, False):
+        engine.batching.mixed, engine.batching.decided = mixed, True
+        futures = [engine.generate(s.name, 9, prompts, [1, 2], sampling) for s in SELECTIONS[:3]]
+        tokens[mixed] = [future.result(timeout=60).tokens for future in futures]
+    engine.batching.mixed, engine.batching.decided = True, False
+    for one, other in zip(*tokens.values(), strict=True):
+        np.testing.assert_array_equal(one, other)
