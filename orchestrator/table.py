@@ -62,7 +62,9 @@ def _of_runs(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
         reason=("reason", lambda r: "; ".join(dict.fromkeys(r.dropna())) or None),
     ).reset_index()
     whole = ("layer", "seeds", "trainable_parameters", "steps", "generated_tokens")
-    return table.astype(dict.fromkeys(whole, "Int64") | {"reason": "string", "depth": "float64", "update_norm": "float64"})
+    return table.astype(
+        dict.fromkeys(whole, "Int64") | {"reason": "string", "depth": "float64", "update_norm": "float64"}
+    )
 
 
 def _together(status: pd.Series) -> str:
