@@ -14,10 +14,11 @@ from orchestrator.overlap import overlap
 from orchestrator.report import write_report
 from orchestrator.report.svg import compact, span, ticks
 from orchestrator.scores import SCORE_COLUMNS
+from orchestrator.signals import early_signals
 from orchestrator.table import sweep_table
 from workers.collector import STEP_COLUMNS
 
-SECTIONS = {"profile", "table", "final", "gain", "learning", "health", "overlap", "cost", "unfinished"}
+SECTIONS = {"profile", "table", "final", "gain", "learning", "health", "overlap", "signals", "cost", "unfinished"}
 KINDS = {"base": "base", "full": "full"} | {f"layer-{k:02d}": "layer" for k in range(4)} | {"layers-best-2": "layers"}
 STEPS = 6
 
@@ -234,3 +235,27 @@ def test_axes():
     assert ticks(-0.3, 1.2, 4) == [0, 0.5, 1] and ticks(0, 30, 4) == [0, 10, 20, 30]
     assert [compact(v) for v in (0, 0.25, -1200, 3e6, 2e-5)] == ["0", "0.25", "−1.2k", "3M", "2e-5"]
     assert span([1, 3, math.inf, math.nan], margin=0.5) == (0, 4) and span([]) != (0, 0)
+
+
+def test_early_signals_on_hand_made_numbers():
+    """C rises with the layer. First gradient norms fall: -1. Rewards of the first step (10 % of 10 steps) are in the
+    order 2, 1, 3, 4, 5: squared rank differences 1 + 1, rho 1 - 6 * 2 / (5 * 24) = 0.9; later ones are in order."""
+    names = [f"layer-{k:02d}" for k in range(5)]
+    table = pd.DataFrame({"selection": names, "kind": "layer", "status": "completed", "contribution": range(5)})
+    first = [2, 1, 3, 4, 5]
+    steps = pd.DataFrame(
+        [
+            {
+                "selection": name,
+                "step": step,
+                "grad_norm": -k if step == 0 else 7.0,
+                "reward_mean": r if step == 0 else 9 * k,
+            }
+            for k, (name, r) in enumerate(zip(names, first, strict=True))
+            for step in range(10)
+        ]
+    )
+    found = early_signals(table, steps)
+    assert [signal.spearman for signal in found] == pytest.approx([-1, 0.9, 1, 1])
+    assert found[0].by_chance == pytest.approx(1.96 / 2, abs=0.001)
+    assert early_signals(table.assign(status="pruned"), steps) == [] and early_signals(table[:3], steps) == []

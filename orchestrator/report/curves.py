@@ -33,9 +33,10 @@ HEALTH = {
 def curves(results: Results, column: str) -> dict[str, pd.Series]:
     """Per selection the mean over seeds by step (counted from 1), averaged down where long; full last, on top."""
     steps = results.steps.dropna(subset=[column]) if column in results.steps else results.steps.iloc[:0]
+    means = steps.groupby(["selection", "step"])[column].mean().astype(float)
     found = {}
-    for selection, rows in steps.groupby("selection"):
-        curve = rows.groupby("step")[column].mean().astype(float)
+    for selection in means.index.unique("selection"):
+        curve = means[selection]
         curve.index = curve.index.astype(int) + 1
         every = -(-len(curve) // POINTS)
         if every > 1:

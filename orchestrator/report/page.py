@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..overlap import overlap
+from ..signals import early_signals
 from . import agreement, costs, curves, findings, gains, profile, rows
 from .read import Results
 
@@ -41,6 +42,7 @@ def render_page(results: Results) -> str:
             "mean": agreement.mean_overlap(shared.jaccard),
             "beyond": agreement.mean_overlap(shared.beyond_base),
         },
+        signals=early_signals(results.table, results.steps),
         costs=costs.cost_charts(results),
         totals=costs.totals(results),
         columns=rows.COLUMNS,

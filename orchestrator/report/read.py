@@ -1,6 +1,7 @@
 """What a report is made of, read from a sweep's folder or from a contribution table alone."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import fsspec
 import numpy as np
@@ -61,8 +62,11 @@ class Results:
 
     def depth(self, selection: str) -> float:
         """0 for the model's first layer, 1 for its last; NaN for what is not one layer."""
-        found = self.table.loc[self.table["selection"] == selection, "depth"]
-        return float(found.iloc[0]) if len(found) else np.nan
+        return self._depths.get(selection, np.nan)
+
+    @cached_property
+    def _depths(self) -> dict[str, float]:
+        return dict(zip(self.table["selection"], self.table["depth"], strict=True))
 
     @property
     def covers(self) -> str:
