@@ -50,7 +50,7 @@ def _cell(plot: Plot, x: float, y: float, side: int, value: float, tip: str, sig
         style=f"--share: {strength:.0f}%", data_tip=f"{tip}\n{text}",
     )  # fmt: skip
     if side >= 30:
-        shade = "number strong" if strength > 55 else "number"
+        shade = "number strong" if strength > 72 else "number"
         plot.add("text", text, cls=shade, x=x + side / 2, y=y + side / 2 + 4, text_anchor="middle")
 
 
