@@ -1,4 +1,4 @@
-"""Shapes of the study's models, from their public config.json files: what a plan needs where the hub is out of reach."""
+"""Shapes of the study's models, from their public config.json files, for plans where the hub is out of reach."""
 
 _QWEN3 = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -31,4 +31,4 @@ KNOWN_MODELS: dict[str, dict] = {
     | _sizes(28, 3584, 18944, 28, 4, tied=False)
     | {"vocab_size": 152064, "max_position_embeddings": 131072},
 }
-"""By hub name; the keys are those of config.json. Qwen2's attention has biases on q, k and v, Qwen3's norms on q and k."""
+"""By hub name, in the words of config.json. Qwen2's attention has biases on q, k and v, Qwen3's norms on q and k."""

@@ -129,7 +129,8 @@ def _rank(rank: int, port: int, folder: str, selection: Selection, stage: int, o
 
 
 @pytest.mark.parametrize(
-    ("selection", "stage"), [(Selection.layer(2), 0), (Selection.layer(2), 1), (Selection.full(), 2), (Selection.full(), 3)],
+    ("selection", "stage"),
+    [(Selection.layer(2), 0), (Selection.layer(2), 1), (Selection.full(), 2), (Selection.full(), 3)],
     ids=lambda x: getattr(x, "name", x),
 )  # fmt: skip
 def test_two_ranks_are_one(model_folder, selection, stage):
