@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
-from .compare import Correlation, compare_all, concentrations, matrix
+from .compare import compare_all, concentrations, matrix
 from .profile import Profile, load_profile
+from .show import wide_console
 from .spec import SpecError
+from .wording import explanation, interval, number, shared
 
 FEW = 8
 """Tables of which every pair is printed as a matrix too; more do not fit a terminal."""
@@ -85,7 +85,7 @@ def compare_tables(paths: Sequence[str], top: int, noise: float | None, folder: 
 
 def show_comparison(pairs: pd.DataFrame, shares: pd.DataFrame, top: int) -> None:
     """On the terminal."""
-    console = Console(highlight=False)
+    console = wide_console()
     shown = Table("tables", "layers", "Spearman observed", "noise-corrected", "95 %", f"top {top} shared", "verdict")
     for row in pairs.itertuples():
         shown.add_row(
@@ -106,31 +106,3 @@ def show_comparison(pairs: pd.DataFrame, shares: pd.DataFrame, top: int) -> None
         concentrated.add_row(row.table, number(row.top_share), number(row.centre_of_mass), number(row.gini))
     console.print(concentrated)
     console.print(explanation(pairs), style="dim")
-
-
-def explanation(pairs: pd.DataFrame) -> str:
-    """What the figures mean, and what is missing."""
-    said = (
-        "Noise pulls an observed rank correlation towards 0; the corrected one is that of the true contributions. "
-        "“cannot tell”: its interval holds 0 or is wider than 1."
-    )
-    if (pairs["verdict"] == "noise unknown").any():
-        said += " “noise unknown”: a table has no intervals; give the standard deviation of its C with --noise."
-    return said
-
-
-def number(value: float) -> str:
-    return "–" if not np.isfinite(value) else f"{value:.2f}"
-
-
-def interval(row) -> str:
-    """Of the corrected correlation."""
-    known = Correlation(row.rho, row.rho_low, row.rho_high)
-    return f"{known.low:.2f} .. {known.high:.2f}" if np.isfinite(known.median) else "–"
-
-
-def shared(row) -> str:
-    """Overlap of the best, with what chance gives."""
-    if not row.top:
-        return "–"
-    return f"{round(row.overlap * row.top)} of {row.top} (chance {row.overlap_by_chance * row.top:.1f})"

@@ -10,8 +10,8 @@ from markupsafe import Markup
 from workers.files import write_atomically
 
 from ..compare import matrix
-from ..comparison import explanation, interval, number, shared
 from ..profile import Profile
+from ..wording import explanation, interval, number, shared
 from .agreement import matrix_chart
 from .page import NARROW, WIDE, environment, now
 from .svg import Plot, span
