@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .attention import Branch, Branches, by_branch
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -26,8 +28,8 @@ class MicroBatch:
     """int64 [B, T]"""
     position_ids: Tensor
     """int64 [B, T]: of a response's tokens as if it followed the prompt directly."""
-    mask: Tensor
-    """bool [B, 1, T, T]: true where a query (row) may look at a key (column)."""
+    mask: Tensor | Branches
+    """bool [B, 1, T, T], true where a query (row) may look at a key (column); or the same, branch by branch."""
     predictor: Tensor
     """int64 [N]: the flat position in [B * T] whose hidden state predicts the token."""
     target: Tensor
@@ -83,11 +85,14 @@ def _micro_batch(
     ids = np.zeros((len(trees), width), np.int64)
     positions = np.zeros_like(ids)
     branch = np.full((len(trees), width), -1, np.int64)  # -1 padding, 0 prompt, 1.. responses
+    branches: list[Branch] = []
     flat: list[tuple[np.ndarray, ...]] = []
     for b, tree in enumerate(trees):
         prompt = prompts[tree[0]]
         end = len(prompt)
         ids[b, :end], positions[b, :end], branch[b, :end] = prompt, np.arange(end), 0
+        asked = b * width + np.arange(end)
+        branches.append((asked[:0], asked))
         for i, row in enumerate(tree, start=1):
             places = np.arange(starts[row], starts[row + 1])
             own = slice(end, end + len(places))
@@ -96,10 +101,12 @@ def _micro_batch(
             before = np.arange(end - 1, end - 1 + len(places))
             before[:1] = len(prompt) - 1  # the first token is predicted by the prompt's last
             flat.append((b * width + before, tokens[places], np.full(len(places), row), places))
+            branches.append((asked, b * width + np.arange(own.start, own.stop)))
             end += len(places)
-    same = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
-    causal = np.tril(np.ones((width, width), bool))
-    mask = torch.from_numpy(same & causal)[:, None]
+    mask: Tensor | Branches | None = by_branch(branches, ids.size, ids.size * width)
+    if mask is None:
+        same = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
+        mask = torch.from_numpy(same & np.tril(np.ones((width, width), bool)))[:, None]
     columns = (torch.from_numpy(np.concatenate(column).astype(np.int64)) for column in zip(*flat, strict=True))
     predictor, target, response, token = columns
     return MicroBatch(torch.from_numpy(ids), torch.from_numpy(positions), mask, predictor, target, response, token)

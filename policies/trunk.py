@@ -9,6 +9,7 @@ import xxhash
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from .attention import NAME
 from .batch import MicroBatch
 from .selection import Selection
 from .tensors import to_handles, to_tensors
@@ -32,7 +33,7 @@ class Trunk:
         model = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, dtype),
-            attn_implementation="sdpa",
+            attn_implementation=NAME,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
         )
@@ -47,7 +48,7 @@ class Trunk:
         """The trunk that another process on the same GPU shared: its memory, not a copy."""
         config = shared["config"]
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
         model.load_state_dict(to_tensors(shared["weights"], device), assign=True)
         model.tie_weights()
         # Not in the state dict: frequencies are recomputed.

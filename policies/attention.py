@@ -1,0 +1,108 @@
+"""Attention over trees of a prompt and its responses: under one mask, or branch by branch where that saves work.
+
+Under a mask [T, T] a tree of G responses costs the square of its whole length, although a response sees only the
+prompt and itself. Branch by branch, prompts and responses of similar length are gathered into rows of queries, with
+the keys that each row may see: G times the work of one response, and no mask of T x T. Both give the same numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "layersweep_tree"
+"""For transformers' `attn_implementation`."""
+
+GATHERING = 128
+"""What gathering costs, in pairs of query and key per token: about where both ways take the same CPU time."""
+
+Branch = tuple[np.ndarray, np.ndarray]
+"""What came before and the branch's own tokens, as positions in the flat batch [B * T]; a prompt has nothing before."""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A branches of similar length, padded to Q own tokens and K tokens that they may see."""
+
+    queries: Tensor
+    """int64 [A, Q]: positions in the flat batch."""
+    keys: Tensor
+    """int64 [A, K]"""
+    mask: Tensor
+    """bool [A, 1, Q, K]: true where a query may look at a key."""
+
+    def to(self, device: torch.device) -> "Strip":
+        return Strip(*(value.to(device, non_blocking=True) for value in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Branches:
+    """The attention of a whole batch, branch by branch."""
+
+    strips: tuple[Strip, ...]
+    place: Tensor
+    """int64 [B * T]: where the result of each token is, among those of all strips."""
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> "Branches":
+        return Branches(
+            tuple(strip.to(device) for strip in self.strips), self.place.to(device, non_blocking=non_blocking)
+        )
+
+
+def by_branch(branches: Sequence[Branch], tokens: int, masked_pairs: int) -> Branches | None:
+    """Attention branch by branch, or None where one mask of `masked_pairs` over the `tokens` is cheaper."""
+    classes: dict[tuple[int, int], list[Branch]] = {}
+    for before, own in branches:
+        sizes = max(16, len(own)), max(16, len(before) + len(own))
+        classes.setdefault(tuple(size.bit_length() for size in sizes), []).append((before, own))
+    shapes = [
+        (len(alike), max(len(own) for _, own in alike), max(len(before) + len(own) for before, own in alike))
+        for alike in classes.values()
+    ]
+    if masked_pairs - sum(a * q * k for a, q, k in shapes) < GATHERING * tokens:
+        return None
+    place, done, strips = np.zeros(tokens, np.int64), 0, []
+    for alike, (rows, queries, keys) in zip(classes.values(), shapes, strict=True):
+        query, key = np.zeros((rows, queries), np.int64), np.zeros((rows, keys), np.int64)
+        for row, (before, own) in enumerate(alike):
+            query[row, : len(own)] = own
+            key[row, : len(before) + len(own)] = np.concatenate([before, own])
+            place[own] = done + row * queries + np.arange(len(own))
+        done += query.size
+        last = np.array([len(before) for before, _ in alike])[:, None] + np.arange(queries)
+        mask = np.arange(keys) <= last[:, :, None]  # padding may look too: at real keys, and nobody looks at it
+        strips.append(Strip(*map(torch.from_numpy, (query, key, mask[:, None]))))
+    return Branches(tuple(strips), torch.from_numpy(place))
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | Branches | None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function: query, key, value [B, heads, T, head_dim] to [B, T, heads, head_dim]."""
+    if not isinstance(attention_mask, Branches):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    _, heads, _, size = query.shape
+    flat = [states.transpose(1, 2).flatten(0, 1).flatten(1) for states in (query, key, value)]
+    results = []
+    for strip in attention_mask.strips:
+        rows = zip(flat, (strip.queries, strip.keys, strip.keys), strict=True)
+        parts = (embedding(at, states).unflatten(-1, (-1, size)).transpose(1, 2) for states, at in rows)
+        results.append(sdpa_attention_forward(module, *parts, strip.mask, **kwargs)[0].flatten(0, 1).flatten(1))
+    result = embedding(attention_mask.place, torch.cat(results))
+    return result.view(query.shape[0], query.shape[2], heads, size), None
+
+
+AttentionInterface.register(NAME, tree_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
