@@ -59,6 +59,7 @@ class Driver:
         self.plan, self.spec, self.progress = plan, plan.spec, progress
         self.stage = Stage(plan, trainer_environment)
         self.first: dict[int, Any] = {}
+        self.cpu = time.process_time()
         self.base_scored = asyncio.Event()
         self.halving = self._halving()
 
@@ -190,15 +191,25 @@ class Driver:
         updates = [trainer.update.options(num_returns=2).remote(experience, step) for trainer in state.crew.trainers]
         metrics = (await asyncio.gather(*(metrics for metrics, _ in updates)))[0]
         updated = time.monotonic()
-        metrics["pushed_bytes"] = await state.engine.push.remote(run.name, state.version + 1, updates[0][1])
+        pushed = await state.engine.push.remote(run.name, state.version + 1, updates[0][1])
         state.version, state.steps = state.version + 1, step + 1
         finished = time.monotonic()
-        metrics["sync_seconds"] = finished - updated
+        metrics |= {
+            "pushed_bytes": pushed.bytes,
+            "push_cpu_seconds": pushed.cpu_seconds,
+            "driver_cpu_seconds": self._own_cpu(),
+            "sync_seconds": finished - updated,
+        }
         worked = sum(metrics[f"{phase}_seconds"] for phase in ("rollout", "reward", "update"))
         metrics["wait_seconds"] = max(0.0, updated - began - worked)
         self.stage.collector.record_step.remote(run.selection.name, run.seed, step, metrics)
         self.progress.stepped(run.name, step + 1, metrics, finished - began)
         self._check(state, metrics)
+
+    def _own_cpu(self) -> float:
+        """CPU seconds of this process, Ray's client in it included, since any run's last step: their sum is all."""
+        before, self.cpu = self.cpu, time.process_time()
+        return self.cpu - before
 
     def _rollout(self, state: _State, step: int) -> Any:
         """A reference to the step's experience. At the first step every run is the base: one batch serves all."""

@@ -46,6 +46,15 @@ class Completions:
 
 
 @dataclass(frozen=True)
+class Pushed:
+    """What it took to give the engine a run's new weights."""
+
+    bytes: int
+    cpu_seconds: float
+    """Of the engine."""
+
+
+@dataclass(frozen=True)
 class Experience:
     """What a trainer learns from: one row per response, or per (trajectory, step) of an episode.
 

@@ -114,7 +114,8 @@ def test_the_demo_plan():
 def test_planning_and_help_import_nothing_heavy():
     code = (
         "import sys, orchestrator.cli as c; c.main(['plan']); "
-        "print([m for m in ('torch', 'vllm', 'deepspeed', 'ray', 'transformers', 'scipy', 'pandas') if m in sys.modules])"
+        "heavy = ('torch', 'vllm', 'deepspeed', 'ray', 'transformers', 'scipy', 'pandas'); "
+        "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -15,8 +15,8 @@ STEP_COLUMNS = (
     "clip_fraction", "grad_norm", "update_norm", "logprob_mismatch", "response_tokens", "truncated_fraction",
     "format_fraction", "learning_rate", "tokens", "pushed_bytes", "rollout_seconds", "reward_seconds",
     "update_seconds", "sync_seconds", "wait_seconds", "generate_cpu_seconds", "reward_cpu_seconds",
-    "update_cpu_seconds", "success_rate", "episode_length", "invalid_action_rate", "step_groups_larger_than_one",
-    "lost_episodes", "given_up_episodes", "cut_observations",
+    "update_cpu_seconds", "push_cpu_seconds", "driver_cpu_seconds", "success_rate", "episode_length",
+    "invalid_action_rate", "step_groups_larger_than_one", "lost_episodes", "given_up_episodes", "cut_observations",
 )  # fmt: skip
 SCORE_COLUMNS = (
     "selection", "seed", "step", "suite", "split", "prompt", "sample", "score", "response_tokens", "truncated",

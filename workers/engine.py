@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rollout.config import RolloutConfig
-from rollout.types import Completions, Sampling
+from rollout.types import Completions, Pushed, Sampling
 
 
 class Engine:
@@ -44,8 +44,8 @@ class Engine:
 
         return device_name() if self.spans == 1 else "several"
 
-    async def push(self, run: str, version: int, weights: dict[str, Any]) -> int:
-        """Serve a run from these weights; returns the bytes sent. They come straight from the trainer."""
+    async def push(self, run: str, version: int, weights: dict[str, Any]) -> Pushed:
+        """Serve a run from these weights, which come straight from the trainer."""
         import torch
 
         from policies.tensors import to_tensors

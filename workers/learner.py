@@ -1,5 +1,6 @@
 """One run's updates: DeepSpeed over the selection's parameters alone, computing through the frozen trunk."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -41,11 +42,13 @@ class _Sums:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A micro batch, the input of its first trained block, and the loss weight of each of its tokens."""
+    """A micro batch, the input of its first trained block, and for each of its tokens the loss weight and, with a
+    KL term, the base model's log-probability."""
 
     batch: MicroBatch
     hidden: Tensor | None
     weight: Tensor
+    ref_logp: Tensor | None
 
 
 def learning_rate(config: TrainingConfig, peak: float, step: int) -> float:
@@ -140,7 +143,7 @@ class Learner:
         advantages = torch.from_numpy(advantage).to(self.device)
         old_logp = torch.from_numpy(experience.logprobs).to(self.device)
         minibatches = [self._pieces(experience, rows, advantage) for rows in self._minibatches(experience, step)]
-        if self.training.epochs > 1:  # what lies below the first trained block is computed once
+        if self.training.epochs > 1:  # what lies below the first trained block, and the reference, is computed once
             minibatches = [list(pieces) for pieces in minibatches]
         sums = _Sums()
         for epoch in range(self.training.epochs):
@@ -150,10 +153,16 @@ class Learner:
 
     def weights(self) -> dict[str, Tensor]:
         """The trained parameters under their Hugging Face names (gathered, at ZeRO 3: call it on every rank)."""
+        with self._gathered() as named:
+            return {name: weight.detach().clone() for name, weight in named.items()}
+
+    @contextlib.contextmanager
+    def _gathered(self) -> Iterator[dict[str, torch.nn.Parameter]]:
+        """The trained parameters themselves, whole on every rank for the time of a `with` block."""
         named = self.policy.named_weights()
         partitioned = self.engine.zero_optimization_stage() == 3
         with deepspeed.zero.GatheredParameters(list(named.values()), enabled=partitioned):
-            return {name: weight.detach().clone() for name, weight in named.items()}
+            yield named
 
     def _minibatches(self, experience: Experience, step: int) -> list[np.ndarray]:
         """Rows of each minibatch: whole groups, dealt out in an order that depends on the step alone."""
@@ -178,7 +187,11 @@ class Learner:
         for batch, scale in [(b, 1.0) for b in mine] + [(b, 0.0) for b in batches[:short]]:
             batch = batch.to(self.device)
             hidden = None if self.selection.whole else self.trunk.prefix(batch, self.policy.start)
-            yield _Piece(batch, hidden, weights[batch.response] * (scale * self.ranks))
+            ref_logp = None
+            if self.algorithm.kl_coefficient > 0:
+                below = hidden if hidden is not None else self.trunk.prefix(batch, 0)
+                ref_logp = self.trunk.reference(batch, below, self.policy.start, self.training.temperature)
+            yield _Piece(batch, hidden, weights[batch.response] * (scale * self.ranks), ref_logp)
 
     def _optimizer_step(
         self, pieces: Iterator[_Piece] | list[_Piece], old_logp: Tensor, advantages: Tensor, sums: _Sums, first: bool
@@ -189,14 +202,10 @@ class Learner:
         temperature = self.training.temperature
         for i, piece in enumerate(pieces):
             batch, live = piece.batch, float(piece.weight.any())
-            ref_logp = None
-            if self.algorithm.kl_coefficient > 0:
-                hidden = piece.hidden if piece.hidden is not None else self.trunk.prefix(batch, 0)
-                ref_logp = self.trunk.reference(batch, hidden, self.policy.start, temperature)
             self.engine.set_gradient_accumulation_boundary(i == len(pieces) - 1)
             logp, entropy = self.engine(batch, piece.hidden, temperature)
             old = old_logp[batch.token]
-            terms = policy_loss(self.algorithm, logp, old, advantages[batch.response], piece.weight, ref_logp)
+            terms = policy_loss(self.algorithm, logp, old, advantages[batch.response], piece.weight, piece.ref_logp)
             if not torch.isfinite(terms.loss):
                 raise NonFinite(f"loss is {terms.loss.item()}")
             self.engine.backward(terms.loss)
@@ -251,7 +260,8 @@ class Learner:
     def update_norm(self) -> float:
         """L2 norm of the change of the trained parameters since the base model."""
         base = dict(self.trunk.model.named_parameters())
-        return math.sqrt(sum(float((w - base[n]).float().square().sum()) for n, w in self.weights().items()))
+        with self._gathered() as named:
+            return math.sqrt(sum(float((w - base[n]).float().square().sum()) for n, w in named.items()))
 
 
 def _parameter_groups(policy: Policy) -> list[dict]:

@@ -23,7 +23,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from ..config import RolloutConfig
-from ..types import Completions, Sampling
+from ..types import Completions, Pushed, Sampling
 from .batching import AutoBatching
 from .model import ROUTED
 from .worker import RUN
@@ -124,8 +124,8 @@ class RolloutEngine:
         self._commands.put(lambda: self._waiting.append(request))
         return request.done
 
-    def push(self, run: str, version: int, weights: Mapping[str, Any]) -> "Future[int]":
-        """Serve `run` from these weights (Hugging Face names) from now on; gives the bytes sent."""
+    def push(self, run: str, version: int, weights: Mapping[str, Any]) -> "Future[Pushed]":
+        """Serve `run` from these weights (Hugging Face names) from now on."""
         return self._call(self._push, run, version, weights)
 
     def drop(self, run: str) -> "Future[None]":
@@ -146,12 +146,13 @@ class RolloutEngine:
         self._commands.put(command)
         return future
 
-    def _push(self, run: str, version: int, weights: Mapping[str, Any]) -> int:
+    def _push(self, run: str, version: int, weights: Mapping[str, Any]) -> Pushed:
+        began = time.thread_time()
         if any(request.run == run for request in self._active.values()):
             raise RuntimeError(f"{run}: weights pushed while its responses are being written")
         sent = self._engine.collective_rpc("push_overlay", args=(run, version, weights))
         self._versions[run] = version
-        return sent[0]
+        return Pushed(sent[0], time.thread_time() - began)
 
     def _drop(self, run: str) -> None:
         self._engine.collective_rpc("drop_overlay", args=(run,))

@@ -9,7 +9,6 @@ The blocks are called one by one from Python here, so these models run eagerly: 
 batch's routing in and serve base weights to everybody (seen), and a CUDA graph would need fixed row counts.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from vllm.config import VllmConfig
