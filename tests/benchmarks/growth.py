@@ -1,0 +1,58 @@
+"""How the cost of a whole sweep grows with the number of layers, at a fixed width.
+
+The demo's tiny model with more layers; a KL term keeps every group in the computation whatever its rewards, so the
+work depends on the number of layers alone. A sweep has one run per layer and one of all parameters, and a run's
+forward pass is as deep as the model: with L layers the parts grow with L times L. Steady state is the difference
+between sweeps of N and 2N steps, in CPU seconds of the whole machine, which must be idle otherwise.
+
+    python -m tests.benchmarks.growth
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.cli import DEMO
+from orchestrator.spec import parse_spec
+from tests.benchmarks.common import print_background, print_table, sweep
+from workers.base_model import make_tiny_model
+
+LAYERS = (4, 8, 12, 16, 24)
+STEPS = 5
+
+
+def deep(layers: int) -> dict[str, Any]:
+    """The demo's spec with another number of layers, and hardly any evaluation."""
+    spec = yaml.safe_load(Path(DEMO).read_text())
+    spec["model"] |= {"layers": layers, "minimum_accuracy": 0.0}
+    spec["algorithm"] |= {"kl_coefficient": 0.001}
+    spec["evaluation"] = {"suites": [{"name": "sort", "prompts": 16, "samples": 1}]}
+    return spec
+
+
+def measure(layers: int) -> list[object]:
+    """A row: wall and CPU seconds of a sweep of STEPS steps, and the steady state's per run and step."""
+    spec = deep(layers)
+    parsed = parse_spec(spec)
+    make_tiny_model(parsed.model, parsed.task)
+    once, twice = sweep(spec, STEPS), sweep(spec, 2 * STEPS)
+    wall, cpu = ((b - a) / (STEPS * (layers + 1)) for a, b in ((once.wall, twice.wall), (once.cpu, twice.cpu)))
+    return [layers, layers + 1, once.wall, once.cpu, wall, cpu, cpu / layers]
+
+
+if __name__ == "__main__":
+    print_background()
+    print_table(
+        f"Sweeps of {STEPS} steps by number of layers",
+        [
+            "layers",
+            "runs",
+            "wall s",
+            "CPU s",
+            "wall s per run and step",
+            "CPU s per run and step",
+            "the same per layer",
+        ],
+        [measure(layers) for layers in LAYERS],
+    )
