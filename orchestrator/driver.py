@@ -221,7 +221,9 @@ class Driver:
         return self.first[seed]
 
     def _check(self, state: _State, metrics: dict[str, float]) -> None:
-        state.zero_reward = state.zero_reward + 1 if metrics["reward_mean"] == 0 else 0
+        # Penalties keep an environment's mean reward from being exactly 0: its success says it.
+        reward = metrics.get("success_rate", metrics["reward_mean"])
+        state.zero_reward = state.zero_reward + 1 if reward == 0 else 0
         if state.zero_reward >= ZERO_REWARD_PATIENCE:
             raise Collapsed(f"collapsed: no reward at all for {ZERO_REWARD_PATIENCE} steps")
 

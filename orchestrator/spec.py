@@ -84,6 +84,11 @@ class SweepSpec(StrictModel):
             )
         if self.algorithm.build().overlong_buffer >= self.training.max_response_tokens:
             raise ValueError("algorithm.overlong_buffer: must be below training.max_response_tokens")
+        if self.algorithm.type == "gigpo" and not getattr(self.task, "multi_turn", False):
+            raise ValueError(
+                f"algorithm.type: gigpo compares the steps of episodes, and {self.task.type} has none; choose grpo or "
+                "dr_grpo, or an environment as the task"
+            )
         if isinstance(self.model, TinyModel) and not hasattr(type(self.task), "tiny"):
             raise ValueError(
                 f"model.type: tiny needs a task with demonstrations; {self.task.type} has none. Name a pretrained model"

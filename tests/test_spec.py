@@ -59,6 +59,7 @@ def test_layers_of_a_six_layer_model(chosen, expected):
         ({"name": "../x"}, "name: "),
         ({"resources": {"device": "cuda"}}, "needs gpus above 0"),
         ({"seeds": [0, 0]}, "seeds: seeds must differ"),
+        ({"algorithm": {"type": "gigpo"}}, "algorithm.type: gigpo compares the steps of episodes"),
     ],
 )
 def test_bad_specs_name_field_and_fix(changes, expected):
