@@ -99,6 +99,7 @@ def test_hostile_programs_beside_honest_ones(name):
         "": False,
     }
     files, threads, started = len(os.listdir("/proc/self/fd")), threading.active_count(), time.time()
+    children = set(psutil.Process().children(recursive=True))  # of other tests, if any
     batch, expected = [], []
     for at, (program, reason) in enumerate(HOSTILE.values()):
         source, passes = list(honest.items())[at % len(honest)]
@@ -113,7 +114,7 @@ def test_hostile_programs_beside_honest_ones(name):
         if verdict.passed != passes or reason not in (None, verdict.reason)
     ]
     assert wrong == []
-    assert psutil.Process().children(recursive=True) == []
+    assert set(psutil.Process().children(recursive=True)) <= children
     orphans = [
         process.info["cmdline"]
         for process in psutil.process_iter(["ppid", "cmdline", "create_time"])
@@ -174,7 +175,7 @@ def test_programs_change_no_file(name, tmp_path):
 def test_a_program_leaves_nothing_to_the_next(name):
     leaves = "open('/tmp/answers', 'w').write('40')\n" + DOUBLE
     hides = "import os\nopen('/tmp/answers', 'w').close()\nos.unlink('/tmp/answers')\n" + DOUBLE
-    finds = "import os\nprint(2 * int(input()) + len(os.listdir('/tmp')))"
+    finds = "import os\nprint(2 * int(input()) + ('answers' in os.listdir('/tmp')))"
     batch = [doubling(text) for text in (leaves, finds, hides, finds, DOUBLE)]
     found = verdicts(name, batch, workers=1)
     # Without a mount namespace /tmp is everybody's, and programs cannot even list it.

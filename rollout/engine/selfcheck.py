@@ -41,10 +41,10 @@ def check(engine: RolloutEngine, folder: str, dtype: str) -> float:
     prompts = [np.random.default_rng(0).integers(0, base.config.vocab_size, n).astype(np.int32) for n in (5, 37)]
     sampling = Sampling(samples=1, max_tokens=4, logprobs=True)
     futures = {run: engine.generate(run, int(run is not None), prompts, [0, 1], sampling) for run in paths}
+    done = {run: future.result() for run, future in futures.items()}
     worst = 0.0
     for run, weights in paths.items():
-        done = futures[run].result()
-        own, control = (_difference(base, state, prompts, done) for state in (weights, {}))
+        own, control = (_difference(base, state, prompts, done[run]) for state in (weights, {}))
         worst = max(worst, own)
         if own > TOLERANCE[dtype]:
             raise RoutingMismatch(f"{run or 'base'}: log-probabilities differ by {own:.2g} nats from a plain forward")
