@@ -20,11 +20,11 @@ os.environ.update(worker_environment(gpu=False))
 
 
 def random_model(
-    layers: int, hidden: int, heads: int, vocabulary: int = 32, intermediate: int | None = None, end: int = 1
+    layers: int, hidden: int, heads: int, vocabulary: int = 32, intermediate: int | None = None, end: int | None = 1
 ) -> str:
     """A folder with a random Qwen3 of this shape (head_dim 32 or 64, one KV head for every two heads, tied).
 
-    `end` is the token that ends a response; beyond the vocabulary, no response ever ends itself.
+    `end` is the token that ends a response; with None, no response ends itself.
     """
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM

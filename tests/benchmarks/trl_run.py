@@ -19,6 +19,8 @@ def train(settings: dict, selection: str) -> None:
     """One run: `full` or `layer-N`."""
     model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(settings["model"], padding_side="left")
+    if tokenizer.eos_token is None:
+        tokenizer.add_special_tokens({"eos_token": "<never>"})  # TRL needs one; the model cannot write it
     arguments = dict(settings["config"])
     arguments["learning_rate"] = arguments["learning_rate"]["full" if selection == "full" else "layer"]
     if selection != "full":
