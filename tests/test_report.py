@@ -259,3 +259,23 @@ def test_early_signals_on_hand_made_numbers():
     assert [signal.spearman for signal in found] == pytest.approx([-1, 0.9, 1, 1])
     assert found[0].by_chance == pytest.approx(1.96 / 2, abs=0.001)
     assert early_signals(table.assign(status="pruned"), steps) == [] and early_signals(table[:3], steps) == []
+
+
+def test_success_by_category():
+    """Base solves 1 of 2 of `pick` and none of `heat`; full, at its last step, 2 of 2 and 1 of 2. Greedy answers and
+    the final split do not count."""
+    from orchestrator.report.findings import categories
+    from orchestrator.report.read import Results
+
+    rows = [
+        ("base", 0, "s", "selection", "pick", 1), ("base", 0, "s", "selection", "pick", 0),
+        ("base", 0, "s", "selection", "heat", 0), ("full", 5, "s", "selection", "heat", 0),
+        ("full", 9, "s", "selection", "pick", 1), ("full", 9, "s", "selection", "pick", 1),
+        ("full", 9, "s", "selection", "heat", 1), ("full", 9, "s", "selection", "heat", 0),
+        ("full", 9, "s@greedy", "selection", "heat", 0), ("full", 9, "s", "final", "heat", 0),
+    ]  # fmt: skip
+    scores = pd.DataFrame(rows, columns=["selection", "step", "suite", "split", "category", "score"])
+    table = pd.DataFrame({"selection": ["base", "full"], "kind": ["base", "full"]})
+    names, found = categories(Results(table, pd.DataFrame(), scores, ""))
+    assert names == ["heat", "pick"]
+    assert found == [{"selection": "base", "values": [0.0, 0.5]}, {"selection": "full", "values": [0.5, 1.0]}]

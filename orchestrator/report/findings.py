@@ -140,5 +140,18 @@ def rates(results: Results) -> str | None:
     return f"Learning rates: {', '.join(parts)}; others change the ranking."
 
 
+def categories(results: Results) -> tuple[list[str], list[dict]]:
+    """Success by category, where the environment has them: the categories, and a row per selection."""
+    scores = results.scores
+    if "category" not in scores or not scores["category"].notna().any():
+        return [], []
+    counted = scores[~scores["suite"].str.endswith("@greedy") & (scores["split"] == "selection")]
+    last = counted.groupby("selection")["step"].transform("max")
+    means = counted[counted["step"] == last].pivot_table(index="selection", columns="category", values="score")
+    order = [name for name in results.table["selection"] if name in means.index]
+    rows = [{"selection": name, "values": means.loc[name].tolist()} for name in order]
+    return [str(name) for name in means.columns], rows
+
+
 def _list(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

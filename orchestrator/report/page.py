@@ -48,6 +48,7 @@ def render_page(results: Results) -> str:
         columns=rows.COLUMNS,
         rows=rows.table_rows(results),
         finalists=findings.finalists(results),
+        categories=findings.categories(results),
         overstates=findings.OVERSTATES,
         unfinished=findings.unfinished(results),
         saved=findings.saved(results),
