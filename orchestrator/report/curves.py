@@ -26,7 +26,10 @@ HEALTH = {
     "success_rate": ("Success rate", "of episodes"),
     "episode_length": ("Episode length", "turns"),
     "invalid_action_rate": ("Invalid actions", "share of turns"),
-    "step_groups_larger_than_one": ("Shared states", "share of step groups with more than one row: GiGPO's step signal"),
+    "step_groups_larger_than_one": (
+        "Shared states",
+        "share of step groups with more than one row",
+    ),
     "lost_episodes": ("Lost episodes", "environments that failed, retried once"),
 }
 """Columns of steps.parquet that get a panel, with a title and what it means."""

@@ -3,8 +3,10 @@
 Trainers are the sweep's own Ray actors, forked from the preloaded process; each has made an update. A separate process
 is a plain script: load the model, freeze all but a layer, train it with torch. Both are measured as proportional set
 size (Pss), where a page that n processes share counts 1/n in each: the sum is what they take of the machine. Trainers
-include the preloaded server and the clients that stand for them in Ray; Ray's own processes come besides. Trunk is the
-Pss of the mapped weights file, summed: once its size when it is shared by all.
+include the preloaded server and the clients that stand for them in Ray; Ray's own processes come besides. Imports are
+what an actor adds before it loads anything. Trunk is the Pss of the mapped weights file, summed: once its size when
+all share it. Plain processes share it as well, for as long as they load it in the dtype that it has on disk and write
+into their own layer alone.
 
     python -m tests.benchmarks.memory
 """
@@ -44,8 +46,17 @@ def pss(processes: list[psutil.Process], mapped: str | None = None) -> float:
     return total / MIB
 
 
-def trainers(folder: str) -> Iterator[tuple[float, float, float]]:
-    """After each of COUNTS: Pss of the trainers, of the trunk in them, of Ray's processes."""
+def of_trainers() -> tuple[list[psutil.Process], list[psutil.Process]]:
+    """The trainers with their server and clients, and Ray's other processes."""
+    mine, others = [], []
+    for process in psutil.Process().children(recursive=True):
+        command = " ".join(process.cmdline())
+        (mine if "preload" in command or "ray::Trainer" in command else others).append(process)
+    return mine, others
+
+
+def trainers(folder: str) -> Iterator[tuple[float, float, float, float]]:
+    """By count: Pss of the trainers, of the trunk in them, of Ray's processes, and what a new one's imports add."""
     with connected(None, "layersweep-memory", gpu=False) as environment:
         import ray
 
@@ -54,13 +65,14 @@ def trainers(folder: str) -> Iterator[tuple[float, float, float]]:
         from workers.config import DeepSpeedConfig, TrainingConfig
         from workers.trainer import Trainer
 
-        training, batch, actors = TrainingConfig(max_response_tokens=16), ray.put(experience()), []
+        training, batch, actors, before = TrainingConfig(max_response_tokens=16), ray.put(experience()), [], 0.0
         for count in COUNTS:
             new = [
                 ray.remote(Trainer).options(num_cpus=0.05, runtime_env=environment).remote(Selection.layer(k), 0)
                 for k in range(len(actors), count)
             ]
             addresses = ray.get([actor.address.remote() for actor in new])
+            imports = (pss(of_trainers()[0]) - before) / len(new)
             ray.get(
                 [
                     actor.start.remote(folder, address, GRPO(), training, DeepSpeedConfig(), False, "cpu", None)
@@ -69,11 +81,9 @@ def trainers(folder: str) -> Iterator[tuple[float, float, float]]:
             )
             ray.get([actor.update.options(num_returns=2).remote(batch, 0)[0] for actor in new])
             actors += new
-            mine, others = [], []
-            for process in psutil.Process().children(recursive=True):
-                of_trainers = any("preload" in part for part in process.cmdline()) or "ray::Trainer" in process.name()
-                (mine if of_trainers else others).append(process)
-            yield pss(mine), pss(mine, "model.safetensors"), pss(others)
+            mine, others = of_trainers()
+            before = pss(mine)
+            yield before, pss(mine, "model.safetensors"), pss(others), imports
 
 
 def alone(folder: str, layer: int, ready: Any, end: Any) -> None:
@@ -115,10 +125,10 @@ def separate(folder: str) -> Iterator[tuple[float, float]]:
         process.join()
 
 
-def increments(totals: list[float]) -> list[object]:
-    """MiB per further process, from each count to the next."""
+def increments(totals: list[float]) -> list[float]:
+    """MiB per further process, from each count to the next; none for the first."""
     steps = zip(COUNTS, COUNTS[1:], totals, totals[1:], strict=False)
-    return ["", *((b - a) / (n - m) for m, n, a, b in steps)]
+    return [float("nan"), *((b - a) / (n - m) for m, n, a, b in steps)]
 
 
 def main() -> None:
@@ -126,18 +136,24 @@ def main() -> None:
     architecture = Architecture.from_folder(Path(folder))
     layer, whole = (4 * count / MIB for count in (architecture.layer_parameters, architecture.parameters))
     ours, theirs = list(trainers(folder)), list(separate(folder))
-    further, apart = increments([total for total, _, _ in ours]), increments([total for total, _ in theirs])
+    further, apart = increments([total for total, *_ in ours]), increments([total for total, _ in theirs])
     print_table(
-        f"MiB (Pss); the model has {whole:.0f}, one layer {layer:.1f}",
-        ["processes", "trainers", "of which trunk", "per further trainer", "in layers", "Ray besides",
-         "separate", "of which mapped weights", "per further process", "separate / trainers"],
+        f"Layer trainers, MiB (Pss); the model has {whole:.0f}, one layer {layer:.1f}",
+        ["trainers", "in all", "of which trunk", "Ray besides", "per further trainer", "of which imports",
+         "the rest in layers"],
         [
-            [count, total, trunk, more, more and more / layer, ray, plain, mapped, each, plain / total]
-            for count, (total, trunk, ray), (plain, mapped), more, each in zip(
-                COUNTS, ours, theirs, further, apart, strict=True
-            )
+            [count, total, trunk, ray, more, imports, (more - imports) / layer]
+            for count, (total, trunk, ray, imports), more in zip(COUNTS, ours, further, strict=True)
         ],
     )  # fmt: skip
+    print_table(
+        "Separate processes, MiB (Pss)",
+        ["processes", "in all", "of which mapped weights", "per further process", "in all against trainers"],
+        [
+            [count, total, mapped, more, total / ours[0]]
+            for count, (total, mapped), more, ours in zip(COUNTS, theirs, apart, ours, strict=True)
+        ],
+    )
 
 
 if __name__ == "__main__":
