@@ -8,6 +8,8 @@ from typing import Any
 from workers.environment import worker_environment
 from workers.preload import preloaded
 
+from .spec import SpecError
+
 
 @contextlib.contextmanager
 def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[str, Any]]:
@@ -19,6 +21,9 @@ def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[s
 
     Yields:
         The runtime environment of trainers: on a CPU-only Ray of our own, forked from a preloaded process.
+
+    Raises:
+        SpecError: nothing answers at the address.
     """
     environment = worker_environment(gpu)
     os.environ.update(environment)  # before Ray starts: its idle workers then need no restart to have them
@@ -28,6 +33,12 @@ def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[s
         import ray
 
         local = {"include_dashboard": False} if address is None else {"runtime_env": {"env_vars": environment}}
-        ray.init(address=address or "local", namespace=namespace, log_to_driver=False, configure_logging=False, **local)
+        options = {"namespace": namespace, "log_to_driver": False, "configure_logging": False} | local
+        try:
+            ray.init(address=address or "local", **options)
+        except ConnectionError as error:
+            raise SpecError(
+                [f"--address {address}: no Ray cluster answers there ({error}); see `ray status`"]
+            ) from error
         stack.callback(ray.shutdown)
         yield trainers
