@@ -15,6 +15,7 @@ from policies.grpo import GRPO
 from policies.strict import StrictModel
 from rollout.config import EvaluationConfig, RolloutConfig, TaskConfig
 from workers.config import DeepSpeedConfig, ResourcesConfig, TrainingConfig
+from workers.trackers.config import TrackingConfig
 
 from .layers import CombinedRun, LayerSet
 
@@ -55,6 +56,7 @@ class SweepSpec(StrictModel):
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
     output: str = "runs"
     """A folder, or an fsspec URI; the sweep writes to `<output>/<name>`."""
 

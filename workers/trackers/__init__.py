@@ -1,0 +1,91 @@
+"""Where a sweep's numbers go besides its parquet files: Prometheus, TensorBoard, Weights & Biases, MLflow.
+
+The collector hands every tracker each row of steps.parquet as it arrives, and the contribution table each time it is
+written. A row may come again, with the same or other values: a run that goes on from a checkpoint repeats the steps
+after it, and a collector that was restarted sends what it finds once more. Then the newer values count.
+"""
+
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .config import TrackingConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """One place where numbers go."""
+
+    def step(self, row: dict[str, Any]) -> None:
+        """One row of steps.parquet: selection, seed, step, and the metrics (None or NaN where there is none)."""
+
+    def table(self, frame: "pd.DataFrame") -> None:
+        """The contribution table as of now."""
+
+    def close(self) -> None:
+        """Nothing comes any more."""
+
+
+class Forgiving:
+    """A tracker whose failures (a server that does not answer) end the tracking, not the sweep."""
+
+    def __init__(self, tracker: Tracker):
+        self.tracker: Tracker | None = tracker
+
+    def step(self, row: dict[str, Any]) -> None:
+        self._call("step", row)
+
+    def table(self, frame: "pd.DataFrame") -> None:
+        self._call("table", frame)
+
+    def close(self) -> None:
+        self._call("close")
+
+    def _call(self, method: str, *args: Any) -> None:
+        if self.tracker is None:
+            return
+        try:
+            getattr(self.tracker, method)(*args)
+        except Exception:  # theirs: whatever a client of a remote service may raise
+            log.exception("%s failed and gets nothing more; the sweep goes on", type(self.tracker).__name__)
+            self.tracker = None
+
+
+def build(tracking: TrackingConfig, sweep: str, folder: str) -> list[Tracker]:
+    """The trackers of a sweep, to be called inside an actor.
+
+    Args:
+        tracking: the spec's section.
+        sweep: its name.
+        folder: the sweep's; a path or an fsspec URI.
+
+    Raises:
+        ImportError: a tracker was asked for whose package is not installed.
+    """
+    from .prometheus import Prometheus
+    from .tensorboard import TensorBoard
+
+    trackers: list[Tracker] = [Prometheus(sweep), Forgiving(TensorBoard(f"{folder}/tensorboard"))]
+    if tracking.wandb:
+        from .wandb import WeightsAndBiases
+
+        trackers.append(Forgiving(WeightsAndBiases(tracking.wandb, sweep, folder)))
+    if tracking.mlflow:
+        from .mlflow import MLflow
+
+        trackers.append(Forgiving(MLflow(tracking.mlflow, sweep)))
+    return trackers
+
+
+def run_name(row: dict[str, Any]) -> str:
+    """Of a row's run, as everywhere."""
+    return f"{row['selection']}-seed{row['seed']}"
+
+
+def metrics(row: dict[str, Any]) -> dict[str, float]:
+    """A row's numbers by column; what is missing is left out."""
+    known = ("selection", "seed", "step")
+    return {k: float(v) for k, v in row.items() if k not in known and v is not None and v == v}

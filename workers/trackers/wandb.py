@@ -1,0 +1,51 @@
+"""Weights & Biases."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+import wandb
+
+from . import metrics, run_name
+from .config import WandbConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class WeightsAndBiases:
+    """One W&B run per run, grouped by sweep, and one named like the sweep for the contribution table.
+
+    W&B itself drops a step that is not above a run's last one.
+    """
+
+    def __init__(self, config: WandbConfig, sweep: str, folder: str):
+        self.config, self.sweep = config, sweep
+        filesystem, path = fsspec.core.url_to_fs(folder)
+        self.folder = path if "file" in filesystem.protocol else None
+        self.runs: dict[str, Any] = {}
+
+    def step(self, row: dict[str, Any]) -> None:
+        self._run(run_name(row)).log(metrics(row), step=int(row["step"]))
+
+    def table(self, frame: "pd.DataFrame") -> None:
+        run = self._run(self.sweep)
+        run.log({"contribution": wandb.Table(dataframe=frame.astype(object).where(frame.notna(), None))})
+        for row in frame.to_dict("records"):
+            for column in ("score", "contribution"):
+                if row[column] == row[column]:
+                    run.summary[f"{column}/{row['selection']}"] = row[column]
+
+    def close(self) -> None:
+        for run in self.runs.values():
+            run.finish()
+
+    def _run(self, name: str) -> Any:
+        if name not in self.runs:
+            if self.folder:
+                os.makedirs(self.folder, exist_ok=True)
+            self.runs[name] = wandb.init(
+                project=self.config.project, entity=self.config.entity, mode=self.config.mode, group=self.sweep,
+                name=name, id=f"{self.sweep}-{name}", resume="allow", reinit="create_new", dir=self.folder,
+            )  # fmt: skip
+        return self.runs[name]
