@@ -1,0 +1,186 @@
+"""The ledger: what of a sweep is done, on disk before anybody is told.
+
+    <sweep>/checkpoints/<run>/run.json                        what is known of the run: selection, status, reason, ...
+    <sweep>/checkpoints/<run>/step-000010/record.json         its first 10 steps: a row of steps.parquet each
+    <sweep>/checkpoints/<run>/step-000010/rank-0.safetensors  weights, optimizer state and RNG of a rank after them
+    <sweep>/checkpoints/<run>/scores/000030.final.math.parquet
+
+A checkpoint exists once its record does, which is written last and names the checksums of the other files; a record
+has its own checksum in it. Every file is replaced atomically. Prompts and samples need no cursor beyond the step: they
+follow from the sweep's seed and the step alone.
+"""
+
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from .files import write_atomically
+
+
+class Damaged(RuntimeError):
+    """A file of the ledger that is not what was written."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run after `step` steps.
+
+    `files` maps the name of each rank's file to its XXH3-128 checksum, `rows` are those of steps.parquet, `trunk` is
+    the digest of the frozen weights that it was trained over, `seconds` what it took until then.
+    """
+
+    step: int
+    files: dict[str, str]
+    rows: list[dict[str, Any]]
+    trunk: str
+    seconds: float
+
+
+def rank_file(rank: int) -> str:
+    return f"rank-{rank}.safetensors"
+
+
+def checksum(content: bytes) -> str:
+    """XXH3-128, in hexadecimal."""
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+class RunLedger:
+    """Of one run.
+
+    Args:
+        folder: the sweep's folder or URI.
+        run: the run's name.
+    """
+
+    def __init__(self, folder: str, run: str):
+        self.run, self.folder = run, f"{folder}/checkpoints/{run}"
+        self.filesystem, self.path = fsspec.core.url_to_fs(self.folder)
+
+    # -- what is known of the run -----------------------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        """Of run.json; empty before there is one."""
+        path = f"{self.path}/run.json"
+        return _read_json(self.filesystem, path) if self.filesystem.exists(path) else {}
+
+    def write_facts(self, facts: dict[str, Any]) -> None:
+        _write_json(f"{self.folder}/run.json", facts)
+
+    # -- checkpoints ------------------------------------------------------------------------------------------
+
+    def place(self, step: int) -> str:
+        """Where the files of the checkpoint after `step` steps lie."""
+        return f"{self.folder}/step-{step:06d}"
+
+    def write_file(self, step: int, name: str, content: bytes) -> str:
+        """One rank's file, before the record is committed. Returns its checksum."""
+        write_atomically(f"{self.place(step)}/{name}", lambda file: file.write(content), durable=True)
+        return checksum(content)
+
+    def read_file(self, record: Record, name: str) -> bytes:
+        """One rank's file.
+
+        Raises:
+            Damaged: it is gone, or not what the record says.
+        """
+        path = f"{self.path}/step-{record.step:06d}/{name}"
+        try:
+            content = self.filesystem.cat_file(path)
+        except OSError as error:
+            raise Damaged(f"{path}: {error}") from error
+        if checksum(content) != record.files.get(name):
+            raise Damaged(f"{path} is damaged: its checksum is not the one recorded")
+        return content
+
+    def commit(self, record: Record, keep: int) -> None:
+        """Make the checkpoint count; of older ones the newest `keep` - 1 stay."""
+        _write_json(f"{self.place(record.step)}/record.json", vars(record))
+        for step in self.steps()[keep:]:
+            self.filesystem.rm(f"{self.path}/step-{step:06d}", recursive=True)
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, newest first, damaged or not."""
+        self.filesystem.invalidate_cache()
+        found = self.filesystem.glob(f"{self.path}/step-*/record.json")
+        return sorted((int(path.split("/")[-2].removeprefix("step-")) for path in found), reverse=True)
+
+    def records(self) -> tuple[list[Record], list[str]]:
+        """All records that are what was written, newest first, and what is wrong with the others."""
+        records, problems = [], []
+        for step in self.steps():
+            try:
+                records.append(Record(**_read_json(self.filesystem, f"{self.path}/step-{step:06d}/record.json")))
+            except Damaged as error:
+                problems.append(str(error))
+        return records, problems
+
+    # -- scores -----------------------------------------------------------------------------------------------
+
+    def write_scores(self, step: int, split: str, suite: str, scores: pd.DataFrame) -> None:
+        table = pa.Table.from_pandas(scores, preserve_index=False)
+        write_atomically(
+            f"{self.folder}/scores/{step:06d}.{split}.{suite}.parquet",
+            lambda file: pq.write_table(table, file, write_page_checksum=True),
+            durable=True,
+        )
+
+    def scored(self) -> set[tuple[int, str, str]]:
+        """(step, split, suite) of every evaluation that is done and undamaged."""
+        return {key for key, _ in self.scores()}
+
+    def scores(self) -> list[tuple[tuple[int, str, str], pd.DataFrame]]:
+        """Every evaluation that is done. A damaged file counts as none: the evaluation is cheap to repeat."""
+        found = []
+        for path in sorted(self.filesystem.glob(f"{self.path}/scores/*.parquet")):
+            step, split, suite = path.rsplit("/", 1)[1].removesuffix(".parquet").split(".", 2)
+            content = io.BytesIO(self.filesystem.cat_file(path))
+            try:
+                frame = pq.read_table(content, page_checksum_verification=True).to_pandas()
+            except (pa.ArrowException, OSError):
+                continue
+            found.append(((int(step), split, suite), frame))
+        return found
+
+
+def runs_of(folder: str) -> list[str]:
+    """Names of all runs that have begun."""
+    filesystem, path = fsspec.core.url_to_fs(f"{folder}/checkpoints")
+    return sorted(found.split("/")[-2] for found in filesystem.glob(f"{path}/*/run.json"))
+
+
+def drop_torn(folder: str, names: Iterable[str]) -> None:
+    """Remove what a killed process left half-written below the runs' folders."""
+    for name in names:
+        filesystem, path = fsspec.core.url_to_fs(f"{folder}/checkpoints/{name}")
+        for part in filesystem.find(path):
+            if part.endswith(".part"):
+                filesystem.rm_file(part)
+
+
+def _write_json(target: str, content: dict[str, Any]) -> None:
+    """With the content's checksum in it."""
+    body = json.dumps(content, indent=1, default=lambda scalar: scalar.item())  # numpy's
+    text = json.dumps({"xxh3_128": checksum(body.encode())})[:-1] + f', "content": {body}}}\n'
+    write_atomically(target, lambda file: file.write(text.encode()), durable=True)
+
+
+def _read_json(filesystem: Any, path: str) -> dict[str, Any]:
+    """Raises Damaged where it is not what was written."""
+    try:
+        whole = json.loads(filesystem.cat_file(path))
+        content = whole["content"]
+        intact = whole["xxh3_128"] == checksum(json.dumps(content, indent=1).encode())
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise Damaged(f"{path} is damaged: {error}") from error
+    if not intact:
+        raise Damaged(f"{path} is damaged: its checksum is not the one recorded")
+    return content
