@@ -26,9 +26,11 @@ class Signal:
 
 
 def early_signals(table: pd.DataFrame, steps: pd.DataFrame) -> list[Signal]:
-    """Signals of the completed layers: first gradient norm, mean training reward up to a share of the steps.
+    """Signals of the completed layers: first gradient norm, its agreement across prompts, and mean training reward up
+    to a share of the steps.
 
-    Every run's first batch is the same, written by the base, so first gradient norms are comparable between layers.
+    Every run's first batch is the same, written by the base, so first gradients are comparable between layers. Their
+    agreement is the cosine between the gradients of the even and of the odd prompts.
     Rewards are those of sampled batches and noisy. None where fewer than four layers have both.
     """
     layers = table[(table["kind"] == "layer") & (table["status"] == "completed")]
@@ -37,7 +39,11 @@ def early_signals(table: pd.DataFrame, steps: pd.DataFrame) -> list[Signal]:
     if not len(own):
         return []
     count = int(own["step"].max()) + 1
-    found = [_signal("gradient norm at the first step", own.loc[own["step"] == 0], "grad_norm", contribution)]
+    first = own[own["step"] == 0]
+    found = [
+        _signal("gradient norm at the first step", first, "grad_norm", contribution),
+        _signal("gradient agreement across prompts at the first step", first, "gradient_agreement", contribution),
+    ]
     for share in SHARES:
         last = max(1, round(share * count))
         name = f"mean training reward of the first {last} steps ({100 * share:.0f} %)"
@@ -46,6 +52,8 @@ def early_signals(table: pd.DataFrame, steps: pd.DataFrame) -> list[Signal]:
 
 
 def _signal(name: str, steps: pd.DataFrame, column: str, contribution: pd.Series) -> Signal | None:
+    if column not in steps:  # of a sweep by an earlier version
+        return None
     values = steps.groupby("selection")[column].mean().astype(float).reindex(contribution.index)
     known = values.notna()
     if known.sum() < FEWEST_LAYERS or values[known].nunique() < 2 or contribution[known].nunique() < 2:

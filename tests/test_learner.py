@@ -34,19 +34,11 @@ def experience(seed: int = 0, groups: int = 6, size: int = 4) -> Experience:
     )
 
 
-def plain_loop(folder: str, selection: Selection, exp: Experience, kl: float, rate: float, clip: float):
-    """One optimizer step over all rows, written from DESIGN's definitions, one padded row per response."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(selection.trains(name))
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+def plain_loss(model, base, exp: Experience, rows, kl: float) -> torch.Tensor:
+    """Of some rows, written from DESIGN's definitions, one padded row per response."""
     ends = np.cumsum(exp.lengths)
     total = torch.zeros(())
-    for row in range(len(exp.lengths)):
+    for row in rows:
         answer = exp.tokens[ends[row] - exp.lengths[row] : ends[row]]
         ids = torch.from_numpy(np.concatenate([exp.prompts[row], answer])).long()[None]
         at = slice(len(exp.prompts[row]) - 1, -1)
@@ -62,10 +54,39 @@ def plain_loop(folder: str, selection: Selection, exp: Experience, kl: float, ra
         token = -torch.minimum(rho * advantage, rho.clamp(0.8, 1.28) * advantage)
         token = token + kl * (torch.exp(ref - logp) - (ref - logp) - 1)
         total = total + token.mean() / len(exp.lengths)
-    total.backward()
+    return total
+
+
+def plain_models(folder: str, selection: Selection):
+    """The model with the selection's parameters alone to train, those parameters, and the base."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(selection.trains(name))
+    return model, [p for p in model.parameters() if p.requires_grad], base
+
+
+def plain_loop(folder: str, selection: Selection, exp: Experience, kl: float, rate: float, clip: float):
+    """One optimizer step over all rows."""
+    model, trained, base = plain_models(folder, selection)
+    optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    loss = plain_loss(model, base, exp, range(len(exp.lengths)), kl)
+    loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(trained, clip)
     optimizer.step()
-    return total.item(), float(norm), {n: p.detach() for n, p in model.named_parameters()}
+    return loss.item(), float(norm), {n: p.detach() for n, p in model.named_parameters()}
+
+
+def plain_agreement(folder: str, selection: Selection, exp: Experience) -> float:
+    """Cosine between the gradients of the even and the odd groups."""
+    model, trained, base = plain_models(folder, selection)
+    even, odd = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(plain_loss(model, base, exp, rows, 0.0), trained)])
+        for rows in (np.flatnonzero(exp.group % 2 == 0), np.flatnonzero(exp.group % 2))
+    )
+    return torch.cosine_similarity(even, odd, dim=0).item()
 
 
 def assert_same_step(weight: torch.Tensor, expected: torch.Tensor, rate: float) -> None:
@@ -105,6 +126,7 @@ def test_an_update_is_a_plain_torch_update(model_folder, trunk, one_rank, select
     metrics = learner.update(exp, step=0)
     assert metrics["loss"] == pytest.approx(loss, abs=2e-6)
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert metrics["gradient_agreement"] == pytest.approx(plain_agreement(model_folder, selection, exp), abs=1e-4)
     trained = learner.weights()
     assert set(trained) == {n for n in before if selection.trains(n)}
     for name, weight in trained.items():
@@ -112,6 +134,41 @@ def test_an_update_is_a_plain_torch_update(model_folder, trunk, one_rank, select
         assert not torch.equal(weight, before[name]), name
     for name, parameter in trunk.model.named_parameters():
         assert torch.equal(parameter, before[name]), name
+
+
+def twins(flip: bool) -> Experience:
+    """Two groups alike in prompt and responses; with `flip` every reward r of the second is 1 - r."""
+    one = experience(groups=2)
+    reward = np.array([1, 0, 0, 1], np.float32)
+    tokens = int(one.lengths[:4].sum())
+    return Experience(
+        prompts=one.prompts[:4] * 2,
+        tokens=np.tile(one.tokens[:tokens], 2),
+        logprobs=np.tile(one.logprobs[:tokens], 2),
+        lengths=np.tile(one.lengths[:4], 2),
+        reward=np.concatenate([reward, 1 - reward if flip else reward]),
+        group=np.repeat([0, 1], 4),
+        trajectory=np.arange(8),
+        step=np.zeros(8, int),
+        truncated=np.zeros(8, bool),
+        format_ok=np.ones(8, bool),
+    )
+
+
+def test_halves_alike_agree_and_opposite_rewards_oppose(trunk, one_rank):
+    """Equal halves have equal gradients, cosine 1. GRPO advantages of 1 - r are those of r negated, and with a
+    ratio that nothing clips the gradient is linear in them: cosine -1. A single prompt has no other half."""
+    from workers.learner import Learner
+
+    _, training = settings(0.0, 1e-3, 0.5, 1000)
+    unclipped = GRPO(clip_low=0.99, clip_high=1e6, importance_cap=1e6)
+    learner = Learner(trunk, Selection.layer(2), unclipped, training, DeepSpeedConfig())
+    same = learner.update(twins(flip=False), step=0)
+    assert same["gradient_agreement"] == pytest.approx(1.0, abs=1e-5)
+    assert "gradient_agreement" not in learner.update(twins(flip=False), step=1)
+    learner = Learner(trunk, Selection.layer(2), unclipped, training, DeepSpeedConfig())
+    assert learner.update(twins(flip=True), step=0)["gradient_agreement"] == pytest.approx(-1.0, abs=1e-5)
+    assert np.isnan(learner.update(experience(groups=1), step=0)["gradient_agreement"])
 
 
 def _rank(rank: int, port: int, folder: str, selection: Selection, stage: int, out) -> None:
@@ -151,5 +208,7 @@ def test_two_ranks_are_one(model_folder, selection, stage):
         assert process.exitcode == 0
     assert metrics["loss"] == pytest.approx(loss, abs=2e-6)
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    agreement = plain_agreement(model_folder, selection, experience()) if stage < 2 else np.nan
+    assert metrics["gradient_agreement"] == pytest.approx(agreement, abs=1e-4, nan_ok=True)
     for name, weight in trained.items():
         assert_same_step(torch.from_numpy(weight), weights[name], 1e-3)

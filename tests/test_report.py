@@ -238,17 +238,20 @@ def test_axes():
 
 
 def test_early_signals_on_hand_made_numbers():
-    """C rises with the layer. First gradient norms fall: -1. Rewards of the first step (10 % of 10 steps) are in the
-    order 2, 1, 3, 4, 5: squared rank differences 1 + 1, rho 1 - 6 * 2 / (5 * 24) = 0.9; later ones are in order."""
+    """C rises with the layer. First gradient norms fall: -1. Their agreements are in the order 3, 1, 2, 4, 5: squared
+    rank differences 4 + 1 + 1, rho 1 - 6 * 6 / (5 * 24) = 0.7. Rewards of the first step (10 % of 10 steps) are in the
+    order 2, 1, 3, 4, 5: squared rank differences 1 + 1, rho 0.9; later ones are in order. Tables of earlier versions
+    have no agreement."""
     names = [f"layer-{k:02d}" for k in range(5)]
     table = pd.DataFrame({"selection": names, "kind": "layer", "status": "completed", "contribution": range(5)})
-    first = [2, 1, 3, 4, 5]
+    first, agreement = [2, 1, 3, 4, 5], [0.3, 0.1, 0.2, 0.4, 0.5]
     steps = pd.DataFrame(
         [
             {
                 "selection": name,
                 "step": step,
                 "grad_norm": -k if step == 0 else 7.0,
+                "gradient_agreement": agreement[k] if step == 0 else np.nan,
                 "reward_mean": r if step == 0 else 9 * k,
             }
             for k, (name, r) in enumerate(zip(names, first, strict=True))
@@ -256,7 +259,9 @@ def test_early_signals_on_hand_made_numbers():
         ]
     )
     found = early_signals(table, steps)
-    assert [signal.spearman for signal in found] == pytest.approx([-1, 0.9, 1, 1])
+    assert [signal.spearman for signal in found] == pytest.approx([-1, 0.7, 0.9, 1, 1])
+    earlier = early_signals(table, steps.drop(columns="gradient_agreement"))
+    assert [signal.spearman for signal in earlier] == pytest.approx([-1, 0.9, 1, 1])
     assert found[0].by_chance == pytest.approx(1.96 / 2, abs=0.001)
     assert early_signals(table.assign(status="pruned"), steps) == [] and early_signals(table[:3], steps) == []
 

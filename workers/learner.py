@@ -142,27 +142,36 @@ class Learner:
         )
         advantages = torch.from_numpy(advantage).to(self.device)
         old_logp = torch.from_numpy(experience.logprobs).to(self.device)
-        minibatches = [self._pieces(experience, rows, advantage) for rows in self._minibatches(experience, step)]
+        agreement = {"gradient_agreement": self._agreement(experience, advantage, old_logp)} if step == 0 else {}
+        kl = self.algorithm.kl_coefficient > 0
+        minibatches = [self._pieces(experience, rows, advantage, kl) for rows in self._minibatches(experience, step)]
         if self.training.epochs > 1:  # what lies below the first trained block, and the reference, is computed once
             minibatches = [list(pieces) for pieces in minibatches]
         sums = _Sums()
         for epoch in range(self.training.epochs):
             for number, pieces in enumerate(minibatches):
                 self._optimizer_step(pieces, old_logp, advantages, sums, first=epoch == 0 and number == 0)
-        return self._metrics(experience, advantage, sums, rate, began, cpu)
+        return self._metrics(experience, advantage, sums, rate, began, cpu) | agreement
 
     def weights(self) -> dict[str, Tensor]:
         """The trained parameters under their Hugging Face names (gathered, at ZeRO 3: call it on every rank)."""
-        with self._gathered() as named:
+        with self.gathered() as named:
             return {name: weight.detach().clone() for name, weight in named.items()}
 
     @contextlib.contextmanager
-    def _gathered(self) -> Iterator[dict[str, torch.nn.Parameter]]:
-        """The trained parameters themselves, whole on every rank for the time of a `with` block."""
+    def gathered(self, writer: int | None = None) -> Iterator[dict[str, torch.nn.Parameter]]:
+        """The trained parameters themselves, whole on every rank for the time of a `with` block.
+
+        Args:
+            writer: the rank whose changes within the block everybody gets; None where none changes them.
+        """
         named = self.policy.named_weights()
         partitioned = self.engine.zero_optimization_stage() == 3
-        with deepspeed.zero.GatheredParameters(list(named.values()), enabled=partitioned):
+        with deepspeed.zero.GatheredParameters(list(named.values()), modifier_rank=writer, enabled=partitioned):
             yield named
+            if writer is not None and self.ranks > 1 and not partitioned:
+                for weight in named.values():
+                    dist.broadcast(weight.data.view(torch.uint8), writer)
 
     def _minibatches(self, experience: Experience, step: int) -> list[np.ndarray]:
         """Rows of each minibatch: whole groups, dealt out in an order that depends on the step alone."""
@@ -171,13 +180,47 @@ class Learner:
         parts = np.array_split(order, self.training.minibatches)
         return [np.flatnonzero(np.isin(experience.group, part)) for part in parts]
 
-    def _pieces(self, experience: Experience, rows: np.ndarray, advantage: np.ndarray) -> Iterator[_Piece]:
-        """This rank's micro batches of one minibatch, weighted over the whole minibatch."""
+    def _agreement(self, experience: Experience, advantage: np.ndarray, old_logp: Tensor) -> float:
+        """Cosine between the policy loss's gradients of the even and of the odd prompts, at the present weights.
+
+        NaN where a half has no signal, and at ZeRO 2 and 3, where no rank has a whole gradient.
+        """
+        if self.engine.zero_optimization_stage() >= 2:
+            return math.nan
+        groups = np.unique(experience.group)
+        even, odd = (
+            self._gradient(experience, np.flatnonzero(np.isin(experience.group, half)), advantage, old_logp)
+            for half in (groups[::2], groups[1::2])
+        )
+        dot, norm_even, norm_odd = _dot(even, odd), math.sqrt(_dot(even, even)), math.sqrt(_dot(odd, odd))
+        return dot / (norm_even * norm_odd) if norm_even and norm_odd else math.nan
+
+    def _gradient(
+        self, experience: Experience, rows: np.ndarray, advantage: np.ndarray, old_logp: Tensor
+    ) -> list[Tensor]:
+        """Of the policy loss of some rows over all ranks, float32, a tensor per parameter; the KL term has none at the
+        base. torch.autograd.grad on the bare policy leaves the gradients that DeepSpeed keeps as they are."""
+        parameters, advantages = list(self.policy.parameters()), torch.from_numpy(advantage).to(self.device)
+        total = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+        for piece in self._pieces(experience, rows, advantage, kl=False):
+            logp, _ = self.policy(piece.batch, piece.hidden, self.training.temperature)
+            old = old_logp[piece.batch.token]
+            loss = policy_loss(self.algorithm, logp, old, advantages[piece.batch.response], piece.weight).loss
+            for so_far, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):
+                so_far += gradient
+        if self.ranks > 1:
+            for gradient in total:
+                dist.all_reduce(gradient)
+        return total
+
+    def _pieces(self, experience: Experience, rows: np.ndarray, advantage: np.ndarray, kl: bool) -> Iterator[_Piece]:
+        """This rank's micro batches of one minibatch, weighted over the whole minibatch; with `kl`, of groups without
+        signal too, and the reference's log-probabilities."""
         lengths = torch.from_numpy(experience.lengths[rows])
         weights = torch.zeros(len(experience.lengths))
         weights[rows] = token_weights(lengths, self.algorithm.aggregation, self.training.max_response_tokens)
         weights = weights.to(self.device)
-        used = rows if self.algorithm.kl_coefficient > 0 else rows[advantage[rows] != 0]
+        used = rows if kl else rows[advantage[rows] != 0]
         batches = pack(
             experience.prompts, experience.tokens, experience.lengths, used, self.training.micro_batch_tokens
         )
@@ -188,7 +231,7 @@ class Learner:
             batch = batch.to(self.device)
             hidden = None if self.selection.whole else self.trunk.prefix(batch, self.policy.start)
             ref_logp = None
-            if self.algorithm.kl_coefficient > 0:
+            if kl:
                 below = hidden if hidden is not None else self.trunk.prefix(batch, 0)
                 ref_logp = self.trunk.reference(batch, below, self.policy.start, self.training.temperature)
             yield _Piece(batch, hidden, weights[batch.response] * (scale * self.ranks), ref_logp)
@@ -260,7 +303,7 @@ class Learner:
     def update_norm(self) -> float:
         """L2 norm of the change of the trained parameters since the base model."""
         base = dict(self.trunk.model.named_parameters())
-        with self._gathered() as named:
+        with self.gathered() as named:
             return math.sqrt(sum(float((w - base[n]).float().square().sum()) for n, w in named.items()))
 
 
@@ -271,6 +314,11 @@ def _parameter_groups(policy: Policy) -> list[dict]:
     for name, weight in policy.named_weights().items():
         groups[chosen(name)].append(weight)
     return [{"params": weights, "factor": 1 + boosted} for boosted, weights in groups.items() if weights]
+
+
+def _dot(a: list[Tensor], b: list[Tensor]) -> float:
+    """Of two gradients, summed over their tensors."""
+    return sum(float((x * y).sum()) for x, y in zip(a, b, strict=True))
 
 
 def _finite(norm: Tensor | float) -> float:
