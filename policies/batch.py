@@ -7,8 +7,9 @@ micro batch. Everything after the last block is flat, one entry per response tok
 on the padding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -47,9 +48,22 @@ class MicroBatch:
         return MicroBatch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
 
 
+class MicroBatches(Sequence[MicroBatch]):
+    """Each is built when it is asked for, anew every time: masks of long responses take memory."""
+
+    def __init__(self, make: Callable[[list[list[int]]], MicroBatch], trees: list[list[list[int]]]):
+        self.make, self.trees = make, trees
+
+    def __len__(self) -> int:
+        return len(self.trees)
+
+    def __getitem__(self, index: int) -> MicroBatch:
+        return self.make(self.trees[index])
+
+
 def pack(
     prompts: Sequence[np.ndarray], tokens: np.ndarray, lengths: np.ndarray, rows: Sequence[int], max_tokens: int
-) -> list[MicroBatch]:
+) -> MicroBatches:
     """Micro batches of at most `max_tokens` computed tokens (padding included) over some rows of an experience.
 
     Args:
@@ -75,11 +89,11 @@ def pack(
         if not batches or size[tree[0]] * (len(batches[-1]) + 1) > max_tokens:
             batches.append([])
         batches[-1].append(tree)
-    return [_micro_batch(batch, prompts, tokens, starts) for batch in batches]
+    return MicroBatches(partial(_micro_batch, prompts, tokens, starts), batches)
 
 
 def _micro_batch(
-    trees: list[list[int]], prompts: Sequence[np.ndarray], tokens: np.ndarray, starts: np.ndarray
+    prompts: Sequence[np.ndarray], tokens: np.ndarray, starts: np.ndarray, trees: list[list[int]]
 ) -> MicroBatch:
     width = max(len(prompts[t[0]]) + sum(int(starts[r + 1] - starts[r]) for r in t) for t in trees)
     ids = np.zeros((len(trees), width), np.int64)

@@ -20,12 +20,15 @@ DEVICE_INDEX = 6
 
 
 def to_arrays(weights: Mapping[str, Tensor]) -> Packed:
-    """Copies on the CPU. bfloat16, which numpy lacks, travels as its bits in int16."""
+    """On the CPU; of tensors that are there already the arrays share the memory, so ship them before it changes.
+
+    bfloat16, which numpy lacks, travels as its bits in int16.
+    """
     arrays: Packed = {}
     for name, tensor in weights.items():
         tensor = tensor.detach().cpu()
         tensor = tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor
-        arrays[name] = tensor.numpy().copy()
+        arrays[name] = tensor.numpy()
     return arrays
 
 

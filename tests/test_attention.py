@@ -23,7 +23,7 @@ def trees(groups: int, size: int, prompt: int, longest: int):
 def log_probabilities(trunk, prompts, tokens, lengths, max_tokens=100_000):
     """Of the response tokens, in the experience's order, and the gradient of their sum at layer 1."""
     policy = Policy(trunk, Selection.layer(1))
-    batches = pack(prompts, tokens, lengths, range(len(lengths)), max_tokens)
+    batches = list(pack(prompts, tokens, lengths, range(len(lengths)), max_tokens))
     found = torch.zeros(len(tokens))
     for batch in batches:
         logp, _ = policy(batch, trunk.prefix(batch, 1), 1.0)

@@ -45,6 +45,9 @@ class TrainingConfig(StrictModel):
     """Of weights and activations; with bfloat16, DeepSpeed keeps float32 master weights of what trains."""
     micro_batch_tokens: PositiveInt = 16384
     """Tokens computed at a time by a trainer, padding included: memory against speed."""
+    prefix_cache_mib: int = Field(1024, ge=0)
+    """With several epochs, memory of a trainer for what they share: the input of the first trained layer, computed
+    in the first epoch. What does not fit is computed in each."""
 
     @model_validator(mode="before")
     @classmethod

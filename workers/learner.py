@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import deepspeed
 import numpy as np
@@ -13,13 +14,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from policies.algorithm import PolicyGradient
-from policies.batch import MicroBatch, pack
+from policies.batch import pack
 from policies.loss import policy_loss, token_weights
 from policies.selection import Selection
 from policies.trunk import Policy, Trunk
 from rollout.types import Experience
 
 from .config import DeepSpeedConfig, TrainingConfig
+from .pieces import Piece, Pieces, Room
 
 
 class NonFinite(RuntimeError):
@@ -38,17 +40,6 @@ class _Sums:
     mismatch: float = 0.0
     mismatch_tokens: float = 0.0
     grad_norms: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A micro batch, the input of its first trained block, and for each of its tokens the loss weight and, with a
-    KL term, the base model's log-probability."""
-
-    batch: MicroBatch
-    hidden: Tensor | None
-    weight: Tensor
-    ref_logp: Tensor | None
 
 
 def learning_rate(config: TrainingConfig, peak: float, step: int) -> float:
@@ -142,21 +133,25 @@ class Learner:
         )
         advantages = torch.from_numpy(advantage).to(self.device)
         old_logp = torch.from_numpy(experience.logprobs).to(self.device)
-        agreement = {"gradient_agreement": self._agreement(experience, advantage, old_logp)} if step == 0 else {}
         kl = self.algorithm.kl_coefficient > 0
-        minibatches = [self._pieces(experience, rows, advantage, kl) for rows in self._minibatches(experience, step)]
-        if self.training.epochs > 1:  # what lies below the first trained block, and the reference, is computed once
-            minibatches = [list(pieces) for pieces in minibatches]
+        room = Room(self.training.prefix_cache_mib << 20 if self.training.epochs > 1 else 0)
+        minibatches = [
+            self._pieces(experience, rows, advantage, kl, room) for rows in self._minibatches(experience, step)
+        ]
         sums = _Sums()
         for epoch in range(self.training.epochs):
             for number, pieces in enumerate(minibatches):
                 self._optimizer_step(pieces, old_logp, advantages, sums, first=epoch == 0 and number == 0)
-        return self._metrics(experience, advantage, sums, rate, began, cpu) | agreement
+        return self._metrics(experience, advantage, sums, rate, began, cpu)
 
     def weights(self) -> dict[str, Tensor]:
-        """The trained parameters under their Hugging Face names (gathered, at ZeRO 3: call it on every rank)."""
+        """The trained parameters under their Hugging Face names: their own memory, which the next update changes.
+
+        At ZeRO 3, where no rank has them whole, gathered copies: call it on every rank.
+        """
+        partitioned = self.engine.zero_optimization_stage() == 3
         with self.gathered() as named:
-            return {name: weight.detach().clone() for name, weight in named.items()}
+            return {name: weight.detach().clone() if partitioned else weight.detach() for name, weight in named.items()}
 
     @contextlib.contextmanager
     def gathered(self, writer: int | None = None) -> Iterator[dict[str, torch.nn.Parameter]]:
@@ -180,40 +175,7 @@ class Learner:
         parts = np.array_split(order, self.training.minibatches)
         return [np.flatnonzero(np.isin(experience.group, part)) for part in parts]
 
-    def _agreement(self, experience: Experience, advantage: np.ndarray, old_logp: Tensor) -> float:
-        """Cosine between the policy loss's gradients of the even and of the odd prompts, at the present weights.
-
-        NaN where a half has no signal, and at ZeRO 2 and 3, where no rank has a whole gradient.
-        """
-        if self.engine.zero_optimization_stage() >= 2:
-            return math.nan
-        groups = np.unique(experience.group)
-        even, odd = (
-            self._gradient(experience, np.flatnonzero(np.isin(experience.group, half)), advantage, old_logp)
-            for half in (groups[::2], groups[1::2])
-        )
-        dot, norm_even, norm_odd = _dot(even, odd), math.sqrt(_dot(even, even)), math.sqrt(_dot(odd, odd))
-        return dot / (norm_even * norm_odd) if norm_even and norm_odd else math.nan
-
-    def _gradient(
-        self, experience: Experience, rows: np.ndarray, advantage: np.ndarray, old_logp: Tensor
-    ) -> list[Tensor]:
-        """Of the policy loss of some rows over all ranks, float32, a tensor per parameter; the KL term has none at the
-        base. torch.autograd.grad on the bare policy leaves the gradients that DeepSpeed keeps as they are."""
-        parameters, advantages = list(self.policy.parameters()), torch.from_numpy(advantage).to(self.device)
-        total = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
-        for piece in self._pieces(experience, rows, advantage, kl=False):
-            logp, _ = self.policy(piece.batch, piece.hidden, self.training.temperature)
-            old = old_logp[piece.batch.token]
-            loss = policy_loss(self.algorithm, logp, old, advantages[piece.batch.response], piece.weight).loss
-            for so_far, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):
-                so_far += gradient
-        if self.ranks > 1:
-            for gradient in total:
-                dist.all_reduce(gradient)
-        return total
-
-    def _pieces(self, experience: Experience, rows: np.ndarray, advantage: np.ndarray, kl: bool) -> Iterator[_Piece]:
+    def _pieces(self, experience: Experience, rows: np.ndarray, advantage: np.ndarray, kl: bool, room: Room) -> Pieces:
         """This rank's micro batches of one minibatch, weighted over the whole minibatch; with `kl`, of groups without
         signal too, and the reference's log-probabilities."""
         lengths = torch.from_numpy(experience.lengths[rows])
@@ -224,22 +186,21 @@ class Learner:
         batches = pack(
             experience.prompts, experience.tokens, experience.lengths, used, self.training.micro_batch_tokens
         )
-        mine = batches[self.rank :: self.ranks]
-        # Every rank must make the same number of backward passes: collectives wait for each other.
-        short = -(-len(batches) // self.ranks) - len(mine)
-        for batch, scale in [(b, 1.0) for b in mine] + [(b, 0.0) for b in batches[:short]]:
-            batch = batch.to(self.device)
+
+        def piece(number: int, scale: float, ref_logp: Tensor | None) -> Piece:
+            batch = batches[number].to(self.device)
             hidden = None if self.selection.whole else self.trunk.prefix(batch, self.policy.start)
-            ref_logp = None
-            if kl:
+            if kl and ref_logp is None:
                 below = hidden if hidden is not None else self.trunk.prefix(batch, 0)
                 ref_logp = self.trunk.reference(batch, below, self.policy.start, self.training.temperature)
-            yield _Piece(batch, hidden, weights[batch.response] * (scale * self.ranks), ref_logp)
+            return Piece(batch, hidden, weights[batch.response] * (scale * self.ranks), ref_logp)
 
-    def _optimizer_step(
-        self, pieces: Iterator[_Piece] | list[_Piece], old_logp: Tensor, advantages: Tensor, sums: _Sums, first: bool
-    ) -> None:
-        pieces = list(pieces)
+        mine = range(self.rank, len(batches), self.ranks)
+        # Every rank must make the same number of backward passes: collectives wait for each other.
+        short = -(-len(batches) // self.ranks) - len(mine)
+        return Pieces([partial(piece, i, 1.0) for i in mine] + [partial(piece, i, 0.0) for i in range(short)], room)
+
+    def _optimizer_step(self, pieces: Pieces, old_logp: Tensor, advantages: Tensor, sums: _Sums, first: bool) -> None:
         if not pieces:
             return  # every group without signal: nothing to learn from
         temperature = self.training.temperature
@@ -314,11 +275,6 @@ def _parameter_groups(policy: Policy) -> list[dict]:
     for name, weight in policy.named_weights().items():
         groups[chosen(name)].append(weight)
     return [{"params": weights, "factor": 1 + boosted} for boosted, weights in groups.items() if weights]
-
-
-def _dot(a: list[Tensor], b: list[Tensor]) -> float:
-    """Of two gradients, summed over their tensors."""
-    return sum(float((x * y).sum()) for x, y in zip(a, b, strict=True))
 
 
 def _finite(norm: Tensor | float) -> float:

@@ -9,6 +9,7 @@ from rollout.types import Experience
 from workers.config import DeepSpeedConfig, TrainingConfig
 from workers.distributed import free_port, prepare
 from workers.files import write_atomically
+from workers.heap import release_freed_memory
 
 if TYPE_CHECKING:
     from policies.tensors import Packed
@@ -80,11 +81,14 @@ class Trainer:
         from policies.tensors import to_arrays, to_handles
 
         metrics = experience.seconds | experience.metrics | self.learner.update(experience, step)
-        # Kept until the next update: a handle is good for as long as the memory behind it.
-        self.served = self.learner.weights()
+        release_freed_memory()
+        weights = self.learner.weights()
         if self.rank != 0:
             return metrics, {}
-        return metrics, to_handles(self.served) if self.by_handle else to_arrays(self.served)
+        if self.by_handle:
+            self.served = weights  # a handle is good for as long as the memory behind it
+            return metrics, to_handles(weights)
+        return metrics, to_arrays(weights)
 
     def finish(self, folder: str) -> None:
         """Write the trained parameters to `<folder>/model.safetensors` under their Hugging Face names.
