@@ -14,6 +14,7 @@ from typing import Any
 import pandas
 import yaml
 
+from tests.benchmarks.meter import Meter
 from workers.environment import worker_environment
 
 os.environ.update(worker_environment(gpu=False))
@@ -77,29 +78,35 @@ def synthetic_experience(prompts: int, group: int, prompt_tokens: int, response_
 
 @dataclass(frozen=True)
 class Spent:
-    """Wall-clock seconds, and the CPU seconds of the whole machine meanwhile."""
+    """Wall-clock seconds, and the CPU seconds of every process that was started meanwhile."""
 
     wall: float
     cpu: float
 
 
-def machine_cpu_seconds() -> float:
-    """Busy seconds of all cores since boot: user, nice, system, irq, softirq; not idle, iowait and stolen."""
-    user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-
-
 def spent(work: Callable[[], object]) -> Spent:
-    """What `work` and every process that it starts cost. Whatever else the machine does counts too: let it idle."""
-    began, cpu = time.perf_counter(), machine_cpu_seconds()
-    work()
-    return Spent(time.perf_counter() - began, machine_cpu_seconds() - cpu)
+    """What `work` and every process that it starts cost; this process itself is left out."""
+    began = time.perf_counter()
+    with Meter() as meter:
+        work()
+    return Spent(time.perf_counter() - began, meter.cpu)
+
+
+def background(seconds: float = 3.0) -> float:
+    """Cores that the machine keeps busy while this process sleeps; wall-clock seconds suffer from them."""
+
+    def busy() -> float:
+        user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
+        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+    began, before = time.perf_counter(), busy()
+    time.sleep(seconds)
+    return (busy() - before) / (time.perf_counter() - began)
 
 
 def print_background() -> None:
     """How busy the machine is with other things; to be called before the first measurement."""
-    idle = spent(lambda: time.sleep(3))
-    print(f"\nCores busy with something else before the start: {idle.cpu / idle.wall:.2f} of {os.cpu_count()}")
+    print(f"\nCores busy with something else before the start: {background():.2f} of {os.cpu_count()}")
 
 
 def sweep(spec: dict[str, Any], steps: int) -> Spent:
