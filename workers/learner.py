@@ -133,6 +133,7 @@ class Learner:
         )
         advantages = torch.from_numpy(advantage).to(self.device)
         old_logp = torch.from_numpy(experience.logprobs).to(self.device)
+        agreement = {"gradient_agreement": self._agreement(experience, advantage, old_logp)} if step == 0 else {}
         kl = self.algorithm.kl_coefficient > 0
         room = Room(self.training.prefix_cache_mib << 20 if self.training.epochs > 1 else 0)
         minibatches = [
@@ -142,7 +143,7 @@ class Learner:
         for epoch in range(self.training.epochs):
             for number, pieces in enumerate(minibatches):
                 self._optimizer_step(pieces, old_logp, advantages, sums, first=epoch == 0 and number == 0)
-        return self._metrics(experience, advantage, sums, rate, began, cpu)
+        return self._metrics(experience, advantage, sums, rate, began, cpu) | agreement
 
     def weights(self) -> dict[str, Tensor]:
         """The trained parameters under their Hugging Face names: their own memory, which the next update changes.
@@ -174,6 +175,39 @@ class Learner:
         order = np.random.default_rng(step).permutation(groups)
         parts = np.array_split(order, self.training.minibatches)
         return [np.flatnonzero(np.isin(experience.group, part)) for part in parts]
+
+    def _agreement(self, experience: Experience, advantage: np.ndarray, old_logp: Tensor) -> float:
+        """Cosine between the policy loss's gradients of the even and of the odd prompts, at the present weights.
+
+        NaN where a half has no signal, and at ZeRO 2 and 3, where no rank has a whole gradient.
+        """
+        if self.engine.zero_optimization_stage() >= 2:
+            return math.nan
+        groups = np.unique(experience.group)
+        even, odd = (
+            self._gradient(experience, np.flatnonzero(np.isin(experience.group, half)), advantage, old_logp)
+            for half in (groups[::2], groups[1::2])
+        )
+        dot, norm_even, norm_odd = _dot(even, odd), math.sqrt(_dot(even, even)), math.sqrt(_dot(odd, odd))
+        return dot / (norm_even * norm_odd) if norm_even and norm_odd else math.nan
+
+    def _gradient(
+        self, experience: Experience, rows: np.ndarray, advantage: np.ndarray, old_logp: Tensor
+    ) -> list[Tensor]:
+        """Of the policy loss of some rows over all ranks, float32, a tensor per parameter; the KL term has none at the
+        base. torch.autograd.grad on the bare policy leaves the gradients that DeepSpeed keeps as they are."""
+        parameters, advantages = list(self.policy.parameters()), torch.from_numpy(advantage).to(self.device)
+        total = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+        for piece in self._pieces(experience, rows, advantage, kl=False, room=Room(0)):
+            logp, _ = self.policy(piece.batch, piece.hidden, self.training.temperature)
+            old = old_logp[piece.batch.token]
+            loss = policy_loss(self.algorithm, logp, old, advantages[piece.batch.response], piece.weight).loss
+            for so_far, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):
+                so_far += gradient
+        if self.ranks > 1:
+            for gradient in total:
+                dist.all_reduce(gradient)
+        return total
 
     def _pieces(self, experience: Experience, rows: np.ndarray, advantage: np.ndarray, kl: bool, room: Room) -> Pieces:
         """This rank's micro batches of one minibatch, weighted over the whole minibatch; with `kl`, of groups without
@@ -275,6 +309,11 @@ def _parameter_groups(policy: Policy) -> list[dict]:
     for name, weight in policy.named_weights().items():
         groups[chosen(name)].append(weight)
     return [{"params": weights, "factor": 1 + boosted} for boosted, weights in groups.items() if weights]
+
+
+def _dot(a: list[Tensor], b: list[Tensor]) -> float:
+    """Of two gradients, summed over their tensors."""
+    return sum(float((x * y).sum()) for x, y in zip(a, b, strict=True))
 
 
 def _finite(norm: Tensor | float) -> float:
