@@ -12,23 +12,8 @@ from policies.architecture import Architecture
 from policies.selection import Selection
 from rollout.config import TaskConfig
 
+from .cluster_shape import H200, Gpu
 from .plan import Plan
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """Peak figures of a device, as its maker states them."""
-
-    name: str
-    flops: dict[str, float]
-    """Dense, per second, by dtype."""
-    bandwidth: float
-    """Bytes per second."""
-    memory: float
-    """Bytes."""
-
-
-H200 = Gpu("NVIDIA H200", {"bfloat16": 989e12, "float32": 67e12}, 4.8e12, 141e9)
 
 
 @dataclass(frozen=True)
@@ -67,44 +52,94 @@ class Estimate:
         return self.rollout + self.update + self.evaluation
 
 
-def estimate(plan: Plan, gpu: Gpu = H200, assumed: Assumptions | None = None) -> Estimate:
-    """GPU-hours of the whole sweep, every run at its full number of steps."""
+def estimate(plan: Plan, gpu: Gpu = H200, assumed: Assumptions | None = None, together: int = 1) -> Estimate:
+    """GPU-hours of the whole sweep, every run at its full number of steps.
+
+    Args:
+        together: runs whose responses an engine writes in one batch; 1 is one run's batch at a time.
+    """
     assumed = assumed or Assumptions()
-    spec, shape, training = plan.spec, plan.architecture, plan.spec.training
-    width = training.prompts_per_step * training.group_size
-    length = training.max_response_tokens * assumed.response_share
-    turns, prompt = _turns_and_prompt(spec.task, assumed)
-    # Responses to one question share its prompt; every turn of an episode has its own.
-    sharing = training.group_size if turns == 1 else 1
-    rollout = writing_seconds(plan, gpu, assumed, plan.training_responses * turns, prompt, length, width, sharing)
-    reference = spec.algorithm.build().kl_coefficient > 0
-    flops = sum(update_flops(shape, r.selection, prompt + length / 2, reference, training.epochs) for r in plan.runs)
-    tokens = training.steps * width * turns * (length + prompt / sharing)
+    spec = plan.spec
     evaluation = 0.0
     for suite, responses in zip(spec.evaluation.suites, plan.evaluation_responses_by_suite, strict=True):
         turns, prompt = _turns_and_prompt(suite.task or spec.task, assumed)
-        length = (suite.max_response_tokens or training.max_response_tokens) * assumed.response_share
+        length = (suite.max_response_tokens or spec.training.max_response_tokens) * assumed.response_share
         sharing, width = suite.samples if turns == 1 else 1, suite.prompts * suite.samples
-        evaluation += writing_seconds(plan, gpu, assumed, responses * turns, prompt, length, width, sharing)
-    update = tokens * flops / (gpu.flops[training.dtype] * assumed.arithmetic)
+        evaluation += writing_seconds(
+            plan, gpu, assumed, responses * turns, prompt, length, width * together, sharing, _overlays(plan, together)
+        )
+    update = sum(update_seconds(plan, run.selection, gpu, assumed) for run in plan.runs)
+    rollout = rollout_seconds(plan, plan.training_responses, gpu, assumed, together)
     return Estimate(rollout / 3600, update / 3600, evaluation / 3600)
+
+
+def rollout_seconds(plan: Plan, responses: float, gpu: Gpu, assumed: Assumptions, together: int = 1) -> float:
+    """Of one device that writes so many training responses (episodes, where the task has turns)."""
+    training = plan.spec.training
+    turns, prompt = _turns_and_prompt(plan.spec.task, assumed)
+    width = training.prompts_per_step * training.group_size * together
+    length = training.max_response_tokens * assumed.response_share
+    # Responses to one question share its prompt; every turn of an episode has its own.
+    sharing = training.group_size if turns == 1 else 1
+    return writing_seconds(
+        plan, gpu, assumed, responses * turns, prompt, length, width, sharing, _overlays(plan, together)
+    )
+
+
+def update_seconds(plan: Plan, selection: Selection, gpu: Gpu, assumed: Assumptions) -> float:
+    """Of one device that makes all updates of one run."""
+    training = plan.spec.training
+    turns, prompt = _turns_and_prompt(plan.spec.task, assumed)
+    length = training.max_response_tokens * assumed.response_share
+    sharing = training.group_size if turns == 1 else 1
+    reference = plan.spec.algorithm.build().kl_coefficient > 0
+    flops = update_flops(plan.architecture, selection, prompt + length / 2, reference, training.epochs)
+    tokens = training.steps * step_tokens(plan, assumed) * (1 + prompt / sharing / length)
+    return tokens * flops / (gpu.flops[training.dtype] * assumed.arithmetic)
+
+
+def step_tokens(plan: Plan, assumed: Assumptions) -> float:
+    """Tokens that one run writes in one step."""
+    training = plan.spec.training
+    turns, _ = _turns_and_prompt(plan.spec.task, assumed)
+    episodes = training.prompts_per_step * training.group_size
+    return episodes * turns * training.max_response_tokens * assumed.response_share
 
 
 def writing_seconds(
     plan: Plan, gpu: Gpu, assumed: Assumptions, responses: float, prompt: float, length: float, at_once: int,
-    sharing: int,
+    sharing: int, overlays: float = 0.0,
 ) -> float:  # fmt: skip
-    """Of one device that writes so many responses, `sharing` of them to one prompt, at most `at_once` at a time."""
+    """Of one device that writes so many responses, `sharing` of them to one prompt, at most `at_once` at a time.
+
+    `overlays` are bytes of weights read in every pass besides the base's.
+    """
     shape, rollout = plan.architecture, plan.spec.rollout
     context = prompt + length / 2
     weights = forward_flops(shape, 0) / 2 * plan.element_bytes
-    cache = context * 2 * shape.layers * shape.kv_heads * shape.head_dim * plan.element_bytes
-    room = (gpu.memory * rollout.gpu_memory_utilization * rollout.tensor_parallel_size - weights) / cache
+    room = (gpu.memory * rollout.gpu_memory_utilization * rollout.tensor_parallel_size - weights) / (
+        context * cache_bytes(plan)
+    )
     batch = max(1, min(at_once, rollout.max_num_seqs, room))
     arithmetic, bandwidth = gpu.flops[plan.spec.training.dtype] * assumed.arithmetic, gpu.bandwidth * assumed.bandwidth
-    one_pass = max(batch * forward_flops(shape, context) / arithmetic, (weights + batch * cache) / bandwidth)
+    read = weights + overlays + batch * context * cache_bytes(plan)
+    one_pass = max(batch * forward_flops(shape, context) / arithmetic, read / bandwidth)
     reading = responses / sharing * prompt * forward_flops(shape, prompt / 2) / arithmetic
     return responses * length / batch * one_pass + reading
+
+
+def cache_bytes(plan: Plan) -> int:
+    """KV cache of one token."""
+    shape = plan.architecture
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * plan.element_bytes
+
+
+def _overlays(plan: Plan, together: int) -> float:
+    """Bytes of the weights in which runs that are written together differ from the base; alone, a run replaces it."""
+    if together == 1:
+        return 0.0
+    whole = next((plan.push_bytes(run.selection) for run in plan.runs if run.selection.whole), 0)
+    return whole + (together - bool(whole)) * plan.push_bytes(Selection.layer(0))
 
 
 def forward_flops(shape: Architecture, context: float) -> float:

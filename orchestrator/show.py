@@ -6,7 +6,8 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from .estimate import H200, Assumptions, activation_bytes, estimate
+from .cluster_shape import H200
+from .estimate import Assumptions, activation_bytes, estimate
 from .plan import Plan
 from .spec import models_of
 
@@ -26,8 +27,8 @@ def wide_console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=140)
 
 
-def show_plan(plan: Plan) -> None:
-    """Runs, sizes and counts."""
+def show_plan(plan: Plan, hours: bool = True) -> None:
+    """Runs, sizes and counts; with `hours` also the GPU-hours on a GPU of today."""
     spec, shape, training = plan.spec, plan.architecture, plan.spec.training
     console = wide_console()
     facts = {
@@ -42,11 +43,11 @@ def show_plan(plan: Plan) -> None:
         "shared trunk": f"{size(plan.trunk_bytes)} once per node, in {training.dtype}",
         "an engine": engine_memory(plan),
     }
-    if spec.resources.on_gpu():
-        hours, assumed = estimate(plan), Assumptions()
+    if hours and spec.resources.on_gpu():
+        cost, assumed = estimate(plan), Assumptions()
         facts["GPU-hours"] = (
-            f"about {hours.total:,.0f} of one {H200.name}: {hours.rollout:,.0f} writing, {hours.update:,.0f} training, "
-            f"{hours.evaluation:,.0f} scoring"
+            f"about {cost.total:,.0f} of one {H200.name}: {cost.rollout:,.0f} writing, {cost.update:,.0f} training, "
+            f"{cost.evaluation:,.0f} scoring"
         )
         facts["which"] = str(assumed)
     if plan.unchecked:

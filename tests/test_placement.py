@@ -46,6 +46,34 @@ def test_trainers_aboard_a_berth_share_its_gpu(monkeypatch):
         ray.shutdown()
 
 
+@pytest.mark.slow
+def test_everybody_on_one_gpu(monkeypatch):
+    """Engine 0.3, a berth of 0.3 with one trainer of 0.25, full 0.4: what workers.seats puts on one GPU, Ray does."""
+    import ray
+
+    class Probe:
+        def gpus(self) -> list[int]:
+            return ray.get_gpu_ids()
+
+    async def scenario() -> None:
+        engine = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.3).remote()
+        berths = Berths(1, ActorResources(cpus=0.1, gpus=0.25), share=0.3)
+        await asyncio.wait_for(berths.berths[0].group.ready(), 20)
+        berth = await berths.board()
+        host = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.05, scheduling_strategy=berth.strategy()).remote()
+        layer = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.25, scheduling_strategy=berth.strategy()).remote()
+        full = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.4).remote()
+        asked = asyncio.gather(*(probe.gpus.remote() for probe in (engine, host, layer, full)))
+        assert await asyncio.wait_for(asked, 20) == [[0]] * 4
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        asyncio.run(scenario())
+    finally:
+        ray.shutdown()
+
+
 def test_handles_are_for_gpus_and_arrays_keep_bfloat16():
     import torch
 

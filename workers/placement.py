@@ -1,7 +1,7 @@
 """GPUs that several layer trainers share, around one trunk.
 
-A berth is a placement group of one whole GPU (and the CPUs of those aboard). A trunk host in it loads the frozen
-base once and hands out CUDA IPC handles; each trainer aboard takes its fraction of the GPU and maps the host's
+A berth is a placement group of one GPU, whole or in part (and the CPUs of those aboard). A trunk host in it loads the
+frozen base once and hands out CUDA IPC handles; each trainer aboard takes its fraction of the GPU and maps the host's
 memory. On CPUs none of this is needed: trainers map the checkpoint file, and the page cache shares it.
 """
 
@@ -14,9 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from .config import ActorResources
-
-HOST_SHARE = 0.05
-"""Of a GPU, as Ray counts; the host's memory is the trunk's."""
+from .seats import HOST_SHARE, aboard
 
 
 class TrunkHost:
@@ -52,11 +50,12 @@ class Berths:
     Args:
         count: GPUs.
         trainer: what one rank asks for; its gpus are a fraction.
+        share: of each GPU; below 1 the rest is for engines and whole-model trainers. See workers.seats.
     """
 
-    def __init__(self, count: int, trainer: ActorResources):
-        self.capacity = int((1 - HOST_SHARE) / trainer.gpus + 1e-9)
-        bundle = {"GPU": 1.0, "CPU": max(0.1, self.capacity * trainer.cpus + 0.1)}
+    def __init__(self, count: int, trainer: ActorResources, share: float = 1.0):
+        self.capacity = aboard(share, trainer.gpus)
+        bundle = {"GPU": share, "CPU": max(0.1, self.capacity * trainer.cpus + 0.1)}
         self.berths = [Berth(placement_group([bundle], strategy="PACK")) for _ in range(count)]
         self.changed = asyncio.Condition()
 
