@@ -75,7 +75,7 @@ def compare_tables(paths: Sequence[str], top: int, noise: float | None, folder: 
     """
     profiles = load_profiles(paths, noise)
     pairs, shares = compare_all(profiles, top), concentrations(profiles, top)
-    show_comparison(pairs, shares, top)
+    show_comparison(profiles, pairs, shares, top)
     if folder is None:
         return []
     from .report.comparison import write_comparison
@@ -83,7 +83,7 @@ def compare_tables(paths: Sequence[str], top: int, noise: float | None, folder: 
     return write_comparison(folder, profiles, pairs, shares, top)
 
 
-def show_comparison(pairs: pd.DataFrame, shares: pd.DataFrame, top: int) -> None:
+def show_comparison(profiles: Sequence[Profile], pairs: pd.DataFrame, shares: pd.DataFrame, top: int) -> None:
     """On the terminal."""
     console = wide_console()
     shown = Table("tables", "layers", "Spearman observed", "noise-corrected", "95 %", f"top {top} shared", "verdict")
@@ -105,4 +105,4 @@ def show_comparison(pairs: pd.DataFrame, shares: pd.DataFrame, top: int) -> None
     for row in shares.itertuples():
         concentrated.add_row(row.table, number(row.top_share), number(row.centre_of_mass), number(row.gini))
     console.print(concentrated)
-    console.print(explanation(pairs), style="dim")
+    console.print(explanation(pairs, profiles), style="dim")

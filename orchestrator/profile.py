@@ -28,6 +28,8 @@ class Profile:
     """[layers] standard deviation of the noise in it, that which can change ranks; NaN where unknown"""
     model_layers: int
     is_contribution: bool
+    pruned: int = 0
+    """Layers left out because a search stopped them early: their contributions are extrapolations."""
 
 
 def load_profile(path: str | Path, *, noise: float | None = None) -> Profile:
@@ -46,7 +48,8 @@ def profile(table: pd.DataFrame, name: str, *, noise: float | None = None) -> Pr
     mean of the numeric columns that are suites (see DERIVED), by the rows named base and full in a `selection`,
     `setting` or `kind` column; without those rows the scores themselves are the profile. The noise is the column
     `contribution_sd`, else half the width of `contribution_low..high`, else `noise`, a standard deviation of C that
-    the user gives, else unknown. Rows without a layer or without a value are left out.
+    the user gives, else unknown. Rows without a layer or without a value are left out, and so are those with the
+    `status` pruned.
     """
     table = table.rename(columns=lambda column: str(column).strip().lower())
     if "layer" not in table:
@@ -56,16 +59,18 @@ def profile(table: pd.DataFrame, name: str, *, noise: float | None = None) -> Pr
     sd = _noise(table, noise)
     if "kind" in table:
         layer = np.where(table["kind"].isin(["base", "full", "layers"]), np.nan, layer)
-    kept = np.flatnonzero(np.isfinite(layer) & np.isfinite(value))
+    known = np.isfinite(layer) & np.isfinite(value)
+    pruned = known & (table["status"] == "pruned").to_numpy() if "status" in table else np.zeros_like(known)
+    kept = np.flatnonzero(known & ~pruned)
     kept = kept[np.argsort(layer[kept], kind="stable")]
     layers = layer[kept].astype(int)
     if not len(layers):
         raise ValueError(f"{name} has no layer with a contribution")
     if (twice := layers[1:][np.diff(layers) == 0]).size:
         raise ValueError(f"{name} has more than one row for layer {twice[0]}")
-    model_layers = _model_layers(table, layer, layers)
+    model_layers = _model_layers(table, layer)
     depth = layers / max(model_layers - 1, 1)
-    return Profile(name, layers, depth, value[kept], sd[kept], model_layers, is_contribution)
+    return Profile(name, layers, depth, value[kept], sd[kept], model_layers, is_contribution, int(pruned.sum()))
 
 
 def _contribution(table: pd.DataFrame, name: str) -> tuple[np.ndarray, bool]:
@@ -104,14 +109,14 @@ def _noise(table: pd.DataFrame, given: float | None) -> np.ndarray:
     return np.full(len(table), np.nan if given is None else float(given))
 
 
-def _model_layers(table: pd.DataFrame, layer: np.ndarray, layers: np.ndarray) -> int:
-    """Layers of the model: from `depth` = layer / (L - 1) where the table has it, else one more than the last seen."""
+def _model_layers(table: pd.DataFrame, layer: np.ndarray) -> int:
+    """Layers of the model: from `depth` = layer / (L - 1) where the table has it, else one more than the last named."""
     if "depth" in table:
         depth = _numbers(table["depth"])
         known = np.isfinite(layer) & np.isfinite(depth) & (depth > 0)
         if known.any():
             return int(round(float(np.median(layer[known] / depth[known])))) + 1
-    return int(layers.max()) + 1
+    return int(np.nanmax(layer)) + 1
 
 
 def _numbers(column: pd.Series) -> np.ndarray:

@@ -1,12 +1,15 @@
 """A comparison's numbers in words: the same on the terminal and in the report."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from .compare import Correlation
+from .profile import Profile
 
 
-def explanation(pairs: pd.DataFrame) -> str:
+def explanation(pairs: pd.DataFrame, profiles: Sequence[Profile]) -> str:
     """What the figures mean, and what is missing."""
     said = (
         "Noise pulls an observed rank correlation towards 0; the corrected one is that of the true contributions. "
@@ -14,6 +17,8 @@ def explanation(pairs: pd.DataFrame) -> str:
     )
     if (pairs["verdict"] == "noise unknown").any():
         said += " “noise unknown”: a table has no intervals; give the standard deviation of its C with --noise."
+    if left_out := ", ".join(f"{profile.pruned} of {profile.name}" for profile in profiles if profile.pruned):
+        said += f" Left out are the layers that a search stopped early ({left_out}): their C is an extrapolation."
     return said
 
 

@@ -77,6 +77,22 @@ def test_opposite_noisy_and_unknown(tmp_path, capsys):
     assert "agree" in lines(capsys.readouterr().out, "up and other")[0]
 
 
+def test_layers_that_a_search_stopped_are_left_out(tmp_path, capsys):
+    """Of twelve rising contributions the last four are 0 in a table where they were pruned: 8 layers remain, in the
+    same order in both."""
+    one, two = ours(tmp_path / "one", RISING), ours(tmp_path / "two", np.where(np.arange(12) < 8, RISING, 0.0))
+    table = pd.read_parquet(f"{two}/contribution.parquet")
+    table["status"] = ["completed"] * 10 + ["pruned"] * 4
+    table.to_parquet(f"{two}/contribution.parquet")
+    assert main(["compare", one, two, "-o", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    (row,) = lines(printed, "one and two")
+    assert re.search(r"\b8\b.*\b1\.00\b", row)
+    note = "Left out are the layers that a search stopped early (4 of two)"
+    assert note in " ".join(printed.split()) and note in Page(tmp_path / "out" / "compare.html").words
+    assert load_profiles([one, two])[1].model_layers == 12
+
+
 def test_names_that_clash_are_told_apart(tmp_path):
     paths = [ours(tmp_path / name / "demo", RISING) for name in ("a", "b")]
     assert [profile.name for profile in load_profiles(paths)] == ["a/demo", "b/demo"]

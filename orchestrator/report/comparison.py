@@ -51,7 +51,7 @@ def render(profiles: Sequence[Profile], pairs: pd.DataFrame, shares: pd.DataFram
             for row in shares.itertuples()
         ],
         top=top,
-        explanation=explanation(pairs),
+        explanation=explanation(pairs, profiles),
         mixed=len({profile.is_contribution for profile in profiles}) > 1,
         written=now(),
     )  # fmt: skip
