@@ -46,6 +46,30 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("spec", nargs="?", default=DEMO, help="YAML file (default: the demo)")
     run.add_argument("--address", help="of a running Ray cluster, such as auto or host:6379 (default: start Ray here)")
     run.add_argument("--fresh", action="store_true", help="discard what an earlier run of this sweep left")
+    submit = add("submit", _submit, "Run a sweep on a cluster, as a Ray job that goes on without this terminal.")
+    submit.add_argument("spec", nargs="?", default=DEMO, help="YAML file (default: the demo)")
+    submit.add_argument("--fresh", action="store_true", help="discard what an earlier run of this sweep left")
+    submit.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]", help="an environment variable of "
+                        "the sweep; without a value the one it has here. The dashboard shows it")  # fmt: skip
+    submit.add_argument("--working-dir", metavar="DIR", help="take this folder along, and run in it: data, or an "
+                        "algorithm of your own")  # fmt: skip
+    then = submit.add_mutually_exclusive_group()
+    then.add_argument("--follow", action="store_true", help="print what the driver prints, until it ends")
+    then.add_argument("--detach", action="store_true", help="return at once (the default)")
+    status = add("status", _status, "Tell how a sweep stands.")
+    status.add_argument("--watch", action="store_true", help="until it ends")
+    stop = add("stop", _stop, "Have a submitted sweep write its checkpoints and end.")
+    logs = add("logs", _logs, "Print what a submitted sweep's driver prints.")
+    logs.add_argument("--follow", action="store_true", help="until it ends")
+    pull = add("pull", _pull, "Copy a sweep's contribution table here, complete or not.")
+    pull.add_argument("-o", "--output", default="contribution.parquet", metavar="FILE", help="(default: %(default)s)")
+    for command in (status, pull):
+        command.add_argument("sweep", help="its folder or URI (OUTPUT/NAME), or with --address its name")
+    for command in (stop, logs):
+        command.add_argument("sweep", help="its name")
+    for command, required in ((submit, True), (status, False), (stop, True), (logs, True), (pull, False)):
+        command.add_argument("--address", required=required, metavar="URL", help="of the cluster's dashboard, such as "
+                             "http://head:8265")  # fmt: skip
     report = add("report", _report, "Write a finished or running sweep's report: one HTML file, and PNGs.")
     report.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME), or a contribution table in parquet")
     compare = add("compare", _compare, "Do the layer rankings agree? Observed and noise-corrected rank correlation.")
@@ -117,6 +141,59 @@ def _run(args: argparse.Namespace) -> int:
     show_table(table)
     print(f"table: {plan.folder}/contribution.parquet\nreport: {plan.folder}/report.html")
     return 0 if complete else 1
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from .jobs import Cluster
+    from .shipping import at_home
+
+    spec = at_home(load_spec(args.spec))
+    cluster = Cluster(args.address)
+    job = cluster.submit(spec, args.env, ["--fresh"] if args.fresh else [], args.working_dir)
+    print(f"submitted as {job.id}, output {job.folder}")
+    if args.follow:
+        return 0 if cluster.follow(job).status == "SUCCEEDED" else 1
+    for command in ("status --watch", "logs --follow", "pull", "stop"):
+        print(f"  layersweep {command} {spec.name} --address {args.address}")
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from .remote import Sweep
+    from .status import show_status
+
+    return 0 if show_status(Sweep(args.sweep, args.address), args.watch) else 1
+
+
+def _stop(args: argparse.Namespace) -> int:
+    from .jobs import Cluster
+
+    cluster = Cluster(args.address)
+    job = cluster.find(args.sweep)
+    if cluster.stop(job):
+        print(f"{job.id}: asked to end; it writes its checkpoints first", flush=True)
+    print(f"{job.id}: {cluster.wait(job).status.lower()}")
+    return 0
+
+
+def _logs(args: argparse.Namespace) -> int:
+    from .jobs import Cluster
+
+    cluster = Cluster(args.address)
+    job = cluster.find(args.sweep)
+    if args.follow:
+        cluster.follow(job)
+    else:
+        print(cluster.logs(job), end="")
+    return 0
+
+
+def _pull(args: argparse.Namespace) -> int:
+    from .remote import Sweep
+    from .status import pull
+
+    print(pull(Sweep(args.sweep, args.address), args.output))
+    return 0
 
 
 def _report(args: argparse.Namespace) -> int:

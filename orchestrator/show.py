@@ -80,8 +80,9 @@ def show_table(table: Any) -> None:
     shown = Table("selection", "score", "95 %", "contribution", "95 %", "rank", "steps", "status")
     for row in table.itertuples():
         shown.add_row(
-            row.selection, _number(row.score), _interval(row.score_low, row.score_high), _number(row.contribution),
-            _interval(row.contribution_low, row.contribution_high), _text(row.rank), _text(row.steps),
+            row.selection, number_text(row.score), interval_text(row.score_low, row.score_high),
+            number_text(row.contribution), interval_text(row.contribution_low, row.contribution_high), _text(row.rank),
+            _text(row.steps),
             f"{row.status}: {row.reason}" if row.status == "failed" else row.status,
         )  # fmt: skip
     wide_console().print(shown)
@@ -103,12 +104,14 @@ def _default(value: Any) -> str:
     return "(below)" if isinstance(value, BaseModel | tuple) and value else repr(value)
 
 
-def _number(value: Any) -> str:
-    return "" if value != value or value is None else f"{value:.3f}"
+def number_text(value: Any) -> str:
+    """Three decimals; nothing for None and NaN."""
+    return "" if value is None or value != value else f"{value:.3f}"
 
 
-def _interval(low: Any, high: Any) -> str:
-    return f"{_number(low)} .. {_number(high)}" if low == low else ""
+def interval_text(low: Any, high: Any) -> str:
+    """`low .. high`; nothing where there is none."""
+    return f"{number_text(low)} .. {number_text(high)}" if low == low else ""
 
 
 def _text(value: Any) -> str:
