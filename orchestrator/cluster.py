@@ -8,6 +8,7 @@ from typing import Any
 from workers.environment import worker_environment
 from workers.preload import preloaded
 
+from .authentication import ADVICE, show_token
 from .spec import SpecError
 
 
@@ -23,22 +24,26 @@ def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[s
         The runtime environment of trainers: on a CPU-only Ray of our own, forked from a preloaded process.
 
     Raises:
-        SpecError: nothing answers at the address.
+        SpecError: nothing answers at the address, or it refuses the token.
     """
     environment = worker_environment(gpu)
     os.environ.update(environment)  # before Ray starts: its idle workers then need no restart to have them
     with contextlib.ExitStack() as stack:
         # CUDA does not survive a fork; and on other people's nodes no server of ours is running.
         trainers = stack.enter_context(preloaded(environment)) if address is None and not gpu else {}
+        if address is not None:
+            show_token(address)
         import ray
 
         local = {"include_dashboard": False} if address is None else {"runtime_env": {"env_vars": environment}}
         options = {"namespace": namespace, "log_to_driver": False, "configure_logging": False} | local
         try:
             ray.init(address=address or "local", **options)
-        except ConnectionError as error:
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            # Ray says the same of a cluster that is not there and of one that wants another token.
+            reason = str(error).partition(". ")[0]
             raise SpecError(
-                [f"--address {address}: no Ray cluster answers there ({error}); see `ray status`"]
+                [f"--address {address}: no Ray cluster answers there, or not to this token ({reason}); {ADVICE}"]
             ) from error
         stack.callback(ray.shutdown)
         yield trainers
