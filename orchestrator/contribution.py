@@ -20,9 +20,12 @@ DRAWS = 4000
 
 
 def kind_and_layer(selection: str) -> tuple[str, int | None]:
-    """`layer-07` -> ("layer", 7); `base` and `full` are kinds of their own; all else ("layers", None)."""
+    """`layer-07` -> ("layer", 7); `base` and `full` are kinds of their own, trials of a learning rate such as
+    `full@lr-1e-06` too; all else ("layers", None)."""
     if match := re.fullmatch(r"layer-(\d+)", selection):
         return "layer", int(match[1])
+    if "@lr-" in selection:
+        return "trial", None
     return (selection, None) if selection in ("base", "full") else ("layers", None)
 
 
@@ -97,9 +100,9 @@ _COLUMNS = [
 
 
 def _order(name: str) -> tuple:
-    """Base, full, the layers by depth, then the rest by name."""
+    """Base, full, the layers by depth, then the rest by name, trials last."""
     kind, layer = kind_and_layer(name)
-    return ("base", "full", "layer", "layers").index(kind), layer or 0, name
+    return ("base", "full", "layer", "layers", "trial").index(kind), layer or 0, name
 
 
 def _unscored(name: str, reason: str) -> dict:
@@ -161,6 +164,8 @@ class _Sweep:
 
     def contribution(self, name: str, prompts: int) -> dict:
         """C with its interval, or the reason why there is none."""
+        if kind_and_layer(name)[0] == "trial":
+            return {"contribution_reason": "a trial of a learning rate"}
         base, run = self.of("base"), self.of(name)
         if base is None or "full" not in self.last:
             return {"contribution_reason": "no base scores" if base is None else "no full run"}

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import fsspec
@@ -11,8 +11,9 @@ from policies.architecture import Architecture
 from policies.selection import Selection
 from rollout.config import TaskConfig
 from rollout.tasks import Split
+from workers.config import LearningRateTuning
 
-from .layers import LayerSearch, resolve_layers
+from .layers import LayerSearch, middle_layers, resolve_layers
 from .model_shape import shape_of
 from .spec import SpecError, SweepSpec
 
@@ -26,6 +27,13 @@ class Run:
 
     selection: Selection
     seed: int
+    learning_rate: float | None = None
+    """Of a trial; None is that of the run's kind."""
+
+    @property
+    def trial(self) -> bool:
+        """Whether it only helps to find the learning rates."""
+        return self.learning_rate is not None
 
     @property
     def name(self) -> str:
@@ -48,6 +56,25 @@ class Plan:
     @property
     def folder(self) -> str:
         return f"{self.spec.output.rstrip('/')}/{self.spec.name}"
+
+    @property
+    def trials(self) -> tuple[Run, ...]:
+        """Runs that find the learning rates, with the first seed; none where the spec names the rates."""
+        tuning = self.spec.training.learning_rate
+        if not isinstance(tuning, LearningRateTuning):
+            return ()
+        tried = [Selection.full()]
+        if tuning.reuse == "per_kind":
+            tried.append(Selection.layer(*middle_layers(1, self.architecture.layers)))
+        return tuple(
+            Run(replace(selection, name=f"{selection.name}@lr-{rate:g}"), self.spec.seeds[0], rate)
+            for selection in tried
+            for rate in sorted(tuning.tune)
+        )
+
+    def steps(self, run: Run) -> int:
+        """That a run trains."""
+        return self.spec.training.learning_rate.steps if run.trial else self.spec.training.steps
 
     @property
     def element_bytes(self) -> int:
@@ -91,19 +118,19 @@ class Plan:
 
     @property
     def training_responses(self) -> int:
-        """Over all runs; the first step's batch is shared by the runs of a seed."""
+        """Over all runs and trials; the first step's batch is shared by those of a seed."""
         training = self.spec.training
         batch = training.prompts_per_step * training.group_size
-        return batch * (len(self.runs) * (training.steps - 1) + len(self.spec.seeds))
+        return batch * (sum(self.steps(run) - 1 for run in (*self.runs, *self.trials)) + len(self.spec.seeds))
 
     @property
     def evaluation_responses_by_suite(self) -> list[int]:
-        """Over base, runs and all times that they are scored, the final split included."""
+        """Over base, trials, runs and all times that they are scored, the final split included."""
         evaluation, steps = self.spec.evaluation, self.spec.training.steps
         times = 1 + len([step for step in self.evaluation_steps if step < steps])
         finalists = 1 + len(self.spec.seeds) * (evaluation.finalists + self.spec.include_full)
         return [
-            s.prompts * (s.samples + evaluation.greedy) * (1 + times * len(self.runs))
+            s.prompts * (s.samples + evaluation.greedy) * (1 + len(self.trials) + times * len(self.runs))
             + 4 * s.final_prompts * s.samples * finalists
             for s in evaluation.suites
         ]

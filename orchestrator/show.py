@@ -39,6 +39,7 @@ def show_plan(plan: Plan, hours: bool = True) -> None:
         "each run": f"{training.steps} steps of {training.prompts_per_step} prompts x {training.group_size} responses, "
         f"{training.epochs * training.minibatches} optimizer steps each, at most {training.max_response_tokens} tokens",
         "runs": f"{len(plan.runs)} to train, seeds {', '.join(map(str, spec.seeds))}; the base is scored besides",
+        **_trials(plan),
         "to generate": f"{plan.training_responses:,} training and {plan.evaluation_responses:,} evaluation responses",
         "shared trunk": f"{size(plan.trunk_bytes)} once per node, in {training.dtype}",
         "an engine": engine_memory(plan),
@@ -57,12 +58,26 @@ def show_plan(plan: Plan, hours: bool = True) -> None:
     table = Table("run", "trains", "learning rate", "pushed per step", "trainer's own memory", "activations at most")
     for run in plan.runs:
         selection = run.selection
-        rate = training.learning_rate.full if selection.kind == "full" else training.learning_rate.layer
+        rate = "by trial" if plan.trials else f"{training.learning_rate.of(selection.whole):g}"
         table.add_row(
-            run.name, f"{plan.trainable_parameters(selection):,}", f"{rate:g}", size(plan.push_bytes(selection)),
+            run.name, f"{plan.trainable_parameters(selection):,}", rate, size(plan.push_bytes(selection)),
             size(plan.trainer_bytes(selection)), size(activation_bytes(plan, selection)),
         )  # fmt: skip
     console.print(table)
+
+
+def _trials(plan: Plan) -> dict[str, str]:
+    """How the learning rates are found, where the spec does not name them."""
+    tuning, trials = plan.spec.training.learning_rate, plan.trials
+    if not trials:
+        return {}
+    rates = ", ".join(f"{rate:g}" for rate in sorted(tuning.tune))
+    tried = (
+        "the full run, for every run" if tuning.reuse == "full" else "the full run and a middle layer, for their kind"
+    )
+    return {
+        "learning rate": f"the best of {rates}, tried on {tried}: {len(trials)} trials of {tuning.steps} steps first"
+    }
 
 
 def engine_memory(plan: Plan) -> str:

@@ -14,7 +14,7 @@ from policies.config import AlgorithmConfig, ModelConfig, TinyModel
 from policies.grpo import GRPO
 from policies.strict import StrictModel
 from rollout.config import EvaluationConfig, RolloutConfig, TaskConfig
-from workers.config import DeepSpeedConfig, ResourcesConfig, TrainingConfig
+from workers.config import DeepSpeedConfig, LearningRateTuning, ResourcesConfig, TrainingConfig
 from workers.trackers.config import TrackingConfig
 
 from .layers import CombinedRun, LayerSet
@@ -84,6 +84,10 @@ class SweepSpec(StrictModel):
                 "training.group_size: advantages compare the responses of a group, and a group of 1 has nothing to "
                 "compare; set it to 2 or more"
             )
+        if isinstance(self.training.learning_rate, LearningRateTuning) and not self.include_full:
+            raise ValueError(
+                "training.learning_rate.tune: rates are tried on the full run; set include_full to true, or name rates"
+            )
         if self.algorithm.build().overlong_buffer >= self.training.max_response_tokens:
             raise ValueError("algorithm.overlong_buffer: must be below training.max_response_tokens")
         if self.algorithm.type == "gigpo" and not getattr(self.task, "multi_turn", False):
@@ -140,7 +144,7 @@ def _explain(problem: Any) -> str:
     classes: list[type[BaseModel]] = [SweepSpec]
     path: list[str] = []
     for part in problem["loc"]:
-        tagged = [c for c in classes if _tag(c) == part]
+        tagged = [c for c in classes if part in (_tag(c), c.__name__)]
         if isinstance(part, int):
             path[-1:] = [f"{path[-1]}[{part}]"] if path else [f"[{part}]"]
         elif tagged and part != path[-1:]:

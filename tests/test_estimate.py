@@ -1,5 +1,6 @@
 """GPU-hours worked out by hand for a toy model on a toy GPU."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from orchestrator.plan import Plan, Run
 from orchestrator.spec import parse_spec
 from policies.architecture import Architecture
 from policies.selection import Selection
+from workers.config import LearningRateTuning
 
 # Attention 10 * (2 * 10 + 2 * 10), norms 2 * 10, MLP 3 * 10 * 20: 1020 parameters a layer. The LM head is 50 * 10.
 SHAPE = Architecture(
@@ -100,6 +102,15 @@ def test_a_whole_sweep(plan):
     assert hours.update * 3600 == pytest.approx(64 * 26_800 / 1e6)
     assert hours.evaluation * 3600 == pytest.approx(6 * 0.3576 + 24 * 4 * 5240 / 1e6)
     assert hours.total == hours.rollout + hours.update + hours.evaluation
+
+
+def test_trials_of_learning_rates_are_counted(plan):
+    """Two full trials of 2 steps: as many updates as two more full runs, 64 tokens at 16,040 FLOPs each."""
+    tuning = LearningRateTuning(tune=(1e-3, 1e-4), steps=2)
+    training = plan.spec.training.model_copy(update={"learning_rate": tuning})
+    more = replace(plan, spec=plan.spec.model_copy(update={"training": training}))
+    added = estimate(more, GPU, ALL).update - estimate(plan, GPU, ALL).update
+    assert added * 3600 == pytest.approx(2 * 64 * 16_040 / 1e6)
 
 
 def test_activations(plan):

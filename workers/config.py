@@ -1,8 +1,8 @@
 """The `training`, `deepspeed` and `resources` sections of the spec."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
 from policies.strict import StrictModel
 
@@ -14,6 +14,56 @@ class LearningRates(StrictModel):
     """Of runs that train some layers."""
     full: float = Field(5e-6, gt=0)
     """Of the run that trains every parameter."""
+
+    def of(self, whole: bool) -> float:
+        """Of a run that trains every parameter, or of one that trains some layers."""
+        return self.full if whole else self.layer
+
+    @property
+    def policy(self) -> str:
+        """What the table says of them."""
+        return "shared" if self.layer == self.full else "by kind"
+
+
+class LearningRateTuning(StrictModel):
+    """Peak learning rates found by trial before the sweep: `{tune: [1e-6, 3e-6, 5e-6, 1e-5], steps: 20}`.
+
+    Trials use the first seed and are scored on the selection split. The smallest rate within one standard error of the
+    best is used: noise cannot tell them apart, and too high a rate ruins a long run where too low a one slows it.
+    """
+
+    tune: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=2)
+    """Candidates; each gets a run of its own, and a row in the tables that is no layer's."""
+    steps: PositiveInt
+    """Of each trial: the first ones of a run, warm-up and schedule as in the sweep."""
+    reuse: Literal["full", "per_kind"] = "full"
+    """`full`: tried on the full run and used by every run, as in the study. `per_kind`: runs over layers get a rate of
+    their own, tried on the middle layer."""
+
+    @field_validator("tune")
+    @classmethod
+    def _rates_differ(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        if len({f"{rate:g}" for rate in rates}) < len(rates):
+            raise ValueError("names a learning rate twice")
+        return rates
+
+    @property
+    def policy(self) -> str:
+        """What the table says of them."""
+        return "tuned for full" if self.reuse == "full" else "tuned per kind"
+
+
+def _form(value: object) -> str:
+    """Which of the two a `learning_rate` is meant to be."""
+    tuning = isinstance(value, dict) and value.keys() & LearningRateTuning.model_fields.keys()
+    return LearningRateTuning.__name__ if tuning or isinstance(value, LearningRateTuning) else LearningRates.__name__
+
+
+LearningRatePolicy = Annotated[
+    Annotated[LearningRates, Tag(LearningRates.__name__)]
+    | Annotated[LearningRateTuning, Tag(LearningRateTuning.__name__)],
+    Discriminator(_form),
+]
 
 
 class TrainingConfig(StrictModel):
@@ -28,7 +78,8 @@ class TrainingConfig(StrictModel):
     """Optimizer steps per epoch over one rollout batch; prompts are split evenly."""
     epochs: PositiveInt = 1
     """Passes over one rollout batch."""
-    learning_rate: LearningRates = LearningRates()
+    learning_rate: LearningRatePolicy = LearningRates()
+    """One number, `{layer: ..., full: ...}`, or `{tune: [...], steps: ...}`: it changes the ranking of layers."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After the warm-up; linear and cosine end at 0."""
     warmup_steps: int = Field(0, ge=0)
@@ -52,7 +103,8 @@ class TrainingConfig(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _one_rate_for_all(cls, data: object) -> object:
-        if isinstance(data, dict) and isinstance(data.get("learning_rate"), int | float):
+        # YAML 1.1 reads 5e-6, without a point, as a string.
+        if isinstance(data, dict) and isinstance(data.get("learning_rate"), int | float | str):
             rate = data["learning_rate"]
             return data | {"learning_rate": {"layer": rate, "full": rate}}
         return data
@@ -65,6 +117,13 @@ class TrainingConfig(StrictModel):
             )
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps: {self.warmup_steps} leaves nothing of steps {self.steps}")
+        if isinstance(self.learning_rate, LearningRateTuning):
+            trial = self.learning_rate.steps
+            if not self.warmup_steps < trial <= self.steps:
+                raise ValueError(
+                    f"learning_rate.steps: a trial of {trial} steps must end after the warm-up ({self.warmup_steps}) "
+                    f"and within steps {self.steps}"
+                )
         return self
 
 

@@ -95,7 +95,7 @@ class Learner:
         self.trunk, self.selection, self.algorithm, self.training = trunk, selection, algorithm, training
         self.rank, self.ranks = rank, ranks
         full = selection.whole
-        self.peak = training.learning_rate.full if full else training.learning_rate.layer
+        self.peak = training.learning_rate.of(full)
         policy = Policy(trunk, selection)
         self.parameters = sum(p.numel() for p in policy.parameters())
         self.device = next(policy.parameters()).device

@@ -38,7 +38,7 @@ class Results:
     @property
     def several(self) -> pd.DataFrame:
         """Rows of combined runs, which train or boost several layers, that have a score."""
-        return self.table[~self.table["kind"].isin(["base", "full", "layer"]) & self.table["score"].notna()]
+        return self.table[~self.table["kind"].isin(["base", "full", "layer", "trial"]) & self.table["score"].notna()]
 
     def only(self, kind: str) -> pd.Series | None:
         """The row of base or full, once it has a score."""
