@@ -1,7 +1,7 @@
 """The `layersweep` command.
 
-Exit codes: 0 done, 1 some run failed, 2 bad input. Commands import what they need when they run, so that help and
-errors come at once.
+Exit codes: 0 done, 1 some run failed, 2 bad input, 3 stopped before the end. Commands import what they need when they
+run, so that help and errors come at once.
 """
 
 import argparse
@@ -70,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     for command, required in ((submit, True), (status, False), (stop, True), (logs, True), (pull, False)):
         command.add_argument("--address", required=required, metavar="URL", help="of the cluster's dashboard, such as "
                              "http://head:8265")  # fmt: skip
+    resume = add("resume", _resume, "Go on with a sweep after a crash or a stop, or with layers, seeds or steps added.")
+    resume.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME), or its spec")
+    resume.add_argument("spec", nargs="?", help="YAML file with what is added (default: sweep.yaml in the folder)")
+    resume.add_argument("--address", help="of a running Ray cluster (default: start Ray here)")
     report = add("report", _report, "Write a finished or running sweep's report: one HTML file, and PNGs.")
     report.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME), or a contribution table in parquet")
     compare = add("compare", _compare, "Do the layer rankings agree? Observed and noise-corrected rank correlation.")
@@ -114,33 +118,15 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from .plan import make_plan
-    from .show import show_table
+    from .start import run_sweep
 
-    plan = make_plan(load_spec(args.spec))
-    from .start import prepare_folder
+    return run_sweep(load_spec(args.spec), args.address, args.fresh)
 
-    prepare_folder(plan, fresh=args.fresh)
-    from .cluster import connected
-    from .progress import Progress
 
-    with connected(args.address, f"layersweep-{plan.spec.name}", plan.spec.resources.on_gpu()) as trainer_environment:
-        from ray.exceptions import RayError
+def _resume(args: argparse.Namespace) -> int:
+    from .start import resume_sweep
 
-        from .driver import PlanError, reason_of, run_plan
-
-        progress = Progress([run.name for run in plan.runs], plan.spec.training.steps)
-        try:
-            complete, table = run_plan(plan, progress, trainer_environment)
-        except (RayError, PlanError) as error:
-            print(f"layersweep: the sweep stopped: {reason_of(error)}", file=sys.stderr)
-            return 1
-    from .report import write_report
-
-    write_report(plan.folder)
-    show_table(table)
-    print(f"table: {plan.folder}/contribution.parquet\nreport: {plan.folder}/report.html")
-    return 0 if complete else 1
+    return resume_sweep(args.sweep, args.spec, args.address)
 
 
 def _submit(args: argparse.Namespace) -> int:

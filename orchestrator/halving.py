@@ -7,29 +7,36 @@ from .search import Rung
 
 
 class Halving:
-    """Where layer runs wait for each other; paused they keep their trainers, so going on costs nothing.
+    """Where layer runs wait for each other.
 
     Args:
         rungs: of orchestrator.search.Schedule.
-        runs: the names and layers of the layer runs (several seeds of a layer are several runs).
+        layers: the layer of each layer run by name (several seeds of a layer are several runs).
         choose: awaited once per rung with the layers there and how many to keep; gives those that go on.
+        decided: what was chosen at earlier rungs of a sweep that goes on, by step. Decisions are added to it.
     """
 
     def __init__(
         self,
         rungs: Sequence[Rung],
-        runs: dict[str, int],
+        layers: dict[str, int],
         choose: Callable[[Rung, list[int]], Awaitable[list[int]]],
+        decided: dict[int, list[int]] | None = None,
     ):
         self.rungs = {rung.step: rung for rung in rungs[:-1]}
         self.final_samples = rungs[-1].samples
-        self.runs, self.choose = dict(runs), choose
+        self.layers, self.choose, self.decided = dict(layers), choose, {} if decided is None else decided
+        kept = set.intersection(set(layers.values()), *map(set, self.decided.values()))
+        self.runs = {name: layer for name, layer in layers.items() if layer in kept}
+        """Those that no rung has stopped."""
         self.waiting: set[str] = set()
         self.step = 0
         self.opened = asyncio.Event()
 
     async def goes_on(self, name: str, step: int) -> bool:
         """Called by each layer run once it has been scored at the end of a rung; whether it trains on."""
+        if step in self.decided:
+            return self.layers[name] in self.decided[step]
         self.waiting.add(name)
         self.step = step
         opened = self.opened
@@ -47,6 +54,7 @@ class Halving:
             return
         layers, rung = sorted(set(self.runs.values())), self.rungs[self.step]
         kept = await self.choose(rung, layers) if len(layers) > rung.keep else layers
+        self.decided[rung.step] = kept
         self.runs = {name: layer for name, layer in self.runs.items() if layer in kept}
         self.waiting, opened = set(), self.opened
         self.opened = asyncio.Event()

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import fsspec
@@ -52,6 +52,8 @@ class Plan:
     """Where the architecture comes from, if not from the model's own config.json."""
     unchecked: tuple[str, ...] = ()
     """What only a run fetches, and only a run checks therefore."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """Of the prompts and their answers, by section of the spec; of sections that read data."""
 
     @property
     def folder(self) -> str:
@@ -160,11 +162,15 @@ def make_plan(spec: SweepSpec, fetch: bool = True) -> Plan:
     except ValueError as error:
         problems.append(str(error))
     unchecked: list[str] = []
+    fingerprints: dict[str, str] = {}
     for path, config, counts in _prompt_sources(spec):
         if not fetch and (needed := getattr(config, "fetched", None)):
             unchecked.append(needed)
         else:
-            problems += _prompt_problems(path, config, counts)
+            try:
+                fingerprints |= _check_prompts(path, config, counts)
+            except (ValueError, OSError) as error:
+                problems.append(f"{path}: {error}")
     problems += _output_problems(spec)
     if architecture and architecture.heads % spec.rollout.tensor_parallel_size:
         problems.append(
@@ -175,7 +181,7 @@ def make_plan(spec: SweepSpec, fetch: bool = True) -> Plan:
         raise SpecError(problems)
     selections = ([Selection.full()] if spec.include_full else []) + [Selection.layer(k) for k in layers]
     runs = tuple(Run(selection, seed) for seed in spec.seeds for selection in selections)
-    plan = Plan(spec, architecture, runs, source, tuple(dict.fromkeys(unchecked)))
+    plan = Plan(spec, architecture, runs, source, tuple(dict.fromkeys(unchecked)), fingerprints)
     if problems := _search_problems(plan) + _combine_problems(plan):
         raise SpecError(problems)
     return plan
@@ -218,15 +224,17 @@ def _prompt_sources(spec: SweepSpec) -> Iterator[tuple[str, TaskConfig, dict[Spl
         yield f"evaluation.suites[{i}]", suite.task or spec.task, counts
 
 
-def _prompt_problems(path: str, config: TaskConfig, counts: dict[Split, int]) -> list[str]:
-    try:
-        task = config.build()
-        for split, count in counts.items():
-            if count:
-                task.prompts(split, count)
-    except (ValueError, OSError) as error:
-        return [f"{path}: {error}"]
-    return []
+def _check_prompts(path: str, config: TaskConfig, counts: dict[Split, int]) -> dict[str, str]:
+    """Whether the task gives as many prompts as asked for; the fingerprint of its data, if it reads any.
+
+    Raises:
+        ValueError, OSError: it does not.
+    """
+    task = config.build()
+    for split, count in counts.items():
+        if count:
+            task.prompts(split, count)
+    return {path: task.data.fingerprint()} if hasattr(task, "data") else {}
 
 
 def _output_problems(spec: SweepSpec) -> list[str]:

@@ -54,6 +54,15 @@ class Progress:
             row.status = "evaluating"
         self._show()
 
+    def resumed(self, run: str, step: int) -> None:
+        """A run goes on from a checkpoint."""
+        self.rows[run].step, self.rows[run].status = step, "training"
+        self.say(f"{run}: going on after step {step}")
+
+    def already(self, run: str, status: str) -> None:
+        """A run that an earlier start has brought to its end."""
+        self.rows[run].step, self.rows[run].status = self.steps, status
+
     def add(self, run: str) -> None:
         """A run that was not known at the start."""
         self.rows[run] = _Row()

@@ -14,7 +14,7 @@ from policies.config import AlgorithmConfig, ModelConfig, TinyModel
 from policies.grpo import GRPO
 from policies.strict import StrictModel
 from rollout.config import EvaluationConfig, RolloutConfig, TaskConfig
-from workers.config import DeepSpeedConfig, LearningRateTuning, ResourcesConfig, TrainingConfig
+from workers.config import DeepSpeedConfig, LearningRateTuning, RecoveryConfig, ResourcesConfig, TrainingConfig
 from workers.trackers.config import TrackingConfig
 
 from .layers import CombinedRun, LayerSet
@@ -56,6 +56,7 @@ class SweepSpec(StrictModel):
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
     tracking: TrackingConfig = TrackingConfig()
     output: str = "runs"
     """A folder, or an fsspec URI; the sweep writes to `<output>/<name>`."""

@@ -16,11 +16,14 @@ from workers.placement import Berth, Berths
 from workers.rollout import RolloutWorker
 from workers.trainer import Trainer
 
+from .engines import EnginePlace
 from .plan import Plan, Run
 from .table import sweep_table
 
 SMALL = ActorResources(cpus=0.05)
 """Of the collector and the rollout worker."""
+STANDING = {"max_restarts": -1, "max_task_retries": -1}
+"""Of these two as well: Ray starts them again and repeats their calls, any of which may come twice."""
 
 
 class Crew:
@@ -42,29 +45,26 @@ class Stage:
         self.plan, self.spec = plan, plan.spec
         self.trainer_environment = trainer_environment
         self.gpu = plan.spec.resources.on_gpu()
-        self.engine_of: dict[str, Any] = {}
+        self.place_of: dict[str, EnginePlace] = {}
         self.berths: Berths | None = None
 
     async def start(self, say: Callable[[str], None]) -> None:
         """Engines first: importing vLLM is what everything else can wait for, and overlaps with."""
         spec, resources = self.spec, self.spec.resources
-        self.engines = [
-            self._actor(Engine, f"Engine-{i}", resources.engine, max_concurrency=10_000).remote(i)
-            for i in range(resources.engines)
+        self.places = [
+            EnginePlace(partial(self._engine, i), self._start_engine, f"Engine-{i}") for i in range(resources.engines)
         ]
         facts = [self.fact(run) for run in (Run(Selection.base(), spec.seeds[0]), *self.plan.runs)]
-        self.collector = self._actor(Collector, "Collector", SMALL).remote(
-            self.plan.folder, facts, partial(sweep_table, self._constants())
-        )
+        self.collector = self._actor(Collector, "Collector", SMALL, **STANDING).remote(
+            self.plan.folder, facts, partial(sweep_table, self._constants()), spec.training.steps, spec.name,
+            spec.tracking,
+        )  # fmt: skip
         self.model = await self._base_model(say)
-        self.rollouts = self._actor(RolloutWorker, "RolloutWorker", SMALL, max_concurrency=10_000).remote(
+        self.rollouts = self._actor(RolloutWorker, "RolloutWorker", SMALL, max_concurrency=10_000, **STANDING).remote(
             self.model, spec.task, spec.evaluation.suites, spec.training
         )
-        dtype = spec.training.dtype if spec.rollout.dtype == "auto" else spec.rollout.dtype
-        starting = [
-            engine.start.remote(self.model, self.plan.architecture.name, spec.rollout, dtype, 0)
-            for engine in self.engines
-        ]
+        self.standing = {"the collector": self.collector, "the rollout worker": self.rollouts}
+        starting = [place.start() for place in self.places]
         if self.gpu and 0 < resources.trainer.gpus <= 0.5:
             self.berths = Berths(self._gpus_for_layers(), resources.trainer)
             await self.berths.load(self.model, spec.training.dtype, self._trusted())
@@ -84,11 +84,19 @@ class Stage:
                 rooms.append(int(have / (need * resources.trainer_ranks) + 1e-9))
         return max(1, min(rooms))
 
-    def engine(self, run: str) -> Any:
-        """Engines are dealt out in turn; a run stays with its engine."""
-        return self.engine_of.setdefault(run, self.engines[len(self.engine_of) % len(self.engines)])
+    def place(self, run: str) -> EnginePlace:
+        """Engines are dealt out in turn; a run stays with its engine's place."""
+        return self.place_of.setdefault(run, self.places[len(self.place_of) % len(self.places)])
 
-    async def hire(self, run: Run) -> tuple[Crew, dict[str, Any]]:
+    def _engine(self, number: int, name: str) -> Any:
+        return self._actor(Engine, name, self.spec.resources.engine, max_concurrency=10_000).remote(number)
+
+    async def _start_engine(self, engine: Any) -> None:
+        rollout, training = self.spec.rollout, self.spec.training
+        dtype = training.dtype if rollout.dtype == "auto" else rollout.dtype
+        await engine.start.remote(self.model, self.plan.architecture.name, rollout, dtype, 0)
+
+    async def hire(self, run: Run, place: EnginePlace) -> tuple[Crew, dict[str, Any]]:
         """Trainers for a run, started; and what they know of it (trainable_parameters)."""
         spec, resources = self.spec, self.spec.resources
         needs = (resources.full_trainer if run.selection.whole else None) or resources.trainer
@@ -104,7 +112,7 @@ class Stage:
             crew.trainers.append(actor.remote(run.selection, run.seed, rank, ranks, self.gpu))
         try:
             address = await crew.trainers[0].address.remote()
-            engine_device = await self.engine(run.name).device.remote()
+            engine_device = await place.actor.device.remote()
             facts = await asyncio.gather(
                 *(
                     trainer.start.remote(
@@ -117,7 +125,7 @@ class Stage:
         except ray.exceptions.RayError:
             await self.dismiss(crew)
             raise
-        return crew, facts[0]
+        return crew, {name: facts[0][name] for name in ("trainable_parameters", "trunk")}
 
     async def dismiss(self, crew: Crew) -> None:
         """End a run's trainers and free what they held."""

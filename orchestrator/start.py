@@ -1,25 +1,128 @@
-"""The folder of a sweep before it starts."""
+"""Starting a sweep, and going on with one."""
+
+import asyncio
+import sys
 
 import fsspec
 import yaml
 
 from workers.files import write_atomically
+from workers.ledger import Damaged, drop_torn, runs_of
 
-from .plan import Plan
-from .spec import SpecError
+from .claim import claimed, holder
+from .experiment import Experiment, experiment_file
+from .plan import Plan, make_plan
+from .spec import SpecError, SweepSpec, load_spec
+
+EXIT = {"completed": 0, "failed": 1, "stopped": 3}
+
+
+def run_sweep(spec: SweepSpec, address: str | None, fresh: bool) -> int:
+    """`layersweep run`: the exit code.
+
+    Raises:
+        SpecError: what the spec refers to is not there, or its folder has an earlier sweep in it.
+    """
+    plan = make_plan(spec)
+    prepare_folder(plan, fresh)
+    with claimed(plan.folder):
+        return carry_out(plan, Experiment.begin(plan), address)
+
+
+def resume_sweep(sweep: str, spec: str | None, address: str | None) -> int:
+    """`layersweep resume`: the exit code.
+
+    Args:
+        sweep: its folder or URI, or its spec file.
+        spec: a spec file with what is added; None takes the folder's own sweep.yaml, or `sweep` where that is a file.
+
+    Raises:
+        SpecError: there is no such sweep, or it would become another experiment.
+    """
+    if sweep.endswith((".yaml", ".yml")):
+        wanted = load_spec(spec or sweep)
+        folder = folder_of(load_spec(sweep))
+    else:
+        folder = sweep.rstrip("/")
+        wanted = load_spec(spec or f"{folder}/sweep.yaml")
+    try:
+        experiment = Experiment.load(folder)
+    except Damaged as error:
+        raise SpecError([f"{error}; the sweep cannot go on, start it again with `layersweep run --fresh`"]) from error
+    if experiment is None:
+        raise SpecError([f"{folder}: no sweep has begun there; start it with `layersweep run`"])
+    if folder_of(wanted) != folder:
+        output, _, name = folder.rpartition("/")
+        if name != wanted.name:
+            raise SpecError([f"name: {folder} holds the sweep {name!r}, the spec is of {wanted.name!r}"])
+        wanted = wanted.model_copy(update={"output": output or "."})  # the folder has been moved
+    plan = make_plan(wanted)
+    with claimed(folder):
+        experiment.go_on(plan)
+        if experiment.finished:
+            print(f"nothing to do: all of {folder} is done, see {folder}/contribution.parquet")
+            return 0
+        drop_torn(folder, runs_of(folder))
+        write_spec(plan)
+        return carry_out(plan, experiment, address)
+
+
+def carry_out(plan: Plan, experiment: Experiment, address: str | None) -> int:
+    """Run what is not done yet, on a Ray cluster or one started here; report and table at the end. The exit code."""
+    from .cluster import connected
+    from .progress import Progress
+    from .report import write_report
+    from .show import show_table
+
+    with connected(address, f"layersweep-{plan.spec.name}", plan.spec.resources.on_gpu()) as trainer_environment:
+        from ray.exceptions import RayError
+
+        from .driver import run_plan
+        from .failures import reason_of
+
+        progress = Progress([run.name for run in plan.runs], plan.spec.training.steps)
+        again = f"`layersweep resume {plan.folder}` goes on from the last checkpoints"
+        try:
+            outcome, table = run_plan(plan, experiment, progress, trainer_environment)
+        except RayError as error:
+            print(f"layersweep: the sweep stopped: {reason_of(error)}; {again}", file=sys.stderr)
+            return EXIT["failed"]
+        except asyncio.CancelledError:
+            print(f"layersweep: stopped at once; {again}", file=sys.stderr)
+            return EXIT["stopped"]
+    write_report(plan.folder)
+    show_table(table)
+    print(f"table: {plan.folder}/contribution.parquet\nreport: {plan.folder}/report.html")
+    if outcome != "completed":
+        print(f"layersweep: {'some runs failed' if outcome == 'failed' else 'stopped'}; {again}", file=sys.stderr)
+    return EXIT[outcome]
 
 
 def prepare_folder(plan: Plan, fresh: bool) -> None:
     """Write the resolved spec to `<output>/<name>/sweep.yaml`.
 
     Raises:
-        SpecError: there are results of an earlier run, and `fresh` was not asked for.
+        SpecError: an earlier run of this sweep has begun, and `fresh` was not asked for; or it is running.
     """
     filesystem, path = fsspec.core.url_to_fs(plan.folder)
     if filesystem.exists(path):
-        if not fresh and filesystem.exists(f"{path}/contribution.parquet"):
-            raise SpecError([f"name: {plan.folder} holds results already; choose another name, or give --fresh"])
+        begun = [name for name in ("contribution.parquet", experiment_file("")) if filesystem.exists(f"{path}/{name}")]
+        if begun and not fresh:
+            raise SpecError([
+                f"name: {plan.folder} holds a sweep already; go on with it (layersweep resume {plan.folder}), choose "
+                "another name, or give --fresh"
+            ])  # fmt: skip
         if fresh:
+            if owner := holder(plan.folder):
+                raise SpecError([f"{plan.folder}: process {owner['pid']} on {owner['host']} is running this sweep"])
             filesystem.rm(path, recursive=True)
+    write_spec(plan)
+
+
+def write_spec(plan: Plan) -> None:
     resolved = yaml.safe_dump(plan.spec.model_dump(mode="json"), sort_keys=False)
     write_atomically(f"{plan.folder}/sweep.yaml", lambda file: file.write(resolved.encode()))
+
+
+def folder_of(spec: SweepSpec) -> str:
+    return f"{spec.output.rstrip('/')}/{spec.name}"

@@ -7,6 +7,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 
+class StaleWeights(RuntimeError):
+    """A request named another version of its run's weights than the engine has."""
+
+
+class EngineStopped(RuntimeError):
+    """vLLM failed in a way after which its state is unknown: this engine answers nothing any more."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How responses are drawn.

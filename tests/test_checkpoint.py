@@ -81,7 +81,7 @@ def committed(folder, *steps: int) -> RunLedger:
     for step in steps:
         files = {rank_file(0): ledger.write_file(step, rank_file(0), bytes([step]) * 100)}
         rows = [{"step": s, "loss": np.float32(0.5), "kl": float("nan")} for s in range(step)]
-        ledger.commit(Record(step, files, rows, "digest", 1.5), keep=2)
+        ledger.commit(Record(step, files, rows, 1.5), keep=2)
     return ledger
 
 

@@ -184,3 +184,18 @@ class ResourcesConfig(StrictModel):
 
     def on_gpu(self) -> bool:
         return self.engine.gpus > 0
+
+
+class RecoveryConfig(StrictModel):
+    """What a failure may cost, and when silence counts as one."""
+
+    checkpoint_every: PositiveInt = 5
+    """Steps between a run's checkpoints: at most so many are repeated after a failure. A checkpoint is written while
+    the next responses are."""
+    keep: PositiveInt = 2
+    """Checkpoints kept of a run while it trains; the one before is used where the last is damaged."""
+    retries: int = Field(3, ge=0)
+    """Failures in a row, without a new step between them, that are mended before a run counts as failed."""
+    patience: float = Field(300.0, gt=0)
+    """Seconds. An actor that does not answer for so long, or an engine that has work and finishes no step of it, is
+    replaced; so is one whose call takes longer than this and than ten times the longest such call before."""

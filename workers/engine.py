@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import fsspec
 import numpy as np
 
 from rollout.config import RolloutConfig
@@ -52,6 +53,18 @@ class Engine:
 
         here = torch.device("cuda", 0) if torch.cuda.is_available() else None
         return await asyncio.wrap_future(self.engine.push(run, version, to_tensors(weights, here)))
+
+    async def load(self, run: str, version: int, path: str) -> Pushed:
+        """Serve a run from the safetensors file that its trainer left at the end."""
+        from safetensors.torch import load
+
+        filesystem, place = fsspec.core.url_to_fs(path)
+        weights = load(await asyncio.to_thread(filesystem.cat_file, place))
+        return await asyncio.wrap_future(self.engine.push(run, version, weights))
+
+    async def stuck_for(self) -> float:
+        """Seconds without a finished step although there is work; see RolloutEngine.stuck_for."""
+        return self.engine.stuck_for()
 
     async def drop(self, run: str) -> None:
         await asyncio.wrap_future(self.engine.drop(run))

@@ -33,14 +33,13 @@ class Damaged(RuntimeError):
 class Record:
     """A run after `step` steps.
 
-    `files` maps the name of each rank's file to its XXH3-128 checksum, `rows` are those of steps.parquet, `trunk` is
-    the digest of the frozen weights that it was trained over, `seconds` what it took until then.
+    `files` maps the name of each rank's file to its XXH3-128 checksum, `rows` are those of steps.parquet, `seconds` is
+    what it took until then.
     """
 
     step: int
     files: dict[str, str]
     rows: list[dict[str, Any]]
-    trunk: str
     seconds: float
 
 
@@ -70,10 +69,10 @@ class RunLedger:
     def facts(self) -> dict[str, Any]:
         """Of run.json; empty before there is one."""
         path = f"{self.path}/run.json"
-        return _read_json(self.filesystem, path) if self.filesystem.exists(path) else {}
+        return read_json(self.filesystem, path) if self.filesystem.exists(path) else {}
 
     def write_facts(self, facts: dict[str, Any]) -> None:
-        _write_json(f"{self.folder}/run.json", facts)
+        write_json(f"{self.folder}/run.json", facts)
 
     # -- checkpoints ------------------------------------------------------------------------------------------
 
@@ -103,7 +102,7 @@ class RunLedger:
 
     def commit(self, record: Record, keep: int) -> None:
         """Make the checkpoint count; of older ones the newest `keep` - 1 stay."""
-        _write_json(f"{self.place(record.step)}/record.json", vars(record))
+        write_json(f"{self.place(record.step)}/record.json", vars(record))
         for step in self.steps()[keep:]:
             self.filesystem.rm(f"{self.path}/step-{step:06d}", recursive=True)
 
@@ -118,7 +117,7 @@ class RunLedger:
         records, problems = [], []
         for step in self.steps():
             try:
-                records.append(Record(**_read_json(self.filesystem, f"{self.path}/step-{step:06d}/record.json")))
+                records.append(Record(**read_json(self.filesystem, f"{self.path}/step-{step:06d}/record.json")))
             except Damaged as error:
                 problems.append(str(error))
         return records, problems
@@ -166,14 +165,14 @@ def drop_torn(folder: str, names: Iterable[str]) -> None:
                 filesystem.rm_file(part)
 
 
-def _write_json(target: str, content: dict[str, Any]) -> None:
+def write_json(target: str, content: dict[str, Any]) -> None:
     """With the content's checksum in it."""
     body = json.dumps(content, indent=1, default=lambda scalar: scalar.item())  # numpy's
     text = json.dumps({"xxh3_128": checksum(body.encode())})[:-1] + f', "content": {body}}}\n'
     write_atomically(target, lambda file: file.write(text.encode()), durable=True)
 
 
-def _read_json(filesystem: Any, path: str) -> dict[str, Any]:
+def read_json(filesystem: Any, path: str) -> dict[str, Any]:
     """Raises Damaged where it is not what was written."""
     try:
         whole = json.loads(filesystem.cat_file(path))

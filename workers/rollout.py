@@ -41,7 +41,14 @@ class RolloutWorker:
     def __repr__(self) -> str:
         return "RolloutWorker()"
 
-    async def rollout(self, engine: Any, run: str | None, version: int, seed: int, step: int) -> Experience:
+    async def alive(self) -> None:
+        """Answers while this actor does."""
+
+    async def rollout(self, *args: Any) -> tuple[None, Experience]:
+        """`experience`, after a nothing that a driver can wait for without having all of it sent."""
+        return None, await self.experience(*args)
+
+    async def experience(self, engine: Any, run: str | None, version: int, seed: int, step: int) -> Experience:
         """One training batch: `prompts_per_step` prompts, `group_size` responses each, scored.
 
         Prompts and sampling seeds follow from sweep seed and step alone, so all runs of a seed see the same.

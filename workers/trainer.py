@@ -10,6 +10,7 @@ from workers.config import DeepSpeedConfig, TrainingConfig
 from workers.distributed import free_port, prepare
 from workers.files import write_atomically
 from workers.heap import release_freed_memory
+from workers.ledger import Damaged, Record, RunLedger, rank_file
 
 if TYPE_CHECKING:
     from policies.tensors import Packed
@@ -30,6 +31,7 @@ class Trainer:
 
     def __init__(self, selection: Selection, seed: int, rank: int = 0, ranks: int = 1, gpu: bool = False):
         self.selection, self.seed, self.rank, self.ranks, self.gpu = selection, seed, rank, ranks, gpu
+        self.run = f"{selection.name}-seed{seed}"
         import workers.learner  # noqa: F401
 
     def __repr__(self) -> str:
@@ -73,22 +75,69 @@ class Trainer:
             trunk = Trunk.load(model, training.dtype, "cuda" if self.gpu else "cpu", trust_remote_code)
         self.by_handle = self.gpu and device_name() == engine_device
         self.digest = trunk.digest()
+        self.steps = 0
         self.learner = Learner(trunk, self.selection, algorithm, training, section, self.rank, self.ranks)
-        return {"trainable_parameters": self.learner.parameters, "pid": os.getpid()}
+        return {"trainable_parameters": self.learner.parameters, "pid": os.getpid(), "trunk": self.digest}
 
     def update(self, experience: Experience, step: int) -> "tuple[dict[str, float], Packed]":
-        """One rollout batch; returns its metrics and the new weights by Hugging Face name (rank 0; else none)."""
-        from policies.tensors import to_arrays, to_handles
-
+        """One rollout batch; returns its metrics and `weights()`."""
         metrics = experience.seconds | experience.metrics | self.learner.update(experience, step)
         release_freed_memory()
-        weights = self.learner.weights()
+        self.steps = step + 1
+        return metrics, self.weights()
+
+    def weights(self) -> "Packed":
+        """The trained parameters by Hugging Face name (rank 0; of other ranks none).
+
+        On the engine's own GPU these are handles, which are good until the next call.
+        """
+        from policies.tensors import to_arrays, to_handles
+
+        weights = self.learner.weights()  # gathered: every rank takes part
         if self.rank != 0:
-            return metrics, {}
-        if self.by_handle:
-            self.served = weights  # a handle is good for as long as the memory behind it
-            return metrics, to_handles(weights)
-        return metrics, to_arrays(weights)
+            return {}
+        if not self.by_handle:
+            return to_arrays(weights)
+        self.served = weights
+        return to_handles(weights)
+
+    def save(self, folder: str, step: int) -> tuple[str, str]:
+        """This rank's part of a checkpoint, to the ledger of the sweep in `folder`. Returns its name and checksum.
+
+        Raises:
+            OSError: it could not be written.
+            RuntimeError: the weights are of another step.
+        """
+        from workers.checkpoint import dump
+
+        if step != self.steps:
+            raise RuntimeError(f"asked for a checkpoint of step {step}, the weights are of step {self.steps}")
+        name = rank_file(self.rank)
+        return name, RunLedger(folder, self.run).write_file(step, name, dump(self.learner))
+
+    def completed(self) -> int:
+        """Steps done."""
+        return self.steps
+
+    def problem(self, folder: str, record: Record) -> str | None:
+        """What is wrong with this rank's part of a checkpoint; None where nothing is."""
+        try:
+            RunLedger(folder, self.run).read_file(record, rank_file(self.rank))
+        except Damaged as error:
+            return str(error)
+        return None
+
+    def restore(self, folder: str, record: Record) -> None:
+        """Go on from a checkpoint. All ranks at the same time.
+
+        Raises:
+            Damaged: this rank's file is not what was written.
+            WrongCheckpoint: it is of another selection, optimizer or number of ranks.
+        """
+        from workers.checkpoint import restore
+
+        restore(self.learner, RunLedger(folder, self.run).read_file(record, rank_file(self.rank)))
+        self.steps = record.step
 
     def finish(self, folder: str) -> None:
         """Write the trained parameters to `<folder>/model.safetensors` under their Hugging Face names.
@@ -102,4 +151,4 @@ class Trainer:
             raise TrunkChanged("the frozen weights changed while this run trained")
         weights = {name: weight.cpu().contiguous() for name, weight in self.learner.weights().items()}
         if self.rank == 0:
-            write_atomically(f"{folder}/model.safetensors", lambda file: file.write(save(weights)))
+            write_atomically(f"{folder}/model.safetensors", lambda file: file.write(save(weights)), durable=True)

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,14 +23,10 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from ..config import RolloutConfig
-from ..types import Completions, Pushed, Sampling
+from ..types import Completions, EngineStopped, Pushed, Sampling, StaleWeights
 from .batching import AutoBatching
 from .model import ROUTED
 from .worker import RUN
-
-
-class StaleWeights(RuntimeError):
-    """A request named another version of its run's weights than the engine has."""
 
 
 @dataclass
@@ -45,6 +41,8 @@ class _Request:
     done: Future
     outputs: list[Any]
     missing: int
+    names: list[str] = field(default_factory=list)
+    """Of its requests within vLLM."""
     cpu_seconds: float = 0.0
 
 
@@ -100,11 +98,14 @@ class RolloutEngine:
         self._engine = LLMEngine.from_engine_args(engine_args(model, architecture, config, dtype, seed))
         self._engine.collective_rpc("install_routing")
         self._versions: dict[str, int] = {}
+        self._pushes: dict[str, int] = {}
+        self._pushed = 0
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._waiting: deque[_Request] = deque()
         self._active: dict[int, _Request] = {}
         self._numbers = 0
-        self._failure: RuntimeError | None = None
+        self._failure: EngineStopped | None = None
+        self._moved = time.monotonic()
         self.batching = AutoBatching(mixed=config.batching != "swap")
         self._clock = time.thread_time if current_platform.is_cpu() else time.perf_counter
         self.tokens = 0
@@ -125,12 +126,25 @@ class RolloutEngine:
         return request.done
 
     def push(self, run: str, version: int, weights: Mapping[str, Any]) -> "Future[Pushed]":
-        """Serve `run` from these weights (Hugging Face names) from now on."""
+        """Serve `run` from these weights (Hugging Face names) from now on.
+
+        What is still being written for the run is given up: it belongs to a call that nobody waits for any more.
+        """
         return self._call(self._push, run, version, weights)
 
     def drop(self, run: str) -> "Future[None]":
         """Forget a run that is finished, and free its memory."""
         return self._call(self._drop, run)
+
+    def stuck_for(self) -> float:
+        """Seconds since the last step that ended while there is work; 0 without work.
+
+        Raises:
+            EngineStopped: nothing will be answered any more.
+        """
+        if self._failure:
+            raise self._failure
+        return time.monotonic() - self._moved if self._active or self._waiting else 0.0
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Future:
         future: Future = Future()
@@ -148,26 +162,41 @@ class RolloutEngine:
 
     def _push(self, run: str, version: int, weights: Mapping[str, Any]) -> Pushed:
         began = time.thread_time()
-        if any(request.run == run for request in self._active.values()):
-            raise RuntimeError(f"{run}: weights pushed while its responses are being written")
+        self._give_up(run)
         sent = self._engine.collective_rpc("push_overlay", args=(run, version, weights))
-        self._versions[run] = version
+        self._pushed += 1
+        self._versions[run], self._pushes[run] = version, self._pushed
         return Pushed(sent[0], time.thread_time() - began)
 
     def _drop(self, run: str) -> None:
         self._engine.collective_rpc("drop_overlay", args=(run,))
         self._versions.pop(run, None)
 
+    def _give_up(self, run: str) -> None:
+        stale = [request for request in self._waiting if request.run == run]
+        for request in stale:
+            self._waiting.remove(request)
+        for number, request in list(self._active.items()):
+            if request.run == run:
+                del self._active[number]
+                self._engine.abort_request(request.names, internal=True)
+                stale.append(request)
+        for request in stale:
+            request.done.set_exception(StaleWeights(f"{run}: its weights were replaced meanwhile"))
+
     def _loop(self) -> None:
         try:
             while True:
                 while not self._commands.empty() or not (self._waiting or self._active):
-                    self._commands.get()()
+                    command = self._commands.get()
+                    if not (self._waiting or self._active):
+                        self._moved = time.monotonic()  # the wait was for work
+                    command()
                 self._admit()
                 if self._engine.has_unfinished_requests():
                     self._step()
         except Exception as error:  # vLLM's state is unknown now: fail whoever waits, and whoever asks later
-            self._failure = RuntimeError(f"the engine stopped: {error!r}")
+            self._failure = EngineStopped(f"the engine stopped: {error!r}")
             self._failure.__cause__ = error
             for request in [*self._waiting, *self._active.values()]:
                 request.done.set_exception(self._failure)
@@ -193,7 +222,7 @@ class RolloutEngine:
             raise StaleWeights(f"{request.run}: asked for version {request.version}, the engine has {serving}")
         sampling, self._numbers = request.sampling, self._numbers + 1
         overlay = request.run if serving else None  # version 0 is the base itself
-        added: list[str] = []
+        added = request.names
         try:
             for i, (prompt, seed) in enumerate(zip(request.prompts, request.seeds, strict=True)):
                 params = SamplingParams(
@@ -210,7 +239,8 @@ class RolloutEngine:
                 )
                 tokens = {"prompt_token_ids": prompt.tolist()}
                 if self._config.prefix_caching:
-                    tokens["cache_salt"] = f"{overlay or 'base'}-v{serving}"
+                    # By push, not by version: a run that was set back trains another version 7 than before.
+                    tokens["cache_salt"] = f"{overlay}-{self._pushes[overlay]}" if overlay else "base"
                 added.append(self._engine.add_request(f"{self._numbers}/{i}", tokens, params))
         except (ValueError, VLLMValidationError) as error:
             self._engine.abort_request(added, internal=True)
@@ -222,6 +252,7 @@ class RolloutEngine:
         runs = len({request.run for request in [*self._waiting, *self._active.values()]})
         outputs = self._engine.step()
         spent = self._clock() - began
+        self._moved = time.monotonic()
         self.cpu_seconds += spent
         for request in self._active.values():
             request.cpu_seconds += spent / len(self._active)

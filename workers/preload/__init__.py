@@ -29,6 +29,7 @@ def preloaded(environment: dict[str, str]) -> Iterator[dict[str, str]]:
             [sys.executable, "-m", "workers.preload.server", address],
             env=os.environ | environment,
             stdin=subprocess.PIPE,  # its end tells the server that this process is gone
+            start_new_session=True,  # a terminal's Ctrl-C is for the driver alone
         )
         client = Path(__file__).with_name("client.py")
         try:

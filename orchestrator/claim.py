@@ -1,0 +1,73 @@
+"""One driver a sweep: two on the same folder would overwrite each other's checkpoints."""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import fsspec
+import psutil
+
+from workers.files import write_atomically
+
+from .spec import SpecError
+
+BEAT = 10.0
+"""Seconds between two signs of life."""
+SILENT = 45.0
+"""Seconds after which a driver on another machine, which cannot be looked at, counts as gone."""
+
+
+@contextlib.contextmanager
+def claimed(folder: str) -> Iterator[None]:
+    """The sweep is this process's for the time of a `with` block; `<folder>/checkpoints/driver.json` says so.
+
+    Raises:
+        SpecError: another driver has it.
+    """
+    path = f"{folder}/checkpoints/driver.json"
+    if owner := holder(folder):
+        raise SpecError([
+            f"{folder}: process {owner['pid']} on {owner['host']} is running this sweep; wait for it, or stop it first"
+        ])  # fmt: skip
+    ended = threading.Event()
+    _beat(path)
+    thread = threading.Thread(target=_beats, args=(path, ended), name="claim", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        filesystem, place = fsspec.core.url_to_fs(path)
+        if filesystem.exists(place):
+            filesystem.rm_file(place)
+
+
+def holder(folder: str) -> dict | None:
+    """The driver that runs the sweep in a folder now: host and pid; None where none does."""
+    filesystem, place = fsspec.core.url_to_fs(f"{folder}/checkpoints/driver.json")
+    try:
+        owner = json.loads(filesystem.cat_file(place))
+    except (OSError, ValueError):
+        return None
+    if owner["host"] == socket.gethostname():
+        if not psutil.pid_exists(owner["pid"]):
+            return None
+        return owner if abs(psutil.Process(owner["pid"]).create_time() - owner["began"]) < 1 else None
+    return owner if time.time() - owner["beat"] < SILENT else None
+
+
+def _beats(path: str, ended: threading.Event) -> None:
+    while not ended.wait(BEAT):
+        with contextlib.suppress(OSError):  # a full disk, say: the sweep itself finds out, and tells
+            _beat(path)
+
+
+def _beat(path: str) -> None:
+    began = psutil.Process().create_time()
+    sign = {"host": socket.gethostname(), "pid": os.getpid(), "began": began, "beat": time.time()}
+    write_atomically(path, lambda file: file.write(json.dumps(sign).encode()))
