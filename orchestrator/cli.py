@@ -48,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--fresh", action="store_true", help="discard what an earlier run of this sweep left")
     submit = add("submit", _submit, "Run a sweep on a cluster, as a Ray job that goes on without this terminal.")
     submit.add_argument("spec", nargs="?", default=DEMO, help="YAML file (default: the demo)")
-    submit.add_argument("--fresh", action="store_true", help="discard what an earlier run of this sweep left")
+    earlier = submit.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on with what an earlier run of this sweep left")
+    earlier.add_argument("--fresh", action="store_true", help="discard it")
     submit.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]", help="an environment variable of "
                         "the sweep; without a value the one it has here. The dashboard shows it")  # fmt: skip
     submit.add_argument("--working-dir", metavar="DIR", help="take this folder along, and run in it: data, or an "
@@ -135,7 +137,7 @@ def _submit(args: argparse.Namespace) -> int:
 
     spec = at_home(load_spec(args.spec))
     cluster = Cluster(args.address)
-    job = cluster.submit(spec, args.env, ["--fresh"] if args.fresh else [], args.working_dir)
+    job = cluster.submit(spec, args.resume, args.fresh, args.env, args.working_dir)
     print(f"submitted as {job.id}, output {job.folder}")
     if args.follow:
         return 0 if cluster.follow(job).status == "SUCCEEDED" else 1

@@ -12,6 +12,7 @@ from typing import Any
 from .authentication import ADVICE, show_token
 from .shipping import SPEC, environment, shipment
 from .spec import SpecError, SweepSpec
+from .start import folder_of
 
 STOP_SECONDS = 600
 """How long a stopped sweep may write checkpoints before Ray kills it."""
@@ -65,13 +66,14 @@ class Cluster:
             handler.setLevel(logging.WARNING)  # not a line for each package and connection
         self.client = self._ask(JobSubmissionClient, self.address)
 
-    def submit(self, spec: SweepSpec, variables: list[str], arguments: list[str], extra: str | None) -> Job:
-        """Start a sweep.
+    def submit(self, spec: SweepSpec, resume: bool, fresh: bool, variables: list[str], extra: str | None) -> Job:
+        """Start a sweep, or go on with one.
 
         Args:
             spec: of the sweep; its output must mean something on the cluster.
+            resume: go on with what an earlier run of this sweep left.
+            fresh: discard it.
             variables: for its environment, see shipping.environment.
-            arguments: of `layersweep run`, besides the spec.
             extra: a folder of the user's to take along.
 
         Raises:
@@ -84,12 +86,14 @@ class Cluster:
             )
         # Numbered: Ray refuses a second job of the same id, so of two submits at the same moment one is refused.
         number = 1 + max((int(job.id.rpartition("-")[2]) for job in before), default=0)
+        folder = folder_of(spec)
+        command = ["resume", folder, SPEC] if resume else ["run", SPEC, *(["--fresh"] if fresh else [])]
         with shipment(spec, extra) as staging:
             self._ask(
                 self.client.submit_job,
-                entrypoint=shlex.join(["python", "-m", "orchestrator.cli", "run", SPEC, "--address=auto", *arguments]),
+                entrypoint=shlex.join(["python", "-m", "orchestrator.cli", *command, "--address=auto"]),
                 submission_id=f"layersweep-{spec.name}-{number}",
-                metadata={"sweep": spec.name, "folder": f"{spec.output.rstrip('/')}/{spec.name}"},
+                metadata={"sweep": spec.name, "folder": folder},
                 runtime_env={
                     "working_dir": staging,
                     "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)} | environment(variables),
