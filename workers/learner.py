@@ -179,9 +179,10 @@ class Learner:
     def _agreement(self, experience: Experience, advantage: np.ndarray, old_logp: Tensor) -> float:
         """Cosine between the policy loss's gradients of the even and of the odd prompts, at the present weights.
 
-        NaN where a half has no signal, and at ZeRO 2 and 3, where no rank has a whole gradient.
+        Takes as much memory as AdamW's moments, which are not there yet at the first step. NaN where a half has no
+        signal, and for a whole model under ZeRO, which has no room for its whole gradient on each rank.
         """
-        if self.engine.zero_optimization_stage() >= 2:
+        if self.selection.whole and self.engine.zero_optimization_stage() > 0:
             return math.nan
         groups = np.unique(experience.group)
         even, odd = (
@@ -313,7 +314,7 @@ def _parameter_groups(policy: Policy) -> list[dict]:
 
 def _dot(a: list[Tensor], b: list[Tensor]) -> float:
     """Of two gradients, summed over their tensors."""
-    return sum(float((x * y).sum()) for x, y in zip(a, b, strict=True))
+    return sum(float(torch.dot(x.flatten(), y.flatten())) for x, y in zip(a, b, strict=True))
 
 
 def _finite(norm: Tensor | float) -> float:
