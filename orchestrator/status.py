@@ -21,7 +21,7 @@ from .spec import SpecError
 PHASES = ("rollout", "reward", "update", "sync", "wait")
 SECONDS = 5.0
 """Between two looks at a folder."""
-SECONDS_BY_JOB = 15.0
+SECONDS_BY_JOB = 30.0
 """Between two looks through a cluster; each starts a small job there."""
 
 

@@ -1,5 +1,6 @@
 """Trackers, read back with the readers of those who made the formats."""
 
+import json
 import math
 
 import fsspec
@@ -94,7 +95,7 @@ def test_a_tracker_that_fails_ends_and_says_so_once(caplog):
 
 def table():
     return pd.DataFrame(
-        {"selection": ["base", "layer-03"], "score": [0.25, 0.5], "contribution": [0.0, np.nan], "status": "running"}
+        {"selection": ["base", "layer-03"], "score": [0.25, 0.5], "contribution": [0.0, np.nan], "layers": [[], [3]]}
     )
 
 
@@ -114,12 +115,12 @@ def test_wandb_offline_keeps_every_step(tmp_path):
     assert set(logs) == {"layer-03-seed0", "full-seed0", "demo"}
     assert wandb_history(logs["layer-03-seed0"]) == [(0, 0.25), (1, 0.5), (2, 0.75)]
     assert wandb_history(logs["full-seed0"]) == [(0, 0.125)]
+    (file,) = tmp_path.glob("wandb/*-demo-demo/files/media/table/contribution_*.json")
+    assert json.loads(file.read_text())["data"] == [["base", 0.25, 0.0], ["layer-03", 0.5, None]]
 
 
 def wandb_history(file) -> list[tuple[int, float]]:
     """Steps and rewards of W&B's file: a header of 7 bytes, then blocks of 32 KiB in LevelDB's log format."""
-    import json
-
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, at, part, rows = file.read_bytes(), 7, b"", []

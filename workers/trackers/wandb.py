@@ -24,19 +24,24 @@ class WeightsAndBiases:
         filesystem, path = fsspec.core.url_to_fs(folder)
         self.folder = path if "file" in filesystem.protocol else None
         self.runs: dict[str, Any] = {}
+        self.frame: pd.DataFrame | None = None
 
     def step(self, row: dict[str, Any]) -> None:
         self._run(run_name(row)).log(metrics(row), step=int(row["step"]))
 
     def table(self, frame: "pd.DataFrame") -> None:
-        run = self._run(self.sweep)
-        run.log({"contribution": wandb.Table(dataframe=frame.astype(object).where(frame.notna(), None))})
+        self.frame = frame
+        summary = self._run(self.sweep).summary
         for row in frame.to_dict("records"):
             for column in ("score", "contribution"):
                 if row[column] == row[column]:
-                    run.summary[f"{column}/{row['selection']}"] = row[column]
+                    summary[f"{column}/{row['selection']}"] = row[column]
 
     def close(self) -> None:
+        if self.frame is not None:  # at the end alone: W&B keeps every version of a table
+            flat = self.frame.drop(columns="layers").astype(object).where(self.frame.notna(), None)
+            table = wandb.Table(dataframe=flat, allow_mixed_types=True)
+            self._run(self.sweep).log({"contribution": table})
         for run in self.runs.values():
             run.finish()
 
