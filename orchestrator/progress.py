@@ -40,7 +40,8 @@ class Progress:
             self.live.start()
 
     def say(self, text: str) -> None:
-        self.console.print(f"[{time.monotonic() - self.began:5.0f} s] {text}", highlight=False, markup=False)
+        line = f"[{time.monotonic() - self.began:5.0f} s] {text}"
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def started(self, seconds: float) -> None:
         self.say(f"started in {seconds:.1f} s: engine and base model are ready")
