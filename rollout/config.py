@@ -49,7 +49,7 @@ class RolloutConfig(StrictModel):
     max_model_len: int | None = Field(None, ge=64)
     """Prompt and response tokens at most; null is the model's own limit. The engine's self-check needs 64."""
     kv_cache_memory_mib: PositiveInt | None = None
-    """KV cache; null is 128 MiB on CPU, and on GPUs what `gpu_memory_utilization` leaves."""
+    """KV cache; null is 512 MiB on CPU, and on GPUs what `gpu_memory_utilization` leaves."""
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
     """Share of a GPU's memory that the engine takes (weights and KV cache)."""
     tensor_parallel_size: PositiveInt = 1
