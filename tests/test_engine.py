@@ -87,7 +87,7 @@ def test_a_push_takes_effect_and_prefixes_are_not_shared_across_versions(engine,
 
 
 def test_stale_versions_are_refused(engine, variants):
-    from rollout.engine.engine import StaleWeights
+    from rollout.types import StaleWeights
 
     engine.push("layer-00", 7, trained(variants["layer-00"], Selection.layer(0))).result()
     with pytest.raises(StaleWeights, match="asked for version 6, the engine has 7"):
@@ -115,6 +115,41 @@ def test_the_same_seeds_give_the_same_tokens_alone_and_in_company(engine):
     together = [engine.generate(None, 0, prompts, [11, 12], sampling) for _ in range(6)]
     for future in together:
         np.testing.assert_array_equal(future.result(timeout=60).tokens, alone.tokens)
+
+
+def test_company_changes_nothing_in_the_last_bit(engine, variants):
+    """Tokens and log-probabilities of a run's few rows, alone and among two other runs' and the base's many: a sweep
+    that was interrupted meets other company than one that was not, and must come to the same table."""
+    for name in ("layer-00", "layer-02", "full"):
+        engine.push(name, 1, trained(variants[name], next(s for s in SELECTIONS if s.name == name))).result()
+    few, many = [np.array([4, 5, 6], np.int32)], [np.array([k, 9, k], np.int32) for k in range(2, 22)]
+    sampling = Sampling(3, max_tokens=10, stop_token_ids=(1,), logprobs=True)
+    for name in ("layer-00", "full"):
+        alone = engine.generate(name, 1, few, [11], sampling).result(timeout=60)
+        others = [
+            engine.generate(n, 0 if n is None else 1, many, list(range(20)), sampling) for n in ("layer-02", None)
+        ]
+        together = engine.generate(name, 1, few, [11], sampling).result(timeout=60)
+        assert len([future.result(timeout=60) for future in others]) == 2
+        np.testing.assert_array_equal(together.tokens, alone.tokens)
+        np.testing.assert_array_equal(together.logprobs, alone.logprobs)
+
+
+def test_a_push_ends_what_nobody_waits_for_any_more(engine, variants):
+    """A call that was retried leaves requests behind; they are given up, and the run is served from its new weights."""
+    from rollout.types import StaleWeights
+
+    weights = trained(variants["layer-00"], Selection.layer(0))
+    engine.push("retried", 1, weights).result(timeout=60)
+    sampling = Sampling(8, max_tokens=150)
+    orphan = engine.generate("retried", 1, [np.array([4, 5], np.int32)] * 40, list(range(40)), sampling)
+    engine.push("retried", 2, weights).result(timeout=60)
+    with pytest.raises(StaleWeights, match="replaced meanwhile"):
+        orphan.result(timeout=60)
+    assert (
+        len(engine.generate("retried", 2, [np.array([4], np.int32)], [0], Sampling()).result(timeout=60).lengths) == 1
+    )
+    assert engine.stuck_for() == 0
 
 
 def test_the_self_check_passes_and_catches_broken_routing(engine, model_folder, monkeypatch):

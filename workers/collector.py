@@ -1,5 +1,6 @@
 """The collector as a Ray actor: every step's rewards and every evaluation, the ledger, and the three parquet files."""
 
+import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,8 @@ from .files import write_atomically
 from .ledger import Damaged, Record, RunLedger, runs_of
 from .trackers import build
 from .trackers.config import TrackingConfig
+
+logger = logging.getLogger(__name__)
 
 STEP_COLUMNS = (
     "selection", "seed", "step", "reward_mean", "reward_std", "no_signal_fraction", "loss", "kl", "entropy",
@@ -160,8 +163,13 @@ class Collector:
             tracker.close()
 
     def _write_if_due(self) -> None:
+        """The tables follow from the ledger: where they cannot be written now, a later write has all of it."""
         if time.monotonic() > self.due:
-            self.write()
+            try:
+                self.write()
+            except OSError as error:
+                logger.warning("the tables in %s could not be written: %s", self.folder, error)
+                self.due = time.monotonic() + self.interval
 
     def _ledger(self, selection: str, seed: int) -> RunLedger:
         return RunLedger(self.folder, f"{selection}-seed{seed}")

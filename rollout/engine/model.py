@@ -16,7 +16,7 @@ from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
-from .overlay import LayerOverlay, Overlay
+from .overlay import LayerOverlay, Overlay, linear
 from .route import Part, Route
 
 
@@ -125,7 +125,7 @@ class RoutedMixin:
         pieces = []
         for at, own in parts:
             here = _take(at, hidden_states)
-            pieces.append((compute(here) if own is None else F.linear(here, own)[:, : self.config.vocab_size],))
+            pieces.append((compute(here) if own is None else linear(here, own)[:, : self.config.vocab_size],))
         return _merge(parts, [(piece.float(),) for (piece,) in pieces], rows)[0]
 
 

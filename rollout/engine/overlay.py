@@ -17,7 +17,18 @@ from vllm.distributed import (
     tensor_model_parallel_all_reduce,
 )
 
+FEWEST_ROWS = 16
+"""Of a matrix product on a CPU: below 4 other kernels sum in another order, and then what a run samples would depend,
+in the last bit, on whose requests happen to be in the batch with its own."""
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear of x [rows, in], where a row's result on a CPU does not depend on how many rows there are."""
+    rows = x.shape[0]
+    if x.is_cuda or rows >= FEWEST_ROWS:
+        return F.linear(x, weight, bias)
+    return F.linear(F.pad(x, (0, 0, 0, FEWEST_ROWS - rows)), weight, bias)[:rows]
 
 
 def _shard(weight: Tensor, dim: int, rank: int, parts: int) -> Tensor:
@@ -70,7 +81,7 @@ class LayerOverlay:
     def project(self, attention: nn.Module, positions: Tensor, hidden: Tensor, residual: Tensor | None):
         """Everything before attention: q, k, v [rows, heads * head_dim] and the residual stream."""
         residual = hidden if residual is None else hidden + residual
-        qkv = F.linear(self._norm(residual, "input_norm"), self.weights["qkv"], self.weights.get("qkv_bias"))
+        qkv = linear(self._norm(residual, "input_norm"), self.weights["qkv"], self.weights.get("qkv_bias"))
         q, k, v = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
         if "q_norm" in self.weights:
             q, k = (self._norm(x.unflatten(-1, (-1, attention.head_dim)), n).flatten(-2)
@@ -80,9 +91,9 @@ class LayerOverlay:
 
     def finish(self, attended: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Everything after attention: the block's output (not yet added) and the residual stream."""
-        residual = residual + self._reduce(F.linear(attended, self.weights["o"]))
-        gate, up = F.linear(self._norm(residual, "post_norm"), self.weights["gate_up"]).chunk(2, dim=-1)
-        return self._reduce(F.linear(F.silu(gate) * up, self.weights["down"])), residual
+        residual = residual + self._reduce(linear(attended, self.weights["o"]))
+        gate, up = linear(self._norm(residual, "post_norm"), self.weights["gate_up"]).chunk(2, dim=-1)
+        return self._reduce(linear(F.silu(gate) * up, self.weights["down"])), residual
 
     @staticmethod
     def _reduce(partial: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The preloaded process: imports once, forks for each client, ends with its parent.
+"""The preloaded process: imports once, forks for each client, ends with its parent and sees to it that all do.
 
 One thread and no Ray in here: both are what makes the fork safe.
 """
@@ -10,11 +10,14 @@ import json
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import sys
 import threading
 from typing import Any
+
+import psutil
 
 
 def serve(address: str) -> None:
@@ -29,14 +32,20 @@ def serve(address: str) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
     workers: dict[socket.socket, int] = {}
+    guarded = b""
     with selectors.DefaultSelector() as ready:
         for source in (listener, woken, sys.stdin):
             ready.register(source, selectors.EVENT_READ)
         while True:
             for source in [key.fileobj for key, _ in ready.select()]:
                 if source is sys.stdin:
+                    if told := os.read(sys.stdin.fileno(), 1 << 20):
+                        guarded += told
+                        continue
                     for pid in workers.values():
                         os.kill(pid, signal.SIGKILL)
+                    _reap(guarded)
+                    shutil.rmtree(os.path.dirname(address), ignore_errors=True)
                     os._exit(0)  # nothing to clean up, and some of the imports complain of an ordinary end
                 if source is listener:
                     connection, _ = listener.accept()
@@ -83,6 +92,22 @@ def _preload() -> None:
         raise RuntimeError("the preloaded imports started a thread or Ray: forking would not be safe")
     gc.collect()
     gc.freeze()  # the collector then leaves the shared pages alone
+
+
+def _reap(guarded: bytes) -> None:
+    """Leave nothing behind of a driver that was killed: Ray's agents, for one, take over a minute to notice.
+
+    Args:
+        guarded: a line of pid and start time for each process.
+    """
+    for line in guarded.splitlines():
+        pid, began = line.split()
+        try:
+            process = psutil.Process(int(pid))
+            if process.create_time() == float(began):
+                process.kill()
+        except psutil.NoSuchProcess:
+            continue
 
 
 def _answer(connection: socket.socket, code: int) -> None:
