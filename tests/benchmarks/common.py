@@ -78,35 +78,29 @@ def synthetic_experience(prompts: int, group: int, prompt_tokens: int, response_
 
 @dataclass(frozen=True)
 class Spent:
-    """Wall-clock seconds, and the CPU seconds of every process that was started meanwhile."""
+    """What some work cost."""
 
     wall: float
+    """Seconds; they suffer from whatever else the machine does."""
     cpu: float
+    """Seconds, of every process that was started meanwhile."""
+    others: float
+    """Cores that the machine kept busy with something else meanwhile."""
+
+
+def machine_cpu_seconds() -> float:
+    """Busy seconds of all cores since boot: user, nice, system, irq, softirq; not idle, iowait and stolen."""
+    user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def spent(work: Callable[[], object]) -> Spent:
-    """What `work` and every process that it starts cost; this process itself is left out."""
-    began = time.perf_counter()
+    """The cost of `work` and of every process that it starts; this process itself counts as something else."""
+    began, busy = time.perf_counter(), machine_cpu_seconds()
     with Meter() as meter:
         work()
-    return Spent(time.perf_counter() - began, meter.cpu)
-
-
-def background(seconds: float = 3.0) -> float:
-    """Cores that the machine keeps busy while this process sleeps; wall-clock seconds suffer from them."""
-
-    def busy() -> float:
-        user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
-        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-
-    began, before = time.perf_counter(), busy()
-    time.sleep(seconds)
-    return (busy() - before) / (time.perf_counter() - began)
-
-
-def print_background() -> None:
-    """How busy the machine is with other things; to be called before the first measurement."""
-    print(f"\nCores busy with something else before the start: {background():.2f} of {os.cpu_count()}")
+    wall = time.perf_counter() - began
+    return Spent(wall, meter.cpu, max(0.0, machine_cpu_seconds() - busy - meter.cpu) / wall)
 
 
 def sweep(spec: dict[str, Any], steps: int) -> Spent:

@@ -5,12 +5,14 @@ clipping and KL term, on the same two cores. Ours also evaluates base and every 
 and writes tables; TRL only trains. TRL gets its best settings: two processes at a time with one thread each, batches
 as large as a minibatch, generation with a KV cache, float32, nothing logged, saved or evaluated. Two variants of it
 are started: a process per run, as one writes it first, and two processes that go through half of the runs each and so
-import once. Wall clock is from cold processes to the last one's end. Steady state is the difference between sweeps of
-N and 2N steps, over N steps and all runs, in CPU seconds of the whole machine, which must be idle otherwise. Before
-the clock starts the tiny model is in the cache and the files of both stacks have been read once.
+import once (for `larger` the second alone). Wall clock is from cold processes to the last one's end, and means little
+on a machine that is busy otherwise. Steady state is the difference between sweeps of N and 2N steps, over N steps and
+all runs, in CPU seconds of the processes started. Before the clock starts the tiny model is in the cache and the files
+of both stacks have been read once.
 
     python -m tests.benchmarks.sweep_against_trl demo      # deploy/sweeps/demo.yaml
     python -m tests.benchmarks.sweep_against_trl larger    # 12 layers, hidden 256, KL, 2 epochs, 96 + 64 tokens
+    python -m tests.benchmarks.sweep_against_trl larger results.json 1   # one sweep more, until the file has them all
 """
 
 import json
@@ -20,6 +22,7 @@ import string
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -30,10 +33,11 @@ import yaml
 from orchestrator.cli import DEMO
 from orchestrator.plan import Plan, make_plan
 from orchestrator.spec import parse_spec
-from tests.benchmarks.common import Spent, median, print_background, print_table, random_model, spent, sweep
+from tests.benchmarks.common import Spent, median, print_table, random_model, spent, sweep
 from workers.base_model import character_tokenizer, make_tiny_model
 
-STEPS = {"demo": 30, "larger": 3}
+OURS = "layersweep"
+STEPS = {"demo": 30, "larger": 2}
 REPETITIONS = {"demo": 3, "larger": 1}
 CORES = 2
 
@@ -66,7 +70,7 @@ def larger() -> tuple[dict[str, Any], str]:
         "training": {
             "prompts_per_step": 4, "group_size": 8, "epochs": 2, "max_response_tokens": 64, "learning_rate": 1e-3,
         },
-        "rollout": {"max_model_len": 192},
+        "rollout": {"max_model_len": 192, "kv_cache_memory_mib": 1024},
         "evaluation": {"suites": [{"name": "math", "prompts": 2, "samples": 1}]},
     }  # fmt: skip
     return spec, folder
@@ -122,36 +126,61 @@ def trl_sweep(spec: dict[str, Any], folder: str, steps: int, process_per_run: bo
         return spent(everything)
 
 
-def main(setting: str) -> None:
+def sides(setting: str) -> tuple[int, dict[str, Callable[[int], Spent]]]:
+    """How many runs a sweep has, and what measures a sweep of so many steps on each side."""
     spec, folder = {"demo": demo, "larger": larger}[setting]()
-    steps = STEPS[setting]
+    ways: dict[str, Callable[[int], Spent]] = {
+        OURS: partial(sweep, spec),
+        "TRL, two processes": partial(trl_sweep, spec, folder, process_per_run=False),
+    }
+    if setting == "demo":
+        ways["TRL, a process per run"] = partial(trl_sweep, spec, folder, process_per_run=True)
+    return len(make_plan(parse_spec(spec)).runs), ways
+
+
+def measure(setting: str, ways: dict[str, Callable[[int], Spent]], results: Path, pieces: int | None) -> dict[str, Any]:
+    """Sweeps of N and 2N steps on every side, taking turns; what `results` has already is not measured again."""
+    done: dict[str, list[float]] = json.loads(results.read_text()) if results.is_file() else {}
     for module in ("vllm", "trl", "deepspeed"):
         subprocess.run([sys.executable, "-c", f"import {module}"], check=True, capture_output=True)
-    print_background()
-    sides = {
-        "layersweep": partial(sweep, spec),
-        "TRL, two processes": partial(trl_sweep, spec, folder, process_per_run=False),
-        "TRL, a process per run": partial(trl_sweep, spec, folder, process_per_run=True),
-    }
-    cold: dict[str, list[Spent]] = {side: [] for side in sides}
-    steady: dict[str, list[float]] = {side: [] for side in sides}
-    runs = len(make_plan(parse_spec(spec)).runs)
-    for _ in range(REPETITIONS[setting]):
-        for side, of_steps in sides.items():
-            once, twice = of_steps(steps), of_steps(2 * steps)
-            cold[side].append(once)
-            steady[side].append((twice.cpu - once.cpu) / (steps * runs))
-    wall = {side: median([spent.wall for spent in of]) for side, of in cold.items()}
-    cpu = {side: median([spent.cpu for spent in of]) for side, of in cold.items()}
-    rate = {side: median(of) for side, of in steady.items()}
+    wanted = [
+        (f"{repetition}/{side}/{steps}", side, steps)
+        for repetition in range(REPETITIONS[setting])
+        for steps in (STEPS[setting], 2 * STEPS[setting])
+        for side in ways
+    ]
+    for key, side, steps in [piece for piece in wanted if piece[0] not in done][:pieces]:
+        cost = ways[side](steps)
+        done[key] = [cost.wall, cost.cpu, cost.others]
+        results.write_text(json.dumps(done, indent=1))
+        print(
+            f"{key}: wall {cost.wall:.1f} s, CPU {cost.cpu:.1f} s, {cost.others:.2f} cores busy otherwise", flush=True
+        )
+    return done
+
+
+def main(setting: str, results: str | None = None, pieces: str | None = None) -> None:
+    runs, ways = sides(setting)
+    with tempfile.TemporaryDirectory() as folder:
+        done = measure(setting, ways, Path(results or f"{folder}/results.json"), int(pieces) if pieces else None)
+    once, twice = STEPS[setting], 2 * STEPS[setting]
+    if len(done) < REPETITIONS[setting] * 2 * len(ways):
+        return
+
+    def of(side: str, steps: int, part: int) -> list[float]:
+        return [done[f"{i}/{side}/{steps}"][part] for i in range(REPETITIONS[setting])]
+
+    rows = []
+    for side in ways:
+        rate = [(b - a) / (once * runs) for a, b in zip(of(side, once, 1), of(side, twice, 1), strict=True)]
+        figures = [median(x) for x in (of(side, once, 0), of(side, twice, 0), of(side, once, 1), rate)]
+        rows.append([side, *figures, median([*of(side, once, 2), *of(side, twice, 2)])])
+    ours = rows[0]
     print_table(
-        f"Whole sweep, {setting}: {runs} runs of {steps} steps, medians of {REPETITIONS[setting]}",
-        ["side", "wall s", "against ours", "CPU s", "against ours", "CPU s per run and step", "against ours"],
-        [
-            [side, wall[side], wall[side] / wall["layersweep"], cpu[side], cpu[side] / cpu["layersweep"],
-             rate[side], rate[side] / rate["layersweep"]]
-            for side in sides
-        ],
+        f"Whole sweep, {setting}: {runs} runs, medians of {REPETITIONS[setting]}",
+        ["side", f"wall s, {once} steps", "against ours", f"wall s, {twice} steps", "against ours",
+         f"CPU s, {once} steps", "against ours", "CPU s per run and step", "against ours", "cores busy otherwise"],
+        [[row[0], *(x for i in range(1, 5) for x in (row[i], row[i] / ours[i])), row[5]] for row in rows],
     )  # fmt: skip
 
 
