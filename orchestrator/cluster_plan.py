@@ -2,8 +2,8 @@
 
 The hours are a lower bound from the work that each group of GPUs has to do (roofline, orchestrator.estimate) and from
 the runs that must follow each other; the largest counts. A run alternates between writing and updating, and other runs
-fill the gaps. Waiting, start-up, the tail of long answers and the CPUs' work (rewards, environments) come on top, and
-the shares of peak that are reached are assumptions: half or twice as much would be no surprise.
+fill the gaps. Waiting, start-up, the tail of long answers and the CPUs' work (rewards, environments) come on top. The
+shares of peak that are reached are assumptions, never measured here: the bound itself may be off by a factor of two.
 """
 
 from collections import Counter

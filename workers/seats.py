@@ -76,16 +76,8 @@ def seat(resources: ResourcesConfig, whole_runs: int, node_gpus: Sequence[int]) 
     Raises:
         NoRoom: not even one run of each kind finds its place beside the engines.
     """
-    full, count = resources.full_trainer or resources.trainer, sum(node_gpus)
     cards = [Card(node) for node, gpus in enumerate(node_gpus) for _ in range(gpus)]
-    for number in range(resources.engines):
-        taken = _take(cards, resources.engine.gpus)
-        if not taken:
-            raise NoRoom(f"resources.engines: {resources.engines} engines of {resources.engine.gpus:g} GPUs each, and "
-                         f"{_gpus(count)} {'takes' if count == 1 else 'take'} {number}; lower engines, or "
-                         "resources.engine.gpus")  # fmt: skip
-        for card in taken:
-            card.engines.append(number)
+    _seat_engines(cards, resources)
     for at_once in range(whole_runs, min(whole_runs, 1) - 1, -1):
         tried = copy.deepcopy(cards)
         if _seat_whole(tried, resources, at_once) and (layer_runs := _seat_layers(tried, resources)):
@@ -96,15 +88,18 @@ def seat(resources: ResourcesConfig, whole_runs: int, node_gpus: Sequence[int]) 
             for card, other in zip(tried, alone, strict=True):
                 card.layer_ranks = other.layer_ranks
             return Seating(tuple(tried), 1, layer_runs, in_turn=True)
-    left = sum(card.free for card in cards)
-    asked = f"a layer run's {resources.trainer_ranks} x {resources.trainer.gpus:g}"
-    if resources.trainer.gpus <= SHARED:
-        asked += f" and {HOST_SHARE:g} of a GPU for the trunk that they share"
-    if whole_runs:
-        beside = "beside" if resources.trainer.gpus <= SHARED else "or"
-        asked += f", {beside} the whole model's {resources.full_trainer_ranks} x {full.gpus:g}"
-    raise NoRoom(f"resources.trainer: {asked}: of {_gpus(count)} the engines leave {left:g}; ask for less, or for "
-                 "fewer engines")  # fmt: skip
+    raise NoRoom(_what_is_missing(cards, resources, whole_runs))
+
+
+def _seat_engines(cards: list[Card], resources: ResourcesConfig) -> None:
+    for number in range(resources.engines):
+        taken = _take(cards, resources.engine.gpus)
+        if not taken:
+            there = "1 GPU takes" if len(cards) == 1 else f"{len(cards)} GPUs take"
+            raise NoRoom(f"resources.engines: {resources.engines} engines of {resources.engine.gpus:g} GPUs each, and "
+                         f"{there} {number}; lower engines, or resources.engine.gpus")  # fmt: skip
+        for card in taken:
+            card.engines.append(number)
 
 
 def _seat_whole(cards: list[Card], resources: ResourcesConfig, runs: int) -> bool:
@@ -150,5 +145,14 @@ def _take(cards: list[Card], gpus: float) -> list[Card]:
     return chosen
 
 
-def _gpus(count: int) -> str:
-    return "1 GPU" if count == 1 else f"{count} GPUs"
+def _what_is_missing(cards: list[Card], resources: ResourcesConfig, whole_runs: int) -> str:
+    """Beside the engines, which are seated."""
+    full, shared = resources.full_trainer or resources.trainer, resources.trainer.gpus <= SHARED
+    asked = f"a layer run's {resources.trainer_ranks} x {resources.trainer.gpus:g}"
+    if shared:
+        asked += f" and {HOST_SHARE:g} of a GPU for the trunk that they share"
+    if whole_runs:
+        beside = "beside" if shared else "or"
+        asked += f", {beside} the whole model's {resources.full_trainer_ranks} x {full.gpus:g}"
+    left, there = sum(card.free for card in cards), "1 GPU" if len(cards) == 1 else f"{len(cards)} GPUs"
+    return f"resources.trainer: {asked}: of {there} the engines leave {left:g}; ask for less, or for fewer engines"
