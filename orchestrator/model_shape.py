@@ -20,7 +20,8 @@ def shape_of(spec: SweepSpec, from_table: bool) -> tuple[Architecture, str]:
     """The model's shape and, where it is not the model's own config.json that says so, where it comes from.
 
     Args:
-        from_table: where the hub is out of reach, take the study's models from `policies.known_models`.
+        from_table: for a plan: where the hub is out of reach, take the study's models from `policies.known_models`,
+            and of a local folder look at config.json alone.
 
     Raises:
         ValueError: there is no such model, or it is of a kind that is not supported.
@@ -32,6 +33,8 @@ def shape_of(spec: SweepSpec, from_table: bool) -> tuple[Architecture, str]:
         vocabulary = len(set(spec.task.build().alphabet)) + 2
         return Architecture.from_config(tiny_config(spec.model, vocabulary)), ""
     try:
+        if not from_table:
+            _check_weights(Path(spec.model.path).expanduser())
         return Architecture.from_folder(_folder(spec.model)), ""
     except HubOutOfReach as error:
         known = KNOWN_MODELS.get(spec.model.path)
@@ -40,6 +43,22 @@ def shape_of(spec: SweepSpec, from_table: bool) -> tuple[Architecture, str]:
         return Architecture.from_config(known), "from layersweep's own table, since the model hub is out of reach"
     except ValueError as error:
         raise ValueError(f"model.path: {error}") from error
+
+
+def _check_weights(folder: Path) -> None:
+    """Whether a local model folder has weights that are safe to load, and a tokenizer.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if not folder.is_dir():
+        return  # a hub name, or nothing: said elsewhere
+    if not any(folder.glob("*.safetensors")):
+        pickled = " (pickled weights, *.bin and *.pt, are not loaded: they can run code)" if any(
+            path.suffix in (".bin", ".pt", ".pth") for path in folder.iterdir()) else ""  # fmt: skip
+        raise ValueError(f"{folder} holds no *.safetensors{pickled}")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
+        raise ValueError(f"{folder} holds no tokenizer (tokenizer.json)")
 
 
 def _folder(model: PretrainedModel) -> Path:

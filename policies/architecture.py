@@ -32,6 +32,8 @@ class Architecture:
         Raises:
             ValueError: an architecture other than Qwen2(.5), Qwen3 or Llama; a size that is missing.
         """
+        if not isinstance(config, dict):
+            raise ValueError(f"config.json holds a {type(config).__name__}, not an object with the model's sizes")
         name = (config.get("architectures") or ["none"])[0]
         if name not in SUPPORTED:
             raise ValueError(f"architecture {name!r} is not supported; supported are {', '.join(SUPPORTED)}")
