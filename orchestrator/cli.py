@@ -22,6 +22,8 @@ def main(argv: list[str] | None = None) -> int:
         for problem in error.problems:
             print(f"layersweep: {problem}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # who watches looks away; a driver has a handler of its own
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

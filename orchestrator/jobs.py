@@ -14,6 +14,8 @@ from .shipping import SPEC, environment, shipment
 from .spec import SpecError, SweepSpec
 from .start import folder_of
 
+PREFIX = "layersweep-"
+"""Of a sweep's job; its name follows, and a number."""
 STOP_SECONDS = 600
 """How long a stopped sweep may write checkpoints before Ray kills it."""
 READ = """
@@ -92,7 +94,7 @@ class Cluster:
             self._ask(
                 self.client.submit_job,
                 entrypoint=shlex.join(["python", "-m", "orchestrator.cli", *command, "--address=auto"]),
-                submission_id=f"layersweep-{spec.name}-{number}",
+                submission_id=f"{PREFIX}{spec.name}-{number}",
                 metadata={"sweep": spec.name, "folder": folder},
                 runtime_env={
                     "working_dir": staging,
@@ -155,7 +157,7 @@ class Cluster:
         return [None if text == "-" else base64.b64decode(text) for text in found]
 
     def _jobs(self, sweep: str | None = None) -> list[Job]:
-        jobs = [job for job in self._ask(self.client.list_jobs) if "sweep" in (job.metadata or {})]
+        jobs = [job for job in self._ask(self.client.list_jobs) if (job.submission_id or "").startswith(PREFIX)]
         return [_job(job) for job in jobs if sweep in (None, job.metadata["sweep"])]
 
     def _ask(self, call: Any, *args: Any, **named: Any) -> Any:
