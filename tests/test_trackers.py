@@ -150,8 +150,12 @@ def test_mlflow_finds_its_runs_again(tmp_path):
         tracker = MLflow(config, "demo")
         for step in steps:
             tracker.step(row(step, reward_mean=step / 4))
+        tracker.table(table())
+        tracker.table(table())
         tracker.close()
     client = MlflowClient(config.uri)
-    (run,) = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
-    history = client.get_metric_history(run.info.run_id, "reward_mean")
+    runs = {run.info.run_name: run for run in client.search_runs([client.get_experiment_by_name("demo").experiment_id])}
+    assert set(runs) == {"demo/demo", "demo/layer-03-seed0"}
+    history = client.get_metric_history(runs["demo/layer-03-seed0"].info.run_id, "reward_mean")
     assert [(metric.step, metric.value) for metric in history] == [(0, 0.0), (1, 0.25), (2, 0.5)]
+    assert runs["demo/demo"].data.metrics == {"score/base": 0.25, "score/layer-03": 0.5, "contribution/base": 0.0}

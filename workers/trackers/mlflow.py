@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class MLflow:
-    """One MLflow run per run in the sweep's experiment, and one named like the sweep for the contribution table.
+    """One MLflow run per run in the sweep's experiment, and one named like the sweep with all scores and contributions.
 
     MLflow keeps both values of a step that is logged twice, so what an earlier process logged is left as it is.
     """
@@ -26,6 +26,7 @@ class MLflow:
         self.experiment = found.experiment_id if found else self.client.create_experiment(name)
         self.runs: dict[str, str] = {}
         self.last: dict[str, int] = {}
+        self.logged: dict[str, float] = {}
 
     def step(self, row: dict[str, Any]) -> None:
         name, step, now = run_name(row), int(row["step"]), int(time.time() * 1000)
@@ -35,7 +36,16 @@ class MLflow:
             self.client.log_batch(run, [Metric(key, value, now, step) for key, value in metrics(row).items()])
 
     def table(self, frame: "pd.DataFrame") -> None:
-        self.client.log_text(self._run(self.sweep), frame.to_csv(index=False), "contribution.csv")
+        run, now = self._run(self.sweep), int(time.time() * 1000)
+        values = {
+            f"{column}/{row['selection']}": row[column]
+            for row in frame.to_dict("records")
+            for column in ("score", "contribution")
+            if row[column] == row[column]
+        }
+        changed = {key: value for key, value in values.items() if value != self.logged.get(key)}
+        self.client.log_batch(run, [Metric(key, value, now, 0) for key, value in changed.items()])
+        self.logged = values
 
     def close(self) -> None:
         for run in self.runs.values():
