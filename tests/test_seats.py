@@ -11,7 +11,7 @@ from orchestrator.placement_plan import placement_problems
 from orchestrator.plan import Plan, make_plan
 from orchestrator.spec import SpecError, load_spec
 from workers.config import ResourcesConfig
-from workers.seats import NoRoom, aboard, seat
+from workers.seats import Card, NoRoom, _take, aboard, seat
 
 FOLDER = Path(DEMO).parent
 
@@ -43,6 +43,15 @@ def test_an_engine_spans_no_nodes():
     assert seat(resources(engines=2, **asked), 0, (3, 3)).layer_runs == 2
     with pytest.raises(NoRoom, match="^resources.engines: 3 engines of 2 GPUs each, and 6 GPUs take 2"):
         seat(resources(engines=3, **asked), 0, (3, 3))
+
+
+def test_shares_go_where_ray_puts_them():
+    """Actors of these shares, started one after the other on a Ray 2.60 of four GPUs, got these (ray.get_gpu_ids)."""
+    cards = [Card(node=0) for _ in range(4)]
+    taken = [_take(cards, gpus) for gpus in (0.3, 0.3, 0.3, 0.3, 0.5, 1, 0.4)]
+    assert [[next(i for i, c in enumerate(cards) if c is card) for card in cards_of] for cards_of in taken] == [
+        [0], [0], [0], [1], [1], [2], [3],
+    ]  # fmt: skip
 
 
 def test_everybody_on_one_gpu():
