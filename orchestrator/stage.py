@@ -14,6 +14,7 @@ from workers.config import ActorResources
 from workers.engine import Engine
 from workers.placement import Berth, Berths
 from workers.rollout import RolloutWorker
+from workers.tiny import cache_folder, is_made
 from workers.trainer import Trainer
 
 from .engines import EnginePlace
@@ -180,6 +181,9 @@ class Stage:
 
 
 def _make_tiny_model(model: TinyModel, task: Any) -> str:
-    from workers.base_model import make_tiny_model
+    folder = cache_folder(model, task)
+    if not is_made(folder):
+        from workers.base_model import make_tiny_model  # imports torch and transformers: seconds
 
-    return make_tiny_model(model, task)
+        make_tiny_model(model, task)
+    return str(folder)

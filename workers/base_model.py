@@ -18,7 +18,7 @@ from rollout.episodes import play
 from rollout.tasks import Response
 from rollout.types import Completions
 
-from .tiny import cache_folder, tiny_config
+from .tiny import cache_folder, is_made, tiny_config
 
 PAD, END = "<pad>", "<end>"
 
@@ -43,7 +43,7 @@ def make_tiny_model(config: TinyModel, task_config: StrictModel) -> str:
         WarmupFailed: its accuracy at temperature 1 is below `minimum_accuracy`.
     """
     folder = cache_folder(config, task_config)
-    if (folder / "config.json").is_file():
+    if is_made(folder):
         return str(folder)
     task = task_config.build()
     tokenizer = character_tokenizer(task.alphabet)

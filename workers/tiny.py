@@ -34,3 +34,8 @@ def cache_folder(model: TinyModel, task: StrictModel) -> Path:
     recipe = json.dumps([RECIPE, model.model_dump(mode="json"), task.model_dump(mode="json")], sort_keys=True)
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "layersweep" / "models" / hashlib.sha256(recipe.encode()).hexdigest()[:20]
+
+
+def is_made(folder: Path) -> bool:
+    """Whether the model is there: it is moved to its folder whole."""
+    return (folder / "config.json").is_file()
