@@ -47,6 +47,8 @@ class Sweep:
     on_trunk: Callable[[str], None] = lambda digest: None
     first: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     """By seed: the first step's experience, which all its runs share."""
+    lost: bool = False
+    """Ray is gone: nothing can be saved or told any more."""
     cpu: float = field(default_factory=time.process_time)
 
     def own_cpu(self) -> float:
@@ -88,6 +90,8 @@ class Course:
                 self.seconds = (await asyncio.to_thread(self.ledger.facts)).get("seconds", 0.0)
                 self.status = await self._train()
             except asyncio.CancelledError:
+                if self.sweep.lost:
+                    raise
                 await self._pause()
             except (ray.exceptions.RayError, Collapsed, Overdue, OtherBase) as error:
                 self.status, self.reason = "failed", reason_of(error)
@@ -102,10 +106,11 @@ class Course:
 
     async def _train(self) -> str:
         """All steps and evaluations; "completed", or "pruned" where a search stopped it."""
-        last = self.spec.training.steps
+        last = self.sweep.plan.steps(self.run)
+        scored = set() if self.run.trial else self.sweep.plan.evaluation_steps
         await self._insist(self._hire)
         while self.steps < last:
-            if self.steps in self.sweep.plan.evaluation_steps:
+            if self.steps in scored:
                 await self._insist(self.evaluate)
             if not await self._passes_rung():
                 return "pruned"
@@ -188,6 +193,8 @@ class Course:
 
     async def _dismiss(self) -> None:
         crew, self.crew, self.staffed = self.crew, None, False
+        if self.sweep.lost:
+            return
         if self.saving:
             await asyncio.wait({self.saving})
         if crew:
@@ -347,11 +354,11 @@ class Course:
             await self.saving
 
     async def _finish(self) -> None:
-        """The overlay, and a checkpoint for more steps to begin with."""
+        """The overlay, of all but trials, and a checkpoint for more steps to begin with."""
         await self._saved()
-        folder = self.sweep.plan.folder
-        overlay = f"{folder}/overlays/{self.name}"
-        await asyncio.gather(*(trainer.finish.remote(overlay) for trainer in self.crew.trainers))
+        if not self.run.trial:
+            overlay = f"{self.sweep.plan.folder}/overlays/{self.name}"
+            await asyncio.gather(*(trainer.finish.remote(overlay) for trainer in self.crew.trainers))
         if self.kept < self.steps:
             await self._save(keep=1)
 

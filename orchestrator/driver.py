@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from policies.selection import Selection
+from workers.config import LearningRates
 from workers.ledger import Damaged, RunLedger, runs_of
 
 from .course import Course, Sweep
@@ -50,20 +51,32 @@ class Driver:
         Raises:
             ray.exceptions.RayError: what all runs need (an engine, the base model) could not be had. What was
                 finished until then is in the ledger.
+            RayLost: Ray does not run any more on this node.
         """
         self._listen()
         try:
             await self._start()
-            outcome = await self._everything()
+            outcome = await self._watched(asyncio.create_task(self._everything()))
             table = await self.stage.collector.table.remote()
             await self.stage.collector.close.remote()
             return outcome, table
         finally:
             self.progress.close()
 
+    async def _watched(self, work: asyncio.Task) -> Outcome:
+        """The work, ended early where Ray itself is lost."""
+        await asyncio.wait({work, self.watching}, return_when=asyncio.FIRST_COMPLETED)
+        if self.watching.done():
+            self.sweep.lost = True
+            work.cancel()
+            self.watching.result()
+        return await work
+
     async def _everything(self) -> Outcome:
         base = asyncio.create_task(self._score_base())
         self.working.add(base)
+        if not await self._tune(base):
+            return "stopped" if self.stopping else "failed"
         courses = await self._all(self.plan.runs)
         if not self.stopping:
             await base
@@ -135,9 +148,36 @@ class Driver:
         """From the ledger: "completed" with all its steps, "pruned", or "running", which failed ones do once more."""
         ledger = RunLedger(self.plan.folder, run.name)
         status = _facts(ledger).get("status")
-        if status == "completed" and ledger.steps()[:1] == [self.spec.training.steps]:
+        if status == "completed" and ledger.steps()[:1] == [self.plan.steps(run)]:
             return "completed"
         return "pruned" if status == "pruned" else "running"
+
+    async def _tune(self, base: asyncio.Task) -> bool:
+        """Whether there are learning rates to train with: the spec's, those found before, or those that trials find."""
+        if not self.plan.trials:
+            return True
+        if self.experiment.rates is None:
+            from .tuning import tuned
+
+            for run in self.plan.trials:
+                self.progress.add(run.name)
+            courses = await self._all(self.plan.trials)
+            if self.stopping:
+                return False
+            await base
+            completed = [course.run for course in courses if course.status == "completed"]
+            scores = await self.stage.collector.all_scores.remote()
+            try:
+                rates = tuned(self.spec.training.learning_rate, completed, scores)
+            except ValueError as error:
+                self.progress.say(str(error))
+                return False
+            self.experiment.tune(rates.model_dump())
+            self.progress.say(f"learning rates: {rates.full:g} for full, {rates.layer:g} for layers")
+            for course in courses:
+                await asyncio.to_thread(course.ledger.release)
+        self.stage.rates = LearningRates(**self.experiment.rates)
+        return True
 
     def _halving(self) -> Halving | None:
         """The search, if the spec asks for one."""

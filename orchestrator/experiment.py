@@ -1,4 +1,4 @@
-"""What makes a sweep the experiment that it is, from one start to the next: spec, model, data, decisions of a search.
+"""What makes a sweep the experiment that it is, from one start to the next: spec, model, data, what was decided.
 
 Kept in `<sweep>/checkpoints/experiment.json`. A sweep that goes on may get more layers, seeds, steps and combined
 runs, and other machines; anything else would mix two experiments in one table.
@@ -44,6 +44,8 @@ class Experiment:
     """Digest of the base's weights as trainers load them, in the training dtype."""
     rungs: dict[int, list[int]] = field(default_factory=dict)
     """Layers that a search kept, by step."""
+    rates: dict[str, float] | None = None
+    """Learning rates that trials found, by kind."""
     finished: bool = False
     """Everything that this spec asks for is done."""
 
@@ -88,6 +90,10 @@ class Experiment:
 
     def decide(self, step: int, layers: list[int]) -> None:
         self.rungs[step] = layers
+        self._write()
+
+    def tune(self, rates: dict[str, float]) -> None:
+        self.rates = rates
         self._write()
 
     def finish(self) -> None:

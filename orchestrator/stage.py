@@ -10,7 +10,7 @@ import ray
 from policies.config import PretrainedModel, TinyModel
 from policies.selection import Selection
 from workers.collector import Collector
-from workers.config import ActorResources
+from workers.config import ActorResources, LearningRates
 from workers.engine import Engine
 from workers.placement import Berth, Berths
 from workers.rollout import RolloutWorker
@@ -46,6 +46,9 @@ class Stage:
         self.plan, self.spec = plan, plan.spec
         self.trainer_environment = trainer_environment
         self.gpu = plan.spec.resources.on_gpu()
+        rates = self.spec.training.learning_rate
+        self.rates = rates if isinstance(rates, LearningRates) else None
+        """Of all but trials; None until they are found."""
         self.place_of: dict[str, EnginePlace] = {}
         self.berths: Berths | None = None
 
@@ -55,7 +58,8 @@ class Stage:
         self.places = [
             EnginePlace(partial(self._engine, i), self._start_engine, f"Engine-{i}") for i in range(resources.engines)
         ]
-        facts = [self.fact(run) for run in (Run(Selection.base(), spec.seeds[0]), *self.plan.runs)]
+        base = Run(Selection.base(), spec.seeds[0])
+        facts = [self.fact(run) for run in (base, *self.plan.runs, *self.plan.trials)]
         self.collector = self._actor(Collector, "Collector", SMALL, **STANDING).remote(
             self.plan.folder, facts, partial(sweep_table, self._constants()), spec.training.steps, spec.name,
             spec.tracking,
@@ -98,8 +102,10 @@ class Stage:
         await engine.start.remote(self.model, self.plan.architecture.name, rollout, dtype, 0)
 
     async def hire(self, run: Run, place: EnginePlace) -> tuple[Crew, dict[str, Any]]:
-        """Trainers for a run, started; and what they know of it (trainable_parameters)."""
+        """Trainers for a run, started; and what is known of it then (trainable_parameters, learning_rate)."""
         spec, resources = self.spec, self.spec.resources
+        rate = run.learning_rate or self.rates.of(run.selection.whole)
+        training = spec.training.model_copy(update={"learning_rate": LearningRates(layer=rate, full=rate)})
         needs = (resources.full_trainer if run.selection.whole else None) or resources.trainer
         ranks = resources.full_trainer_ranks if run.selection.whole else resources.trainer_ranks
         crew = Crew([], [])
@@ -117,7 +123,7 @@ class Stage:
             facts = await asyncio.gather(
                 *(
                     trainer.start.remote(
-                        self.model, address, spec.algorithm.build(), spec.training, spec.deepspeed, self._trusted(),
+                        self.model, address, spec.algorithm.build(), training, spec.deepspeed, self._trusted(),
                         engine_device, crew.berths[rank].shared if crew.berths else None,
                     )
                     for rank, trainer in enumerate(crew.trainers)
@@ -126,7 +132,7 @@ class Stage:
         except ray.exceptions.RayError:
             await self.dismiss(crew)
             raise
-        return crew, {name: facts[0][name] for name in ("trainable_parameters", "trunk")}
+        return crew, {"learning_rate": rate} | {name: facts[0][name] for name in ("trainable_parameters", "trunk")}
 
     async def dismiss(self, crew: Crew) -> None:
         """End a run's trainers and free what they held."""
@@ -137,17 +143,17 @@ class Stage:
 
     def fact(self, run: Run) -> dict[str, Any]:
         """What the collector knows of a run (or of the base) before it starts."""
-        selection, count, rates = run.selection, self.plan.architecture.layers, self.spec.training.learning_rate
-        layer = selection.layers[0] if selection.kind == "layer" else None
-        rate = rates.full if selection.whole else rates.layer
+        selection, count = run.selection, self.plan.architecture.layers
+        kind = "trial" if run.trial else "layers" if selection.kind == "boost" else selection.kind
+        layer = selection.layers[0] if kind == "layer" else None
         return {
             "selection": selection.name,
             "seed": run.seed,
-            "kind": "layers" if selection.kind == "boost" else selection.kind,
+            "kind": kind,
             "layer": layer,
             "depth": None if layer is None else layer / max(1, count - 1),
             "layers": list(selection.layers),
-            "learning_rate": None if selection.kind == "base" else rate,
+            "learning_rate": None,
             "trainable_parameters": 0 if selection.kind == "base" else None,
             "seconds": 0.0,
         }
@@ -177,7 +183,13 @@ class Stage:
     def _constants(self) -> dict[str, str]:
         spec = self.spec
         model = spec.model.path if isinstance(spec.model, PretrainedModel) else "tiny"
-        return {"sweep": spec.name, "model": model, "algorithm": spec.algorithm.type, "task": spec.task.type}
+        return {
+            "sweep": spec.name,
+            "model": model,
+            "algorithm": spec.algorithm.type,
+            "task": spec.task.type,
+            "learning_rate_policy": spec.training.learning_rate.policy,
+        }
 
 
 def _make_tiny_model(model: TinyModel, task: Any) -> str:

@@ -109,6 +109,29 @@ def test_what_a_step_records(finished):
     assert (steps[[f"{phase}_seconds" for phase in phases]] >= 0).all().all()
 
 
+def test_learning_rates_are_found_by_trial(tmp_path):
+    """Of 1e-3 and 1e30 the latter collapses, so every run has 1e-3. Its trial is the first two steps of the full run:
+    same prompts, seeds and rate, the same rewards and losses. Trials leave no weights."""
+    tuning = {"tune": [1e-3, 1e30], "steps": 2}
+    folder = sweep(tmp_path, 0, layers=[2], training={"steps": 3, "warmup_steps": 0, "learning_rate": tuning})
+    table = pd.read_parquet(folder / "contribution.parquet").set_index("selection")
+    assert table["status"].to_dict() == {
+        "base": "completed", "full": "completed", "layer-02": "completed",
+        "full@lr-0.001": "completed", "full@lr-1e+30": "failed",
+    }  # fmt: skip
+    assert table["kind"].tolist() == ["base", "full", "layer", "trial", "trial"]
+    assert table.loc[["full", "layer-02", "full@lr-0.001"], "learning_rate"].tolist() == [1e-3] * 3
+    assert (table["learning_rate_policy"] == "tuned for full").all()
+    assert table.loc["full@lr-0.001", "steps"] == 2 and table.loc["full@lr-0.001", "score"] >= 0
+    steps = pd.read_parquet(folder / "steps.parquet").set_index(["selection", "step"])
+    for column in ("reward_mean", "loss", "grad_norm", "gradient_agreement"):
+        trial, full = (steps.loc[name, column].to_numpy(float)[:2] for name in ("full@lr-0.001", "full"))
+        np.testing.assert_allclose(trial, full, rtol=1e-5)
+    assert sorted(path.name for path in (folder / "overlays").iterdir()) == ["full-seed0", "layer-02-seed0"]
+    assert not list((folder / "checkpoints" / "full@lr-0.001-seed0").glob("step-*/rank-*"))
+    assert "tuned for full, by 2 trials" in (folder / "report.html").read_text()
+
+
 def test_a_run_that_collapses_fails_alone(tmp_path):
     """A learning rate of 1e30 makes the layer's weights overflow at the second optimizer step: marked failed with
     the reason, the full run completes, exit code 1."""

@@ -5,14 +5,19 @@ import pandas as pd
 import pytest
 
 from orchestrator.contribution import contribution_table
+from orchestrator.experiment import Experiment, experiment_file
 from orchestrator.intervals import Estimate
 from orchestrator.plan import Run, make_plan
+from orchestrator.report.curves import curves
+from orchestrator.report.findings import rates as said_of_rates
+from orchestrator.report.read import Results
 from orchestrator.spec import SpecError, parse_spec
 from orchestrator.tuning import choose, tuned
 from policies.selection import Selection
 from tests.test_contribution import BASE, FULL, LAYER, frame, responses
 from tests.test_spec import demo
 from workers.config import LearningRates, LearningRateTuning
+from workers.ledger import Record, RunLedger
 
 TUNING = {"tune": [1e-3, 1e-4, "1e-5"], "steps": 10}
 
@@ -146,3 +151,33 @@ def test_a_trial_has_a_score_and_is_nobodys_layer():
     assert own["kind"].tolist() == ["trial"] * 2 and own["layer"].isna().all() and own["rank"].isna().all()
     assert own["score"].tolist() == [0.5, 0.75] and own["contribution"].isna().all()
     assert own["contribution_reason"].tolist() == ["a trial of a learning rate"] * 2
+
+
+def test_a_report_tells_trials_from_runs():
+    """A trial is no run over several layers and has no learning curve; how the rates were found is said."""
+    names = ["full", "layer-00", "full@lr-0.001", "full@lr-0.01"]
+    table = pd.DataFrame({
+        "selection": names, "kind": ["full", "layer", "trial", "trial"], "learning_rate": [1e-3, 1e-3, 1e-3, 1e-2],
+        "score": 0.5, "learning_rate_policy": "tuned for full",
+    })  # fmt: skip
+    steps = pd.DataFrame({"selection": names, "step": 0, "loss": 1.0})
+    results = Results(table, steps, pd.DataFrame(), "")
+    assert not len(results.several) and list(curves(results, "loss")) == ["layer-00", "full"]
+    assert said_of_rates(results) == (
+        "Every run has the learning rate 0.001 (tuned for full, by 2 trials); another changes the ranking."
+    )
+
+
+def test_rates_found_are_there_after_a_restart(tmp_path):
+    experiment = Experiment(experiment_file(str(tmp_path)), {}, {}, {})
+    experiment.tune({"layer": 1e-5, "full": 1e-6})
+    assert Experiment.load(str(tmp_path)).rates == {"layer": 1e-5, "full": 1e-6}
+
+
+def test_a_trial_gives_its_weights_back_and_keeps_its_rows(tmp_path):
+    ledger = RunLedger(str(tmp_path), "full@lr-0.001-seed0")
+    checksum = ledger.write_file(2, "rank-0.safetensors", b"weights")
+    record = Record(2, {"rank-0.safetensors": checksum}, [{"step": 0}, {"step": 1}], 3.0)
+    ledger.commit(record, keep=1)
+    ledger.release()
+    assert not list(tmp_path.rglob("rank-*")) and ledger.records() == ([record], [])

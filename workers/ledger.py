@@ -106,6 +106,11 @@ class RunLedger:
         for step in self.steps()[keep:]:
             self.filesystem.rm(f"{self.path}/step-{step:06d}", recursive=True)
 
+    def release(self) -> None:
+        """Give back what weights and optimizer state take: the run will not go on, its rows and scores stay."""
+        for path in self.filesystem.glob(f"{self.path}/step-*/rank-*"):
+            self.filesystem.rm_file(path)
+
     def steps(self) -> list[int]:
         """Steps with a checkpoint, newest first, damaged or not."""
         self.filesystem.invalidate_cache()

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from ..contribution import kind_and_layer
 from .read import Results
 from .svg import Panel, Plot, depth_colour, span, ticks
 
@@ -36,11 +37,14 @@ HEALTH = {
 
 
 def curves(results: Results, column: str) -> dict[str, pd.Series]:
-    """Per selection the mean over seeds by step (counted from 1), averaged down where long; full last, on top."""
+    """Per selection, trials of a learning rate apart, the mean over seeds by step (counted from 1), averaged down where
+    long; full last, on top."""
     steps = results.steps.dropna(subset=[column]) if column in results.steps else results.steps.iloc[:0]
     means = steps.groupby(["selection", "step"])[column].mean().astype(float)
     found = {}
     for selection in means.index.unique("selection"):
+        if kind_and_layer(str(selection))[0] == "trial":
+            continue
         curve = means[selection]
         curve.index = curve.index.astype(int) + 1
         every = -(-len(curve) // POINTS)

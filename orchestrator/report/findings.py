@@ -128,16 +128,18 @@ def saved(results: Results) -> str | None:
 
 
 def rates(results: Results) -> str | None:
-    """The learning rates used, as they change the ranking."""
+    """The learning rates used and how they were found, as they change the ranking."""
     found = results.table.dropna(subset=["learning_rate"]).groupby("kind")["learning_rate"].unique()
     if not len(found):
         return None
     names = {"layer": "single layers", "layers": "several layers", "boost": "boosted", "full": "full"}
     rates = {kind: _list([compact(rate) for rate in sorted(found[kind])]) for kind in names if kind in found}
+    trials = results.table[results.table["kind"] == "trial"]
+    tried = f" ({results.table['learning_rate_policy'].iloc[0]}, by {len(trials)} trials)" if len(trials) else ""
     if len(set(rates.values())) == 1:
-        return f"Every run has the learning rate {next(iter(rates.values()))}; another changes the ranking."
+        return f"Every run has the learning rate {next(iter(rates.values()))}{tried}; another changes the ranking."
     parts = [f"{names[kind]} {rate}" for kind, rate in rates.items()]
-    return f"Learning rates: {', '.join(parts)}; others change the ranking."
+    return f"Learning rates: {', '.join(parts)}{tried}; others change the ranking."
 
 
 def categories(results: Results) -> tuple[list[str], list[dict]]:
