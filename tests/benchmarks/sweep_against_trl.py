@@ -50,7 +50,7 @@ def demo() -> tuple[dict[str, Any], str]:
 
 
 def larger() -> tuple[dict[str, Any], str]:
-    """The same, of a random model without an end token: every response has all 64 tokens.
+    """The same, of a random model without an end token: every response has all 64 tokens. Every second layer and all.
 
     No answer is right, but the KL term keeps every response in the computation.
     """
@@ -67,6 +67,7 @@ def larger() -> tuple[dict[str, Any], str]:
         "model": folder,
         "task": {"type": "math", "data": {"path": str(data), "prompt_format": "plain"}},
         "algorithm": {"type": "grpo", "kl_coefficient": 0.001},
+        "layers": "0:12:2",
         "training": {
             "prompts_per_step": 4, "group_size": 8, "epochs": 2, "max_response_tokens": 64, "learning_rate": 1e-3,
         },

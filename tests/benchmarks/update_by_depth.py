@@ -18,7 +18,7 @@ import numpy as np
 from tests.benchmarks.common import median, print_table, random_model, synthetic_experience
 
 LAYERS, HIDDEN, VOCABULARY = 16, 256, 256
-PROMPTS, GROUP, PROMPT_TOKENS, RESPONSE_TOKENS = 4, 8, 96, 64
+PROMPTS, GROUP, PROMPT_TOKENS, RESPONSE_TOKENS = 2, 8, 96, 64
 REPETITIONS = 5
 KL = {"without KL": 0.0, "with KL": 0.001}
 
