@@ -30,7 +30,7 @@ def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[s
     os.environ.update(environment)  # before Ray starts: its idle workers then need no restart to have them
     with contextlib.ExitStack() as stack:
         # CUDA does not survive a fork; and on other people's nodes no server of ours is running.
-        preload = stack.enter_context(preloaded(environment)) if address is None and not gpu else None
+        trainers = stack.enter_context(preloaded(environment)) if address is None and not gpu else {}
         if address is not None:
             show_token(address)
         import ray
@@ -46,6 +46,4 @@ def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[s
                 [f"--address {address}: no Ray cluster answers there, or not to this token ({reason}); {ADVICE}"]
             ) from error
         stack.callback(ray.shutdown)
-        if preload:
-            preload.guard()
-        yield preload.runtime_env if preload else {}
+        yield trainers

@@ -31,6 +31,10 @@ class Overdue(RuntimeError):
         self.phase = phase
 
 
+class RayLost(RuntimeError):
+    """Ray has ended on the node of the driver, and with it all that the driver could do."""
+
+
 class Deadlines:
     """How long to wait for an answer: `patience`, or `PATIENT` times the longest call of the phase so far."""
 

@@ -78,13 +78,13 @@ def carry_out(plan: Plan, experiment: Experiment, address: str | None) -> int:
         from ray.exceptions import RayError
 
         from .driver import run_plan
-        from .failures import reason_of
+        from .failures import RayLost, reason_of
 
         progress = Progress([run.name for run in plan.runs], plan.spec.training.steps)
         again = f"`layersweep resume {plan.folder}` goes on from the last checkpoints"
         try:
             outcome, table = run_plan(plan, experiment, progress, trainer_environment)
-        except RayError as error:
+        except (RayError, RayLost) as error:
             print(f"layersweep: the sweep stopped: {reason_of(error)}; {again}", file=sys.stderr)
             return EXIT["failed"]
         except asyncio.CancelledError:

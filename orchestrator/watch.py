@@ -7,10 +7,12 @@ from typing import Any
 import ray
 
 from .engines import EnginePlace
-from .failures import reason_of
+from .failures import RayLost, reason_of
 
 LOOKS = 4
 """How often to look within the time of patience."""
+HOME = 10.0
+"""Seconds between looks at the driver's own node, at most."""
 
 
 class Watch:
@@ -29,10 +31,27 @@ class Watch:
         self.places, self.standing, self.patience, self.say = places, standing, patience, say
 
     async def forever(self) -> None:
+        """Until cancelled.
+
+        Raises:
+            RayLost: Ray has ended on this node.
+        """
         await asyncio.gather(
+            self._ray(),
             *(self._engine(place) for place in self.places),
             *(self._actor(name, actor) for name, actor in self.standing.items()),
         )
+
+    async def _ray(self) -> None:
+        here = ray.get_runtime_context().get_node_id()
+        while True:
+            await asyncio.sleep(min(HOME, self.patience / LOOKS))
+            try:
+                nodes = await asyncio.wait_for(asyncio.to_thread(ray.nodes), self.patience)
+            except TimeoutError as error:
+                raise RayLost(f"Ray's head does not answer for {self.patience:.0f} s") from error
+            if not any(node["NodeID"] == here and node["Alive"] for node in nodes):
+                raise RayLost("Ray has ended on the driver's node")
 
     async def _engine(self, place: EnginePlace) -> None:
         while True:

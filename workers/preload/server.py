@@ -19,6 +19,11 @@ from typing import Any
 
 import psutil
 
+END = b"end"
+"""The parent's last word; standard input that ends without it means that the parent was killed."""
+LOOK = 10.0
+"""Seconds between looks at which processes there are."""
+
 
 def serve(address: str) -> None:
     """Until standard input ends: the parent is gone or has closed it."""
@@ -32,19 +37,20 @@ def serve(address: str) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
     workers: dict[socket.socket, int] = {}
-    guarded = b""
+    parent, guarded = psutil.Process(os.getppid()), set[psutil.Process]()
     with selectors.DefaultSelector() as ready:
         for source in (listener, woken, sys.stdin):
             ready.register(source, selectors.EVENT_READ)
         while True:
-            for source in [key.fileobj for key, _ in ready.select()]:
+            events = [key.fileobj for key, _ in ready.select(LOOK)]
+            if not events or listener in events:
+                guarded = _below(parent)
+            for source in events:
                 if source is sys.stdin:
-                    if told := os.read(sys.stdin.fileno(), 1 << 20):
-                        guarded += told
-                        continue
                     for pid in workers.values():
                         os.kill(pid, signal.SIGKILL)
-                    _reap(guarded)
+                    if os.read(sys.stdin.fileno(), len(END)) != END:
+                        _reap(guarded)
                     shutil.rmtree(os.path.dirname(address), ignore_errors=True)
                     os._exit(0)  # nothing to clean up, and some of the imports complain of an ordinary end
                 if source is listener:
@@ -94,20 +100,19 @@ def _preload() -> None:
     gc.freeze()  # the collector then leaves the shared pages alone
 
 
-def _reap(guarded: bytes) -> None:
-    """Leave nothing behind of a driver that was killed: Ray's agents, for one, take over a minute to notice.
+def _below(parent: psutil.Process) -> set[psutil.Process]:
+    """All processes that the driver has started, and those that these have."""
+    try:
+        return set(parent.children(recursive=True)) - {psutil.Process()}
+    except psutil.NoSuchProcess:
+        return set()
 
-    Args:
-        guarded: a line of pid and start time for each process.
-    """
-    for line in guarded.splitlines():
-        pid, began = line.split()
-        try:
-            process = psutil.Process(int(pid))
-            if process.create_time() == float(began):
-                process.kill()
-        except psutil.NoSuchProcess:
-            continue
+
+def _reap(processes: set[psutil.Process]) -> None:
+    """Leave nothing behind of a driver that was killed: Ray's agents, for one, take over a minute to notice."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()  # psutil makes sure that it is not another one with the same number
 
 
 def _answer(connection: socket.socket, code: int) -> None:
