@@ -2,10 +2,12 @@
 
 import asyncio
 import base64
+import contextlib
 import logging
 import os
 import shlex
 import time
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,8 @@ from .start import folder_of
 
 PREFIX = "layersweep-"
 """Of a sweep's job; its name follows, and a number."""
+READER = "reader-"
+"""Of a job that reads files."""
 STOP_SECONDS = 600
 """How long a stopped sweep may write checkpoints before Ray kills it."""
 READ = """
@@ -95,7 +99,7 @@ class Cluster:
                 self.client.submit_job,
                 entrypoint=shlex.join(["python", "-m", "orchestrator.cli", *command, "--address=auto"]),
                 submission_id=f"{PREFIX}{spec.name}-{number}",
-                metadata={"sweep": spec.name, "folder": folder},
+                metadata={"job_name": spec.name, "sweep": spec.name, "folder": folder},
                 runtime_env={
                     "working_dir": staging,
                     "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)} | environment(variables),
@@ -145,16 +149,24 @@ class Cluster:
         A laptop sees the dashboard alone, and the dashboard serves no files. So a job of a few lines prints them; it
         costs the head about a second of CPU.
         """
-        entry = shlex.join(["python", "-c", READ, *paths])
-        job = self._ask(self.client.submit_job, entrypoint=entry)
+        self._clear_readers()
+        entry, name = shlex.join(["python", "-c", READ, *paths]), f"{READER}{uuid.uuid4().hex[:12]}"
+        job = self._ask(self.client.submit_job, entrypoint=entry, submission_id=name)
         while not (status := self._ask(self.client.get_job_status, job)).is_terminal():
             time.sleep(0.2)
         logs = self._ask(self.client.get_job_logs, job)
-        self._ask(self.client.delete_job, job)
         found = [line.split()[1] for line in logs.splitlines() if line.startswith("file ")]
         if status != "SUCCEEDED" or len(found) < len(paths):
             raise SpecError([f"{self.address}: reading {paths[0]} there failed: {(logs.splitlines() or [''])[-1]}"])
         return [None if text == "-" else base64.b64decode(text) for text in found]
+
+    def _clear_readers(self) -> None:
+        """Take earlier jobs of `read` from Ray's table. Right after a job's end Ray would put it there again."""
+        for job in self._ask(self.client.list_jobs):
+            ended = (job.end_time or float("inf")) / 1000
+            if (job.submission_id or "").startswith(READER) and ended < time.time() - 20:
+                with contextlib.suppress(SpecError):  # somebody else has
+                    self._ask(self.client.delete_job, job.submission_id)
 
     def _jobs(self, sweep: str | None = None) -> list[Job]:
         jobs = [job for job in self._ask(self.client.list_jobs) if (job.submission_id or "").startswith(PREFIX)]
