@@ -29,6 +29,9 @@ class Engine:
         from rollout.engine.engine import RolloutEngine
         from rollout.engine.selfcheck import check
 
+        from .gauges import EngineGauges
+
+        self.gauges = EngineGauges(self.number)
         self.spans = config.tensor_parallel_size
         self.engine = await asyncio.to_thread(RolloutEngine, model, architecture, config, dtype, seed)
         await asyncio.to_thread(check, self.engine, model, dtype)
@@ -37,7 +40,8 @@ class Engine:
         self, run: str | None, version: int, prompts: Sequence[np.ndarray], seeds: Sequence[int], sampling: Sampling
     ) -> Completions:
         """Responses of `run` (None: base); see RolloutEngine.generate."""
-        return await asyncio.wrap_future(self.engine.generate(run, version, prompts, seeds, sampling))
+        with self.gauges.call():
+            return await asyncio.wrap_future(self.engine.generate(run, version, prompts, seeds, sampling))
 
     async def device(self) -> str:
         """The GPU of this engine, or cpu; `several` with tensor parallelism."""
