@@ -151,6 +151,19 @@ def began(folder: Path) -> bool:
     return any((folder / "chaos/checkpoints").glob("*/step-*/record.json"))
 
 
+def wait_for(condition: Callable[[], bool], seconds: float, process: subprocess.Popen) -> None:
+    """Until it holds, while a process runs.
+
+    Raises:
+        AssertionError: the process ends before, or the time does.
+    """
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"ended with {process.returncode}"
+        assert time.monotonic() < until, f"not within {seconds} s"
+        time.sleep(0.3)
+
+
 def sweep_through(folder: Path, faults: list[str], rng: random.Random, say: Callable[[str], None]) -> int:
     """Run one sweep while faults come. How many came; the sweep is done then.
 
