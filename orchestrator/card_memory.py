@@ -14,6 +14,7 @@ from workers.seats import Card, Seating
 
 from .cluster_shape import Gpu
 from .estimate import activation_bytes, cache_bytes
+from .placement_plan import layer_runs_at_once
 from .plan import Plan
 
 CONTEXT = 2**29
@@ -29,7 +30,7 @@ class CardMemory:
     """Of engines."""
     cache: float = 0
     overlays: float = 0
-    """Of every run that these engines serve, kept until the sweep ends."""
+    """Of the runs that train at the same time; an engine forgets a run that ends."""
     trunk: float = 0
     """The frozen base, once for all layer trainers that share a berth."""
     trainers: float = 0
@@ -49,13 +50,17 @@ class CardMemory:
 
 def card_memories(plan: Plan, seating: Seating, gpu: Gpu) -> Counter[CardMemory]:
     """GPUs by what lies in them, and how many of each there are; where runs take turns, the larger one."""
+    layer_runs = layer_runs_at_once(plan, seating) - (seating.in_turn and seating.whole_runs > 0)
+    served = [plan.push_bytes(Selection.full())] * seating.whole_runs + [
+        plan.push_bytes(Selection.layer(0))
+    ] * layer_runs
     cards = []
     for card in seating.cards:
         if seating.in_turn and card.whole_ranks and card.layer_ranks:
             turns = (replace(card, layer_ranks=0), replace(card, whole_ranks=0))
-            cards.append(max((_memory(plan, turn, gpu) for turn in turns), key=lambda memory: memory.total))
+            cards.append(max((_memory(plan, turn, gpu, served) for turn in turns), key=lambda memory: memory.total))
         else:
-            cards.append(_memory(plan, card, gpu))
+            cards.append(_memory(plan, card, gpu, served))
     return Counter(cards)
 
 
@@ -87,7 +92,8 @@ def whole_trainer_bytes(plan: Plan) -> float:
     return weights * share[0] + gradients * share[1] + optimizer * share[2]
 
 
-def _memory(plan: Plan, card: Card, gpu: Gpu) -> CardMemory:
+def _memory(plan: Plan, card: Card, gpu: Gpu, served: list[int]) -> CardMemory:
+    """`served` are the overlays of all runs that train at the same time; they are dealt out to the engines in turn."""
     spans = plan.spec.rollout.tensor_parallel_size
     layers = [run.selection for run in plan.runs if not run.selection.whole]
     lowest = min(layers, key=lambda selection: selection.layers, default=Selection.layer(0))
@@ -99,22 +105,12 @@ def _memory(plan: Plan, card: Card, gpu: Gpu) -> CardMemory:
         who=_who(card),
         weights=len(card.engines) * plan.trunk_bytes / spans,
         cache=len(card.engines) * max(0, engine_cache(plan, gpu)),
-        overlays=sum(_overlays(plan, number) for number in card.engines) / spans,
+        overlays=sum(sum(served[number :: plan.spec.resources.engines]) for number in card.engines) / spans,
         trunk=trunks * plan.trunk_bytes,
         trainers=card.layer_ranks * plan.trainer_bytes(lowest) + card.whole_ranks * whole_trainer_bytes(plan),
         activations=activations,
         contexts=CONTEXT * (len(card.engines) + card.layer_ranks + card.whole_ranks + bool(card.berth)),
     )
-
-
-def _overlays(plan: Plan, engine: int) -> int:
-    """Bytes of the runs dealt out to an engine: every so-many-th, those of `combine` last."""
-    served = [plan.push_bytes(run.selection) for run in plan.runs]
-    for _ in plan.spec.seeds:
-        for run in plan.spec.combine:
-            selection = Selection.full() if run.how == "boost" else Selection.several(tuple(range(run.which[1])))
-            served.append(plan.push_bytes(selection))
-    return sum(served[engine :: plan.spec.resources.engines])
 
 
 def _who(card: Card) -> str:

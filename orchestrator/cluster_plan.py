@@ -15,7 +15,7 @@ from workers.seats import Seating
 from .card_memory import CardMemory, card_memories, memory_problems
 from .cluster_shape import ClusterShape
 from .estimate import Assumptions, Estimate, estimate, rollout_seconds, step_tokens, update_seconds
-from .placement_plan import placement_problems, seat_on
+from .placement_plan import layer_runs_at_once, placement_problems, seat_on
 from .plan import Plan
 from .spec import SpecError
 
@@ -93,13 +93,6 @@ def plan_on(plan: Plan, cluster: ClusterShape, assumed: Assumptions | None = Non
     return ClusterPlan(plan, cluster, seating, memory, schedule, _network(plan, seating, assumed), mixed, swapped)
 
 
-def _layer_runs_at_once(plan: Plan, seating: Seating) -> int:
-    wanted = sum(not run.selection.whole for run in plan.runs)
-    beside = 0 if seating.in_turn else seating.whole_runs
-    limit = plan.spec.resources.concurrent_runs or wanted + beside
-    return max(1, min(wanted, seating.layer_runs, limit - beside))
-
-
 def _schedule(plan: Plan, cluster: ClusterShape, seating: Seating, cost: Estimate, assumed: Assumptions) -> Schedule:
     resources, training, spans = plan.spec.resources, plan.spec.training, plan.spec.rollout.tensor_parallel_size
     layers, wholes = ([run.selection for run in plan.runs if run.selection.whole == w] for w in (False, True))
@@ -117,7 +110,7 @@ def _schedule(plan: Plan, cluster: ClusterShape, seating: Seating, cost: Estimat
         bounds["the GPUs of " + " and ".join(who for who, seconds in work.items() if seconds)] = sum(work.values())
     responses = training.steps * training.prompts_per_step * training.group_size
     alone = rollout_seconds(plan, responses, cluster.gpu, assumed) + 3600 * cost.evaluation / (1 + len(plan.runs))
-    at_once = _layer_runs_at_once(plan, seating)
+    at_once = layer_runs_at_once(plan, seating)
     layer_waves = -(-len(layers) // at_once)
     whole_waves = -(-len(wholes) // seating.whole_runs) if wholes else 0
     layer_runs = [alone / spans + updates[s] / resources.trainer_ranks for s in layers]
@@ -133,7 +126,7 @@ def _schedule(plan: Plan, cluster: ClusterShape, seating: Seating, cost: Estimat
 def _network(plan: Plan, seating: Seating, assumed: Assumptions) -> tuple[Network, ...]:
     training, resources = plan.spec.training, plan.spec.resources
     kinds = (
-        ("layer run", _layer_runs_at_once(plan, seating), Selection.layer(0), resources.trainer_ranks, "layer_ranks"),
+        ("layer run", layer_runs_at_once(plan, seating), Selection.layer(0), resources.trainer_ranks, "layer_ranks"),
         ("whole-model run", seating.whole_runs, Selection.full(), resources.full_trainer_ranks, "whole_ranks"),
     )
     return tuple(

@@ -55,6 +55,14 @@ def whole_runs(plan: Plan) -> int:
     return sum(run.selection.whole for run in plan.runs) + boosts * len(plan.spec.seeds)
 
 
+def layer_runs_at_once(plan: Plan, seating: Seating) -> int:
+    """Layer runs that train at the same time: as many as there are, as have a place, and as the spec allows."""
+    wanted = sum(not run.selection.whole for run in plan.runs)
+    beside = 0 if seating.in_turn else seating.whole_runs
+    limit = plan.spec.resources.concurrent_runs or wanted + beside
+    return max(1, min(wanted, seating.layer_runs, limit - beside))
+
+
 def _actors(resources: ResourcesConfig) -> dict[str, ActorResources]:
     actors = {"engine": resources.engine, "trainer": resources.trainer}
     return actors | ({"full_trainer": resources.full_trainer} if resources.full_trainer else {})

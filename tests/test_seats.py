@@ -7,7 +7,7 @@ import pytest
 from orchestrator.cli import DEMO
 from orchestrator.cluster_plan import plan_on
 from orchestrator.cluster_shape import parse_cluster
-from orchestrator.placement_plan import placement_problems
+from orchestrator.placement_plan import placement_problems, seat_on
 from orchestrator.plan import Plan, make_plan
 from orchestrator.spec import SpecError, load_spec
 from workers.config import ResourcesConfig
@@ -132,6 +132,13 @@ def test_what_can_never_be_placed(changes, gpus, nodes, start):
 def test_a_cluster_without_gpus():
     fields = [problem.split(":")[0] for problem in problems(plan_with(), gpus=0, cpus=1000)]
     assert fields == ["resources.engine.gpus", "resources.trainer.gpus", "resources.full_trainer.gpus"]
+
+
+def test_a_boost_trains_the_whole_model():
+    """Without a full run eight GPUs have four berths; a boost takes one of these."""
+    node = {"CPU": 100.0, "GPU": 8.0}
+    layers_alone, boost = (plan_with(include_full=False, combine=runs) for runs in ([], [{"boost": "best 5"}]))
+    assert [len(seat_on(plan, node, node).berths) for plan in (layers_alone, boost)] == [4, 3]
 
 
 def test_the_demo_on_cpus():
