@@ -10,7 +10,6 @@ import json
 import os
 import runpy
 import selectors
-import shutil
 import signal
 import socket
 import sys
@@ -51,7 +50,9 @@ def serve(address: str) -> None:
                         os.kill(pid, signal.SIGKILL)
                     if os.read(sys.stdin.fileno(), len(END)) != END:
                         _reap(guarded)
-                    shutil.rmtree(os.path.dirname(address), ignore_errors=True)
+                    with contextlib.suppress(OSError):  # the parent may have removed them already
+                        os.unlink(address)
+                        os.rmdir(os.path.dirname(address))
                     os._exit(0)  # nothing to clean up, and some of the imports complain of an ordinary end
                 if source is listener:
                     connection, _ = listener.accept()
