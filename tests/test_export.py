@@ -2,8 +2,11 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -65,6 +68,41 @@ def test_log_probabilities_are_those_of_the_run(sweep, tmp_path, selection, seed
     base = logprobs(AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32))
     assert (logprobs(model) - base).abs().max() > 0.01
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("12")["input_ids"] == [3, 4]
+
+
+def greedy(prompts, *how):
+    """Tokens of each answer, and the log-probabilities of all one after another, of a vLLM in its own process."""
+    command = [sys.executable, "-m", "tests.greedy", json.dumps(prompts), *map(str, how)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    tokens, given = zip(*json.loads(done.stdout.splitlines()[-1]), strict=True)
+    return list(tokens), np.concatenate(given)
+
+
+@torch.no_grad()
+def plain_logprobs(folder, prompts, tokens):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found = []
+    for prompt, answer in zip(prompts, tokens, strict=True):
+        logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+        found.append(torch.log_softmax(logits, -1)[range(len(answer)), answer].numpy())
+    return np.concatenate(found)
+
+
+@pytest.mark.slow
+def test_vllm_loads_the_folder_and_gives_what_the_engine_of_the_sweep_gave(sweep, tmp_path):
+    """An ordinary vLLM on the folder, the sweep's engine with the overlay over the base, and transformers: the same
+    tokens, log-probabilities within 1e-5, and far from the base's."""
+    out, prompts = tmp_path / "out", [[3, 7, 2, 30, 12, 5], list(range(2, 32)), *([k] for k in range(9, 13))]
+    export(str(sweep), "layer-01", str(out), seed=0)
+    tokens, exported = greedy(prompts, "plain", out)
+    assert exported.size >= 20
+    overlay = sweep / "overlays" / "layer-01-seed0" / "model.safetensors"
+    own_tokens, own = greedy(prompts, "overlay", tmp_path / "base", overlay)
+    assert tokens == own_tokens
+    assert np.abs(exported - own).max() < 1e-5
+    assert np.abs(exported - plain_logprobs(out, prompts, tokens)).max() < 1e-5
+    assert np.abs(exported - plain_logprobs(tmp_path / "base", prompts, tokens)).max() > 1e-2
 
 
 def test_shards_and_their_index(sweep, tmp_path):
