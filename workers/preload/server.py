@@ -139,6 +139,7 @@ def _fork(connection: socket.socket) -> int:
         for descriptor in descriptors:
             os.close(descriptor)
         return pid
+    os.setpgid(0, 0)  # Ray kills a worker's whole group at its end, which must not be ours
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for standard, descriptor in enumerate(descriptors):
