@@ -74,6 +74,8 @@ class Course:
         self.rows: list[dict[str, Any]] = []
         """Of steps since the last checkpoint."""
         self.kept = self.furthest = self.failures = self.zero_reward = 0
+        self.checkpoint_cpu = 0.0
+        """Seconds of checkpoints since the last step."""
         self.staffed = self.updating = False
         """Whether trainers should be there; whether their update is under way, or ended badly."""
         self.learning: asyncio.Task | None = None
@@ -289,6 +291,7 @@ class Course:
         updated = time.monotonic()
         self.steps, self.updating = step + 1, False
         row = {"step": step, **metrics, "driver_cpu_seconds": self.sweep.own_cpu()}
+        row["checkpoint_cpu_seconds"], self.checkpoint_cpu = self.checkpoint_cpu, 0.0
         worked = sum(metrics[f"{phase}_seconds"] for phase in ("rollout", "reward", "update"))
         row["wait_seconds"] = max(0.0, updated - began - worked)
         self.rows.append(row)
@@ -333,10 +336,11 @@ class Course:
         """A checkpoint of the steps done so far."""
         step, rows, folder = self.steps, list(self.rows), self.sweep.plan.folder
         parts = await asyncio.gather(*(trainer.save.remote(folder, step) for trainer in self.crew.trainers))
-        await self.stage.collector.commit.remote(
-            self.run.selection.name, self.run.seed, step, dict(parts), rows, self._elapsed(),
-            keep or self.spec.recovery.keep,
-        )  # fmt: skip
+        files = {name: checksum for name, checksum, _ in parts}
+        committing = await self.stage.collector.commit.remote(
+            self.run.selection.name, self.run.seed, step, files, rows, self._elapsed(), keep or self.spec.recovery.keep
+        )
+        self.checkpoint_cpu += committing + sum(cpu for _, _, cpu in parts)
         self.kept, self.rows = step, self.rows[len(rows) :]
 
     async def _save_if_possible(self) -> None:

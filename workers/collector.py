@@ -21,9 +21,9 @@ STEP_COLUMNS = (
     "clip_fraction", "grad_norm", "update_norm", "logprob_mismatch", "response_tokens", "truncated_fraction",
     "format_fraction", "learning_rate", "tokens", "pushed_bytes", "rollout_seconds", "reward_seconds",
     "update_seconds", "sync_seconds", "wait_seconds", "generate_cpu_seconds", "reward_cpu_seconds",
-    "update_cpu_seconds", "push_cpu_seconds", "driver_cpu_seconds", "success_rate", "episode_length",
-    "invalid_action_rate", "step_groups_larger_than_one", "lost_episodes", "given_up_episodes", "cut_observations",
-    "gradient_agreement",
+    "update_cpu_seconds", "push_cpu_seconds", "checkpoint_cpu_seconds", "driver_cpu_seconds", "success_rate",
+    "episode_length", "invalid_action_rate", "step_groups_larger_than_one", "lost_episodes", "given_up_episodes",
+    "cut_observations", "gradient_agreement",
 )  # fmt: skip
 SCORE_COLUMNS = (
     "selection", "seed", "step", "suite", "split", "prompt", "sample", "score", "response_tokens", "truncated",
@@ -98,8 +98,8 @@ class Collector:
     def commit(
         self, selection: str, seed: int, step: int, files: dict[str, str], rows: list[dict[str, Any]], seconds: float,
         keep: int,
-    ) -> None:  # fmt: skip
-        """A checkpoint counts from here on.
+    ) -> float:  # fmt: skip
+        """A checkpoint counts from here on. Returns the CPU seconds that it took.
 
         Args:
             files: name and checksum of each rank's file, which are written already.
@@ -110,12 +110,13 @@ class Collector:
             ValueError: steps are missing.
             OSError: the record could not be written.
         """
-        mine = self.steps[selection, seed]
+        cpu, mine = time.process_time(), self.steps[selection, seed]
         mine |= {row["step"]: {"selection": selection, "seed": seed} | row for row in rows}
         if missing := [k for k in range(step) if k not in mine]:
             raise ValueError(f"{selection} seed {seed}: no record of step {missing[0]} at the checkpoint of {step}")
         record = Record(step, files, [mine[k] for k in range(step)], seconds)
         self._ledger(selection, seed).commit(record, keep)
+        return time.process_time() - cpu
 
     def record_scores(self, selection: str, seed: int, step: int, columns: dict[str, np.ndarray]) -> None:
         """One suite of one evaluation; in the ledger once this returns."""

@@ -1,6 +1,7 @@
 """The trainer as a Ray actor: one per run and data-parallel rank."""
 
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from policies.algorithm import PolicyGradient
@@ -101,8 +102,9 @@ class Trainer:
         self.served = weights
         return to_handles(weights)
 
-    def save(self, folder: str, step: int) -> tuple[str, str]:
-        """This rank's part of a checkpoint, to the ledger of the sweep in `folder`. Returns its name and checksum.
+    def save(self, folder: str, step: int) -> tuple[str, str, float]:
+        """This rank's part of a checkpoint, to the ledger of the sweep in `folder`. Returns its name and checksum, and
+        the CPU seconds that it took.
 
         Raises:
             OSError: it could not be written.
@@ -112,8 +114,9 @@ class Trainer:
 
         if step != self.steps:
             raise RuntimeError(f"asked for a checkpoint of step {step}, the weights are of step {self.steps}")
-        name = rank_file(self.rank)
-        return name, RunLedger(folder, self.run).write_file(step, name, dump(self.learner))
+        name, cpu = rank_file(self.rank), time.process_time()
+        written = RunLedger(folder, self.run).write_file(step, name, dump(self.learner))
+        return name, written, time.process_time() - cpu
 
     def completed(self) -> int:
         """Steps done."""
