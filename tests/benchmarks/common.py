@@ -111,7 +111,11 @@ def sweep(spec: dict[str, Any], steps: int) -> Spent:
         file.write_text(yaml.safe_dump(spec))
         with log.open("w") as output:
             command = [sys.executable, "-m", "orchestrator.cli", "run", str(file)]
-            result = spent(lambda: subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False))
+            # Ray gives its workers niceness 15: on a machine that is not quite idle they would lose to any peer.
+            environment = os.environ | {"RAY_worker_niceness": "0"}
+            result = spent(
+                lambda: subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)
+            )
         scored = Path(folder) / spec["name"] / "contribution.parquet"
         if not scored.is_file() or set(pandas.read_parquet(scored)["status"]) != {"completed"}:
             raise RuntimeError(f"the sweep failed:\n{log.read_text()}")
