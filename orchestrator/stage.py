@@ -1,6 +1,7 @@
 """The actors of a sweep, started where they belong."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from workers.config import ActorResources, LearningRates
 from workers.engine import Engine
 from workers.placement import Berth, Berths
 from workers.rollout import RolloutWorker
-from workers.tiny import cache_folder, is_made
+from workers.tiny import BaseModel, cache_folder, is_made
 from workers.trainer import Trainer
 
 from .engines import EnginePlace
@@ -51,6 +52,7 @@ class Stage:
         """Of all but trials; None until they are found."""
         self.place_of: dict[str, EnginePlace] = {}
         self.berths: Berths | None = None
+        self.assembling = asyncio.Lock()
 
     async def start(self, say: Callable[[str], None]) -> None:
         """Engines first: importing vLLM is what everything else can wait for, and overlaps with."""
@@ -103,22 +105,11 @@ class Stage:
 
     async def hire(self, run: Run, place: EnginePlace) -> tuple[Crew, dict[str, Any]]:
         """Trainers for a run, started; and what is known of it then (trainable_parameters, learning_rate)."""
-        spec, resources = self.spec, self.spec.resources
+        spec, crew = self.spec, Crew([], [])
         rate = run.learning_rate or self.rates.of(run.selection.whole)
         training = spec.training.model_copy(update={"learning_rate": LearningRates(layer=rate, full=rate)})
-        needs = (resources.full_trainer if run.selection.whole else None) or resources.trainer
-        ranks = resources.full_trainer_ranks if run.selection.whole else resources.trainer_ranks
-        crew = Crew([], [])
-        for rank in range(ranks):
-            options: dict[str, Any] = {"runtime_env": self.trainer_environment}
-            if self.berths and not run.selection.whole:
-                crew.berths.append(await self.berths.board())
-                options["scheduling_strategy"] = crew.berths[-1].strategy()
-            name = f"Trainer-{run.name}" + (f"-rank{rank}" if ranks > 1 else "")
-            actor = self._actor(Trainer, name, needs, **options)
-            crew.trainers.append(actor.remote(run.selection, run.seed, rank, ranks, self.gpu))
         try:
-            address = await crew.trainers[0].address.remote()
+            address = await self._assemble(crew, run)
             engine_device = await place.actor.device.remote()
             facts = await asyncio.gather(
                 *(
@@ -129,10 +120,29 @@ class Stage:
                     for rank, trainer in enumerate(crew.trainers)
                 )
             )  # fmt: skip
-        except ray.exceptions.RayError:
+        except (ray.exceptions.RayError, asyncio.CancelledError):
             await self.dismiss(crew)
             raise
         return crew, {"learning_rate": rate} | {name: facts[0][name] for name in ("trainable_parameters", "trunk")}
+
+    async def _assemble(self, crew: Crew, run: Run) -> tuple[str, int]:
+        """A trainer for each rank, all of them placed; the address of rank 0.
+
+        One crew of several ranks is assembled at a time: two half crews would wait for each other for ever.
+        """
+        resources, whole = self.spec.resources, run.selection.whole
+        needs = (resources.full_trainer if whole else None) or resources.trainer
+        ranks = resources.full_trainer_ranks if whole else resources.trainer_ranks
+        async with self.assembling if ranks > 1 else contextlib.nullcontext():
+            for rank in range(ranks):
+                options: dict[str, Any] = {"runtime_env": self.trainer_environment}
+                if self.berths and not whole:
+                    crew.berths.append(await self.berths.board())
+                    options["scheduling_strategy"] = crew.berths[-1].strategy()
+                name = f"Trainer-{run.name}" + (f"-rank{rank}" if ranks > 1 else "")
+                actor = self._actor(Trainer, name, needs, **options)
+                crew.trainers.append(actor.remote(run.selection, run.seed, rank, ranks, self.gpu))
+            return (await asyncio.gather(*(trainer.address.remote() for trainer in crew.trainers)))[0]
 
     async def dismiss(self, crew: Crew) -> None:
         """End a run's trainers and free what they held."""
@@ -172,13 +182,14 @@ class Stage:
     def _trusted(self) -> bool:
         return isinstance(self.spec.model, PretrainedModel) and self.spec.model.trust_remote_code
 
-    async def _base_model(self, say: Callable[[str], None]) -> str:
-        """A folder or hub name that every node can load."""
+    async def _base_model(self, say: Callable[[str], None]) -> Any:
+        """A reference to the base model, for actors on any node."""
         model = self.spec.model
         if isinstance(model, PretrainedModel):
-            return model.path
+            return ray.put(BaseModel(model.path))
         say("warming up the tiny base model (cached afterwards)")
-        return await ray.remote(_make_tiny_model).options(name="warm-up", num_cpus=0.1).remote(model, self.spec.task)
+        made = ray.remote(_make_tiny_model).options(name="warm-up", num_cpus=0.1).remote(model, self.spec.task)
+        return ray.put(await made)
 
     def _constants(self) -> dict[str, str]:
         spec = self.spec
@@ -192,10 +203,10 @@ class Stage:
         }
 
 
-def _make_tiny_model(model: TinyModel, task: Any) -> str:
+def _make_tiny_model(model: TinyModel, task: Any) -> BaseModel:
     folder = cache_folder(model, task)
     if not is_made(folder):
         from workers.base_model import make_tiny_model  # imports torch and transformers: seconds
 
         make_tiny_model(model, task)
-    return str(folder)
+    return BaseModel.packed(folder)

@@ -290,6 +290,7 @@ def test_the_rollout_worker_plays_environment_sections(tmp_path):
     from workers.collector import SCORE_COLUMNS, STEP_COLUMNS
     from workers.config import TrainingConfig
     from workers.rollout import RolloutWorker
+    from workers.tiny import BaseModel
 
     config = GridWorldConfig(size=3, holes=1, max_turns=2, processes=1)
     tokenizer = character_tokenizer(config.build().alphabet)
@@ -307,7 +308,7 @@ def test_the_rollout_worker_plays_environment_sections(tmp_path):
     engine = SimpleNamespace(generate=SimpleNamespace(remote=generate))
     suite = SuiteConfig(name="maps", prompts=5, samples=4)
     training = TrainingConfig(prompts_per_step=3, group_size=2, max_response_tokens=2)
-    worker = RolloutWorker(str(tmp_path), config, [suite], training)
+    worker = RolloutWorker(BaseModel(str(tmp_path)), config, [suite], training)
     with closing(worker.task):
         rows = asyncio.run(worker.rollout(engine, "layer-01-seed0", 7, seed=0, step=3))
         scores = asyncio.run(worker.evaluate(engine, None, 0, "maps", "selection", seed=0, samples=4))

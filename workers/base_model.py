@@ -1,7 +1,6 @@
 """The tiny base model: made, warmed up by supervised training, gated on its accuracy, cached by its recipe."""
 
 import asyncio
-import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from rollout.episodes import play
 from rollout.tasks import Response
 from rollout.types import Completions
 
-from .tiny import cache_folder, is_made, tiny_config
+from .tiny import cache_folder, is_made, settle, tiny_config
 
 PAD, END = "<pad>", "<end>"
 
@@ -62,10 +61,7 @@ def make_tiny_model(config: TinyModel, task_config: StrictModel) -> str:
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
     model.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
-    try:
-        scratch.rename(folder)
-    except OSError:  # another process was faster
-        shutil.rmtree(scratch)
+    settle(scratch, folder)
     return str(folder)
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from rollout.config import RolloutConfig
 from rollout.types import Completions, Pushed, Sampling
 
+from .tiny import BaseModel
+
 
 class Engine:
     """One vLLM engine for all runs that the driver deals out to it. Async: many calls wait at the same time.
@@ -24,7 +26,7 @@ class Engine:
     def __repr__(self) -> str:
         return f"Engine({self.number})"
 
-    async def start(self, model: str, architecture: str, config: RolloutConfig, dtype: str, seed: int) -> None:
+    async def start(self, model: BaseModel, architecture: str, config: RolloutConfig, dtype: str, seed: int) -> None:
         """Load the base model and check every routed path against a plain forward."""
         from rollout.engine.engine import RolloutEngine
         from rollout.engine.selfcheck import check
@@ -32,9 +34,9 @@ class Engine:
         from .gauges import EngineGauges
 
         self.gauges = EngineGauges(self.number)
-        self.spans = config.tensor_parallel_size
-        self.engine = await asyncio.to_thread(RolloutEngine, model, architecture, config, dtype, seed)
-        await asyncio.to_thread(check, self.engine, model, dtype)
+        self.spans, path = config.tensor_parallel_size, model.here()
+        self.engine = await asyncio.to_thread(RolloutEngine, path, architecture, config, dtype, seed)
+        await asyncio.to_thread(check, self.engine, path, dtype)
 
     async def generate(
         self, run: str | None, version: int, prompts: Sequence[np.ndarray], seeds: Sequence[int], sampling: Sampling

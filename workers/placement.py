@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from .config import ActorResources
 from .seats import HOST_SHARE, aboard
+from .tiny import BaseModel
 
 
 class TrunkHost:
@@ -23,11 +24,11 @@ class TrunkHost:
     def __repr__(self) -> str:
         return "TrunkHost()"
 
-    def load(self, model: str, dtype: str, trust_remote_code: bool) -> dict[str, Any]:
+    def load(self, model: BaseModel, dtype: str, trust_remote_code: bool) -> dict[str, Any]:
         """Load the base onto the GPU; returns what Trunk.attach needs."""
         from policies.trunk import Trunk
 
-        self.trunk = Trunk.load(model, dtype, "cuda", trust_remote_code)
+        self.trunk = Trunk.load(model.here(), dtype, "cuda", trust_remote_code)
         return self.trunk.share()
 
 
@@ -59,7 +60,7 @@ class Berths:
         self.berths = [Berth(placement_group([bundle], strategy="PACK")) for _ in range(count)]
         self.changed = asyncio.Condition()
 
-    async def load(self, model: str, dtype: str, trust_remote_code: bool) -> None:
+    async def load(self, model: BaseModel, dtype: str, trust_remote_code: bool) -> None:
         """Wait for the GPUs and have each host load the base."""
         for number, berth in enumerate(self.berths):
             await berth.group.ready()

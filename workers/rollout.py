@@ -18,21 +18,22 @@ from rollout.episodes import Played, play
 from rollout.tasks import Prompt, Response, Score, Split
 from rollout.types import Completions, Experience, Sampling, seeds_for
 from workers.config import TrainingConfig
+from workers.tiny import BaseModel
 
 
 class RolloutWorker:
     """Tokenizes prompts, asks the engine, decodes and scores, all off the engine's and the trainers' processes.
 
     Args:
-        model: the base model's folder or hub name, for its tokenizer and stop tokens.
+        model: the base, for its tokenizer and stop tokens.
         task: the section of the spec that is trained on.
         suites: the evaluation suites.
         training: the spec's section.
     """
 
-    def __init__(self, model: str, task: StrictModel, suites: Sequence[SuiteConfig], training: TrainingConfig):
+    def __init__(self, model: BaseModel, task: StrictModel, suites: Sequence[SuiteConfig], training: TrainingConfig):
         self.training = training
-        self.tokenizer, self.stop_token_ids = load_tokenizer(model)
+        self.tokenizer, self.stop_token_ids = load_tokenizer(model.here())
         self.task = task.build()
         self.suites = {suite.name: suite for suite in suites}
         self.suite_tasks = {suite.name: suite.task.build() if suite.task else self.task for suite in suites}

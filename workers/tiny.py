@@ -1,8 +1,11 @@
-"""The tiny model's configuration and its place in the cache, without torch: what a plan needs."""
+"""The tiny model's configuration, its place in the cache and its way to other nodes, all without torch."""
 
 import hashlib
 import json
 import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from policies.config import TinyModel
@@ -34,6 +37,42 @@ def cache_folder(model: TinyModel, task: StrictModel) -> Path:
     recipe = json.dumps([RECIPE, model.model_dump(mode="json"), task.model_dump(mode="json")], sort_keys=True)
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "layersweep" / "models" / hashlib.sha256(recipe.encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A sweep's base model, as it travels to actors on other nodes.
+
+    `path` is a folder or hub name that every node can read. Of the tiny model, which one node has made, `files` holds
+    the content by name.
+    """
+
+    path: str
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def packed(cls, folder: Path) -> "BaseModel":
+        return cls(str(folder), {path.name: path.read_bytes() for path in folder.iterdir()})
+
+    def here(self) -> str:
+        """A folder or hub name to load from on this node; the files are written unless they are there."""
+        folder = Path(self.path)
+        if not self.files or is_made(folder):
+            return self.path
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent))
+        for name, content in self.files.items():
+            (scratch / name).write_bytes(content)
+        settle(scratch, folder)
+        return self.path
+
+
+def settle(scratch: Path, folder: Path) -> None:
+    """Move a finished model to its folder, whole."""
+    try:
+        scratch.rename(folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(scratch)
 
 
 def is_made(folder: Path) -> bool:

@@ -12,6 +12,7 @@ from workers.distributed import free_port, prepare
 from workers.files import write_atomically
 from workers.heap import release_freed_memory
 from workers.ledger import Damaged, Record, RunLedger, rank_file
+from workers.tiny import BaseModel
 
 if TYPE_CHECKING:
     from policies.tensors import Packed
@@ -47,7 +48,7 @@ class Trainer:
 
     def start(
         self,
-        model: str,
+        model: BaseModel,
         address: tuple[str, int],
         algorithm: PolicyGradient,
         training: TrainingConfig,
@@ -73,7 +74,7 @@ class Trainer:
         if shared_trunk:
             trunk = Trunk.attach(shared_trunk, torch.device("cuda", 0))
         else:
-            trunk = Trunk.load(model, training.dtype, "cuda" if self.gpu else "cpu", trust_remote_code)
+            trunk = Trunk.load(model.here(), training.dtype, "cuda" if self.gpu else "cpu", trust_remote_code)
         self.by_handle = self.gpu and device_name() == engine_device
         self.digest = trunk.digest()
         self.steps = 0
