@@ -29,10 +29,7 @@ def claimed(folder: str) -> Iterator[None]:
         SpecError: another driver has it.
     """
     path = f"{folder}/checkpoints/driver.json"
-    if owner := holder(folder):
-        raise SpecError([
-            f"{folder}: process {owner['pid']} on {owner['host']} is running this sweep; wait for it, or stop it first"
-        ])  # fmt: skip
+    check_owner(folder)
     ended = threading.Event()
     _beat(path)
     thread = threading.Thread(target=_beats, args=(path, ended), name="claim", daemon=True)
@@ -45,6 +42,14 @@ def claimed(folder: str) -> Iterator[None]:
         filesystem, place = fsspec.core.url_to_fs(path)
         if filesystem.exists(place):
             filesystem.rm_file(place)
+
+
+def check_owner(folder: str) -> None:
+    """Raises SpecError while another driver runs the sweep in this folder."""
+    if owner := holder(folder):
+        raise SpecError([
+            f"{folder}: process {owner['pid']} on {owner['host']} is running this sweep; wait for it, or stop it first"
+        ])  # fmt: skip
 
 
 def holder(folder: str) -> dict | None:

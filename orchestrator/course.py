@@ -14,6 +14,7 @@ from .failures import Deadlines, Overdue, mendable, reason_of
 from .halving import Halving
 from .plan import Plan, Run
 from .progress import Progress
+from .rooms import Rooms
 from .stage import Crew, Stage
 
 T = TypeVar("T")
@@ -36,8 +37,8 @@ class Sweep:
     plan: Plan
     stage: Stage
     progress: Progress
-    slots: asyncio.Semaphore
-    """Held by every run that has trainers."""
+    rooms: Rooms
+    """One is taken by every run that has trainers."""
     deadlines: Deadlines
     halving: Halving | None = None
     crowded: bool = False
@@ -86,7 +87,7 @@ class Course:
 
     async def go(self) -> None:
         """To the end; a failure is the run's own. On cancellation, to a checkpoint."""
-        async with self.sweep.slots:
+        async with self.sweep.rooms:
             self.began = time.monotonic()
             try:
                 self.seconds = (await asyncio.to_thread(self.ledger.facts)).get("seconds", 0.0)
@@ -133,10 +134,10 @@ class Course:
         await self._insist(self._finish)
         if self.sweep.crowded:
             await self._dismiss()
-            self.sweep.slots.release()
+            await self.sweep.rooms.release()
         goes_on = await halving.goes_on(self.name, self.steps)
         if self.sweep.crowded:
-            await self.sweep.slots.acquire()
+            await self.sweep.rooms.acquire()
             if goes_on:
                 await self._insist(self._hire)
         return goes_on

@@ -21,6 +21,7 @@ from .halving import Halving
 from .layers import LayerSearch
 from .plan import Plan, Run
 from .progress import Progress
+from .rooms import Rooms
 from .search import FINAL_SAMPLES, Rung, survivors
 from .stage import Stage
 from .watch import Watch
@@ -94,20 +95,21 @@ class Driver:
         began = time.monotonic()
         await self.stage.start(self.progress.say)
         self.progress.started(time.monotonic() - began)
-        rooms = self.stage.rooms()
+        rooms = Rooms(self.stage.rooms)
         self.sweep = Sweep(
             self.plan,
             self.stage,
             self.progress,
-            asyncio.Semaphore(rooms),
+            rooms,
             Deadlines(self.spec.recovery.patience),
             halving=self._halving(),
-            crowded=rooms < len(self.plan.runs),
+            crowded=rooms.there < len(self.plan.runs),
             trunk=self.experiment.trunk,
             on_trunk=self.experiment.know_trunk,
         )
         watch = Watch(self.stage.places, self.stage.standing, self.spec.recovery.patience, self.progress.say)
         self.watching = asyncio.create_task(watch.forever())
+        self.following = asyncio.create_task(rooms.follow())
 
     # -- stopping ---------------------------------------------------------------------------------------------
 

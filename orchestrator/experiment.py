@@ -84,6 +84,16 @@ class Experiment:
             self.spec, self.finished = spec, False
             self._write()
 
+    def asks_no_more_than_done(self, plan: Plan) -> bool:
+        """Whether everything that a plan asks for is done already.
+
+        Raises:
+            SpecError: the plan would mix two experiments; every difference is named.
+        """
+        if problems := list(self._differences(plan)):
+            raise SpecError(problems)
+        return self.finished and _dump(plan.spec) == self.spec
+
     def know_trunk(self, digest: str) -> None:
         self.trunk = digest
         self._write()

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from workers.config import ActorResources, ResourcesConfig
 from workers.seats import EPSILON, NoRoom, Seating, aboard, seat
 
-from .layers import LayerSearch
 from .plan import Plan
 
 SMALL_ACTORS_CPUS = 0.1
@@ -35,7 +34,7 @@ def placement_problems(
     bundles = [_berth_cpus(plan.spec.resources, share) for share in seating.berths] if seating else []
     if problems := _berth_problems(plan.spec.resources, bundles, largest_node.get("CPU", 0)):
         return problems
-    return _cpu_problems(plan, cpus, sum(bundles)) or _search_problems(plan, seating, cpus)
+    return _cpu_problems(plan, cpus, sum(bundles))
 
 
 def seat_on(plan: Plan, total_resources: Mapping[str, float], largest_node: Mapping[str, float]) -> Seating:
@@ -120,20 +119,3 @@ def _cpu_problems(plan: Plan, there: float, berths: float) -> list[str]:
     return [f"resources: engines ask for {resources.engines} x {resources.engine.cpus:g} CPUs, trainers that must be "
             f"there beside them for {crew:g}, layersweep's small actors for {SMALL_ACTORS_CPUS:g}: {needed:g}, and the "
             f"cluster has {there:g}; lower the cpus of engine or trainers"]  # fmt: skip
-
-
-def _search_problems(plan: Plan, seating: Seating | None, cpus: float) -> list[str]:
-    """A search pauses layer runs in their trainers, so all of them need a place at the same time."""
-    if not isinstance(plan.spec.layers, LayerSearch):
-        return []
-    resources, wanted = plan.spec.resources, sum(run.selection.kind == "layer" for run in plan.runs)
-    room, each = wanted, resources.trainer_ranks * resources.trainer.cpus
-    if seating:
-        room = seating.layer_runs
-    elif each:
-        left = cpus - resources.engines * resources.engine.cpus - SMALL_ACTORS_CPUS
-        room = int(left / each + EPSILON)
-    if room >= wanted:
-        return []
-    return [f"layers.search: pauses {wanted} layer runs in their trainers, and there is room for {room}; lower "
-            "resources.trainer, or search among fewer layers"]  # fmt: skip

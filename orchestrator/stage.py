@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 
 from policies.config import PretrainedModel, TinyModel
 from policies.selection import Selection
@@ -19,7 +21,9 @@ from workers.tiny import BaseModel, cache_folder, is_made
 from workers.trainer import Trainer
 
 from .engines import EnginePlace
+from .placement_plan import SMALL_ACTORS_CPUS, placement_problems, seat_on
 from .plan import Plan, Run
+from .spec import SpecError
 from .table import sweep_table
 
 SMALL = ActorResources(cpus=0.05)
@@ -72,23 +76,23 @@ class Stage:
         )
         self.standing = {"the collector": self.collector, "the rollout worker": self.rollouts}
         starting = [place.start() for place in self.places]
-        if self.gpu and 0 < resources.trainer.gpus <= 0.5:
-            self.berths = Berths(self._gpus_for_layers(), resources.trainer)
+        if self.gpu and (shares := seat_on(self.plan, *cluster_resources()).berths):
+            self.berths = Berths(shares, resources.trainer)
             await self.berths.load(self.model, spec.training.dtype, self._trusted())
         await asyncio.gather(*starting)
 
     def rooms(self) -> int:
-        """How many runs can train at the same time: as asked, else what the cluster has room for."""
+        """How many runs can train at the same time: as asked, else what the cluster has room for now."""
         resources, runs = self.spec.resources, len(self.plan.runs)
         if resources.concurrent_runs:
             return resources.concurrent_runs
-        free, rooms = ray.cluster_resources(), [runs]
-        for have, need in (
-            (free.get("CPU", 0) - 1, resources.trainer.cpus),
-            (self._gpus_for_layers(), resources.trainer.gpus),
-        ):
-            if need:
-                rooms.append(int(have / (need * resources.trainer_ranks) + 1e-9))
+        total, largest = cluster_resources()
+        rooms = [runs]
+        if self.gpu:
+            rooms.append(seat_on(self.plan, total, largest).runs)
+        if crew := resources.trainer.cpus * resources.trainer_ranks:
+            left = total.get("CPU", 0) - resources.engines * resources.engine.cpus - SMALL_ACTORS_CPUS
+            rooms.append(int(left / crew + 1e-9))
         return max(1, min(rooms))
 
     def place(self, run: str) -> EnginePlace:
@@ -171,14 +175,6 @@ class Stage:
     def _actor(self, cls: type, name: str, needs: ActorResources, **options: Any) -> Any:
         return ray.remote(cls).options(name=name, num_cpus=needs.cpus, num_gpus=needs.gpus, **options)
 
-    def _gpus_for_layers(self) -> int:
-        """Whole GPUs that engines and the full run leave, at least one."""
-        resources, full = self.spec.resources, self.spec.resources.full_trainer or self.spec.resources.trainer
-        taken = resources.engines * resources.engine.gpus
-        if self.spec.include_full:
-            taken += resources.full_trainer_ranks * full.gpus * len(self.spec.seeds)
-        return max(1, int(ray.cluster_resources().get("GPU", 0) - taken))
-
     def _trusted(self) -> bool:
         return isinstance(self.spec.model, PretrainedModel) and self.spec.model.trust_remote_code
 
@@ -201,6 +197,33 @@ class Stage:
             "task": spec.task.type,
             "learning_rate_policy": spec.training.learning_rate.policy,
         }
+
+
+def wait_for_room(plan: Plan) -> None:
+    """Until the cluster can place what the sweep needs at least; its autoscaler is told what it could use.
+
+    Raises:
+        SpecError: it cannot after `resources.wait_for_nodes` seconds.
+    """
+    resources = plan.spec.resources
+    if resources.wait_for_nodes:
+        needs = [resources.engine] * resources.engines
+        for run in plan.runs:
+            ranks = resources.full_trainer_ranks if run.selection.whole else resources.trainer_ranks
+            needs += [(resources.full_trainer if run.selection.whole else None) or resources.trainer] * ranks
+        request_resources(bundles=[{"CPU": need.cpus, "GPU": need.gpus} for need in needs])
+    until = time.monotonic() + resources.wait_for_nodes
+    while problems := placement_problems(plan, *cluster_resources()):
+        if time.monotonic() >= until:
+            raise SpecError(problems)
+        time.sleep(1)
+
+
+def cluster_resources() -> tuple[dict[str, float], dict[str, float]]:
+    """Of the whole cluster, and of the node that has most of each."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    names = {name for node in nodes for name in node}
+    return ray.cluster_resources(), {name: max(node.get(name, 0.0) for node in nodes) for name in names}
 
 
 def _make_tiny_model(model: TinyModel, task: Any) -> BaseModel:

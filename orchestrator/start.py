@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Callable
 
 import fsspec
 import yaml
@@ -9,7 +10,7 @@ import yaml
 from workers.files import write_atomically
 from workers.ledger import Damaged, drop_torn, runs_of
 
-from .claim import claimed, holder
+from .claim import check_owner, claimed
 from .experiment import Experiment, experiment_file
 from .plan import Plan, make_plan
 from .spec import SpecError, SweepSpec, load_spec
@@ -24,9 +25,16 @@ def run_sweep(spec: SweepSpec, address: str | None, fresh: bool) -> int:
         SpecError: what the spec refers to is not there, or its folder has an earlier sweep in it.
     """
     plan = make_plan(spec)
-    prepare_folder(plan, fresh)
-    with claimed(plan.folder):
-        return carry_out(plan, Experiment.begin(plan), address)
+    check_folder(plan, fresh)
+
+    def begin() -> Experiment:
+        filesystem, path = fsspec.core.url_to_fs(plan.folder)
+        if fresh and filesystem.exists(path):
+            filesystem.rm(path, recursive=True)
+        write_spec(plan)
+        return Experiment.begin(plan)
+
+    return carry_out(plan, begin, address)
 
 
 def resume_sweep(sweep: str, spec: str | None, address: str | None) -> int:
@@ -57,39 +65,54 @@ def resume_sweep(sweep: str, spec: str | None, address: str | None) -> int:
             raise SpecError([f"name: {folder} holds the sweep {name!r}, the spec is of {wanted.name!r}"])
         wanted = wanted.model_copy(update={"output": output or "."})  # the folder has been moved
     plan = make_plan(wanted)
-    with claimed(folder):
+    check_owner(folder)
+    if experiment.asks_no_more_than_done(plan):
+        print(f"nothing to do: all of {folder} is done, see {folder}/contribution.parquet")
+        return 0
+
+    def go_on() -> Experiment:
         experiment.go_on(plan)
-        if experiment.finished:
-            print(f"nothing to do: all of {folder} is done, see {folder}/contribution.parquet")
-            return 0
         drop_torn(folder, runs_of(folder))
         write_spec(plan)
-        return carry_out(plan, experiment, address)
+        return experiment
+
+    return carry_out(plan, go_on, address)
 
 
-def carry_out(plan: Plan, experiment: Experiment, address: str | None) -> int:
-    """Run what is not done yet, on a Ray cluster or one started here; report and table at the end. The exit code."""
+def carry_out(plan: Plan, begin: Callable[[], Experiment], address: str | None) -> int:
+    """Run what is not done yet, on a Ray cluster or one started here; report and table at the end. The exit code.
+
+    Args:
+        begin: makes the sweep's folder ready, once it is clear that the cluster can carry the plan out.
+
+    Raises:
+        SpecError: the cluster can never place the plan's actors, or another driver has the sweep.
+    """
     from .cluster import connected
     from .progress import Progress
     from .report import write_report
     from .show import show_table
 
+    again = f"`layersweep resume {plan.folder}` goes on from the last checkpoints"
     with connected(address, f"layersweep-{plan.spec.name}", plan.spec.resources.on_gpu()) as trainer_environment:
         from ray.exceptions import RayError
 
         from .driver import run_plan
         from .failures import RayLost, reason_of
+        from .stage import wait_for_room
 
-        progress = Progress([run.name for run in plan.runs], plan.spec.training.steps)
-        again = f"`layersweep resume {plan.folder}` goes on from the last checkpoints"
-        try:
-            outcome, table = run_plan(plan, experiment, progress, trainer_environment)
-        except (RayError, RayLost) as error:
-            print(f"layersweep: the sweep stopped: {reason_of(error)}; {again}", file=sys.stderr)
-            return EXIT["failed"]
-        except asyncio.CancelledError:
-            print(f"layersweep: stopped at once; {again}", file=sys.stderr)
-            return EXIT["stopped"]
+        wait_for_room(plan)
+        with claimed(plan.folder):
+            experiment = begin()
+            progress = Progress([run.name for run in plan.runs], plan.spec.training.steps)
+            try:
+                outcome, table = run_plan(plan, experiment, progress, trainer_environment)
+            except (RayError, RayLost) as error:
+                print(f"layersweep: the sweep stopped: {reason_of(error)}; {again}", file=sys.stderr)
+                return EXIT["failed"]
+            except asyncio.CancelledError:
+                print(f"layersweep: stopped at once; {again}", file=sys.stderr)
+                return EXIT["stopped"]
     write_report(plan.folder)
     show_table(table)
     print(f"table: {plan.folder}/contribution.parquet\nreport: {plan.folder}/report.html")
@@ -98,25 +121,20 @@ def carry_out(plan: Plan, experiment: Experiment, address: str | None) -> int:
     return EXIT[outcome]
 
 
-def prepare_folder(plan: Plan, fresh: bool) -> None:
-    """Write the resolved spec to `<output>/<name>/sweep.yaml`.
+def check_folder(plan: Plan, fresh: bool) -> None:
+    """Whether the sweep may begin in its folder.
 
     Raises:
-        SpecError: an earlier run of this sweep has begun, and `fresh` was not asked for; or it is running.
+        SpecError: an earlier run of this sweep has begun there, and `fresh` was not asked for; or it is running.
     """
     filesystem, path = fsspec.core.url_to_fs(plan.folder)
-    if filesystem.exists(path):
-        begun = [name for name in ("contribution.parquet", experiment_file("")) if filesystem.exists(f"{path}/{name}")]
-        if begun and not fresh:
-            raise SpecError([
-                f"name: {plan.folder} holds a sweep already; go on with it (layersweep resume {plan.folder}), choose "
-                "another name, or give --fresh"
-            ])  # fmt: skip
-        if fresh:
-            if owner := holder(plan.folder):
-                raise SpecError([f"{plan.folder}: process {owner['pid']} on {owner['host']} is running this sweep"])
-            filesystem.rm(path, recursive=True)
-    write_spec(plan)
+    begun = any(filesystem.exists(f"{path}/{name}") for name in ("contribution.parquet", experiment_file("")))
+    if begun and not fresh:
+        raise SpecError([
+            f"name: {plan.folder} holds a sweep already; go on with it (layersweep resume {plan.folder}), choose "
+            "another name, or give --fresh"
+        ])  # fmt: skip
+    check_owner(plan.folder)
 
 
 def write_spec(plan: Plan) -> None:

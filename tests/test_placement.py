@@ -20,7 +20,7 @@ def test_trainers_aboard_a_berth_share_its_gpu(monkeypatch):
 
     async def scenario() -> None:
         needs = ActorResources(cpus=0.1, gpus=0.3)
-        berths = Berths(2, needs)
+        berths = Berths([1.0, 1.0], needs)
         assert berths.capacity == 3
         await asyncio.gather(*(berth.group.ready() for berth in berths.berths))
         boarded = [await berths.board() for _ in range(6)]
@@ -57,7 +57,7 @@ def test_everybody_on_one_gpu(monkeypatch):
 
     async def scenario() -> None:
         engine = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.3).remote()
-        berths = Berths(1, ActorResources(cpus=0.1, gpus=0.25), share=0.3)
+        berths = Berths([0.3], ActorResources(cpus=0.1, gpus=0.25))
         await asyncio.wait_for(berths.berths[0].group.ready(), 20)
         berth = await berths.board()
         host = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.05, scheduling_strategy=berth.strategy()).remote()

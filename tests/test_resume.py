@@ -12,7 +12,7 @@ from orchestrator.cli import DEMO, main
 from orchestrator.experiment import Experiment
 from orchestrator.plan import make_plan
 from orchestrator.spec import parse_spec
-from orchestrator.start import prepare_folder
+from orchestrator.start import write_spec
 from tests.chaos import Processes, spec, start
 
 
@@ -44,7 +44,7 @@ def begun(tmp_path):
     }
     data["training"] |= {"prompts_per_step": 2, "minibatches": 1}
     plan = make_plan(parse_spec(data))
-    prepare_folder(plan, fresh=False)
+    write_spec(plan)
     Experiment.begin(plan)
     return data
 

@@ -121,7 +121,6 @@ def test_trainers_around_a_gpu_need_their_cpus_on_its_node():
         ({"resources": {"full_trainer": {"gpus": 1.5}}}, 8, 1, "resources.full_trainer.gpus: 1.5: Ray gives a share"),
         ({"rollout": {"tensor_parallel_size": 4}}, 8, 4, "rollout.tensor_parallel_size: 4, and the largest node has 2"),
         ({"rollout": {"tensor_parallel_size": 2}}, 8, 1, "resources.engine.gpus: 1, and rollout.tensor_parallel_size"),
-        ({"layers": {"search": {}}}, 8, 1, "layers.search: pauses 28 layer runs in their trainers, and there is room"),
     ],
 )  # fmt: skip
 def test_what_can_never_be_placed(changes, gpus, nodes, start):

@@ -169,7 +169,10 @@ class ResourcesConfig(StrictModel):
     full_trainer_ranks: PositiveInt = 1
     """Data-parallel ranks of the full run."""
     concurrent_runs: PositiveInt | None = None
-    """Runs that train at the same time; null is as many as the cluster has room for."""
+    """Runs that train at the same time; null is as many as the cluster has room for, while it grows and shrinks."""
+    wait_for_nodes: float = Field(0.0, ge=0)
+    """Seconds to wait for a cluster that scales itself to grow to what the sweep needs at least; its autoscaler is told
+    what all runs together could use. 0 refuses at once what cannot be placed."""
 
     @model_validator(mode="after")
     def _device_matches(self) -> "ResourcesConfig":

@@ -6,6 +6,7 @@ memory. On CPUs none of this is needed: trainers map the checkpoint file, and th
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,8 @@ class Berth:
     """One GPU with room for several trainers."""
 
     group: PlacementGroup
+    room: int
+    """Trainers that it takes."""
     shared: Any = None
     """What the host's load gave: a reference."""
     aboard: int = 0
@@ -49,15 +52,16 @@ class Berths:
     """All berths of a sweep; a trainer's rank boards one and leaves it.
 
     Args:
-        count: GPUs.
+        shares: of a GPU each; what is below 1 leaves the rest to engines and whole-model trainers. See workers.seats.
         trainer: what one rank asks for; its gpus are a fraction.
-        share: of each GPU; below 1 the rest is for engines and whole-model trainers. See workers.seats.
     """
 
-    def __init__(self, count: int, trainer: ActorResources, share: float = 1.0):
-        self.capacity = aboard(share, trainer.gpus)
-        bundle = {"GPU": share, "CPU": max(0.1, self.capacity * trainer.cpus + 0.1)}
-        self.berths = [Berth(placement_group([bundle], strategy="PACK")) for _ in range(count)]
+    def __init__(self, shares: Sequence[float], trainer: ActorResources):
+        self.berths = []
+        for share in shares:
+            room = aboard(share, trainer.gpus)
+            bundle = {"GPU": share, "CPU": room * trainer.cpus + 0.1}
+            self.berths.append(Berth(placement_group([bundle], strategy="PACK"), room))
         self.changed = asyncio.Condition()
 
     async def load(self, model: BaseModel, dtype: str, trust_remote_code: bool) -> None:
@@ -80,8 +84,8 @@ class Berths:
     async def board(self) -> Berth:
         """The emptiest berth, once one has room."""
         async with self.changed:
-            await self.changed.wait_for(lambda: any(berth.aboard < self.capacity for berth in self.berths))
-            berth = min(self.berths, key=lambda berth: berth.aboard)
+            await self.changed.wait_for(lambda: any(berth.aboard < berth.room for berth in self.berths))
+            berth = max(self.berths, key=lambda berth: berth.room - berth.aboard)
             berth.aboard += 1
             return berth
 
