@@ -333,13 +333,13 @@ class Course:
 
     # -- what is kept -----------------------------------------------------------------------------------------
 
-    async def _save(self, keep: int | None = None) -> None:
+    async def _save(self) -> None:
         """A checkpoint of the steps done so far."""
         step, rows, folder = self.steps, list(self.rows), self.sweep.plan.folder
         parts = await asyncio.gather(*(trainer.save.remote(folder, step) for trainer in self.crew.trainers))
         files = {name: checksum for name, checksum, _ in parts}
         committing = await self.stage.collector.commit.remote(
-            self.run.selection.name, self.run.seed, step, files, rows, self._elapsed(), keep or self.spec.recovery.keep
+            self.run.selection.name, self.run.seed, step, files, rows, self._elapsed(), self.spec.recovery.keep
         )
         self.checkpoint_cpu += committing + sum(cpu for _, _, cpu in parts)
         self.kept, self.rows = step, self.rows[len(rows) :]
@@ -365,7 +365,7 @@ class Course:
             overlay = f"{self.sweep.plan.folder}/overlays/{self.name}"
             await asyncio.gather(*(trainer.finish.remote(overlay) for trainer in self.crew.trainers))
         if self.kept < self.steps:
-            await self._save(keep=1)
+            await self._save()
 
     # -- evaluation -------------------------------------------------------------------------------------------
 

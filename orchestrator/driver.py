@@ -150,8 +150,10 @@ class Driver:
         """From the ledger: "completed" with all its steps, "pruned", or "running", which failed ones do once more."""
         ledger = RunLedger(self.plan.folder, run.name)
         status = _facts(ledger).get("status")
-        if status == "completed" and ledger.steps()[:1] == [self.plan.steps(run)]:
-            return "completed"
+        if status == "completed":
+            records, _ = ledger.records()
+            if records and records[0].step == self.plan.steps(run):
+                return "completed"
         return "pruned" if status == "pruned" else "running"
 
     async def _tune(self, base: asyncio.Task) -> bool:
