@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import fsspec
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -104,16 +105,16 @@ class SweepSpec(StrictModel):
 
 
 def load_spec(path: str | Path, overrides: dict[str, Any] | None = None) -> SweepSpec:
-    """Read and validate a YAML file.
+    """Read and validate a YAML file, a path or an fsspec URI.
 
     Raises:
         SpecError: the file is missing, is not YAML, or does not describe a sweep.
     """
-    path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SpecError([f"{path}: {error.strerror or error}"]) from error
+        filesystem, place = fsspec.core.url_to_fs(str(path))
+        data = yaml.safe_load(filesystem.cat_file(place).decode())
+    except (OSError, ImportError) as error:
+        raise SpecError([f"{path}: {getattr(error, 'strerror', None) or error}"]) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError([f"{path}: not YAML: {' '.join(str(error).split())}"]) from error
     if not isinstance(data, dict):

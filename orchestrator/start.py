@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import fsspec
 import yaml
@@ -24,7 +25,7 @@ def run_sweep(spec: SweepSpec, address: str | None, fresh: bool) -> int:
     Raises:
         SpecError: what the spec refers to is not there, or its folder has an earlier sweep in it.
     """
-    plan = make_plan(spec)
+    plan = make_plan(spec.model_copy(update={"output": absolute(spec.output)}))
     check_folder(plan, fresh)
 
     def begin() -> Experiment:
@@ -49,9 +50,9 @@ def resume_sweep(sweep: str, spec: str | None, address: str | None) -> int:
     """
     if sweep.endswith((".yaml", ".yml")):
         wanted = load_spec(spec or sweep)
-        folder = folder_of(load_spec(sweep))
+        folder = absolute(folder_of(load_spec(sweep)))
     else:
-        folder = sweep.rstrip("/")
+        folder = absolute(sweep.rstrip("/"))
         wanted = load_spec(spec or f"{folder}/sweep.yaml")
     try:
         experiment = Experiment.load(folder)
@@ -59,11 +60,10 @@ def resume_sweep(sweep: str, spec: str | None, address: str | None) -> int:
         raise SpecError([f"{error}; the sweep cannot go on, start it again with `layersweep run --fresh`"]) from error
     if experiment is None:
         raise SpecError([f"{folder}: no sweep has begun there; start it with `layersweep run`"])
-    if folder_of(wanted) != folder:
-        output, _, name = folder.rpartition("/")
-        if name != wanted.name:
-            raise SpecError([f"name: {folder} holds the sweep {name!r}, the spec is of {wanted.name!r}"])
-        wanted = wanted.model_copy(update={"output": output or "."})  # the folder has been moved
+    output, _, name = folder.rpartition("/")
+    if name != wanted.name:
+        raise SpecError([f"name: {folder} holds the sweep {name!r}, the spec is of {wanted.name!r}"])
+    wanted = wanted.model_copy(update={"output": output})  # where it is now: it may have been moved
     plan = make_plan(wanted)
     check_owner(folder)
     if experiment.asks_no_more_than_done(plan):
@@ -140,6 +140,11 @@ def check_folder(plan: Plan, fresh: bool) -> None:
 def write_spec(plan: Plan) -> None:
     resolved = yaml.safe_dump(plan.spec.model_dump(mode="json"), sort_keys=False)
     write_atomically(f"{plan.folder}/sweep.yaml", lambda file: file.write(resolved.encode()))
+
+
+def absolute(place: str) -> str:
+    """A folder as every process sees it: actors have working folders of their own. URIs stay as they are."""
+    return place if "://" in place else str(Path(place).expanduser().absolute())
 
 
 def folder_of(spec: SweepSpec) -> str:

@@ -19,6 +19,7 @@ def cluster(monkeypatch):
     """A head that takes no actors; the caller adds nodes."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)  # for Ray's state API: other tests may have a Ray too
     yield cluster
     if ray.is_initialized():
         ray.shutdown()
