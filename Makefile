@@ -1,6 +1,7 @@
 # make demo   from a fresh clone to a contribution table
-# make test   the whole test suite
-# Both do all the set-up themselves: a .venv with the pinned CPU stack, made once and reused while the lock is unchanged.
+# make test   the test suite
+# make long   the tests that take minutes each: sweeps under faults, over several nodes, through jobs
+# All do all the set-up themselves: a .venv with the pinned CPU stack, made once and reused while the lock is unchanged.
 
 PYTHON ?= python3
 LOCK := deploy/requirements-cpu.lock
@@ -9,13 +10,16 @@ STAMP := .venv/.installed-$(shell sha256sum $(LOCK) pyproject.toml | sha256sum |
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INSTALL := .venv/bin/pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: demo test fast lint setup lock clean
+.PHONY: demo test long fast lint setup lock clean
 
 demo: setup
 	.venv/bin/layersweep run deploy/sweeps/demo.yaml --fresh
 
 test: setup
 	.venv/bin/python -m pytest
+
+long: setup
+	.venv/bin/python -m pytest -m long
 
 fast: setup
 	.venv/bin/python -m pytest -m "not slow"

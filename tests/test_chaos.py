@@ -6,7 +6,7 @@ import pytest
 
 from tests.chaos import Processes, began, check, spec, start, sweep_through, undisturbed, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from ray.cluster_utils import Cluster
 
 from tests.chaos import began, spec, start, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 SECTIONS = {"training": {"steps": 6}, "resources": {"engine": {"cpus": 1.9}, "trainer": {"cpus": 1.0}}}
 
 
