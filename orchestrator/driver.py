@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from policies.selection import Selection
 from workers.config import LearningRates
-from workers.ledger import Damaged, RunLedger, runs_of
+from workers.ledger import RunLedger, runs_of
 
 from .course import Course, Sweep
 from .experiment import Experiment
@@ -149,7 +149,7 @@ class Driver:
     def _known_status(self, run: Run) -> str:
         """From the ledger: "completed" with all its steps, "pruned", or "running", which failed ones do once more."""
         ledger = RunLedger(self.plan.folder, run.name)
-        status = _facts(ledger).get("status")
+        status = ledger.facts().get("status")
         if status == "completed":
             records, _ = ledger.records()
             if records and records[0].step == self.plan.steps(run):
@@ -216,7 +216,7 @@ class Driver:
                 selection = pick(wanted, table, self.plan.architecture.layers)
                 run = Run(selection, seed)
                 if run.name in begun:  # with the layers that were best when it began
-                    known = _facts(RunLedger(self.plan.folder, run.name)).get("layers", selection.layers)
+                    known = RunLedger(self.plan.folder, run.name).facts().get("layers", selection.layers)
                     run = Run(Selection(selection.name, selection.kind, tuple(known)), seed)
                 runs.append(run)
         for run in runs:
@@ -260,11 +260,3 @@ def run_plan(
 
 async def _drive(*args: Any) -> tuple[Outcome, Any]:
     return await Driver(*args).run()
-
-
-def _facts(ledger: RunLedger) -> dict[str, Any]:
-    """What the ledger knows of a run; where that is damaged, nothing: it is found out again."""
-    try:
-        return ledger.facts()
-    except Damaged:
-        return {}

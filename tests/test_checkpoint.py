@@ -53,9 +53,7 @@ def _rank(rank: int, ranks: int, port: int, folder: str, selection: Selection, s
     [
         (Selection.layer(2), 1, 0, "float32"),
         (Selection.layer(2), 1, 1, "bfloat16"),
-        (Selection.layer(2), 2, 1, "float32"),
         (Selection.full(), 2, 2, "float32"),
-        (Selection.full(), 2, 3, "float32"),
         (Selection.full(), 2, 3, "bfloat16"),
     ],
     ids=lambda x: getattr(x, "name", x),
@@ -116,6 +114,15 @@ def test_a_damaged_record_is_said_and_the_one_before_used(tmp_path):
     records, problems = ledger.records()
     assert [record.step for record in records] == [5]
     assert len(problems) == 1 and "step-000010/record.json is damaged" in problems[0]
+
+
+def test_damaged_facts_count_as_none(tmp_path):
+    ledger = committed(tmp_path, 5)
+    ledger.write_facts({"status": "completed", "layers": [1]})
+    assert ledger.facts() == {"status": "completed", "layers": [1]}
+    path = tmp_path / "checkpoints/layer-01-seed0/run.json"
+    path.write_text(path.read_text().replace("completed", "pruned"))
+    assert ledger.facts() == {}
 
 
 def test_checksums_are_xxh3():

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .files import write_atomically
-from .ledger import Damaged, Record, RunLedger, runs_of
+from .ledger import Record, RunLedger, runs_of
 from .trackers import build
 from .trackers.config import TrackingConfig
 
@@ -66,7 +66,7 @@ class Collector:
             self.add_run(run)
         for name in runs_of(folder):  # those over several layers, which are known only once they are picked
             facts = RunLedger(folder, name).facts()
-            if (facts["selection"], facts["seed"]) not in self.runs:
+            if facts and (facts["selection"], facts["seed"]) not in self.runs:
                 self.add_run(facts)
         self.trackers = build(tracking, sweep, folder)
         self.due = 0.0
@@ -81,7 +81,7 @@ class Collector:
         """A run, with all that the ledger has of it."""
         selection, seed = run["selection"], run["seed"]
         ledger = self._ledger(selection, seed)
-        self.runs[selection, seed] = run | {"status": "running", "reason": None} | self._known(ledger)
+        self.runs[selection, seed] = run | {"status": "running", "reason": None} | ledger.facts()
         records, _ = ledger.records()
         self.steps[selection, seed] = {row["step"]: row for row in records[0].rows} if records else {}
         for (step, split, suite), frame in ledger.scores():
@@ -174,12 +174,6 @@ class Collector:
 
     def _ledger(self, selection: str, seed: int) -> RunLedger:
         return RunLedger(self.folder, f"{selection}-seed{seed}")
-
-    def _known(self, ledger: RunLedger) -> dict[str, Any]:
-        try:
-            return ledger.facts()
-        except Damaged:  # status and reason are then found out again
-            return {}
 
     def _frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         rows = [row for run in self.steps.values() for _, row in sorted(run.items())]

@@ -67,9 +67,11 @@ class RunLedger:
     # -- what is known of the run -----------------------------------------------------------------------------
 
     def facts(self) -> dict[str, Any]:
-        """Of run.json; empty before there is one."""
-        path = f"{self.path}/run.json"
-        return read_json(self.filesystem, path) if self.filesystem.exists(path) else {}
+        """Of run.json; empty before there is one, and where it is damaged: it is found out again."""
+        try:
+            return read_json(self.filesystem, f"{self.path}/run.json")
+        except Damaged:
+            return {}
 
     def write_facts(self, facts: dict[str, Any]) -> None:
         write_json(f"{self.folder}/run.json", facts)
