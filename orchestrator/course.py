@@ -375,7 +375,7 @@ class Course:
         done = await asyncio.to_thread(self.ledger.scored)
         suites = [s for s in self.spec.evaluation.suites if split == "selection" or s.final_prompts]
         calls = [
-            self.stage.rollouts.evaluate.remote(
+            self.stage.rollouts.evaluation.options(num_returns=2).remote(
                 self.place.actor, self.name if self.steps else None, self.steps, s.name, split, self.run.seed,
                 s.samples * factor, greedy,
             )
@@ -383,7 +383,8 @@ class Course:
             for greedy in ((False, True) if self.spec.evaluation.greedy else (False,))
             if (self.steps, split, f"{s.name}@greedy" if greedy else s.name) not in done
         ]  # fmt: skip
-        for columns in calls:
+        for scored, columns in calls:
+            await scored  # Ray would keep back every later call of the collector until this one's columns are there
             await self.stage.collector.record_scores.remote(self.run.selection.name, self.run.seed, self.steps, columns)
 
     async def score(self, split: str = "selection", factor: int = 1) -> None:

@@ -100,6 +100,10 @@ class RolloutWorker:
             },
         )
 
+    async def evaluation(self, *args: Any) -> tuple[None, dict[str, np.ndarray]]:
+        """`evaluate`, after a nothing that a driver can wait for without having all of it sent."""
+        return None, await self.evaluate(*args)
+
     async def evaluate(
         self, engine: Any, run: str | None, version: int, suite_name: str, split: Split, seed: int, samples: int,
         greedy: bool = False,
