@@ -27,7 +27,7 @@ class Progress:
     Args:
         runs: run names in display order.
         steps: training steps of each.
-        interval: seconds between plain lines.
+        interval: seconds between plain lines at first.
     """
 
     def __init__(self, runs: list[str], steps: int, interval: float = 5.0):
@@ -83,13 +83,17 @@ class Progress:
     def _show(self) -> None:
         if self.live:
             self.live.update(self._table())
-        elif time.monotonic() - self.printed > self.interval:
+        elif time.monotonic() - self.printed > self._pause():
             self.printed = time.monotonic()
             steps = sum(row.step for row in self.rows.values())
             total = self.steps * len(self.rows)
             left = max((self._left(row) for row in self.rows.values()), default=0.0)
             parts = ", ".join(f"{name} {row.step}/{self.steps} {row.reward:.2f}" for name, row in self.rows.items())
             self.say(f"step {steps}/{total}, about {left:.0f} s left; step and reward: {parts}")
+
+    def _pause(self) -> float:
+        """Seconds between plain lines: a log of days should still be readable."""
+        return max(self.interval, min(60.0, (time.monotonic() - self.began) / 60))
 
     def _left(self, row: _Row) -> float:
         return (self.steps - row.step) * row.seconds_per_step if row.status in ("waiting", "training") else 0.0
