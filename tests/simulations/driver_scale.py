@@ -1,0 +1,208 @@
+"""A thousand runs on 512 GPUs: what stops first? `python -m tests.simulations.driver_scale`
+
+The driver is the real one (tests.simulations.stand_ins says what is not), its clock virtual: it moves on by what the
+driver computes, by RAY_CALL for each call of an actor, and by what everybody waits for. So a driver that has more to do
+than time to do it in makes the sweep longer, as it would. The collector is measured by itself first (collector_cost).
+The driver looks at the cluster's size every 100 s here, else that would be most of what there is to compute.
+
+The sweep is the study's of the 8B model with 27 seeds, its durations those of orchestrator.estimate; then the same
+with everything that GPUs do 10, 100 and 1000 times faster.
+"""
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
+
+import yaml
+from rich.console import Console
+
+from orchestrator.cluster_shape import H200
+from orchestrator.driver import Driver
+from orchestrator.estimate import Assumptions, rollout_seconds, update_seconds
+from orchestrator.experiment import Experiment
+from orchestrator.plan import Plan, Run
+from orchestrator.progress import Progress
+from orchestrator.spec import parse_spec
+from policies.architecture import Architecture
+from policies.known_models import KNOWN_MODELS
+from policies.selection import Selection
+
+from .collector_cost import SAMPLES, measure
+from .stand_ins import Durations, SimulatedBerths, SimulatedStage, World
+from .virtual_time import VirtualClock, VirtualLoop
+
+PRESET = Path(__file__).parents[2] / "deploy" / "sweeps" / "qwen3-8b-numinamath-grpo.yaml"
+RAY_CALL = 0.0016
+"""CPU seconds of the driver's process for one call of an actor, those of Ray's threads among them. The demo's driver
+takes 7.6 ms a run-step (median of driver_cpu_seconds on two busy cores), for 4.4 calls and 0.6 ms of its own."""
+LINK = 1e9
+"""Bytes per second at which weights are pushed and checkpoints written: assumed."""
+GPUS, SEEDS, ENGINES, STEPS = 512, 27, 165, 10
+RESPONSES = 8000
+"""Of an evaluation: 2,000 prompts, 4 samples."""
+PATIENCE = 14_400.0
+"""Seconds of recovery.patience that let everything answer."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was seen. Times are in seconds of the sweep's virtual clock, where nothing else is said."""
+
+    ends: Counter[str]
+    """Runs, by how they ended."""
+    seconds: float
+    driver_cpu: float
+    """CPU seconds of the driver's own code, the stand-ins' within it."""
+    calls: Counter[str]
+    engines_busy: float
+    """Share of the time."""
+    trainers_busy: float
+    """The same of layer trainers' GPUs."""
+    collector_busy: float
+    stalest: float
+    """Age of the tables' oldest content, at most."""
+    collector_wait: float
+    """Longest that one of its calls took."""
+    mended: int
+    """Trainers that were replaced because the driver took them, or an engine, for dead."""
+    restarts: int
+    """The same of collector and rollout worker."""
+    concurrent: int
+    """Runs that train at the same time, at most."""
+
+    @property
+    def events(self) -> int:
+        """Steps, evaluations and checkpoints."""
+        return sum(self.calls[name] for name in ("record_step", "record_scores", "commit"))
+
+
+def study(folder: str, seeds: int, steps: int, layers: int = 36, **changes: dict[str, object]) -> Plan:
+    """The study's sweep of the 8B model, with so many seeds; `changes` are of sections of the spec."""
+    data = yaml.safe_load(PRESET.read_text())
+    suites = [{"name": "math", "prompts": RESPONSES // SAMPLES, "samples": SAMPLES}]
+    data |= {"seeds": list(range(seeds)), "output": folder, "evaluation": {"suites": suites}}
+    data["training"]["steps"] = steps
+    data["resources"]["concurrent_runs"] = None
+    for section, fields in changes.items():
+        data[section] = data.get(section, {}) | fields
+    spec = parse_spec(data)
+    shape = Architecture.from_config(KNOWN_MODELS[spec.model.path])
+    selections = [Selection.full(), *map(Selection.layer, range(layers))]
+    return Plan(spec, shape, tuple(Run(selection, seed) for seed in spec.seeds for selection in selections))
+
+
+def durations(plan: Plan, faster: float = 1.0) -> Durations:
+    """Of an H200 by the roofline, all `faster` times faster."""
+    assumed, training = Assumptions(), plan.spec.training
+    batch = training.prompts_per_step * training.group_size
+    suite = sum(suite.prompts * suite.samples for suite in plan.spec.evaluation.suites)
+    layer = Selection.layer(0)
+    kinds = [Selection.full(), *map(Selection.layer, range(plan.architecture.layers))]
+    update = {s.name: update_seconds(plan, s, H200, assumed) / training.steps / faster for s in kinds}
+    return Durations(
+        rollout=rollout_seconds(plan, batch, H200, assumed) / faster,
+        evaluation=rollout_seconds(plan, suite, H200, assumed) / faster,
+        update=lambda selection: update[selection.name],
+        push=plan.push_bytes(layer) / LINK / faster,
+        checkpoint=plan.trainer_bytes(layer) / LINK / faster,
+        start=60 / faster,
+    )
+
+
+def simulate(plan: Plan, world: World, worked: Callable[[World], float] | None = None) -> Outcome:
+    """The sweep to its end.
+
+    Args:
+        worked: gives the seconds that the driver has been busy; its own CPU time and its calls of Ray by default.
+    """
+    began = time.process_time()
+
+    def busy() -> float:
+        return worked(world) if worked else time.process_time() - began + world.calls.total() * RAY_CALL
+
+    with ExitStack() as stack:
+        for module in ("course", "stage", "watch", "engines"):
+            stack.enter_context(patch(f"orchestrator.{module}.ray", world.ray()))
+        for module in ("course", "driver", "progress"):
+            stack.enter_context(patch(f"orchestrator.{module}.time", VirtualClock))
+        stack.enter_context(patch("orchestrator.rooms.LOOK", 100.0))
+        log = stack.enter_context(open(os.devnull, "w"))
+        stack.enter_context(patch("orchestrator.progress.Console", lambda **_: Console(file=log)))
+        stack.enter_context(patch("orchestrator.stage.Berths", partial(SimulatedBerths, world)))
+        with asyncio.Runner(loop_factory=partial(VirtualLoop, busy)) as runner:
+            seconds = runner.run(_drive(plan, world))
+    return Outcome(
+        ends=world.ends,
+        seconds=seconds,
+        driver_cpu=time.process_time() - began,
+        calls=world.calls,
+        engines_busy=_share(world.engines, seconds),
+        trainers_busy=_share(world.shared, seconds),
+        collector_busy=world.collector.thread.busy / seconds,
+        stalest=world.collector.stalest,
+        collector_wait=world.collector.longest_wait,
+        mended=world.calls["device"] - len(plan.runs),
+        restarts=world.killed["Collector"] + world.killed["RolloutWorker"],
+        concurrent=min(len(plan.runs), world.rooms),
+    )
+
+
+async def _drive(plan: Plan, world: World) -> float:
+    progress = Progress([run.name for run in plan.runs], plan.spec.training.steps)
+    driver = Driver(plan, Experiment.begin(plan), progress, {})
+    driver.stage = SimulatedStage(plan, world)
+    await driver.run()
+    world.rooms = driver.sweep.rooms.there
+    return asyncio.get_running_loop().time()
+
+
+def _share(servers: list, seconds: float) -> float:
+    return sum(server.busy for server in servers) / len(servers) / seconds
+
+
+def row(name: str, plan: Plan, seen: Outcome) -> dict[str, str]:
+    """A line of the table, by column."""
+    driver = seen.driver_cpu + seen.calls.total() * RAY_CALL
+    return {
+        f"{'GPUs work':<20}": name,
+        "at once": f"{seen.concurrent}",
+        "hours": f"{seen.seconds / 3600:.2f}",
+        "completed": f"{seen.ends['completed'] - 1}/{len(plan.runs)}",  # without the base
+        "mended": f"{seen.mended}",
+        "restarts": f"{seen.restarts}",
+        "own ms": f"{1e3 * seen.driver_cpu / seen.events:.2f}",
+        "calls": f"{seen.calls.total() / seen.events:.1f}",
+        "driver": f"{driver / seen.seconds:.2%}",
+        "engines": f"{seen.engines_busy:.0%}",
+        "trainers": f"{seen.trainers_busy:.0%}",
+        "collector": f"{seen.collector_busy:.1%}",
+        "tables s": f"{seen.stalest:.0f}",
+        "answer s": f"{seen.collector_wait:.0f}",
+    }
+
+
+def main() -> None:
+    cost = measure(100, 100, RESPONSES // SAMPLES).cost()
+    print("collector, CPU seconds:", ", ".join(f"{name} {value:.2g}" for name, value in vars(cost).items()))
+    print(f"{GPUS} GPUs, {ENGINES} of them engines; {STEPS} steps\n")
+    cases = [("as they do", 1, PATIENCE), ("10 times faster", 10, PATIENCE), ("100 times faster", 100, PATIENCE),
+             ("1000 times faster", 1000, PATIENCE), ("patience 300 s", 1, 300.0)]  # fmt: skip
+    for number, (name, faster, patience) in enumerate(cases):
+        with TemporaryDirectory() as folder:
+            plan = study(folder, SEEDS, STEPS, resources={"engines": ENGINES}, recovery={"patience": patience})
+            line = row(name, plan, simulate(plan, World(GPUS, durations(plan, faster), cost)))
+        if number == 0:
+            print("  ".join(line))
+        print("  ".join(f"{value:>{len(column)}}" for column, value in line.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()

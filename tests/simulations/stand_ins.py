@@ -1,0 +1,291 @@
+"""Stand-ins for Ray and for the actors of a sweep: each call answers after as long as the real actor would take.
+
+Everything else of a sweep is real: driver, courses, stage, watch, deadlines, progress.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import ray
+
+from orchestrator.plan import Plan
+from orchestrator.stage import Stage
+from policies.selection import Selection
+from workers.collector import SPARING
+from workers.config import ActorResources
+from workers.placement import Berths
+from workers.seats import aboard
+
+from .virtual_time import Server
+
+
+@dataclass(frozen=True)
+class Durations:
+    """Seconds that the work of a run takes where nobody else wants the same GPU."""
+
+    rollout: float
+    evaluation: float
+    """Of all suites."""
+    update: Callable[[Selection], float]
+    push: float
+    checkpoint: float
+    start: float
+    """Of a trainer."""
+
+
+@dataclass(frozen=True)
+class CollectorCost:
+    """CPU seconds of the collector."""
+
+    step: float
+    """A row of steps.parquet."""
+    commit_row: float
+    """A checkpoint, by row in it."""
+    scores: float
+    """An evaluation of `responses`."""
+    responses: int
+    write_row: float
+    """All three tables, by row of steps.parquet and by response in scores.parquet."""
+    write_response: float
+
+
+class Ref:
+    """An answer to come; like Ray's it may be awaited often, and whoever gives up waiting does not end the work."""
+
+    def __init__(self, task: asyncio.Task):
+        self.task = task
+
+    def __await__(self):
+        return asyncio.shield(self.task).__await__()
+
+
+class Method:
+    """Of an actor, as Ray's handles have them."""
+
+    def __init__(self, actor: "Actor", name: str, returns: int = 1):
+        self.actor, self.name, self.returns = actor, name, returns
+
+    def options(self, num_returns: int) -> "Method":
+        return Method(self.actor, self.name, num_returns)
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        self.actor.world.calls[self.name] += 1
+        ref = Ref(asyncio.ensure_future(self.actor.answer(self.name, args, kwargs)))
+        return ref if self.returns == 1 else [ref] * self.returns
+
+
+class Actor:
+    """Answers every method at once; subclasses give those that take time."""
+
+    def __init__(self, world: "World"):
+        self.world = world
+
+    def __getattr__(self, name: str) -> Method:
+        return Method(self, name)
+
+    async def answer(self, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+        args = [await arg if isinstance(arg, Ref) else arg for arg in args]
+        handler = getattr(type(self), f"do_{name}", None)
+        return await handler(self, *args, **kwargs) if handler else None
+
+
+class Engine(Actor):
+    """Writes one batch at a time: at the batch sizes of the study one fills the GPU."""
+
+    def __init__(self, world: "World", number: int):
+        super().__init__(world)
+        self.gpu = Server()
+        world.engines.append(self.gpu)
+
+    async def do_stuck_for(self) -> float:
+        return 0.0
+
+    async def do_push(self, run: str, version: int, weights: Any) -> Any:
+        await asyncio.sleep(self.world.durations.push)
+        return SimpleNamespace(bytes=0, cpu_seconds=0.0)
+
+
+class RolloutWorker(Actor):
+    """Takes no time of its own."""
+
+    async def do_rollout(self, engine: Engine, *args: Any) -> None:
+        await engine.gpu.serve(self.world.durations.rollout)
+
+    async def do_evaluation(self, engine: Engine, run: str | None, version: int, *args: Any) -> None:
+        await engine.gpu.serve(self.world.durations.evaluation)
+
+
+class Trainer(Actor):
+    """On a GPU that it may share with others; they take turns."""
+
+    def __init__(self, world: "World", gpu: Server | None, selection: Selection, ranks: int):
+        super().__init__(world)
+        self.selection, self.ranks, self.steps = selection, ranks, 0
+        self.gpu = gpu or Server()
+        if gpu is None:
+            world.whole.append(self.gpu)
+
+    async def do_address(self) -> tuple[str, int]:
+        return "", 0
+
+    async def do_start(self, *args: Any) -> dict[str, Any]:
+        await asyncio.sleep(self.world.durations.start)
+        return {"trainable_parameters": 0, "trunk": ""}
+
+    async def do_update(self, experience: Any, step: int) -> dict[str, float]:
+        await self.gpu.serve(self.world.durations.update(self.selection) / self.ranks)
+        self.steps = step + 1
+        names = ("reward_mean", "tokens", "rollout_seconds", "reward_seconds", "update_seconds")
+        return dict.fromkeys(names, 1.0)
+
+    async def do_completed(self) -> int:
+        return self.steps
+
+    async def do_save(self, folder: str, step: int) -> tuple[str, str, float]:
+        await self.gpu.serve(self.world.durations.checkpoint)
+        return "rank-0.safetensors", "", 0.0
+
+
+class Collector(Actor):
+    """Its bookkeeping and the costs of the real one, whose thread does one call at a time.
+
+    Ray sends an actor of one thread the calls of one caller in their order: a call whose arguments are still being
+    computed holds up all that come after it.
+    """
+
+    def __init__(self, world: "World"):
+        super().__init__(world)
+        self.thread, self.sent = Server(), asyncio.Event()
+        self.sent.set()
+        self.rows = self.responses = 0
+        self.due = self.written = self.stalest = self.longest_wait = 0.0
+        world.collector = self
+
+    async def answer(self, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+        now = asyncio.get_running_loop().time
+        asked, before, self.sent = now(), self.sent, asyncio.Event()
+        mine = self.sent
+        await before.wait()
+        args = [await arg if isinstance(arg, Ref) else arg for arg in args]
+        mine.set()
+        answer = await super().answer(name, tuple(args), kwargs)
+        self.longest_wait = max(self.longest_wait, now() - asked)
+        return answer
+
+    async def do_alive(self) -> None:
+        await self.thread.serve(0.0)
+
+    async def do_record_step(self, *args: Any) -> None:
+        self.rows += 1
+        await self._serve(self.world.cost.step)
+
+    async def do_commit(self, selection: str, seed: int, step: int, *args: Any) -> float:
+        await self.thread.serve(step * self.world.cost.commit_row)
+        return 0.0
+
+    async def do_record_scores(self, selection: str, seed: int, step: int, columns: None) -> None:
+        self.responses += self.world.cost.responses
+        await self._serve(self.world.cost.scores)
+
+    async def do_update_run(self, selection: str, seed: int, **facts: Any) -> None:
+        if facts.get("status") != "running":
+            self.world.ends[facts.get("reason") or facts["status"]] += 1
+        await self._serve(0.0)
+
+    async def _serve(self, seconds: float) -> None:
+        """The call, and the tables where they are due."""
+        now = asyncio.get_running_loop().time()
+        if now > self.due:
+            cost = self.world.cost
+            writing = self.rows * cost.write_row + self.responses * cost.write_response
+            seconds += writing
+            self.due = now + writing + max(5.0, SPARING * writing)
+            self.stalest = max(self.stalest, now + writing - self.written)
+            self.written = now
+        await self.thread.serve(seconds)
+
+
+class SharedGpu:
+    """A berth's placement group; trainers aboard learn from it which GPU is theirs."""
+
+    def __init__(self, room: int):
+        self.gpu, self.room, self.shared, self.aboard = Server(), room, None, 0
+
+    def strategy(self) -> Server:
+        return self.gpu
+
+
+class World:
+    """A cluster, and what happens on it.
+
+    Args:
+        gpus: in nodes of 8.
+    """
+
+    def __init__(self, gpus: int, durations: Durations, cost: CollectorCost):
+        self.gpus, self.durations, self.cost = gpus, durations, cost
+        self.calls: Counter[str] = Counter()
+        """Of Ray, by method."""
+        self.ends: Counter[str] = Counter()
+        """Runs by how they ended, or by why they failed."""
+        self.killed: Counter[str] = Counter()
+        """Actors, by kind, that the driver took for dead; trainers of finished runs too."""
+        self.rooms = 0
+        """For runs, at the end."""
+        self.engines: list[Server] = []
+        self.shared: list[Server] = []
+        """GPUs of layer trainers."""
+        self.whole: list[Server] = []
+        """GPUs of whole-model trainers, as many as there have been."""
+
+    def actor(self, cls: type, scheduling_strategy: Server | None = None, **options: Any) -> SimpleNamespace:
+        """What `ray.remote(cls).options(...)` is; its `remote` takes what the real actor's __init__ does."""
+        make = {
+            "Engine": lambda number: Engine(self, number),
+            "Collector": lambda *args: Collector(self),
+            "RolloutWorker": lambda *args: RolloutWorker(self),
+            "Trainer": lambda selection, seed, rank, ranks, gpu: Trainer(self, scheduling_strategy, selection, ranks),
+        }
+        return SimpleNamespace(remote=make[cls.__name__])
+
+    def ray(self) -> SimpleNamespace:
+        """What the driver asks Ray itself."""
+        node = {"NodeID": "node", "Alive": True, "Resources": {"CPU": 1e4, "GPU": 8.0}}
+        return SimpleNamespace(
+            exceptions=ray.exceptions,
+            put=lambda value: value,
+            kill=self._kill,
+            nodes=lambda: [node],
+            cluster_resources=lambda: {"CPU": 1e6, "GPU": float(self.gpus)},
+            get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "node"),
+        )
+
+    def _kill(self, actor: Actor, no_restart: bool = True) -> None:
+        self.killed[type(actor).__name__] += 1
+
+
+class SimulatedBerths(Berths):
+    """Trainers board and leave as ever; there are no placement groups behind it."""
+
+    def __init__(self, world: World, shares: Sequence[float], trainer: ActorResources):
+        self.berths = [SharedGpu(aboard(share, trainer.gpus)) for share in shares]
+        self.changed = asyncio.Condition()
+        world.shared = [berth.gpu for berth in self.berths]
+
+    async def load(self, *args: Any) -> None:
+        pass
+
+
+class SimulatedStage(Stage):
+    """The real one, whose actors are stand-ins."""
+
+    def __init__(self, plan: Plan, world: World):
+        super().__init__(plan, {})
+        self.world = world
+
+    def _actor(self, cls: type, name: str, needs: ActorResources, **options: Any) -> Any:
+        return self.world.actor(cls, **options)

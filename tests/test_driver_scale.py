@@ -1,0 +1,77 @@
+"""The simulation of a large sweep, at a size that can be followed by hand."""
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from tests.simulations.driver_scale import Outcome, simulate, study
+from tests.simulations.stand_ins import CollectorCost, Durations, World
+from tests.simulations.virtual_time import Server, VirtualLoop
+
+FREE = CollectorCost(step=0, commit_row=0, scores=0, responses=1, write_row=0, write_response=0)
+TIMES = Durations(
+    rollout=10, evaluation=40, update=lambda selection: 64 if selection.whole else 20, push=1, checkpoint=0, start=5
+)
+
+
+def sweep(folder, cost: CollectorCost = FREE, **changes) -> Outcome:
+    """Two steps on 16 GPUs, the driver itself taking no time."""
+    plan = study(str(folder), 1, 2, recovery={"patience": 1e6}, **changes)
+    return simulate(plan, World(16, TIMES, cost), worked=lambda world: 0.0)
+
+
+def test_the_clock_counts_waiting_and_servers_take_turns():
+    async def three() -> list[float]:
+        server, loop = Server(), asyncio.get_running_loop()
+
+        async def one(after: float) -> float:
+            await asyncio.sleep(after)
+            await server.serve(100.0)
+            return loop.time()
+
+        return await asyncio.gather(one(0), one(30), one(500))
+
+    with asyncio.Runner(loop_factory=lambda: VirtualLoop(lambda: 0.0)) as runner:
+        assert runner.run(three()) == pytest.approx([100, 200, 600])
+
+
+def test_nobody_waits_for_nothing():
+    async def forever() -> None:
+        await asyncio.Event().wait()
+
+    with (
+        pytest.raises(RuntimeError, match="for nothing that will come"),
+        asyncio.Runner(loop_factory=lambda: VirtualLoop(lambda: 0.0)) as runner,
+    ):
+        runner.run(forever())
+
+
+def test_three_runs_and_one_engine(tmp_path):
+    """Base is scored 0-40; trainers start 0-5; the shared rollout 40-50. Updates of layers end at 70, of full on 4 GPUs
+    at 66, pushes a second later, and then the engine writes for full 67-77, for the layers 77-87 and 87-97. Full has
+    its second update and push at 94, the layers at 108 and 118; scores are 97-137, 137-177 and 177-217. Layer trainers
+    have 16 - 1 - 4 = 11 GPUs, of which two work 40 s."""
+    seen = sweep(tmp_path, layers=2, resources={"engines": 1})
+    assert seen.ends == Counter(completed=4)  # with the base
+    assert seen.seconds == pytest.approx(217)
+    assert seen.engines_busy == pytest.approx(200 / 217)
+    assert seen.trainers_busy == pytest.approx(2 * 40 / 11 / 217)
+    assert seen.calls["rollout"] == 4 and seen.calls["update"] == 2 * (4 + 1 + 1) and seen.calls["push"] == 6
+    assert seen.events == 6 + 4 + 3  # steps, evaluations, checkpoints
+    assert seen.collector_wait == 0 and seen.mended == seen.restarts == 0
+
+
+def test_a_driver_that_is_too_slow_makes_the_sweep_longer(tmp_path):
+    """At 10 s a call, of which there are more than 50, most of them one after the other."""
+    plan = study(str(tmp_path), 1, 2, layers=2, resources={"engines": 1}, recovery={"patience": 1e6})
+    seen = simulate(plan, World(16, TIMES, FREE), worked=lambda world: 10.0 * world.calls.total())
+    assert seen.ends == Counter(completed=4)
+    assert seen.seconds > 10 * 50
+
+
+def test_the_collector_does_one_thing_after_the_other(tmp_path):
+    """A second for each of 6 rows and 4 evaluations."""
+    seen = sweep(tmp_path, replace(FREE, step=1.0, scores=1.0), layers=2, resources={"engines": 1})
+    assert seen.collector_busy * seen.seconds == pytest.approx(10)
