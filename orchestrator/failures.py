@@ -36,7 +36,8 @@ class RayLost(RuntimeError):
 
 
 class Deadlines:
-    """How long to wait for an answer: `patience`, or `PATIENT` times the longest call of the phase so far."""
+    """How long to wait for an answer: `PATIENT` times the longest call of the phase so far, and at least `patience`.
+    Nothing is known of the first call of a phase: it gets `PATIENT` times the patience."""
 
     def __init__(self, patience: float):
         self.patience, self.longest = patience, dict[str, float]()
@@ -48,7 +49,7 @@ class Deadlines:
             Overdue: it did not come in time.
         """
         clock = asyncio.get_running_loop().time
-        limit, began = max(self.patience, PATIENT * self.longest.get(phase, 0.0)), clock()
+        limit, began = max(self.patience, PATIENT * self.longest.get(phase, self.patience)), clock()
         try:
             result = await asyncio.wait_for(answer, limit)
         except TimeoutError as error:

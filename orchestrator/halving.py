@@ -30,11 +30,16 @@ class Halving:
         self.runs = {name: layer for name, layer in layers.items() if layer in kept}
         """Those that no rung has stopped."""
         self.waiting: set[str] = set()
+        self.error: Exception | None = None
         self.step = 0
         self.opened = asyncio.Event()
 
     async def goes_on(self, name: str, step: int) -> bool:
-        """Called by each layer run once it has been scored at the end of a rung; whether it trains on."""
+        """Called by each layer run once it has been scored at the end of a rung; whether it trains on.
+
+        Raises:
+            Exception: what `choose` raised, to all who waited for it.
+        """
         if step in self.decided:
             return self.layers[name] in self.decided[step]
         self.waiting.add(name)
@@ -42,6 +47,8 @@ class Halving:
         opened = self.opened
         await self._open_if_complete()
         await opened.wait()
+        if self.error:
+            raise self.error
         return name in self.runs
 
     async def leave(self, name: str) -> None:
@@ -53,8 +60,12 @@ class Halving:
         if not self.runs.keys() <= self.waiting:
             return
         layers, rung = sorted(set(self.runs.values())), self.rungs[self.step]
-        kept = await self.choose(rung, layers) if len(layers) > rung.keep else layers
-        self.decided[rung.step] = kept
+        try:
+            kept = await self.choose(rung, layers) if len(layers) > rung.keep else layers
+        except Exception as error:  # whatever it is, nobody may wait for a decision that does not come
+            self.error, kept = error, layers
+        else:
+            self.decided[rung.step] = kept
         self.runs = {name: layer for name, layer in self.runs.items() if layer in kept}
         self.waiting, opened = set(), self.opened
         self.opened = asyncio.Event()

@@ -70,9 +70,10 @@ class Stage:
             self.plan.folder, facts, partial(sweep_table, self._constants()), spec.training.steps, spec.name,
             spec.tracking,
         )  # fmt: skip
-        self.model = await self._base_model(say)
+        model = await self._base_model(say)
+        self.model = ray.put(model)  # for the many that get it
         self.rollouts = self._actor(RolloutWorker, "RolloutWorker", SMALL, max_concurrency=10_000, **STANDING).remote(
-            self.model, spec.task, spec.evaluation.suites, spec.training
+            model, spec.task, spec.evaluation.suites, spec.training
         )
         self.standing = {"the collector": self.collector, "the rollout worker": self.rollouts}
         starting = [place.start() for place in self.places]
@@ -178,14 +179,12 @@ class Stage:
     def _trusted(self) -> bool:
         return isinstance(self.spec.model, PretrainedModel) and self.spec.model.trust_remote_code
 
-    async def _base_model(self, say: Callable[[str], None]) -> Any:
-        """A reference to the base model, for actors on any node."""
+    async def _base_model(self, say: Callable[[str], None]) -> BaseModel:
         model = self.spec.model
         if isinstance(model, PretrainedModel):
-            return ray.put(BaseModel(model.path))
+            return BaseModel(model.path)
         say("warming up the tiny base model (cached afterwards)")
-        made = ray.remote(_make_tiny_model).options(name="warm-up", num_cpus=0.1).remote(model, self.spec.task)
-        return ray.put(await made)
+        return await ray.remote(_make_tiny_model).options(name="warm-up", num_cpus=0.1).remote(model, self.spec.task)
 
     def _constants(self) -> dict[str, str]:
         spec = self.spec

@@ -310,7 +310,7 @@ def test_the_rollout_worker_plays_environment_sections(tmp_path):
     training = TrainingConfig(prompts_per_step=3, group_size=2, max_response_tokens=2)
     worker = RolloutWorker(BaseModel(str(tmp_path)), config, [suite], training)
     with closing(worker.task):
-        rows = asyncio.run(worker.rollout(engine, "layer-01-seed0", 7, seed=0, step=3))
+        rows = asyncio.run(worker.experience(engine, "layer-01-seed0", 7, seed=0, step=3))
         scores = asyncio.run(worker.evaluate(engine, None, 0, "maps", "selection", seed=0, samples=4))
         greedy = asyncio.run(worker.evaluate(engine, None, 0, "maps", "selection", seed=0, samples=4, greedy=True))
     assert asked[0] == ("layer-01-seed0", 7, 6, 1, True) and (None, 0, 20, 1, False) in asked

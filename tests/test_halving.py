@@ -43,6 +43,37 @@ def test_layers_meet_at_rungs_and_the_weaker_stop():
     assert asked == [(2, [0, 1, 2]), (4, [1, 2])]
 
 
+def test_a_search_goes_on_with_what_was_decided():
+    """The first rung kept layers 1 and 2 before the sweep was stopped: run 0, which comes late, stops there, run 1
+    passes, and the second rung waits for 1 and 2 alone."""
+
+    async def choose(rung, layers):
+        return [2]
+
+    async def search():
+        decided = {2: [1, 2]}
+        halving = Halving([Rung(2, 4, 2, 1), Rung(4, 2, 1, 1), Rung(6, 1, 1, 4)],
+                          {f"run-{k}": k for k in range(4)}, choose, decided)  # fmt: skip
+        assert halving.runs == {"run-1": 1, "run-2": 2}
+        first = [await halving.goes_on("run-0", 2), await halving.goes_on("run-1", 2)]
+        second = await asyncio.wait_for(asyncio.gather(*(halving.goes_on(f"run-{k}", 4) for k in (1, 2))), 5)
+        return first, second, decided
+
+    assert asyncio.run(search()) == ([False, True], [False, True], {2: [1, 2], 4: [2]})
+
+
+def test_a_decision_that_fails_keeps_nobody_waiting():
+    async def choose(rung, layers):
+        raise ValueError("no scores")
+
+    async def search():
+        halving = Halving([Rung(2, 3, 1, 1), Rung(6, 1, 1, 4)], {f"run-{k}": k for k in range(3)}, choose)
+        calls = (halving.goes_on(f"run-{k}", 2) for k in range(3))
+        return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
+
+    assert [str(error) for error in asyncio.run(search())] == ["no scores"] * 3
+
+
 TABLE = pd.DataFrame(
     {
         "kind": ["base", "full", *["layer"] * 5],

@@ -21,7 +21,7 @@ def test_trainers_aboard_a_berth_share_its_gpu(monkeypatch):
     async def scenario() -> None:
         needs = ActorResources(cpus=0.1, gpus=0.3)
         berths = Berths([1.0, 1.0], needs)
-        assert berths.capacity == 3
+        assert [berth.room for berth in berths.berths] == [3, 3]
         await asyncio.gather(*(berth.group.ready() for berth in berths.berths))
         boarded = [await berths.board() for _ in range(6)]
         probes = [

@@ -155,7 +155,7 @@ def test_only_what_is_missing_is_done(tmp_path):
     """Finished: nothing to do. Then with another layer and three steps more: the first three steps stay as they are,
     the new ones and the new layer are run, once each."""
     log = tmp_path / "log.txt"
-    path = spec(tmp_path, training={"steps": 3})
+    path = spec(tmp_path, training={"steps": 3, "warmup_steps": 1})
     assert start("run", str(path), log).wait() == 0, log.read_text()
     folder = tmp_path / "chaos"
     before = pd.read_parquet(folder / "steps.parquet")
@@ -164,7 +164,7 @@ def test_only_what_is_missing_is_done(tmp_path):
     assert "nothing to do" in log.read_text().splitlines()[-1]
     assert (folder / "contribution.parquet").stat().st_mtime_ns == written
 
-    path = spec(tmp_path, training={"steps": 6})
+    path = spec(tmp_path, training={"steps": 6, "warmup_steps": 1})
     data = yaml.safe_load(path.read_text()) | {"layers": [1, 2, 4]}
     process = start("resume", write(path, data), log)
     processes = Processes(process)
@@ -185,7 +185,7 @@ def test_only_what_is_missing_is_done(tmp_path):
     # Added steps are those of a sweep that had them from the start.
     straight = tmp_path / "straight"
     straight.mkdir()
-    path = spec(straight, training={"steps": 6})
+    path = spec(straight, training={"steps": 6, "warmup_steps": 1})
     assert start("run", write(path, yaml.safe_load(path.read_text()) | {"layers": [1, 2, 4]}), log).wait() == 0
     expected = pd.read_parquet(straight / "chaos/contribution.parquet").set_index("selection")
     same = ["score", "contribution", "final_score", "update_norm", "generated_tokens"]

@@ -201,4 +201,4 @@ class RecoveryConfig(StrictModel):
     """Failures in a row, without a new step between them, that are mended before a run counts as failed."""
     patience: float = Field(300.0, gt=0)
     """Seconds. An actor that does not answer for so long, or an engine that has work and finishes no step of it, is
-    replaced; so is one whose call takes longer than this and than ten times the longest such call before."""
+    replaced; so is one whose call takes longer than this and than ten times the longest such call before it."""

@@ -52,7 +52,7 @@ class BaseModel:
 
     @classmethod
     def packed(cls, folder: Path) -> "BaseModel":
-        return cls(str(folder), {path.name: path.read_bytes() for path in folder.iterdir()})
+        return cls(str(folder), {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
 
     def here(self) -> str:
         """A folder or hub name to load from on this node; the files are written unless they are there."""
