@@ -99,10 +99,17 @@ class Progress:
         return (self.steps - row.step) * row.seconds_per_step if row.status in ("waiting", "training") else 0.0
 
     def _table(self) -> Table:
-        table = Table(title=f"{time.monotonic() - self.began:.0f} s")
+        """As many runs as the terminal has lines for, those that are at work first."""
+        idle = {name: row.status not in ("training", "evaluating") for name, row in self.rows.items()}
+        shown = sorted(self.rows, key=idle.__getitem__)[: max(5, self.console.size.height - 6)]
+        hidden = len(self.rows) - len(shown)
+        table = Table(
+            title=f"{time.monotonic() - self.began:.0f} s", caption=f"and {hidden} more runs" if hidden else None
+        )
         for column in ("run", "step", "reward", "tokens/s", "left", "status"):
             table.add_column(column, justify="left" if column in ("run", "status") else "right")
-        for name, row in self.rows.items():
+        for name in shown if hidden else self.rows:
+            row = self.rows[name]
             table.add_row(
                 name, f"{row.step}/{self.steps}", f"{row.reward:.3f}", f"{row.tokens_per_second:.0f}",
                 f"{self._left(row):.0f} s", row.status,
