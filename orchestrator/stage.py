@@ -17,7 +17,7 @@ from workers.config import ActorResources, LearningRates
 from workers.engine import Engine
 from workers.placement import Berth, Berths
 from workers.rollout import RolloutWorker
-from workers.tiny import BaseModel, cache_folder, is_made
+from workers.tiny import BaseModel, cache_folder, is_made, pack
 from workers.trainer import Trainer
 
 from .engines import EnginePlace
@@ -70,10 +70,9 @@ class Stage:
             self.plan.folder, facts, partial(sweep_table, self._constants()), spec.training.steps, spec.name,
             spec.tracking,
         )  # fmt: skip
-        model = await self._base_model(say)
-        self.model = ray.put(model)  # for the many that get it
+        self.model = await self._base_model(say)
         self.rollouts = self._actor(RolloutWorker, "RolloutWorker", SMALL, max_concurrency=10_000, **STANDING).remote(
-            model, spec.task, spec.evaluation.suites, spec.training
+            self.model, spec.task, spec.evaluation.suites, spec.training
         )
         self.standing = {"the collector": self.collector, "the rollout worker": self.rollouts}
         starting = [place.start() for place in self.places]
@@ -184,7 +183,9 @@ class Stage:
         if isinstance(model, PretrainedModel):
             return BaseModel(model.path)
         say("warming up the tiny base model (cached afterwards)")
-        return await ray.remote(_make_tiny_model).options(name="warm-up", num_cpus=0.1).remote(model, self.spec.task)
+        made = ray.remote(_make_tiny_model).options(name="warm-up", num_cpus=0.1).remote(model, self.spec.task)
+        folder, files = await made
+        return BaseModel(folder, ray.put(files))
 
     def _constants(self) -> dict[str, str]:
         spec = self.spec
@@ -225,10 +226,10 @@ def cluster_resources() -> tuple[dict[str, float], dict[str, float]]:
     return ray.cluster_resources(), {name: max(node.get(name, 0.0) for node in nodes) for name in names}
 
 
-def _make_tiny_model(model: TinyModel, task: Any) -> BaseModel:
+def _make_tiny_model(model: TinyModel, task: Any) -> tuple[str, dict[str, bytes]]:
     folder = cache_folder(model, task)
     if not is_made(folder):
         from workers.base_model import make_tiny_model  # imports torch and transformers: seconds
 
         make_tiny_model(model, task)
-    return BaseModel.packed(folder)
+    return str(folder), pack(folder)

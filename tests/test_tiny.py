@@ -1,23 +1,33 @@
 """The tiny model on its way to a node that has not made it."""
 
-from workers.tiny import BaseModel
+import pytest
+
+from workers.tiny import BaseModel, pack, unpack
 
 
-def test_a_node_without_the_model_gets_it_whole_and_once(tmp_path):
-    made = tmp_path / "made"
-    made.mkdir()
-    (made / "config.json").write_text("{}")
-    (made / "model.safetensors").write_bytes(b"\x00\x01")
-    packed = BaseModel.packed(made)
+@pytest.fixture
+def made(tmp_path):
+    folder = tmp_path / "made"
+    (folder / "not a file").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"\x00\x01")
+    return folder
+
+
+def test_a_folder_arrives_whole_and_once(tmp_path, made):
     other = tmp_path / "another node/models/key"
-    there = BaseModel(str(other), packed.files)
-    assert there.here() == str(other)
+    unpack(pack(made), other)
     assert {path.name: path.read_bytes() for path in other.iterdir()} == {
         "config.json": b"{}", "model.safetensors": b"\x00\x01",
     }  # fmt: skip
     (other / "model.safetensors").write_bytes(b"its own")
-    assert there.here() == str(other) and (other / "model.safetensors").read_bytes() == b"its own"
+    unpack(pack(made), other)  # another process was faster
+    assert (other / "model.safetensors").read_bytes() == b"its own"
     assert [path.name for path in other.parent.iterdir()] == ["key"]
+
+
+def test_what_is_there_already_is_not_fetched(made):
+    assert BaseModel(str(made), files="no reference").here() == str(made)
 
 
 def test_a_path_that_every_node_can_read_stays_as_it_is():

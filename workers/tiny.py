@@ -5,8 +5,9 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from policies.config import TinyModel
 from policies.strict import StrictModel
@@ -43,28 +44,37 @@ def cache_folder(model: TinyModel, task: StrictModel) -> Path:
 class BaseModel:
     """A sweep's base model, as it travels to actors on other nodes.
 
-    `path` is a folder or hub name that every node can read. Of the tiny model, which one node has made, `files` holds
-    the content by name.
+    `path` is a folder or hub name that every node can read. Of the tiny model, which one node has made, `files` is a
+    reference in Ray's object store to the content of its files by name; a reference, because Ray repeats the arguments
+    of an actor that it starts again, and does not keep large ones.
     """
 
     path: str
-    files: dict[str, bytes] = field(default_factory=dict)
-
-    @classmethod
-    def packed(cls, folder: Path) -> "BaseModel":
-        return cls(str(folder), {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+    files: Any = None
 
     def here(self) -> str:
         """A folder or hub name to load from on this node; the files are written unless they are there."""
         folder = Path(self.path)
-        if not self.files or is_made(folder):
+        if self.files is None or is_made(folder):
             return self.path
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-        for name, content in self.files.items():
-            (scratch / name).write_bytes(content)
-        settle(scratch, folder)
+        import ray
+
+        unpack(ray.get(self.files), folder)
         return self.path
+
+
+def pack(folder: Path) -> dict[str, bytes]:
+    """Content of a folder's files by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def unpack(files: dict[str, bytes], folder: Path) -> None:
+    """The inverse of `pack`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent))
+    for name, content in files.items():
+        (scratch / name).write_bytes(content)
+    settle(scratch, folder)
 
 
 def settle(scratch: Path, folder: Path) -> None:
