@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 from tests.chaos import began, spec, start, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
-SECTIONS = {"training": {"steps": 6}, "resources": {"engine": {"cpus": 1.9}, "trainer": {"cpus": 1.0}}}
+SECTIONS = {"training": {"steps": 6}, "resources": {"engine": {"cpus": 1.9}, "trainer": {"cpus": 0.9}}}
 
 
 @pytest.fixture

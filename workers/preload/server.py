@@ -43,7 +43,7 @@ def serve(address: str) -> None:
         while True:
             events = [key.fileobj for key, _ in ready.select(LOOK)]
             if not events or listener in events:
-                guarded = _below(parent)
+                guarded |= _below(parent)  # added to: of a parent that is gone nothing is below
             for source in events:
                 if source is sys.stdin:
                     for pid in workers.values():
