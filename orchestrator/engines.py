@@ -20,7 +20,7 @@ class EnginePlace:
         self.create, self._start, self.name = create, start, name
         self.generation = 0
         """Of the actor: it knows no run's weights but those pushed to this generation."""
-        self.actor = create(name)
+        self.actor, self.tries = create(name), 0
         self.changing = asyncio.Lock()
 
     async def start(self) -> None:
@@ -37,6 +37,12 @@ class EnginePlace:
             if self.generation != failed:
                 return
             ray.kill(self.actor)
-            self.generation += 1
-            self.actor = self.create(f"{self.name}-again-{self.generation}")
-            await self._start(self.actor)
+            self.tries += 1
+            actor = self.create(f"{self.name}-again-{self.tries}")
+            try:
+                await self._start(actor)
+            except ray.exceptions.RayError:
+                ray.kill(actor)
+                raise
+            # Only now: nobody may ask an engine that has not loaded its model.
+            self.actor, self.generation = actor, self.generation + 1
