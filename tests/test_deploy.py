@@ -229,9 +229,10 @@ def test_pods_see_the_volume_where_sweeps_write(name):
 
 
 def exported() -> set[str]:
-    """Metrics of workers/trackers/prometheus.py under the names by which Prometheus sees them."""
-    tree = ast.parse((ROOT / "workers/trackers/prometheus.py").read_text())
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    """Metrics of the collector and the engines under the names by which Prometheus sees them."""
+    trees = [ast.parse((ROOT / "workers" / path).read_text()) for path in ("trackers/prometheus.py", "gauges.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     metrics = {(call.func.id, call.args[0].value) for call in calls if call.func.id in ("Gauge", "Counter")}
     return {f"ray_{name}" + ("_total" if kind == "Counter" else "") for kind, name in metrics}
 
