@@ -90,6 +90,15 @@ class SweepSpec(StrictModel):
             raise ValueError(
                 "training.learning_rate.tune: rates are tried on the full run; set include_full to true, or name rates"
             )
+        whole = (
+            "include_full" if self.include_full else "combine" if any(r.how == "boost" for r in self.combine) else ""
+        )
+        if whole and self.rollout.tensor_parallel_size > 1:
+            # rollout.engine.overlay would have to split the run's own embedding by vocabulary.
+            raise ValueError(
+                f"rollout.tensor_parallel_size: {self.rollout.tensor_parallel_size}: an engine over several GPUs "
+                f"serves no run of the whole model, and {whole} asks for one; set it to 1"
+            )
         if self.algorithm.build().overlong_buffer >= self.training.max_response_tokens:
             raise ValueError("algorithm.overlong_buffer: must be below training.max_response_tokens")
         if self.algorithm.type == "gigpo" and not getattr(self.task, "multi_turn", False):

@@ -97,6 +97,11 @@ def problems(plan: Plan, gpus: float, cpus: float, nodes: int = 1) -> list[str]:
     return placement_problems(plan, {kind: count * nodes for kind, count in node.items()}, node)
 
 
+def spanning(gpus: int) -> dict:
+    """Changes by which engines span so many GPUs; such engines serve no run of the whole model."""
+    return {"rollout": {"tensor_parallel_size": gpus}, "include_full": False}
+
+
 def test_cpus_are_counted_to_the_last_one():
     """Four engines of 2 CPUs; three berths of four trainers of 1 and 0.1 each; full 2; two small actors 0.1:
     8 + 12.3 + 2 + 0.1 = 22.4."""
@@ -119,8 +124,8 @@ def test_trainers_around_a_gpu_need_their_cpus_on_its_node():
         ({}, 4, 1, "resources.trainer: a layer run's 1 x 0.23"),
         ({"resources": {"full_trainer": {"gpus": 4}}}, 16, 8, "resources.full_trainer.gpus: asks for 4 GPUs on one"),
         ({"resources": {"full_trainer": {"gpus": 1.5}}}, 8, 1, "resources.full_trainer.gpus: 1.5: Ray gives a share"),
-        ({"rollout": {"tensor_parallel_size": 4}}, 8, 4, "rollout.tensor_parallel_size: 4, and the largest node has 2"),
-        ({"rollout": {"tensor_parallel_size": 2}}, 8, 1, "resources.engine.gpus: 1, and rollout.tensor_parallel_size"),
+        (spanning(4), 8, 4, "rollout.tensor_parallel_size: 4, and the largest node has 2"),
+        (spanning(2), 8, 1, "resources.engine.gpus: 1, and rollout.tensor_parallel_size"),
     ],
 )  # fmt: skip
 def test_what_can_never_be_placed(changes, gpus, nodes, start):

@@ -59,6 +59,14 @@ def test_layers_of_a_six_layer_model(chosen, expected):
         ({"name": "../x"}, "name: "),
         ({"resources": {"device": "cuda"}}, "needs gpus above 0"),
         ({"seeds": [0, 0]}, "seeds: seeds must differ"),
+        (
+            {"rollout__tensor_parallel_size": 2},
+            "rollout.tensor_parallel_size: 2: an engine over several GPUs serves no",
+        ),
+        (
+            {"rollout__tensor_parallel_size": 2, "include_full": False, "combine": [{"boost": "best 2"}]},
+            "no run of the whole model, and combine asks for one; set it to 1",
+        ),
         ({"algorithm": {"type": "gigpo"}}, "algorithm.type: gigpo compares the steps of episodes"),
     ],
 )
