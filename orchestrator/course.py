@@ -273,12 +273,14 @@ class Course:
     async def _rollout(self, step: int) -> Any:
         """A reference to the step's experience. At the first step every run is the base: one batch serves all."""
         seed, actor = self.run.seed, self.place.actor
-        call = self.stage.rollouts.rollout.options(num_returns=2)
+        call = self.stage.rollouts.rollout
         if step:
-            done, experience = call.remote(actor, self.name, step, seed, step)
+            named = call.options(num_returns=2, name=f"RolloutWorker.rollout {self.name}")
+            done, experience = named.remote(actor, self.name, step, seed, step)
         else:
             if seed not in self.sweep.first:
-                self.sweep.first[seed] = tuple(call.remote(actor, None, 0, seed, 0))
+                named = call.options(num_returns=2, name=f"RolloutWorker.rollout base-seed{seed}")
+                self.sweep.first[seed] = tuple(named.remote(actor, None, 0, seed, 0))
             done, experience = self.sweep.first[seed]
         await self.sweep.deadlines.within("rollout", done)
         return experience
@@ -317,9 +319,9 @@ class Course:
             weights = [trainer.weights.remote() for trainer in self.crew.trainers][0]
         if weights is None:
             path = f"{self.sweep.plan.folder}/overlays/{self.name}/model.safetensors"
-            push = actor.load.remote(self.name, self.steps, path)
+            push = actor.load.options(name=f"Engine.load {self.name}").remote(self.name, self.steps, path)
         else:
-            push = actor.push.remote(self.name, self.steps, weights)
+            push = actor.push.options(name=f"Engine.push {self.name}").remote(self.name, self.steps, weights)
         pushed = await self.sweep.deadlines.within("push", push)
         self.served = wanted
         return pushed
@@ -375,7 +377,7 @@ class Course:
         done = await asyncio.to_thread(self.ledger.scored)
         suites = [s for s in self.spec.evaluation.suites if split == "selection" or s.final_prompts]
         calls = [
-            self.stage.rollouts.evaluation.options(num_returns=2).remote(
+            self.stage.rollouts.evaluation.options(num_returns=2, name=f"RolloutWorker.evaluation {self.name}").remote(
                 self.place.actor, self.name if self.steps else None, self.steps, s.name, split, self.run.seed,
                 s.samples * factor, greedy,
             )

@@ -69,7 +69,7 @@ class Method:
     def __init__(self, actor: "Actor", name: str, returns: int = 1):
         self.actor, self.name, self.returns = actor, name, returns
 
-    def options(self, num_returns: int) -> "Method":
+    def options(self, num_returns: int = 1, name: str = "") -> "Method":
         return Method(self.actor, self.name, num_returns)
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
