@@ -9,6 +9,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+AT_WORK = ("training", "evaluating")
+NAMED = 8
+"""Runs named in a plain line, at most."""
+
 
 @dataclass
 class _Row:
@@ -35,7 +39,9 @@ class Progress:
         self.steps, self.interval = steps, interval
         self.console = Console(file=sys.stderr)
         self.live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
-        self.began = self.printed = time.monotonic()
+        self.began = self.ready = self.printed = time.monotonic()
+        self.made = 0
+        """Steps since `ready`."""
         if self.live:
             self.live.start()
 
@@ -44,10 +50,11 @@ class Progress:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def started(self, seconds: float) -> None:
+        self.ready = time.monotonic()
         self.say(f"started in {seconds:.1f} s: engine and base model are ready")
 
     def stepped(self, run: str, step: int, metrics: dict[str, Any], seconds: float) -> None:
-        row = self.rows[run]
+        row, self.made = self.rows[run], self.made + 1
         row.step, row.reward, row.status = step, metrics["reward_mean"], "training"
         row.tokens_per_second = metrics["tokens"] / seconds
         row.seconds_per_step = seconds if step <= 2 else 0.8 * row.seconds_per_step + 0.2 * seconds
@@ -87,9 +94,10 @@ class Progress:
             self.printed = time.monotonic()
             steps = sum(row.step for row in self.rows.values())
             total = self.steps * len(self.rows)
-            left = max((self._left(row) for row in self.rows.values()), default=0.0)
-            parts = ", ".join(f"{name} {row.step}/{self.steps} {row.reward:.2f}" for name, row in self.rows.items())
-            self.say(f"step {steps}/{total}, about {left:.0f} s left; step and reward: {parts}")
+            left = (total - steps) * (self.printed - self.ready) / max(1, self.made)
+            busy = [f"{n} {r.step}/{self.steps} {r.reward:.2f}" for n, r in self.rows.items() if r.status in AT_WORK]
+            more = f" and {len(busy) - NAMED} more" if len(busy) > NAMED else ""
+            self.say(f"step {steps}/{total}, about {left:.0f} s left; at work: {', '.join(busy[:NAMED])}{more}")
 
     def _pause(self) -> float:
         """Seconds between plain lines: a log of days should still be readable."""
@@ -100,7 +108,7 @@ class Progress:
 
     def _table(self) -> Table:
         """As many runs as the terminal has lines for, those that are at work first."""
-        idle = {name: row.status not in ("training", "evaluating") for name, row in self.rows.items()}
+        idle = {name: row.status not in AT_WORK for name, row in self.rows.items()}
         shown = sorted(self.rows, key=idle.__getitem__)[: max(5, self.console.size.height - 6)]
         hidden = len(self.rows) - len(shown)
         table = Table(
