@@ -17,6 +17,7 @@ from workers.config import ActorResources, LearningRates
 from workers.engine import Engine
 from workers.placement import Berth, Berths
 from workers.rollout import RolloutWorker
+from workers.seats import NoRoom
 from workers.tiny import BaseModel, cache_folder, is_made, pack
 from workers.trainer import Trainer
 
@@ -89,7 +90,10 @@ class Stage:
         total, largest = cluster_resources()
         rooms = [runs]
         if self.gpu:
-            rooms.append(seat_on(self.plan, total, largest).runs)
+            try:
+                rooms.append(seat_on(self.plan, total, largest).runs)
+            except NoRoom:  # nodes were lost, and others may come
+                rooms.append(1)
         if crew := resources.trainer.cpus * resources.trainer_ranks:
             left = total.get("CPU", 0) - resources.engines * resources.engine.cpus - SMALL_ACTORS_CPUS
             rooms.append(int(left / crew + 1e-9))

@@ -1,9 +1,13 @@
 """Trainers around one GPU: placement on a Ray that believes in GPUs which are not there."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
+from orchestrator.cli import DEMO
+from orchestrator.plan import make_plan
+from orchestrator.spec import load_spec
 from workers.config import ActorResources
 from workers.placement import Berths
 
@@ -70,6 +74,23 @@ def test_everybody_on_one_gpu(monkeypatch):
     ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         asyncio.run(scenario())
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.slow
+def test_a_cluster_that_has_lost_its_gpus_keeps_a_room(tmp_path):
+    """For the run that waits for others to come; what can never start was refused before."""
+    import ray
+
+    from orchestrator.stage import Stage
+
+    spec = load_spec(Path(DEMO).parent / "qwen3-1.7b-numinamath-grpo-8gpu.yaml", {"output": str(tmp_path)})
+    resources = spec.resources.model_copy(update={"concurrent_runs": None})
+    plan = make_plan(spec.model_copy(update={"resources": resources}), fetch=False)
+    ray.init(num_cpus=100, num_gpus=0, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        assert Stage(plan, {}).rooms() == 1
     finally:
         ray.shutdown()
 
