@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,9 @@ from workers.preload import preloaded
 
 from .authentication import ADVICE, show_token
 from .spec import SpecError
+
+NAMES_SECONDS = 10.0
+"""How long the actors of a driver that was killed may take to end."""
 
 
 @contextlib.contextmanager
@@ -24,7 +28,7 @@ def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[s
         The runtime environment of trainers: on a CPU-only Ray of our own, forked from a preloaded process.
 
     Raises:
-        SpecError: nothing answers at the address, or it refuses the token.
+        SpecError: nothing answers at the address, it refuses the token, or a sweep of this name is running there.
     """
     environment = worker_environment(gpu)
     os.environ.update(environment)  # before Ray starts: its idle workers then need no restart to have them
@@ -46,4 +50,21 @@ def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[s
                 [f"--address {address}: no Ray cluster answers there, or not to this token ({reason}); {ADVICE}"]
             ) from error
         stack.callback(ray.shutdown)
+        _wait_for_names(namespace)
         yield trainers
+
+
+def _wait_for_names(namespace: str) -> None:
+    """Until no sweep of this name has actors on the cluster. Those of a driver that was killed end by themselves.
+
+    Raises:
+        SpecError: there still is one after NAMES_SECONDS.
+    """
+    from ray.util import list_named_actors
+
+    until = time.monotonic() + NAMES_SECONDS
+    while list_named_actors():
+        if time.monotonic() > until:
+            name = namespace.removeprefix("layersweep-")
+            raise SpecError([f"name: a sweep {name} is running on this cluster already; choose another name"])
+        time.sleep(0.5)

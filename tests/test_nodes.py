@@ -85,17 +85,22 @@ def test_a_node_added_half_way_takes_a_run_that_waited(tmp_path, cluster, alone)
 
 
 def test_two_sweeps_at_the_same_time_do_not_meet(tmp_path, cluster, alone):
-    """Their runs and actors have the same names, their learning rates differ: each ends as it does alone."""
-    add(cluster, 2)
-    folders = [tmp_path / name for name in ("alone", "first", "second")]
+    """Their runs have the same names, their learning rates differ: each ends as it does alone. A third one that has
+    the name of the first is refused, and leaves nothing."""
+    node = add(cluster, 2)
+    folders = [tmp_path / name for name in ("alone", "first", "second", "third")]
     for folder in folders:
         folder.mkdir()
-    other = small(folders[0], rate=5e-4)
-    assert start("run", other, folders[0] / "log.txt").wait(200) == 0
-    specs = [Path(small(folders[1])), Path(small(folders[2], rate=5e-4))]
-    specs[1].write_text(specs[1].read_text().replace("name: chaos", "name: other"))
-    processes = [start("run", str(path), path.parent / "log.txt", "--address", cluster.address) for path in specs]
-    assert [process.wait(250) for process in processes] == [0, 0]
+    logs = [folder / "log.txt" for folder in folders]
+    specs = [Path(small(folder, rate)) for folder, rate in zip(folders, (5e-4, 1e-3, 5e-4, 1e-3), strict=True)]
+    specs[2].write_text(specs[2].read_text().replace("name: chaos", "name: other"))
+    assert start("run", str(specs[0]), logs[0]).wait(200) == 0
+    first, second = (start("run", str(specs[k]), logs[k], "--address", cluster.address) for k in (1, 2))
+    wait_for(lambda: len(node.of("Engine")) == 2, 100, first)
+    assert start("run", str(specs[3]), logs[3], "--address", cluster.address).wait(100) == 2
+    assert "layersweep: name: a sweep chaos is running on this cluster already" in logs[3].read_text()
+    assert not (folders[3] / "chaos").exists()
+    assert [first.wait(200), second.wait(200)] == [0, 0]
     (folders[2] / "other").rename(folders[2] / "chaos")
     assert_same(folders[1], alone, rtol=0)
     assert_same(folders[2], folders[0], rtol=0)
