@@ -86,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--top", type=_count, default=5, metavar="K", help="how many best layers to hold against "
                          "each other (default: 5)")  # fmt: skip
     compare.add_argument("--noise", type=float, metavar="SD", help="of the contribution, for tables without intervals")
-    export = add("export", _export, "Merge a run's weights into its base: a folder that transformers and vLLM load.")
+    export = add("export", _export, "Merge a run's weights into its base: a folder that transformers and vLLM load "
+                 "(of a float32 run with dtype=float32: vLLM's default is 16 bits).")  # fmt: skip
     export.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME)")
     export.add_argument("selection", help="such as layer-07 or full")
     export.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder")
