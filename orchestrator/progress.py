@@ -18,6 +18,8 @@ NAMED = 8
 class _Row:
     """One run's state."""
 
+    steps: int
+    """To train."""
     step: int = 0
     reward: float = float("nan")
     tokens_per_second: float = 0.0
@@ -30,12 +32,12 @@ class Progress:
 
     Args:
         runs: run names in display order.
-        steps: training steps of each.
+        steps: training steps of each, of those that are added later too unless they have their own.
         interval: seconds between plain lines at first.
     """
 
     def __init__(self, runs: list[str], steps: int, interval: float = 5.0):
-        self.rows = {name: _Row() for name in runs}
+        self.rows = {name: _Row(steps) for name in runs}
         self.steps, self.interval = steps, interval
         self.console = Console(file=sys.stderr)
         self.live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
@@ -58,7 +60,7 @@ class Progress:
         row.step, row.reward, row.status = step, metrics["reward_mean"], "training"
         row.tokens_per_second = metrics["tokens"] / seconds
         row.seconds_per_step = seconds if step <= 2 else 0.8 * row.seconds_per_step + 0.2 * seconds
-        if step == self.steps:
+        if step == row.steps:
             row.status = "evaluating"
         self._show()
 
@@ -69,14 +71,22 @@ class Progress:
 
     def already(self, run: str, status: str) -> None:
         """A run that an earlier start has brought to its end."""
-        self.rows[run].step, self.rows[run].status = self.steps, status
+        row = self.rows[run]
+        row.status = status
+        if status == "completed":
+            row.step = row.steps
+        else:  # pruned, at an earlier start
+            row.steps = 0
 
-    def add(self, run: str) -> None:
+    def add(self, run: str, steps: int | None = None) -> None:
         """A run that was not known at the start."""
-        self.rows[run] = _Row()
+        self.rows[run] = _Row(self.steps if steps is None else steps)
 
     def ended(self, run: str, status: str, reason: str | None) -> None:
-        self.rows[run].status = status
+        row = self.rows[run]
+        row.status = status
+        if status == "pruned":
+            row.steps = row.step
         if reason:
             self.say(f"{run} {status}: {reason}")
         self._show()
@@ -93,9 +103,9 @@ class Progress:
         elif time.monotonic() - self.printed > self._pause():
             self.printed = time.monotonic()
             steps = sum(row.step for row in self.rows.values())
-            total = self.steps * len(self.rows)
+            total = sum(row.steps for row in self.rows.values())
             left = (total - steps) * (self.printed - self.ready) / max(1, self.made)
-            busy = [f"{n} {r.step}/{self.steps} {r.reward:.2f}" for n, r in self.rows.items() if r.status in AT_WORK]
+            busy = [f"{n} {r.step}/{r.steps} {r.reward:.2f}" for n, r in self.rows.items() if r.status in AT_WORK]
             more = f" and {len(busy) - NAMED} more" if len(busy) > NAMED else ""
             self.say(f"step {steps}/{total}, about {left:.0f} s left; at work: {', '.join(busy[:NAMED])}{more}")
 
@@ -104,7 +114,7 @@ class Progress:
         return max(self.interval, min(60.0, (time.monotonic() - self.began) / 60))
 
     def _left(self, row: _Row) -> float:
-        return (self.steps - row.step) * row.seconds_per_step if row.status in ("waiting", "training") else 0.0
+        return (row.steps - row.step) * row.seconds_per_step if row.status in ("waiting", "training") else 0.0
 
     def _table(self) -> Table:
         """As many runs as the terminal has lines for, those that are at work first."""
@@ -119,7 +129,7 @@ class Progress:
         for name in shown if hidden else self.rows:
             row = self.rows[name]
             table.add_row(
-                name, f"{row.step}/{self.steps}", f"{row.reward:.3f}", f"{row.tokens_per_second:.0f}",
+                name, f"{row.step}/{row.steps}", f"{row.reward:.3f}", f"{row.tokens_per_second:.0f}",
                 f"{self._left(row):.0f} s", row.status,
             )  # fmt: skip
         return table
