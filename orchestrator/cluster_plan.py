@@ -96,7 +96,8 @@ def plan_on(plan: Plan, cluster: ClusterShape, assumed: Assumptions | None = Non
 def _schedule(plan: Plan, cluster: ClusterShape, seating: Seating, cost: Estimate, assumed: Assumptions) -> Schedule:
     resources, training, spans = plan.spec.resources, plan.spec.training, plan.spec.rollout.tensor_parallel_size
     layers, wholes = ([run.selection for run in plan.runs if run.selection.whole == w] for w in (False, True))
-    updates = {s: update_seconds(plan, s, cluster.gpu, assumed) for s in {*layers, *wholes}}
+    trained = {run.selection: plan.expected_steps(run) / training.steps for run in plan.runs}
+    updates = {s: share * update_seconds(plan, s, cluster.gpu, assumed) for s, share in trained.items()}
     layer_cards = sum(card.layer_ranks > 0 for card in seating.cards)
     whole_cards = sum(card.whole_ranks > 0 for card in seating.cards)
     writing = 3600 * (cost.rollout + cost.evaluation) / (resources.engines * spans)
@@ -113,7 +114,7 @@ def _schedule(plan: Plan, cluster: ClusterShape, seating: Seating, cost: Estimat
     at_once = layer_runs_at_once(plan, seating)
     layer_waves = -(-len(layers) // at_once)
     whole_waves = -(-len(wholes) // seating.whole_runs) if wholes else 0
-    layer_runs = [alone / spans + updates[s] / resources.trainer_ranks for s in layers]
+    layer_runs = [trained[s] * alone / spans + updates[s] / resources.trainer_ranks for s in layers]
     whole_runs = [alone / spans + updates[s] / resources.full_trainer_ranks for s in wholes]
     bounds["waves of layer runs, one after the other"] = layer_waves * min(layer_runs, default=0)
     bounds["whole-model runs, each step after the other"] = whole_waves * min(whole_runs, default=0)

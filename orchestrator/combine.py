@@ -27,9 +27,7 @@ def pick(run: CombinedRun, table: pd.DataFrame | None, layers: int) -> Selection
             raise ValueError(f"combine: {run.name} needs {count} layers with a score, the profile has {len(ranked)}")
         ordered = ranked.sort_values("score", ascending=kind == "worst", kind="stable")
         chosen = tuple(int(k) for k in ordered["layer"].head(count))
-    if run.how == "boost":
-        return Selection.boost(chosen, run.name)
-    return Selection.several(chosen, run.name)
+    return run.of(chosen)
 
 
 def read_profile(path: str) -> pd.DataFrame:

@@ -53,7 +53,7 @@ class Estimate:
 
 
 def estimate(plan: Plan, gpu: Gpu = H200, assumed: Assumptions | None = None, together: int = 1) -> Estimate:
-    """GPU-hours of the whole sweep, every run at its full number of steps, trials of learning rates at theirs.
+    """GPU-hours of the whole sweep: trials of learning rates and combined runs too, of a search what its budget allows.
 
     Args:
         together: runs whose responses an engine writes in one batch; 1 is one run's batch at a time.
@@ -69,8 +69,8 @@ def estimate(plan: Plan, gpu: Gpu = H200, assumed: Assumptions | None = None, to
             plan, gpu, assumed, responses * turns, prompt, length, width * together, sharing, _overlays(plan, together)
         )
     update = sum(
-        update_seconds(plan, run.selection, gpu, assumed) * plan.steps(run) / spec.training.steps
-        for run in (*plan.runs, *plan.trials)
+        update_seconds(plan, run.selection, gpu, assumed) * plan.expected_steps(run) / spec.training.steps
+        for run in (*plan.runs, *plan.trials, *plan.combined)
     )
     rollout = rollout_seconds(plan, plan.training_responses, gpu, assumed, together)
     return Estimate(rollout / 3600, update / 3600, evaluation / 3600)

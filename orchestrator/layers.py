@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
+from policies.selection import Selection
 from policies.strict import StrictModel
 
 _RANGE = re.compile(r"(-?\d*):(-?\d*)(?::(-?\d+))?")
@@ -67,6 +68,10 @@ class CombinedRun(StrictModel):
     def name(self) -> str:
         """As the tables call it: layers-best-5, boost-best-10, layers-middle-5, layers-worst-5."""
         return "-".join(map(str, (self.how, *self.which)))
+
+    def of(self, layers: tuple[int, ...]) -> Selection:
+        """The selection, once it is known which layers are picked."""
+        return Selection.boost(layers, self.name) if self.how == "boost" else Selection.several(layers, self.name)
 
 
 def _read(value: object) -> str | tuple[int, ...] | LayerSearch:

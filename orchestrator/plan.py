@@ -13,7 +13,7 @@ from rollout.config import TaskConfig
 from rollout.tasks import Split
 from workers.config import LearningRateTuning
 
-from .layers import LayerSearch, middle_layers, resolve_layers
+from .layers import CombinedRun, LayerSearch, middle_layers, resolve_layers
 from .model_shape import shape_of
 from .spec import SpecError, SweepSpec
 
@@ -74,6 +74,16 @@ class Plan:
             for rate in sorted(tuning.tune)
         )
 
+    @property
+    def combined(self) -> tuple[Run, ...]:
+        """Runs over several layers, trained last. Which layers is known then; here they are those in the middle."""
+        count = self.architecture.layers
+        return tuple(
+            Run(wanted.of(middle_layers(wanted.which[1], count)), seed)
+            for seed in self.spec.seeds
+            for wanted in self.spec.combine
+        )
+
     def steps(self, run: Run) -> int:
         """That a run trains."""
         return self.spec.training.learning_rate.steps if run.trial else self.spec.training.steps
@@ -118,21 +128,36 @@ class Plan:
     def trunk_bytes(self) -> int:
         return self.architecture.parameters * self.element_bytes
 
+    def expected_steps(self, run: Run) -> float:
+        """That a run trains; of a search's layers, which may stop at any rung, the mean over all of them."""
+        if run.selection.kind != "layer" or run.trial or not self.rungs:
+            return self.steps(run)
+        from .search import cost
+
+        return cost(self.rungs) / self.rungs[0].layers
+
     @property
     def training_responses(self) -> int:
         """Over all runs and trials; the first step's batch is shared by those of a seed."""
-        training = self.spec.training
-        batch = training.prompts_per_step * training.group_size
-        return batch * (sum(self.steps(run) - 1 for run in (*self.runs, *self.trials)) + len(self.spec.seeds))
+        training, runs = self.spec.training, (*self.runs, *self.trials, *self.combined)
+        steps = round(sum(self.expected_steps(run) for run in runs))
+        return training.prompts_per_step * training.group_size * (steps - len(runs) + len(self.spec.seeds))
 
     @property
     def evaluation_responses_by_suite(self) -> list[int]:
         """Over base, trials, runs and all times that they are scored, the final split included."""
-        evaluation, steps = self.spec.evaluation, self.spec.training.steps
-        times = 1 + len([step for step in self.evaluation_steps if step < steps])
-        finalists = 1 + len(self.spec.seeds) * (evaluation.finalists + self.spec.include_full)
+        evaluation, seeds, rungs = self.spec.evaluation, len(self.spec.seeds), self.rungs
+        layers = sum(run.selection.kind == "layer" for run in self.runs)
+        times = 1 + len(self.evaluation_steps)
+        scored = 1 + len(self.trials) + times * (len(self.runs) - layers + len(self.combined))
+        for step in self.evaluation_steps:  # a search scores those that are left
+            scored += next((seeds * rung.layers for rung in rungs if step <= rung.step), layers)
+        last = seeds * rungs[-1].layers if rungs else layers
+        again = rungs[-1].samples if rungs else 1
+        best = min(evaluation.finalists, last // seeds)
+        finalists = 1 + seeds * (self.spec.include_full + best) + len(self.combined)
         return [
-            s.prompts * (s.samples + evaluation.greedy) * (1 + len(self.trials) + times * len(self.runs))
+            s.prompts * ((s.samples + evaluation.greedy) * scored + (s.samples * again + evaluation.greedy) * last)
             + 4 * s.final_prompts * s.samples * finalists
             for s in evaluation.suites
         ]
@@ -182,7 +207,7 @@ def make_plan(spec: SweepSpec, fetch: bool = True) -> Plan:
     selections = ([Selection.full()] if spec.include_full else []) + [Selection.layer(k) for k in layers]
     runs = tuple(Run(selection, seed) for seed in spec.seeds for selection in selections)
     plan = Plan(spec, architecture, runs, source, tuple(dict.fromkeys(unchecked)), fingerprints)
-    if problems := _search_problems(plan) + _combine_problems(plan):
+    if problems := _search_problems(plan) or _combine_problems(plan):
         raise SpecError(problems)
     return plan
 
@@ -198,13 +223,8 @@ def _search_problems(plan: Plan) -> list[str]:
 def _combine_problems(plan: Plan) -> list[str]:
     """Whether the profile is there and has layers enough; picking from this sweep itself comes later."""
     spec = plan.spec
-    own = sum(run.selection.kind == "layer" for run in plan.runs) // len(spec.seeds)
     if not spec.profile:
-        return [
-            f"combine[{i}]: {run.name} needs {run.which[1]} layer runs, the sweep has {own}"
-            for i, run in enumerate(spec.combine)
-            if run.which[1] > (plan.architecture.layers if run.middle else own)
-        ]
+        return [problem for i, run in enumerate(spec.combine) for problem in _pick_problems(plan, run, f"combine[{i}]")]
     from .combine import pick, read_profile
 
     try:
@@ -214,6 +234,23 @@ def _combine_problems(plan: Plan) -> list[str]:
     except ValueError as error:
         return [str(error)]
     return []
+
+
+def _pick_problems(plan: Plan, run: CombinedRun, where: str) -> list[str]:
+    """Whether the sweep itself will have the layers to pick from."""
+    kind, wanted = run.which
+    if kind == "middle":
+        there = plan.architecture.layers
+    elif plan.rungs:
+        if kind == "worst":
+            return [f"{where}: a search stops the worst layers before it knows them; name another sweep as `profile`"]
+        there = plan.rungs[-1].layers
+    else:
+        there = sum(run.selection.kind == "layer" for run in plan.runs) // len(plan.spec.seeds)
+    if wanted <= there:
+        return []
+    which = "trains to the end" if kind != "middle" and plan.rungs else "has"
+    return [f"{where}: {run.name} needs {wanted} layer runs, the sweep {which} {there}"]
 
 
 def _prompt_sources(spec: SweepSpec) -> Iterator[tuple[str, TaskConfig, dict[Split, int]]]:

@@ -39,6 +39,7 @@ def show_plan(plan: Plan, hours: bool = True) -> None:
         "each run": f"{training.steps} steps of {training.prompts_per_step} prompts x {training.group_size} responses, "
         f"{training.epochs * training.minibatches} optimizer steps each, at most {training.max_response_tokens} tokens",
         "runs": f"{len(plan.runs)} to train, seeds {', '.join(map(str, spec.seeds))}; the base is scored besides",
+        **_search(plan),
         **_trials(plan),
         "to generate": f"{plan.training_responses:,} training and {plan.evaluation_responses:,} evaluation responses",
         "shared trunk": f"{size(plan.trunk_bytes)} once per node, in {training.dtype}",
@@ -56,7 +57,7 @@ def show_plan(plan: Plan, hours: bool = True) -> None:
     for name, fact in facts.items():
         console.print(f"{name:>13}  {fact}")
     table = Table("run", "trains", "learning rate", "pushed per step", "trainer's own memory", "activations at most")
-    for run in plan.runs:
+    for run in (*plan.runs, *plan.combined):
         selection = run.selection
         rate = "by trial" if plan.trials else f"{training.learning_rate.of(selection.whole):g}"
         table.add_row(
@@ -64,6 +65,20 @@ def show_plan(plan: Plan, hours: bool = True) -> None:
             size(plan.trainer_bytes(selection)), size(activation_bytes(plan, selection)),
         )  # fmt: skip
     console.print(table)
+    if plan.combined:
+        console.print("Which layers the last of these train is known when the layer runs are finished; sizes are for "
+                      "as many in the middle.")  # fmt: skip
+
+
+def _search(plan: Plan) -> dict[str, str]:
+    """Who trains how far, where weak layers stop early."""
+    if not (rungs := plan.rungs):
+        return {}
+    from .search import cost
+
+    trained, exhaustive = cost(rungs), rungs[0].layers * plan.spec.training.steps
+    course = ", ".join(f"{rung.layers} to step {rung.step}" for rung in rungs)
+    return {"search": f"layers: {course}; {trained:,} of {exhaustive:,} layer steps ({trained / exhaustive:.0%})"}
 
 
 def _trials(plan: Plan) -> dict[str, str]:
@@ -100,7 +115,10 @@ def show_table(table: Any) -> None:
             _text(row.steps),
             f"{row.status}: {row.reason}" if row.status == "failed" else row.status,
         )  # fmt: skip
-    wide_console().print(shown)
+    console = wide_console()
+    console.print(shown)
+    if (table["status"] == "pruned").any():
+        console.print("The contribution of a pruned layer is an extrapolation, from the step where it stopped.")
 
 
 def show_schema(model: type[BaseModel], indent: str = "") -> None:

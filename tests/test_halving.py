@@ -10,6 +10,7 @@ from orchestrator.halving import Halving
 from orchestrator.layers import CombinedRun
 from orchestrator.plan import make_plan
 from orchestrator.search import Rung
+from orchestrator.show import show_plan
 from orchestrator.spec import SpecError, parse_spec
 from policies.selection import Selection
 from tests.test_spec import demo
@@ -115,6 +116,11 @@ def test_boost_trains_everything_and_two_layers_train_themselves():
         ({"combine": [{"only": "finest 2"}]}, "combine[0].only"),
         ({"layers": {"search": {"budget": 0.1}}}, "layers.search: a budget of 0.1 is too small"),
         ({"layers": {"search": {"budgt": 0.1}}}, "search.budgt"),
+        (
+            {"combine": [{"only": "best 3"}], "layers": {"search": {"budget": 0.5}}},
+            "combine[0]: layers-best-3 needs 3 layer runs, the sweep trains to the end 2",
+        ),
+        ({"combine": [{"worst": 1}], "layers": {"search": {"budget": 0.5}}}, "a search stops the worst layers before"),
         ({"combine": [{"only": "best 2"}], "profile": "/nowhere"}, "profile: there is no table at /nowhere"),
     ],
 )
@@ -124,8 +130,29 @@ def test_bad_searches_and_combinations(changes, expected):
     assert expected in str(error.value)
 
 
-def test_a_search_is_planned():
-    """6 layers, 30 steps, half the budget: the rungs' steps are where every run is scored."""
+def test_a_search_is_planned(capsys):
+    """6 layers, 30 steps, half the budget: 6 layers to step 3, 5 to 7, 3 to 13 and 2 to 30 are 18 + 20 + 18 + 34 = 90
+    steps of layers. A batch is 32 x 8, the first one is everybody's; on 512 x 4 the base is scored once, full at three
+    rungs and the end, the layers at the rungs that they reach; the two finalists on four times as many, and at last
+    they, base and full on 128 x 16."""
     plan = make_plan(parse_spec(demo(layers={"search": {"budget": 0.5}})))
-    assert plan.evaluation_steps == {rung.step for rung in plan.rungs[:-1]}
-    assert plan.rungs[0].layers == 6 and plan.rungs[-1].step == 30
+    assert plan.evaluation_steps == {rung.step for rung in plan.rungs[:-1]} == {3, 7, 13}
+    assert [plan.expected_steps(run) for run in plan.runs] == [30, *[90 / 6] * 6]
+    assert plan.training_responses == 32 * 8 * (30 + 90 - 7 + 1)
+    assert plan.evaluation_responses == 512 * 4 * (1 + 4 + 6 + 5 + 3 + 2 * 4) + 128 * 16 * 4
+    show_plan(plan)
+    shown = "layers: 6 to step 3, 5 to step 7, 3 to step 13, 2 to step 30; 90 of 180 layer steps (50%)"
+    assert shown in capsys.readouterr().out
+
+
+def test_combined_runs_are_planned(capsys):
+    """Two runs of two layers, of 37,056 parameters each, and a boost: 3 runs more of 30 steps, which share the first
+    batch, are scored like the others, and once more in the end."""
+    alone = make_plan(parse_spec(demo()))
+    plan = make_plan(parse_spec(demo(combine=[{"only": "best 2"}, {"worst": 2}, {"boost": "best 2"}])))
+    assert [run.name for run in plan.combined] == ["layers-best-2-seed0", "layers-worst-2-seed0", "boost-best-2-seed0"]
+    assert [plan.trainable_parameters(run.selection) for run in plan.combined] == [74_112, 74_112, 223_232]
+    assert plan.training_responses - alone.training_responses == 32 * 8 * 3 * 29
+    assert plan.evaluation_responses - alone.evaluation_responses == 3 * (512 * 4 + 128 * 16)
+    show_plan(plan)
+    assert "layers-worst-2-seed0" in capsys.readouterr().out
