@@ -1,4 +1,4 @@
-"""Do early signals predict which layers contribute? Their rank correlation with C, over the layers of a sweep."""
+"""Do early signals predict which layers contribute? Their values by layer, and their rank correlation with C."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,15 @@ SHARES = (0.1, 0.25, 0.5)
 
 @dataclass(frozen=True)
 class Signal:
-    """One early signal against the contribution."""
+    """One early signal of every layer that trained, against the contribution of those that completed."""
 
     name: str
-    spearman: float
+    values: pd.Series
+    """By selection; missing where the run did not get that far."""
     layers: int
+    """Completed, with signal and contribution."""
+    spearman: float
+    """NaN where fewer than four layers have both, or one of the two is the same for all."""
 
     @property
     def by_chance(self) -> float:
@@ -26,36 +30,34 @@ class Signal:
 
 
 def early_signals(table: pd.DataFrame, steps: pd.DataFrame) -> list[Signal]:
-    """Signals of the completed layers: first gradient norm, its agreement across prompts, and mean training reward up
-    to a share of the steps.
+    """First gradient norm, its agreement across prompts, and mean training reward up to a share of the steps.
 
     Every run's first batch is the same, written by the base, so first gradients are comparable between layers. Their
-    agreement is the cosine between the gradients of the even and of the odd prompts.
-    Rewards are those of sampled batches and noisy. None where fewer than four layers have both.
+    agreement is the cosine between the gradients of the even and of the odd prompts. Rewards are those of sampled
+    batches and noisy.
     """
-    layers = table[(table["kind"] == "layer") & (table["status"] == "completed")]
-    contribution = layers.set_index("selection")["contribution"].astype(float).dropna()
-    own = steps[steps["selection"].isin(contribution.index)]
+    layers = table[table["kind"] == "layer"].set_index("selection")
+    completed = layers.loc[layers["status"] == "completed", "contribution"].astype(float).dropna()
+    own = steps[steps["selection"].isin(layers.index)]
     if not len(own):
         return []
-    count = int(own["step"].max()) + 1
     first = own[own["step"] == 0]
-    found = [
-        _signal("gradient norm at the first step", first, "grad_norm", contribution),
-        _signal("gradient agreement across prompts at the first step", first, "gradient_agreement", contribution),
-    ]
+    found = {
+        name: first.groupby("selection")[column].mean()
+        for name, column in (("gradient norm", "grad_norm"), ("gradient agreement", "gradient_agreement"))
+        if column in steps  # not in sweeps of an earlier version
+    }
+    done = own.groupby("selection")["step"].max() + 1
     for share in SHARES:
-        last = max(1, round(share * count))
-        name = f"mean training reward of the first {last} steps ({100 * share:.0f} %)"
-        found.append(_signal(name, own[own["step"] < last], "reward_mean", contribution))
-    return [signal for signal in found if signal is not None]
+        last = max(1, round(share * int(done.max())))
+        reward = own[own["step"] < last].groupby("selection")["reward_mean"].mean()
+        found[f"reward to step {last} ({100 * share:.0f} %)"] = reward.where(done >= last)
+    return [_signal(name, values.astype(float).reindex(layers.index), completed) for name, values in found.items()]
 
 
-def _signal(name: str, steps: pd.DataFrame, column: str, contribution: pd.Series) -> Signal | None:
-    if column not in steps:  # of a sweep by an earlier version
-        return None
-    values = steps.groupby("selection")[column].mean().astype(float).reindex(contribution.index)
-    known = values.notna()
-    if known.sum() < FEWEST_LAYERS or values[known].nunique() < 2 or contribution[known].nunique() < 2:
-        return None
-    return Signal(name, float(stats.spearmanr(values[known], contribution[known]).statistic), int(known.sum()))
+def _signal(name: str, values: pd.Series, contribution: pd.Series) -> Signal:
+    known = values.reindex(contribution.index).dropna()
+    gained = contribution[known.index]
+    comparable = len(known) >= FEWEST_LAYERS and known.nunique() > 1 and gained.nunique() > 1
+    spearman = float(stats.spearmanr(known, gained).statistic) if comparable else np.nan
+    return Signal(name, values, len(known), spearman)

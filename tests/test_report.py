@@ -169,6 +169,7 @@ def pruned(runs, steps, scores):
         (keep(["base", "layer-00", "layer-02"]), "No contribution can be computed: no full run"),
         (keep(["base", "full", "layer-02"], ("selection",)), "Nothing is scored on the final split yet"),
         (no_gain, "gained nothing that its noise could not explain"),
+        (pruned, "A search stopped 2 of 4 layers early."),
         # 2 + 6 + 6 + 2 of 4 x 6 steps: a third is saved
         (pruned, "The search trained 16 layer steps; training all 4 layers to step 6 would have taken 24: 33 % saved"),
     ],
@@ -263,7 +264,12 @@ def test_early_signals_on_hand_made_numbers():
     earlier = early_signals(table, steps.drop(columns="gradient_agreement"))
     assert [signal.spearman for signal in earlier] == pytest.approx([-1, 0.9, 1, 1])
     assert found[0].by_chance == pytest.approx(1.96 / 2, abs=0.001)
-    assert early_signals(table.assign(status="pruned"), steps) == [] and early_signals(table[:3], steps) == []
+    three = table.assign(status=["completed"] * 3 + ["pruned"] * 2)
+    stopped = early_signals(three, steps[(steps["selection"] != names[4]) | (steps["step"] < 1)])
+    assert all(signal.layers == 3 and math.isnan(signal.spearman) for signal in stopped)  # too few to say
+    # Layer 4 stopped after the first step: it has both gradients and the reward of that step, no later one's.
+    assert [pd.notna(signal.values[names[4]]) for signal in stopped] == [True, True, True, False, False]
+    assert early_signals(table, steps[:0]) == []
 
 
 def test_success_by_category():

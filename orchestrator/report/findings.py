@@ -29,6 +29,8 @@ def headline(results: Results) -> list[str]:
         said.append(f"Layer{'s' if len(tied) > 1 else ''} {names} cannot be told apart from it.")
     elif len(layers) > 1:
         said.append("No other layer is tied with it.")
+    if stopped := int(layers["status"].eq("pruned").sum()):
+        said.append(f"A search stopped {stopped} of {len(layers)} layers early.")
     several = results.several[results.several["contribution"].notna()]
     if len(several):
         row = several.loc[several["contribution"].idxmax()]

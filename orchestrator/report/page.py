@@ -20,6 +20,7 @@ WIDE, NARROW = 880, 358
 def render_page(results: Results) -> str:
     """The report of a sweep, finished or not."""
     shared = overlap(results.scores) if len(results.scores) else None
+    signals = early_signals(results.table, results.steps)
     return environment().get_template("page.html.j2").render(
         results=results,
         facts=_facts(results),
@@ -42,7 +43,8 @@ def render_page(results: Results) -> str:
             "mean": agreement.mean_overlap(shared.jaccard),
             "beyond": agreement.mean_overlap(shared.beyond_base),
         },
-        signals=early_signals(results.table, results.steps),
+        signals=signals,
+        predicted=next((signal for signal in signals if signal.spearman == signal.spearman), None),
         costs=costs.cost_charts(results),
         totals=costs.totals(results),
         columns=rows.COLUMNS,
