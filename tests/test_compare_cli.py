@@ -91,6 +91,12 @@ def test_layers_that_a_search_stopped_are_left_out(tmp_path, capsys):
     note = "Left out are the layers that a search stopped early (4 of two)"
     assert note in " ".join(printed.split()) and note in Page(tmp_path / "out" / "compare.html").words
     assert load_profiles([one, two])[1].model_layers == 12
+    table["status"] = ["completed"] * 5 + ["pruned"] * 9  # base, full and three layers: no shape to draw
+    table.to_parquet(f"{two}/contribution.parquet")
+    assert main(["compare", one, two, "-o", str(tmp_path / "out")]) == 0
+    page = Page(tmp_path / "out" / "compare.html")
+    assert "Not drawn, with fewer than four layers that trained to the end: two." in page.words
+    assert page.source.count('class="run" data-run="two"') == 0 < page.source.count('class="run" data-run="one"')
 
 
 def test_names_that_clash_are_told_apart(tmp_path):

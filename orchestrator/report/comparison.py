@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from workers.files import write_atomically
 
-from ..compare import matrix
+from ..compare import FEWEST_LAYERS, matrix
 from ..profile import Profile
 from ..wording import explanation, interval, number, shared
 from .agreement import matrix_chart
@@ -40,6 +40,7 @@ def render(profiles: Sequence[Profile], pairs: pd.DataFrame, shares: pd.DataFram
     ]
     return environment().get_template("compare.html.j2").render(
         profiles=[(profile.name, _style(i)) for i, profile in enumerate(profiles)],
+        few=[profile.name for profile in profiles if len(profile.depth) < FEWEST_LAYERS],
         chart=(_overlay(profiles, WIDE, 330), _overlay(profiles, NARROW, 260)),
         squares=squares,
         pairs=[
@@ -63,21 +64,27 @@ def _style(at: int) -> str:
 
 def _overlay(profiles: Sequence[Profile], width: int, height: int) -> Markup:
     """All profiles, in units of their own standard deviation around their mean: what a rank correlation sees."""
-    scaled = [_standard(profile) for profile in profiles]
+    drawn = _drawn(profiles)
     many = " many" if len(profiles) > len(COLOURS) else ""
-    plot = Plot((width, height), (0, 1), span(np.concatenate(scaled)), (38, 12, 12, 36))
+    values = np.concatenate([[0.0], *(values for _, _, values in drawn)])
+    plot = Plot((width, height), (0, 1), span(values), (38, 12, 12, 36))
     plot.y_axis(5)
     plot.x_axis((0, 0.25, 0.5, 0.75, 1), "relative depth")
-    for i, (profile, values) in enumerate(zip(profiles, scaled, strict=True)):
+    for i, profile, values in drawn:
         plot.open(cls="run", data_run=profile.name, style=_style(i))
         plot.line(zip(profile.depth, values, strict=True))
         plot.close()
     return plot.markup("profiles along relative depth", f"chart curves{many}")
 
 
-def _standard(profile: Profile) -> np.ndarray:
-    centred = profile.contribution - profile.contribution.mean()
-    return centred / (centred.std() or 1.0)
+def _drawn(profiles: Sequence[Profile]) -> list[tuple[int, Profile, np.ndarray]]:
+    """Place, profile and standardised values of those with layers enough for a shape; of two, one is always at -1."""
+    centred = [profile.contribution - profile.contribution.mean() for profile in profiles]
+    return [
+        (i, profiles[i], values / (values.std() or 1.0))
+        for i, values in enumerate(centred)
+        if len(values) >= FEWEST_LAYERS
+    ]
 
 
 def _image(profiles: Sequence[Profile], file: BinaryIO) -> None:
@@ -85,10 +92,10 @@ def _image(profiles: Sequence[Profile], file: BinaryIO) -> None:
 
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
-        for i, profile in enumerate(profiles):
+        for i, profile, values in _drawn(profiles):
             axes.plot(
                 profile.depth,
-                _standard(profile),
+                values,
                 "o-",
                 ms=3,
                 lw=1.3,
@@ -96,7 +103,7 @@ def _image(profiles: Sequence[Profile], file: BinaryIO) -> None:
                 label=profile.name,
             )
         axes.set(xlabel="relative depth", ylabel="contribution, standardised", title="profiles")
-        if len(profiles) <= len(COLOURS):
+        if 0 < len(axes.lines) <= len(COLOURS):
             axes.legend(fontsize=9)
         figure.savefig(file, format="png")
         plt.close(figure)
