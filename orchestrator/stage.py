@@ -9,13 +9,14 @@ from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from policies.config import PretrainedModel, TinyModel
 from policies.selection import Selection
 from workers.collector import Collector
 from workers.config import ActorResources, LearningRates
 from workers.engine import Engine
-from workers.placement import Berth, Berths
+from workers.placement import Berth, Berths, gang, on
 from workers.rollout import RolloutWorker
 from workers.seats import NoRoom
 from workers.tiny import BaseModel, cache_folder, is_made, pack
@@ -38,6 +39,8 @@ class Crew:
 
     def __init__(self, trainers: list[Any], berths: list[Berth]):
         self.trainers, self.berths = trainers, berths
+        self.group: PlacementGroup | None = None
+        """Of several ranks that do not share GPUs with other runs."""
 
 
 class Stage:
@@ -134,19 +137,22 @@ class Stage:
         return crew, {"learning_rate": rate} | {name: facts[0][name] for name in ("trainable_parameters", "trunk")}
 
     async def _assemble(self, crew: Crew, run: Run) -> tuple[str, int]:
-        """A trainer for each rank, all of them placed; the address of rank 0.
-
-        One crew of several ranks is assembled at a time: two half crews would wait for each other for ever.
-        """
+        """A trainer for each rank, all of them placed; the address of rank 0."""
         resources, whole = self.spec.resources, run.selection.whole
         needs = (resources.full_trainer if whole else None) or resources.trainer
         ranks = resources.full_trainer_ranks if whole else resources.trainer_ranks
-        async with self.assembling if ranks > 1 else contextlib.nullcontext():
+        aboard = self.berths is not None and not whole
+        if ranks > 1 and not aboard and needs.cpus + needs.gpus:
+            crew.group = gang(needs, ranks)
+        # Aboard one crew after the other: two half crews would wait for each other for ever.
+        async with self.assembling if aboard and ranks > 1 else contextlib.nullcontext():
             for rank in range(ranks):
                 options: dict[str, Any] = {"runtime_env": self.trainer_environment}
-                if self.berths and not whole:
+                if aboard:
                     crew.berths.append(await self.berths.board())
                     options["scheduling_strategy"] = crew.berths[-1].strategy()
+                elif crew.group:
+                    options["scheduling_strategy"] = on(crew.group, rank)
                 name = f"Trainer-{run.name}" + (f"-rank{rank}" if ranks > 1 else "")
                 actor = self._actor(Trainer, name, needs, **options)
                 crew.trainers.append(actor.remote(run.selection, run.seed, rank, ranks, self.gpu))
@@ -156,6 +162,8 @@ class Stage:
         """End a run's trainers and free what they held."""
         for trainer in crew.trainers:
             ray.kill(trainer)
+        if crew.group:
+            remove_placement_group(crew.group)
         for berth in crew.berths:
             await self.berths.leave(berth)
 

@@ -4,12 +4,13 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from ray.util import remove_placement_group
 
 from orchestrator.cli import DEMO
 from orchestrator.plan import make_plan
 from orchestrator.spec import load_spec
 from workers.config import ActorResources
-from workers.placement import Berths
+from workers.placement import Berths, gang, on
 
 
 @pytest.mark.slow
@@ -74,6 +75,34 @@ def test_everybody_on_one_gpu(monkeypatch):
     ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         asyncio.run(scenario())
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.slow
+def test_a_crew_is_placed_whole_or_not_at_all():
+    """Two crews of two ranks on three CPUs: one has its places, the other takes none until the first are free."""
+    import ray
+
+    class Rank:
+        def place(self) -> str:
+            return ray.get_runtime_context().get_placement_group_id()
+
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        needs = ActorResources(cpus=1)
+        groups = [gang(needs, 2), gang(needs, 2)]
+        crews = [[ray.remote(Rank).options(num_cpus=1, scheduling_strategy=on(group, rank)).remote()
+                  for rank in range(2)] for group in groups]  # fmt: skip
+        places = [[rank.place.remote() for rank in crew] for crew in crews]
+        done, _ = ray.wait([place for crew in places for place in crew], num_returns=2, timeout=60)
+        ready, late = (0, 1) if places[0][0] in done else (1, 0)
+        assert set(done) == set(places[ready])
+        assert ray.available_resources()["CPU"] == 1
+        for rank in crews[ready]:
+            ray.kill(rank)
+        remove_placement_group(groups[ready])
+        assert ray.get(places[late], timeout=60) == [groups[late].id.hex()] * 2
     finally:
         ray.shutdown()
 

@@ -19,6 +19,20 @@ from .seats import HOST_SHARE, aboard
 from .tiny import BaseModel
 
 
+def gang(needs: ActorResources, ranks: int) -> PlacementGroup:
+    """Places for all ranks of a run, taken together or not at all.
+
+    Half crews, of one sweep or of two on the same cluster, would wait for each other for ever.
+    """
+    asked = {"CPU": needs.cpus, "GPU": needs.gpus}
+    return placement_group([{kind: count for kind, count in asked.items() if count}] * ranks, strategy="PACK")
+
+
+def on(group: PlacementGroup, rank: int) -> PlacementGroupSchedulingStrategy:
+    """Where a rank's actor goes."""
+    return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+
+
 class TrunkHost:
     """Holds the frozen base on one GPU for the trainers aboard."""
 
@@ -45,7 +59,7 @@ class Berth:
     aboard: int = 0
 
     def strategy(self) -> PlacementGroupSchedulingStrategy:
-        return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=0)
+        return on(self.group, 0)
 
 
 class Berths:

@@ -136,6 +136,7 @@ def simulate(plan: Plan, world: World, worked: Callable[[World], float] | None =
         stack.enter_context(patch("orchestrator.rooms.LOOK", 100.0))
         log = stack.enter_context(open(os.devnull, "w"))
         stack.enter_context(patch("orchestrator.progress.Console", lambda **_: Console(file=log)))
+        stack.enter_context(patch("orchestrator.stage.gang", lambda *_: None))
         stack.enter_context(patch("orchestrator.stage.Berths", partial(SimulatedBerths, world)))
         with asyncio.Runner(loop_factory=partial(VirtualLoop, busy)) as runner:
             seconds = runner.run(_drive(plan, world))
