@@ -52,6 +52,13 @@ class Sweep:
     """Ray is gone: nothing can be saved or told any more."""
     cpu: float = field(default_factory=time.process_time)
 
+    def first_rollout(self, seed: int, engine: Any) -> tuple[Any, Any]:
+        """References to its metrics and experience; written once for all runs of a seed."""
+        if seed not in self.first:
+            named = self.stage.rollouts.rollout.options(num_returns=2, name=f"RolloutWorker.rollout base-seed{seed}")
+            self.first[seed] = tuple(named.remote(engine, None, 0, seed, 0))
+        return self.first[seed]
+
     def own_cpu(self) -> float:
         """CPU seconds of this process, Ray's client in it included, since any run's last step: their sum is all."""
         before, self.cpu = self.cpu, time.process_time()
@@ -272,16 +279,12 @@ class Course:
 
     async def _rollout(self, step: int) -> Any:
         """A reference to the step's experience. At the first step every run is the base: one batch serves all."""
-        seed, actor = self.run.seed, self.place.actor
-        call = self.stage.rollouts.rollout
+        seed = self.run.seed
         if step:
-            named = call.options(num_returns=2, name=f"RolloutWorker.rollout {self.name}")
-            done, experience = named.remote(actor, self.name, step, seed, step)
+            named = self.stage.rollouts.rollout.options(num_returns=2, name=f"RolloutWorker.rollout {self.name}")
+            done, experience = named.remote(self.place.actor, self.name, step, seed, step)
         else:
-            if seed not in self.sweep.first:
-                named = call.options(num_returns=2, name=f"RolloutWorker.rollout base-seed{seed}")
-                self.sweep.first[seed] = tuple(named.remote(actor, None, 0, seed, 0))
-            done, experience = self.sweep.first[seed]
+            done, experience = self.sweep.first_rollout(seed, self.place.actor)
         await self.sweep.deadlines.within("rollout", done)
         return experience
 

@@ -74,6 +74,9 @@ class Driver:
         return await work
 
     async def _everything(self) -> Outcome:
+        if self.experiment.trunk is None:  # nobody has trained; the base's evaluation can wait until trainers have work
+            for run in self.plan.runs:
+                self.sweep.first_rollout(run.seed, self.stage.place(run.name).actor)
         base = asyncio.create_task(self._score_base())
         self.working.add(base)
         if not await self._tune(base):

@@ -194,10 +194,12 @@ class Stage:
         model = self.spec.model
         if isinstance(model, PretrainedModel):
             return BaseModel(model.path)
+        if is_made(folder := cache_folder(model, self.spec.task)):
+            return BaseModel(str(folder), ray.put(pack(folder)))
         say("warming up the tiny base model (cached afterwards)")
         made = ray.remote(_make_tiny_model).options(name="warm-up", num_cpus=0.1).remote(model, self.spec.task)
-        folder, files = await made
-        return BaseModel(folder, ray.put(files))
+        place, files = await made
+        return BaseModel(place, ray.put(files))
 
     def _constants(self) -> dict[str, str]:
         spec = self.spec
@@ -246,7 +248,7 @@ def _remote(cls: type) -> Any:
 
 def _make_tiny_model(model: TinyModel, task: Any) -> tuple[str, dict[str, bytes]]:
     folder = cache_folder(model, task)
-    if not is_made(folder):
+    if not is_made(folder):  # on this node
         from workers.base_model import make_tiny_model  # imports torch and transformers: seconds
 
         make_tiny_model(model, task)
