@@ -25,7 +25,7 @@ def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[s
         gpu: whether the sweep's actors use GPUs.
 
     Yields:
-        The runtime environment of trainers: on a CPU-only Ray of our own, forked from a preloaded process.
+        The runtime environment of engines and trainers: on a CPU-only Ray of our own, forked from a preloaded process.
 
     Raises:
         SpecError: nothing answers at the address, it refuses the token, or a sweep of this name is running there.
@@ -34,7 +34,7 @@ def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[s
     os.environ.update(environment)  # before Ray starts: its idle workers then need no restart to have them
     with contextlib.ExitStack() as stack:
         # CUDA does not survive a fork; and on other people's nodes no server of ours is running.
-        trainers = stack.enter_context(preloaded(environment)) if address is None and not gpu else {}
+        forked = stack.enter_context(preloaded(environment)) if address is None and not gpu else {}
         if address is not None:
             show_token(address)
         import ray
@@ -51,7 +51,7 @@ def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[s
             ) from error
         stack.callback(ray.shutdown)
         _wait_for_names(namespace)
-        yield trainers
+        yield forked
 
 
 def _wait_for_names(namespace: str) -> None:

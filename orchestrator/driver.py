@@ -36,12 +36,12 @@ class Driver:
         plan: what to run.
         experiment: what of it must stay the same from one start to the next.
         progress: where it is shown.
-        trainer_environment: Ray's runtime environment of trainer actors.
+        actor_environment: Ray's runtime environment of engines and trainers.
     """
 
-    def __init__(self, plan: Plan, experiment: Experiment, progress: Progress, trainer_environment: dict[str, Any]):
+    def __init__(self, plan: Plan, experiment: Experiment, progress: Progress, actor_environment: dict[str, Any]):
         self.plan, self.spec, self.experiment, self.progress = plan, plan.spec, experiment, progress
-        self.stage = Stage(plan, trainer_environment)
+        self.stage = Stage(plan, actor_environment)
         self.base_scored = asyncio.Event()
         self.working: set[asyncio.Task] = set()
         self.stopping = False
@@ -255,10 +255,10 @@ class Driver:
 
 
 def run_plan(
-    plan: Plan, experiment: Experiment, progress: Progress, trainer_environment: dict[str, Any]
+    plan: Plan, experiment: Experiment, progress: Progress, actor_environment: dict[str, Any]
 ) -> tuple[Outcome, Any]:
     """Run to the end on an initialised Ray. Returns how it ended, and the contribution table."""
-    return asyncio.run(_drive(plan, experiment, progress, trainer_environment))
+    return asyncio.run(_drive(plan, experiment, progress, actor_environment))
 
 
 async def _drive(*args: Any) -> tuple[Outcome, Any]:

@@ -48,12 +48,12 @@ class Stage:
 
     Args:
         plan: what will be run.
-        trainer_environment: Ray's runtime environment of trainer actors.
+        actor_environment: Ray's runtime environment of engines and trainers.
     """
 
-    def __init__(self, plan: Plan, trainer_environment: dict[str, Any]):
+    def __init__(self, plan: Plan, actor_environment: dict[str, Any]):
         self.plan, self.spec = plan, plan.spec
-        self.trainer_environment = trainer_environment
+        self.actor_environment = actor_environment
         self.gpu = plan.spec.resources.on_gpu()
         rates = self.spec.training.learning_rate
         self.rates = rates if isinstance(rates, LearningRates) else None
@@ -107,7 +107,8 @@ class Stage:
         return self.place_of.setdefault(run, self.places[len(self.place_of) % len(self.places)])
 
     def _engine(self, number: int, name: str) -> Any:
-        return self._actor(Engine, name, self.spec.resources.engine, max_concurrency=10_000).remote(number)
+        options = {"max_concurrency": 10_000, "runtime_env": self.actor_environment}
+        return self._actor(Engine, name, self.spec.resources.engine, **options).remote(number)
 
     async def _start_engine(self, engine: Any) -> None:
         rollout, training = self.spec.rollout, self.spec.training
@@ -147,7 +148,7 @@ class Stage:
         # Aboard one crew after the other: two half crews would wait for each other for ever.
         async with self.assembling if aboard and ranks > 1 else contextlib.nullcontext():
             for rank in range(ranks):
-                options: dict[str, Any] = {"runtime_env": self.trainer_environment}
+                options: dict[str, Any] = {"runtime_env": self.actor_environment}
                 if aboard:
                     crew.berths.append(await self.berths.board())
                     options["scheduling_strategy"] = crew.berths[-1].strategy()

@@ -94,7 +94,7 @@ def carry_out(plan: Plan, begin: Callable[[], Experiment], address: str | None) 
     from .show import show_table
 
     again = f"`layersweep resume {plan.folder}` goes on from the last checkpoints"
-    with connected(address, f"layersweep-{plan.spec.name}", plan.spec.resources.on_gpu()) as trainer_environment:
+    with connected(address, f"layersweep-{plan.spec.name}", plan.spec.resources.on_gpu()) as actor_environment:
         from ray.exceptions import RayError
 
         from .driver import run_plan
@@ -106,7 +106,7 @@ def carry_out(plan: Plan, begin: Callable[[], Experiment], address: str | None) 
             experiment = begin()
             progress = Progress([run.name for run in plan.runs], plan.spec.training.steps)
             try:
-                outcome, table = run_plan(plan, experiment, progress, trainer_environment)
+                outcome, table = run_plan(plan, experiment, progress, actor_environment)
             except (RayError, RayLost) as error:
                 print(f"layersweep: the sweep stopped: {reason_of(error)}; {again}", file=sys.stderr)
                 return EXIT["failed"]

@@ -1,11 +1,11 @@
-"""Trainers that start in a fraction of a second: forked from one process that has imported everything.
+"""Engines and trainers that start in a fraction of a second: forked from one process that has imported everything.
 
-A cold trainer imports torch, transformers and DeepSpeed, five CPU seconds each, before it does anything. On a
-machine where the driver starts Ray itself, it also starts `server`, which imports them once. Trainers ask Ray for
-the Python executable `client` (Ray's documented `py_executable` of a runtime environment): a few lines that hand
-their command line, environment and file descriptors to the server, which forks and becomes the worker there.
-Where no server listens, the client executes the ordinary Python instead: slower, and the same in every other way.
-The forked pages are shared too, so a further trainer's imports cost hardly any memory.
+A cold trainer imports torch, transformers and DeepSpeed, five CPU seconds each, before it does anything, an engine
+vLLM, nine. On a machine where the driver starts Ray itself, it first starts `server`, which imports them once, beside
+Ray's own start. Engines and trainers ask Ray for the Python executable `client` (Ray's documented `py_executable` of a
+runtime environment): a few lines that hand their command line, environment and file descriptors to the server, which
+forks and becomes the worker there. Where no server listens, the client executes the ordinary Python instead: slower,
+and the same in every other way. The forked pages are shared too, so a further trainer's imports cost hardly any memory.
 """
 
 import contextlib

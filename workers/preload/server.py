@@ -29,13 +29,14 @@ def serve(address: str) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(128)
-    _preload()
+    _preload(ENGINE)
     wake, woken = socket.socketpair()
     for end in (wake, woken, listener):
         end.setblocking(False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
     workers: dict[socket.socket, int] = {}
+    complete = False
     parent, guarded = psutil.Process(os.getppid()), set[psutil.Process]()
     with selectors.DefaultSelector() as ready:
         for source in (listener, woken, sys.stdin):
@@ -74,9 +75,21 @@ def serve(address: str) -> None:
                         ready.unregister(connection)
                     connection.close()
                     del workers[connection]
+            if workers and not complete:  # the first is an engine, which everything waits for
+                _preload(TRAINER)
+                complete = True
 
 
-LATER = (
+ENGINE = (
+    "rollout.engine.engine",
+    "rollout.engine.selfcheck",
+    "workers.engine",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.v1.attention.backends.cpu_attn",
+)
+TRAINER = (
+    "workers.learner",
+    "workers.trainer",
     "transformers.models.llama.modeling_llama",
     "transformers.models.qwen2.modeling_qwen2",
     "transformers.models.qwen3.modeling_qwen3",
@@ -85,16 +98,15 @@ LATER = (
     "requests",
     "jsonschema",
 )
-"""What the model, DeepSpeed and Ray import when a trainer starts: half a CPU second each time."""
+"""Their own modules, and what vLLM, the model, DeepSpeed and Ray import when they start."""
 
 
-def _preload() -> None:
-    import workers.learner
-    import workers.trainer  # noqa: F401
-
-    for name in LATER:
-        with contextlib.suppress(ImportError):  # other versions may lack one; then the trainer imports what it needs
+def _preload(names: tuple[str, ...]) -> None:
+    sys.modules["ray"] = None  # vLLM would import it for its own Ray executor, and does without
+    for name in names:
+        with contextlib.suppress(ImportError):  # other versions may lack one; then the actor imports what it needs
             importlib.import_module(name)
+    del sys.modules["ray"]
     if threading.active_count() > 1 or "ray._raylet" in sys.modules:
         raise RuntimeError("the preloaded imports started a thread or Ray: forking would not be safe")
     gc.collect()
