@@ -128,8 +128,7 @@ class Course:
         await self._insist(self._finish)
         # Choosing among a search's finalists is where most would otherwise be lost: they get more samples.
         searched = self.sweep.halving is not None and self.name in self.sweep.halving.runs
-        has_final = any(suite.final_prompts for suite in self.spec.evaluation.suites)
-        factor = self.sweep.halving.final_samples if searched and not has_final else 1
+        factor = self.sweep.halving.final_samples if searched else 1
         await self._insist(lambda: self.evaluate(factor=factor))
         return "completed"
 

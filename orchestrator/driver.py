@@ -42,9 +42,8 @@ class Driver:
     def __init__(self, plan: Plan, experiment: Experiment, progress: Progress, actor_environment: dict[str, Any]):
         self.plan, self.spec, self.experiment, self.progress = plan, plan.spec, experiment, progress
         self.stage = Stage(plan, actor_environment)
-        self.base_scored = asyncio.Event()
         self.working: set[asyncio.Task] = set()
-        self.stopping = False
+        self.stopping = self.unpicked = False
 
     async def run(self) -> tuple[Outcome, Any]:
         """Everything: start, train, evaluate, write. How it ended, and the contribution table.
@@ -77,19 +76,19 @@ class Driver:
         if self.experiment.trunk is None:  # nobody has trained; the base's evaluation can wait until trainers have work
             for run in self.plan.runs:
                 self.sweep.first_rollout(run.seed, self.stage.place(run.name).actor)
-        base = asyncio.create_task(self._score_base())
-        self.working.add(base)
-        if not await self._tune(base):
+        self.base = asyncio.create_task(self._score_base())
+        self.working.add(self.base)
+        if not await self._tune():
             return "stopped" if self.stopping else "failed"
         courses = await self._all(self.plan.runs)
         if not self.stopping:
-            await base
+            await self.base
             courses += await self._all(await self._combined())
         if not self.stopping:
             await self._finals([course for course in courses if course.status == "completed"])
         if self.stopping:
             return "stopped"
-        if any(course.status == "failed" for course in courses):
+        if self.unpicked or any(course.status == "failed" for course in courses):
             return "failed"
         self.experiment.finish()
         return "completed"
@@ -159,7 +158,7 @@ class Driver:
                 return "completed"
         return "pruned" if status == "pruned" else "running"
 
-    async def _tune(self, base: asyncio.Task) -> bool:
+    async def _tune(self) -> bool:
         """Whether there are learning rates to train with: the spec's, those found before, or those that trials find."""
         if not self.plan.trials:
             return True
@@ -167,11 +166,11 @@ class Driver:
             from .tuning import tuned
 
             for run in self.plan.trials:
-                self.progress.add(run.name)
+                self.progress.add(run.name, self.plan.steps(run))
             courses = await self._all(self.plan.trials)
             if self.stopping:
                 return False
-            await base
+            await self.base
             completed = [course.run for course in courses if course.status == "completed"]
             scores = await self.stage.collector.all_scores.remote()
             try:
@@ -197,7 +196,7 @@ class Driver:
         """The layers that train on after a rung, by their scores smoothed along depth."""
         from .scores import gains_at
 
-        await self.base_scored.wait()
+        await asyncio.shield(self.base)  # should it fail, so do those who wait for this decision
         names = [Selection.layer(k).name for k in layers]
         gains = gains_at(await self.stage.collector.all_scores.remote(), names, rung.step)
         kept = survivors(layers, gains.mean, gains.covariance, rung.keep)
@@ -216,7 +215,12 @@ class Driver:
         runs = []
         for seed in self.spec.seeds:
             for wanted in self.spec.combine:
-                selection = pick(wanted, table, self.plan.architecture.layers)
+                try:
+                    selection = pick(wanted, table, self.plan.architecture.layers)
+                except ValueError as error:  # too many layer runs failed
+                    self.unpicked = True
+                    self.progress.say(str(error))
+                    continue
                 run = Run(selection, seed)
                 if run.name in begun:  # with the layers that were best when it began
                     known = RunLedger(self.plan.folder, run.name).facts().get("layers", selection.layers)
@@ -237,7 +241,6 @@ class Driver:
         course = self._base()
         await course.score()
         await course.report(status="completed", seconds=time.monotonic() - course.began)
-        self.base_scored.set()
 
     async def _finals(self, courses: list[Course]) -> None:
         """Base, full and the best once more, on prompts that picked none of them, with four times the samples."""

@@ -19,7 +19,8 @@ def sweep(folder: Path, expect: int, **sections) -> Path:
     """Run the demo with some sections changed, in `folder`; returns the sweep's folder."""
     spec = yaml.safe_load(Path(DEMO).read_text())
     for name, change in sections.items():
-        spec[name] = spec.get(name, {}) | change if isinstance(change, dict) else change
+        old = spec.get(name)
+        spec[name] = old | change if isinstance(old, dict) else change
     suite = {"name": "sort", "prompts": 24, "final_prompts": 8, "samples": 2}
     spec |= {"name": "small", "output": str(folder), "evaluation": {"suites": [suite], "greedy": True, "finalists": 1}}
     path = folder / "small.yaml"
@@ -130,6 +131,32 @@ def test_learning_rates_are_found_by_trial(tmp_path):
     assert sorted(path.name for path in (folder / "overlays").iterdir()) == ["full-seed0", "layer-02-seed0"]
     assert not list((folder / "checkpoints" / "full@lr-0.001-seed0").glob("step-*/rank-*"))
     assert "tuned for full, by 2 trials" in (folder / "report.html").read_text()
+
+
+def test_a_search_without_room_for_all_and_the_best_of_it_together(tmp_path):
+    """With a budget of 0.6 of 4 steps all 6 layers train to step 1, 3 to step 2 and 2 to step 4: 13 steps. Only two
+    runs at a time have trainers, so layers leave them at a rung and go on from their checkpoints. The two that are
+    left are scored with four times the 2 samples, then trained together."""
+    folder = sweep(
+        tmp_path, 0, layers={"search": {"budget": 0.6}}, training={"steps": 4, "warmup_steps": 0},
+        resources={"concurrent_runs": 2}, combine=[{"only": "best 2"}],
+    )  # fmt: skip
+    table = pd.read_parquet(folder / "contribution.parquet").set_index("selection")
+    layers = table[table["kind"] == "layer"]
+    assert sorted(zip(layers["steps"], layers["status"], strict=True)) == [
+        (1, "pruned"), (1, "pruned"), (1, "pruned"), (2, "pruned"), (4, "completed"), (4, "completed"),
+    ]  # fmt: skip
+    steps = pd.read_parquet(folder / "steps.parquet")
+    assert not steps.duplicated(["selection", "step"]).any()
+    assert steps["selection"].str.startswith("layer-").sum() == 13
+    best = layers[layers["status"] == "completed"]
+    scores = pd.read_parquet(folder / "scores.parquet")
+    own = scores[(scores["suite"] == "sort") & (scores["split"] == "selection") & (scores["step"] == 4)]
+    assert own.groupby("selection").size().to_dict() == {name: 24 * 8 for name in best.index} | {
+        "full": 24 * 2, "layers-best-2": 24 * 2,
+    }  # fmt: skip
+    trained = load_file(folder / "overlays" / "layers-best-2-seed0" / "model.safetensors")
+    assert {int(name.split(".")[2]) for name in trained} == set(best["layer"])
 
 
 def test_a_run_that_collapses_fails_alone(tmp_path):
