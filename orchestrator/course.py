@@ -121,16 +121,17 @@ class Course:
         await self._insist(self._hire)
         while self.steps < last:
             if self.steps in scored:
-                await self._insist(self.evaluate)
+                await self._insist(lambda: self.evaluate(factor=self._samples()))
             if not await self._passes_rung():
                 return "pruned"
             await self._insist(self._step)
         await self._insist(self._finish)
-        # Choosing among a search's finalists is where most would otherwise be lost: they get more samples.
-        searched = self.sweep.halving is not None and self.name in self.sweep.halving.runs
-        factor = self.sweep.halving.final_samples if searched else 1
-        await self._insist(lambda: self.evaluate(factor=factor))
+        await self._insist(lambda: self.evaluate(factor=self._samples()))
         return "completed"
+
+    def _samples(self) -> int:
+        """Times the usual samples now: what a search decides by is scored with more."""
+        return self.sweep.halving.samples(self.name, self.steps) if self.sweep.halving else 1
 
     async def _passes_rung(self) -> bool:
         """Whether the run trains on, where a search decides about it here."""

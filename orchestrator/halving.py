@@ -24,7 +24,7 @@ class Halving:
         decided: dict[int, list[int]] | None = None,
     ):
         self.rungs = {rung.step: rung for rung in rungs[:-1]}
-        self.final_samples = rungs[-1].samples
+        self.factors = {rung.step: rung.samples for rung in rungs}
         self.layers, self.choose, self.decided = dict(layers), choose, {} if decided is None else decided
         kept = set.intersection(set(layers.values()), *map(set, self.decided.values()))
         self.runs = {name: layer for name, layer in layers.items() if layer in kept}
@@ -33,6 +33,10 @@ class Halving:
         self.error: Exception | None = None
         self.step = 0
         self.opened = asyncio.Event()
+
+    def samples(self, name: str, step: int) -> int:
+        """Times the usual number, where a layer run is scored for a decision."""
+        return self.factors.get(step, 1) if name in self.runs else 1
 
     async def goes_on(self, name: str, step: int) -> bool:
         """Called by each layer run once it has been scored at the end of a rung; whether it trains on.

@@ -148,16 +148,17 @@ class Plan:
         """Over base, trials, runs and all times that they are scored, the final split included."""
         evaluation, seeds, rungs = self.spec.evaluation, len(self.spec.seeds), self.rungs
         layers = sum(run.selection.kind == "layer" for run in self.runs)
-        times = 1 + len(self.evaluation_steps)
-        scored = 1 + len(self.trials) + times * (len(self.runs) - layers + len(self.combined))
-        for step in self.evaluation_steps:  # a search scores those that are left
-            scored += next((seeds * rung.layers for rung in rungs if step <= rung.step), layers)
-        last = seeds * rungs[-1].layers if rungs else layers
-        again = rungs[-1].samples if rungs else 1
-        best = min(evaluation.finalists, last // seeds)
+        others = len(self.runs) - layers + len(self.combined)
+        scored = [(1 + len(self.trials), 1)]
+        """Runs that are scored at some time, and the times the usual samples that they get."""
+        for step in (*self.evaluation_steps, self.spec.training.steps):
+            rung = next((rung for rung in rungs if step <= rung.step), None)
+            searched = rung is not None and step == rung.step
+            scored += [(others, 1), (seeds * rung.layers if rung else layers, rung.samples if searched else 1)]
+        best = min(evaluation.finalists, scored[-1][0] // seeds)
         finalists = 1 + seeds * (self.spec.include_full + best) + len(self.combined)
         return [
-            s.prompts * ((s.samples + evaluation.greedy) * scored + (s.samples * again + evaluation.greedy) * last)
+            s.prompts * sum(runs * (s.samples * factor + evaluation.greedy) for runs, factor in scored)
             + 4 * s.final_prompts * s.samples * finalists
             for s in evaluation.suites
         ]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from orchestrator.search import FINAL_SAMPLES, Rung, Schedule, cost, survivors, winners
+from orchestrator.search import FINAL_SAMPLES, RUNG_SAMPLES, Rung, Schedule, cost, survivors, winners
 from tests.simulations.profiles import shapes
 from tests.simulations.search_regret import regrets
 
@@ -9,7 +9,7 @@ from tests.simulations.search_regret import regrets
 def test_default_schedule_of_28_layers():
     """28 layers to 10 %, 14 to 20 %, 7 to 40 %, 3 to the end: 28*20 + 14*20 + 7*40 + 3*120 = 1480 of 5600 steps."""
     rungs = Schedule().rungs(28, 200)
-    assert rungs == [Rung(20, 28, 14, 1), Rung(40, 14, 7, 1), Rung(80, 7, 3, 1), Rung(200, 3, 1, FINAL_SAMPLES)]
+    assert rungs == [Rung(20, 28, 14, 2), Rung(40, 14, 7, 2), Rung(80, 7, 3, 2), Rung(200, 3, 1, 4)]
     assert cost(rungs) == 1480
     assert (1480 + 200) / (29 * 200) < 0.3  # with the full run on both sides
 
@@ -24,7 +24,7 @@ def test_schedules_scale(layers, budget, goal, steps):
     assert rungs[0].layers == layers and rungs[-1].step == steps and rungs[-1].keep == schedule.wanted
     for before, after in zip(rungs, rungs[1:], strict=False):
         assert before.keep == after.layers < before.layers and before.step < after.step
-    assert [rung.samples for rung in rungs] == [1] * (len(rungs) - 1) + [FINAL_SAMPLES]
+    assert [rung.samples for rung in rungs] == [RUNG_SAMPLES] * (len(rungs) - 1) + [FINAL_SAMPLES]
 
 
 def test_a_larger_goal_keeps_a_spare_finalist():

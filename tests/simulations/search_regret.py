@@ -1,10 +1,10 @@
 """Is the layer that a search finds as good as an exhaustive scan's? `python -m tests.simulations.search_regret`
 
 A layer's gain rises and flattens at a pace of its own: C_k (1 - exp(-t / pace)) / (1 - exp(-1 / pace)), t the share of
-the steps trained. A score carries what the prompts happen to favour in a run, which stays from rung to rung on the
-same prompts, and the sampling of responses, new every time and halved by four times the samples; final scores are on
-other prompts. The two comparators train every layer to the end: one takes the best score, the other scores its best
-three again as the search does its finalists.
+the steps trained. A score carries what the prompts happen to favour in a run, which stays from rung to rung and to the
+end, as all of these are scored on the prompts of the selection split; and the sampling of responses, new every time and
+halved by four times the samples. The two comparators train every layer to the end: one takes the best score, the other
+scores its best three again as the search does its finalists.
 """
 
 from functools import partial
@@ -33,18 +33,16 @@ class Noise:
     def __init__(self, rng, profile: np.ndarray, best_slowest: bool):
         self.rng, self.profile = rng, profile
         self.pace = paces(rng, profile, best_slowest)
-        self.favour, self.favour_final = ON_PROMPTS * rng.standard_normal((2, len(profile)))
+        self.favour = ON_PROMPTS * rng.standard_normal(len(profile))
 
-    def score(self, layers, share: float) -> np.ndarray:
+    def score(self, layers, share: float, samples: int = 1) -> np.ndarray:
         layers = np.asarray(layers)
         learned = np.expm1(-share / self.pace[layers]) / np.expm1(-1 / self.pace[layers])
-        noise = self.favour[layers] + SAMPLING * self.rng.standard_normal(len(layers))
+        noise = self.favour[layers] + SAMPLING / np.sqrt(samples) * self.rng.standard_normal(len(layers))
         return self.profile[layers] * learned + noise + BASE * self.rng.standard_normal()
 
     def final(self, layers) -> np.ndarray:
-        layers = np.asarray(layers)
-        sampling = SAMPLING / np.sqrt(FINAL_SAMPLES) * self.rng.standard_normal(len(layers))
-        return self.profile[layers] + self.favour_final[layers] + sampling
+        return self.score(layers, 1.0, FINAL_SAMPLES)
 
 
 def search(world: Noise, schedule: Schedule) -> int:
@@ -52,8 +50,8 @@ def search(world: Noise, schedule: Schedule) -> int:
     alive = list(range(len(world.profile)))
     *early, last = schedule.rungs(len(alive), STEPS)
     for rung in early:
-        noise = (ON_PROMPTS**2 + SAMPLING**2) * np.eye(len(alive)) + BASE**2
-        alive = survivors(alive, world.score(alive, rung.step / STEPS), noise, rung.keep)
+        noise = (ON_PROMPTS**2 + SAMPLING**2 / rung.samples) * np.eye(len(alive)) + BASE**2
+        alive = survivors(alive, world.score(alive, rung.step / STEPS, rung.samples), noise, rung.keep)
     return winners(alive, world.final(alive), last.keep)[0]
 
 
