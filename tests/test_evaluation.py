@@ -90,6 +90,14 @@ def test_a_suite_has_its_own_prompts_samples_and_limits(worker, tokenizer):
     assert not four["truncated"].any()
 
 
+def test_the_evaluation_splits_are_alike():
+    """Both hold prompts of every ending that is kept from training: what differs between them is chance."""
+    task = SortDigitsConfig().build()
+    endings = {split: {p.id[-2:] for p in task.prompts(split, 512)} for split in ("selection", "final", "train")}
+    assert endings["selection"] == endings["final"] == {f"{tail:02d}" for tail in range(16)}
+    assert not endings["train"] & endings["final"]
+
+
 def test_splits_share_no_prompt_and_every_run_sees_the_same(worker, tokenizer):
     engine = Engine(tokenizer, {(None, 4): 4, ("layer-02", 4): 4})
     selection = scores(worker, engine, "four")

@@ -1,6 +1,7 @@
 """The demo task: write the digits of the prompt in ascending order, then end."""
 
 import random
+import zlib
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -26,7 +27,8 @@ class SortDigitsConfig(StrictModel):
 
 
 class SortDigits:
-    """Random digit strings; a prompt belongs to the split that its last two digits name, so splits are disjoint."""
+    """Random digit strings. Last two digits below 16 are kept from training; a hash deals them to the two evaluation
+    splits, so that these are disjoint and alike."""
 
     alphabet = "0123456789="
 
@@ -69,5 +71,6 @@ class SortDigits:
 
 
 def _split_of(digits: str) -> Split:
-    tail = int(digits[-2:])
-    return "selection" if tail < 8 else "final" if tail < 16 else "train"
+    if int(digits[-2:]) >= 16:
+        return "train"
+    return "selection" if zlib.crc32(digits.encode()) % 2 else "final"
