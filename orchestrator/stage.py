@@ -127,7 +127,7 @@ class Stage:
                 *(
                     trainer.start.remote(
                         self.model, address, spec.algorithm.build(), training, spec.deepspeed, self._trusted(),
-                        engine_device, crew.berths[rank].shared if crew.berths else None,
+                        engine_device, spec.rollout.weight_transfer, crew.berths[rank].shared if crew.berths else None,
                     )
                     for rank, trainer in enumerate(crew.trainers)
                 )

@@ -54,6 +54,10 @@ class RolloutConfig(StrictModel):
     """Share of a GPU's memory that the engine takes (weights and KV cache)."""
     tensor_parallel_size: PositiveInt = 1
     """GPUs that one engine spans."""
+    weight_transfer: Literal["auto", "direct", "object_store"] = "auto"
+    """How a run's weights reach its engine. `auto`: as a CUDA IPC handle on the same GPU, over NCCL between GPUs, and
+    through Ray's object store otherwise. `direct`: between CPUs too, over Gloo, without the object store. An engine
+    that spans GPUs always gets them through the object store."""
     prefix_caching: bool = True
     """Reuse the KV cache of equal prompts, per run and version of its weights."""
 

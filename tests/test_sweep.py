@@ -48,6 +48,18 @@ def finished(tmp_path_factory):
     )  # fmt: skip
 
 
+def test_weights_sent_directly_are_the_same(finished, tmp_path):
+    """Over Gloo instead of Ray's object store: every score and every log-probability mismatch bit for bit."""
+    direct = sweep(
+        tmp_path, 0, layers=[1, 4], training={"steps": 3, "warmup_steps": 1}, rollout={"weight_transfer": "direct"},
+        deepspeed={"full_zero_stage": 2}, resources={"full_trainer_ranks": 2},
+    )  # fmt: skip
+    for file, columns in (("scores.parquet", ["score"]), ("steps.parquet", ["logprob_mismatch", "pushed_bytes"])):
+        key = ["selection", "step"] + (["suite", "split", "prompt", "sample"] if file == "scores.parquet" else [])
+        ours, theirs = (pd.read_parquet(folder / file).sort_values(key) for folder in (direct, finished))
+        assert len(ours) and (ours[key + columns].to_numpy() == theirs[key + columns].to_numpy()).all()
+
+
 def test_every_run_completes_and_every_file_opens(finished):
     table = pd.read_parquet(finished / "contribution.parquet")
     assert table["selection"].tolist() == ["base", "full", "layer-01", "layer-04"]

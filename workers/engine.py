@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import numpy as np
@@ -11,6 +11,11 @@ from rollout.config import RolloutConfig
 from rollout.types import Completions, Pushed, Sampling
 
 from .tiny import BaseModel
+
+if TYPE_CHECKING:
+    from policies.tensors import Packed
+
+    from .channel import Offer
 
 
 class Engine:
@@ -31,9 +36,11 @@ class Engine:
         from rollout.engine.engine import RolloutEngine
         from rollout.engine.selfcheck import check
 
+        from .channel import Inlet
         from .gauges import EngineGauges
 
         self.gauges = EngineGauges(self.number)
+        self.inlet = Inlet()
         self.spans, path = config.tensor_parallel_size, model.here()
         self.engine = await asyncio.to_thread(RolloutEngine, path, architecture, config, dtype, seed)
         await asyncio.to_thread(check, self.engine, path, dtype)
@@ -51,14 +58,20 @@ class Engine:
 
         return device_name() if self.spans == 1 else "several"
 
-    async def push(self, run: str, version: int, weights: dict[str, Any]) -> Pushed:
+    async def push(self, run: str, version: int, weights: "Packed | Offer") -> Pushed:
         """Serve a run from these weights, which come straight from the trainer."""
         import torch
 
         from policies.tensors import to_tensors
 
-        here = torch.device("cuda", 0) if torch.cuda.is_available() else None
-        return await asyncio.wrap_future(self.engine.push(run, version, to_tensors(weights, here)))
+        from .channel import Offer
+
+        here = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        if isinstance(weights, Offer):
+            tensors = await asyncio.to_thread(self.inlet.take, run, weights, here)
+        else:
+            tensors = to_tensors(weights, here)
+        return await asyncio.wrap_future(self.engine.push(run, version, tensors))
 
     async def load(self, run: str, version: int, path: str) -> Pushed:
         """Serve a run from the safetensors file that its trainer left at the end."""
@@ -73,6 +86,7 @@ class Engine:
         return self.engine.stuck_for()
 
     async def drop(self, run: str) -> None:
+        self.inlet.forget(run)
         await asyncio.wrap_future(self.engine.drop(run))
 
     async def stats(self) -> dict[str, Any]:

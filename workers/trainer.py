@@ -16,6 +16,7 @@ from workers.tiny import BaseModel
 
 if TYPE_CHECKING:
     from policies.tensors import Packed
+    from workers.channel import Offer
 
 
 class TrunkChanged(RuntimeError):
@@ -55,18 +56,21 @@ class Trainer:
         section: DeepSpeedConfig,
         trust_remote_code: bool,
         engine_device: str,
+        transfer: str,
         shared_trunk: dict[str, Any] | None,
     ) -> dict[str, Any]:
         """Join the run's process group, map the trunk, build the DeepSpeed engine.
 
         Args:
-            engine_device: policies.tensors.device_name of the run's engine; on the same GPU, weights go by handle.
+            engine_device: policies.tensors.device_name of the run's engine, or `several`.
+            transfer: `rollout.weight_transfer` of the spec.
             shared_trunk: from the TrunkHost of this GPU; None loads the checkpoint (mapped, on CPUs).
         """
         import torch
 
         from policies.tensors import device_name
         from policies.trunk import Trunk
+        from workers.channel import Outlet, way
         from workers.learner import Learner
 
         prepare(self.rank, self.ranks, *address, gpu=self.gpu)
@@ -75,30 +79,34 @@ class Trainer:
             trunk = Trunk.attach(shared_trunk, torch.device("cuda", 0))
         else:
             trunk = Trunk.load(model.here(), training.dtype, "cuda" if self.gpu else "cpu", trust_remote_code)
-        self.by_handle = self.gpu and device_name() == engine_device
+        self.way = way(transfer, device_name() if self.gpu else "cpu", engine_device)
+        if self.way == "direct" and self.rank == 0:
+            self.outlet = Outlet(address[0])
         self.digest = trunk.digest()
         self.steps = 0
         self.learner = Learner(trunk, self.selection, algorithm, training, section, self.rank, self.ranks)
         return {"trainable_parameters": self.learner.parameters, "pid": os.getpid(), "trunk": self.digest}
 
-    def update(self, experience: Experience, step: int) -> "tuple[dict[str, float], Packed]":
+    def update(self, experience: Experience, step: int) -> "tuple[dict[str, float], Packed | Offer]":
         """One rollout batch; returns its metrics and `weights()`."""
         metrics = experience.seconds | experience.metrics | self.learner.update(experience, step)
         release_freed_memory()
         self.steps = step + 1
         return metrics, self.weights()
 
-    def weights(self) -> "Packed":
+    def weights(self) -> "Packed | Offer":
         """The trained parameters by Hugging Face name (rank 0; of other ranks none).
 
-        On the engine's own GPU these are handles, which are good until the next call.
+        On the engine's own GPU these are handles, and with direct transfer an offer; both are good until the next call.
         """
         from policies.tensors import to_arrays, to_handles
 
         weights = self.learner.weights()  # gathered: every rank takes part
         if self.rank != 0:
             return {}
-        if not self.by_handle:
+        if self.way == "direct":
+            return self.outlet.offer(weights)
+        if self.way == "object_store":
             return to_arrays(weights)
         self.served = weights
         return to_handles(weights)

@@ -63,8 +63,14 @@ def trainers(folder: str) -> Iterator[tuple[float, float, float, float]]:
         from policies.grpo import GRPO
         from policies.selection import Selection
         from workers.config import DeepSpeedConfig, TrainingConfig
+        from workers.engine import Engine
+        from workers.tiny import BaseModel
         from workers.trainer import Trainer
 
+        # As in a sweep, an engine is forked first and trainers from a process that then imports their part too.
+        engine = ray.remote(Engine).options(num_cpus=0.05, runtime_env=environment).remote()
+        ray.get(engine.__ray_ready__.remote())
+        ray.kill(engine)
         training, batch, actors, before = TrainingConfig(max_response_tokens=16), ray.put(experience()), [], 0.0
         for count in COUNTS:
             new = [
@@ -75,7 +81,9 @@ def trainers(folder: str) -> Iterator[tuple[float, float, float, float]]:
             imports = (pss(of_trainers()[0]) - before) / len(new)
             ray.get(
                 [
-                    actor.start.remote(folder, address, GRPO(), training, DeepSpeedConfig(), False, "cpu", None)
+                    actor.start.remote(
+                        BaseModel(folder), address, GRPO(), training, DeepSpeedConfig(), False, "cpu", "auto", None
+                    )
                     for actor, address in zip(new, addresses, strict=True)
                 ]
             )
