@@ -49,15 +49,15 @@ def test_nobody_waits_for_nothing():
 
 
 def test_three_runs_and_one_engine(tmp_path):
-    """Base is scored 0-40; trainers start 0-5; the shared rollout 40-50. Updates of layers end at 70, of full on 4 GPUs
-    at 66, pushes a second later, and then the engine writes for full 67-77, for the layers 77-87 and 87-97. Full has
-    its second update and push at 94, the layers at 108 and 118; scores are 97-137, 137-177 and 177-217. Layer trainers
-    have 16 - 1 - 4 = 11 GPUs, of which two work 40 s."""
+    """The engine writes the shared first rollout 0-10 while trainers start, then scores the base 10-50. First updates
+    of layers end at 30, of full on 4 GPUs at 26, pushes a second later; so from 50 on the engine writes for full 50-60,
+    for the layers 60-70 and 70-80. Full has its second update and push at 77, the layers at 91 and 101; scores are
+    80-120, 120-160 and 160-200. Layer trainers have 16 - 1 - 4 = 11 GPUs, of which two work 40 s."""
     seen = sweep(tmp_path, layers=2, resources={"engines": 1})
     assert seen.ends == Counter(completed=4)  # with the base
-    assert seen.seconds == pytest.approx(217)
-    assert seen.engines_busy == pytest.approx(200 / 217)
-    assert seen.trainers_busy == pytest.approx(2 * 40 / 11 / 217)
+    assert seen.seconds == pytest.approx(200)
+    assert seen.engines_busy == pytest.approx(1)
+    assert seen.trainers_busy == pytest.approx(2 * 40 / 11 / 200)
     assert seen.calls["rollout"] == 4 and seen.calls["update"] == 2 * (4 + 1 + 1) and seen.calls["push"] == 6
     assert seen.events == 6 + 4 + 3  # steps, evaluations, checkpoints
     assert seen.collector_wait == 0 and seen.mended == seen.restarts == 0
