@@ -1,7 +1,6 @@
 """The actors of a sweep, started where they belong."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from functools import cache, partial
@@ -60,7 +59,6 @@ class Stage:
         """Of all but trials; None until they are found."""
         self.place_of: dict[str, EnginePlace] = {}
         self.berths: Berths | None = None
-        self.assembling = asyncio.Lock()
 
     async def start(self, say: Callable[[str], None]) -> None:
         """Engines first: importing vLLM is what everything else can wait for, and overlaps with."""
@@ -79,11 +77,11 @@ class Stage:
             self.model, spec.task, spec.evaluation.suites, spec.training
         )
         self.standing = {"the collector": self.collector, "the rollout worker": self.rollouts}
-        starting = [place.start() for place in self.places]
+        # vLLM measures how much of its GPU is free, twice: nobody may take memory there meanwhile.
+        await asyncio.gather(*(place.start() for place in self.places))
         if self.gpu and (shares := seat_on(self.plan, *cluster_resources()).berths):
             self.berths = Berths(shares, resources.trainer)
             await self.berths.load(self.model, spec.training.dtype, self._trusted())
-        await asyncio.gather(*starting)
 
     def rooms(self) -> int:
         """How many runs can train at the same time: as asked, else what the cluster has room for now."""
@@ -145,19 +143,17 @@ class Stage:
         aboard = self.berths is not None and not whole
         if ranks > 1 and not aboard and needs.cpus + needs.gpus:
             crew.group = gang(needs, ranks)
-        # Aboard one crew after the other: two half crews would wait for each other for ever.
-        async with self.assembling if aboard and ranks > 1 else contextlib.nullcontext():
-            for rank in range(ranks):
-                options: dict[str, Any] = {"runtime_env": self.actor_environment}
-                if aboard:
-                    crew.berths.append(await self.berths.board())
-                    options["scheduling_strategy"] = crew.berths[-1].strategy()
-                elif crew.group:
-                    options["scheduling_strategy"] = on(crew.group, rank)
-                name = f"Trainer-{run.name}" + (f"-rank{rank}" if ranks > 1 else "")
-                actor = self._actor(Trainer, name, needs, **options)
-                crew.trainers.append(actor.remote(run.selection, run.seed, rank, ranks, self.gpu))
-            return (await asyncio.gather(*(trainer.address.remote() for trainer in crew.trainers)))[0]
+        for rank in range(ranks):
+            options: dict[str, Any] = {"runtime_env": self.actor_environment}
+            if aboard:  # alone: ranks that could share a GPU are refused
+                crew.berths.append(await self.berths.board())
+                options["scheduling_strategy"] = crew.berths[-1].strategy()
+            elif crew.group:
+                options["scheduling_strategy"] = on(crew.group, rank)
+            name = f"Trainer-{run.name}" + (f"-rank{rank}" if ranks > 1 else "")
+            actor = self._actor(Trainer, name, needs, **options)
+            crew.trainers.append(actor.remote(run.selection, run.seed, rank, ranks, self.gpu))
+        return (await asyncio.gather(*(trainer.address.remote() for trainer in crew.trainers)))[0]
 
     async def dismiss(self, crew: Crew) -> None:
         """End a run's trainers and free what they held."""

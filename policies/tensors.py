@@ -5,7 +5,7 @@ IPC handles: then nothing travels but the handles. The memory behind a handle be
 which must outlive its readers; readers must not write.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,9 @@ Packed = dict[str, np.ndarray | tuple[Any, ...]]
 """By name: an array, or the arguments of torch's rebuild_cuda_tensor."""
 DEVICE_INDEX = 6
 """Where among those arguments the device's index is; each process numbers devices in its own way."""
+WAITS = 14
+"""Where among them is whether the reader waits for the writer's event. None has to, see `to_handles`; and torch would
+open the event anew for every reader, and never close it."""
 
 
 def to_arrays(weights: Mapping[str, Tensor]) -> Packed:
@@ -40,9 +43,38 @@ def to_handles(weights: Mapping[str, Tensor]) -> Packed:
     """
     if astray := [name for name, tensor in weights.items() if not tensor.is_cuda]:
         raise ValueError(f"{astray[0]} is not on a GPU: only CUDA tensors have IPC handles")
-    handles: Packed = {name: reduce_tensor(tensor.detach())[1] for name, tensor in weights.items()}
+    made = {name: reduce_tensor(tensor.detach())[1] for name, tensor in weights.items()}
     torch.cuda.synchronize()  # readers must see finished writes
-    return handles
+    return {name: (*handle[:WAITS], False, *handle[WAITS + 1 :]) for name, handle in made.items()}
+
+
+class Handles:
+    """CUDA IPC handles of weights that are asked for again after every change.
+
+    A handle is made once for as long as its tensor stays where it is: each one that torch makes wraps the memory in one
+    more count of readers, of which none is taken off while the memory lives.
+
+    Args:
+        make: makes the handles of tensors, once their writes are finished.
+    """
+
+    def __init__(self, make: Callable[[Mapping[str, Tensor]], Packed] = to_handles):
+        self.make = make
+        self.served: dict[str, Tensor] = {}
+        """Kept alive, so that nothing else can come to lie in its place."""
+        self.handles: Packed = {}
+
+    def of(self, weights: Mapping[str, Tensor]) -> Packed:
+        """Handles of these weights as they are now; those of earlier ones that are not among them end."""
+        elsewhere = {
+            name: weight
+            for name, weight in weights.items()
+            if name not in self.served or self.served[name].data_ptr() != weight.data_ptr()
+        }
+        made = self.make(elsewhere)  # of none, it waits for the writes all the same
+        self.handles = {name: made.get(name) or self.handles[name] for name in weights}
+        self.served = dict(weights)
+        return self.handles
 
 
 def to_tensors(packed: Packed, device: torch.device | None = None) -> dict[str, Tensor]:

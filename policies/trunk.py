@@ -51,8 +51,8 @@ class Trunk:
             model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
         model.load_state_dict(to_tensors(shared["weights"], device), assign=True)
         model.tie_weights()
-        # Not in the state dict: frequencies are recomputed.
-        model.model.rotary_emb = type(model.model.rotary_emb)(config=config, device=device)
+        # Not in the state dict: frequencies are recomputed, where `load` has them computed.
+        model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
         return cls(model)
 
     def digest(self) -> str:

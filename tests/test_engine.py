@@ -95,10 +95,16 @@ def test_stale_versions_are_refused(engine, variants):
 
 
 def test_a_block_sent_in_part_is_refused(engine, variants):
+    """And the run has no weights there any more: those before it made room."""
+    from rollout.types import StaleWeights
+
     weights = trained(variants["layer-00"], Selection.layer(0))
+    engine.push("broken", 1, weights).result(timeout=60)
     weights.pop("model.layers.0.mlp.down_proj.weight")
     with pytest.raises(ValueError, match="mlp.down_proj.weight"):
-        engine.push("broken", 1, weights).result(timeout=60)
+        engine.push("broken", 2, weights).result(timeout=60)
+    with pytest.raises(StaleWeights, match="asked for version 1, the engine has 0"):
+        engine.generate("broken", 1, [np.array([3, 4], np.int32)], [0], Sampling()).result(timeout=60)
 
 
 def test_a_prompt_that_is_too_long_is_refused_and_the_engine_lives(engine):

@@ -78,8 +78,8 @@ def test_as_many_full_runs_at_a_time_as_leave_a_layer_run():
 
 
 def test_ranks_of_a_layer_run_sit_where_there_is_room():
-    """Three berths of two trainers are six ranks: two runs of three ranks."""
-    assert seat(resources(engine={"gpus": 1}, trainer={"gpus": 0.45}, trainer_ranks=3), 0, (4,)).layer_runs == 2
+    """One on each of six GPUs, the seventh is the engine's: two runs of three ranks."""
+    assert seat(resources(engine={"gpus": 1}, trainer={"gpus": 0.6}, trainer_ranks=3), 0, (7,)).layer_runs == 2
 
 
 # -- placement_problems ---------------------------------------------------------------------------------------------

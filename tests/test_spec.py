@@ -58,6 +58,10 @@ def test_layers_of_a_six_layer_model(chosen, expected):
         ({"training": None}, "training: needs a mapping of fields, got None"),
         ({"name": "../x"}, "name: "),
         ({"resources": {"device": "cuda"}}, "needs gpus above 0"),
+        (
+            {"resources": {"engine": {"gpus": 1}, "trainer": {"gpus": 0.5}, "trainer_ranks": 2}},
+            "trainer.gpus: 0.5: two of 2 ranks could meet on one GPU",
+        ),
         ({"seeds": [0, 0]}, "seeds: seeds must differ"),
         (
             {"rollout__tensor_parallel_size": 2},

@@ -183,6 +183,13 @@ class ResourcesConfig(StrictModel):
             raise ValueError("device: cuda needs gpus above 0 for engine and trainer")
         if len({bool(actor.gpus) for actor in asked}) > 1:
             raise ValueError("gpus: engine and trainers must all ask for GPUs, or none")
+        whole = "full_trainer" if self.full_trainer else "trainer"
+        for ranks, name in ((self.trainer_ranks, "trainer"), (self.full_trainer_ranks, whole)):
+            if ranks > 1 and 0 < getattr(self, name).gpus <= 0.5:
+                raise ValueError(
+                    f"{name}.gpus: {getattr(self, name).gpus:g}: two of {ranks} ranks could meet on one GPU, and NCCL "
+                    "takes a GPU for one rank of a run only; ask for more than 0.5"
+                )
         return self
 
     def on_gpu(self) -> bool:

@@ -1,14 +1,18 @@
-"""The C library's heap."""
+"""Memory that a process has freed and holds on to."""
 
 import ctypes
 
 
-def release_freed_memory() -> None:
-    """Give what is freed back to the system (glibc; elsewhere nothing happens).
+def release_freed_memory(gpu: bool) -> None:
+    """Give what is freed back to the system (glibc; elsewhere nothing happens), and with `gpu` to others on the GPU.
 
-    glibc keeps it for the next allocation. An update's gradients and activations are several times what a layer's
-    trainer keeps, and of all trainers on a node only a few update at a time.
+    glibc and torch keep it for the next allocation. An update's gradients and activations are several times what a
+    layer's trainer keeps, and of all trainers on a node or a GPU only a few update at a time.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)
+    if gpu:
+        import torch
+
+        torch.cuda.empty_cache()

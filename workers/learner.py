@@ -67,6 +67,7 @@ def deepspeed_settings(training: TrainingConfig, section: DeepSpeedConfig, full:
         "gradient_clipping": training.gradient_clip,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # offloaded too: torch's AdamW, and no compiler on every node
         "bf16": {"enabled": training.dtype == "bfloat16"},
     }
 

@@ -68,7 +68,7 @@ class Trainer:
         """
         import torch
 
-        from policies.tensors import device_name
+        from policies.tensors import Handles, device_name
         from policies.trunk import Trunk
         from workers.channel import Outlet, way
         from workers.learner import Learner
@@ -82,6 +82,7 @@ class Trainer:
         self.way = way(transfer, device_name() if self.gpu else "cpu", engine_device)
         if self.way == "direct" and self.rank == 0:
             self.outlet = Outlet(address[0])
+        self.handles = Handles()
         self.digest = trunk.digest()
         self.steps = 0
         self.learner = Learner(trunk, self.selection, algorithm, training, section, self.rank, self.ranks)
@@ -90,7 +91,7 @@ class Trainer:
     def update(self, experience: Experience, step: int) -> "tuple[dict[str, float], Packed | Offer]":
         """One rollout batch; returns its metrics and `weights()`."""
         metrics = experience.seconds | experience.metrics | self.learner.update(experience, step)
-        release_freed_memory()
+        release_freed_memory(self.gpu)
         self.steps = step + 1
         return metrics, self.weights()
 
@@ -99,7 +100,7 @@ class Trainer:
 
         On the engine's own GPU these are handles, and with direct transfer an offer; both are good until the next call.
         """
-        from policies.tensors import to_arrays, to_handles
+        from policies.tensors import to_arrays
 
         weights = self.learner.weights()  # gathered: every rank takes part
         if self.rank != 0:
@@ -108,8 +109,7 @@ class Trainer:
             return self.outlet.offer(weights)
         if self.way == "object_store":
             return to_arrays(weights)
-        self.served = weights
-        return to_handles(weights)
+        return self.handles.of(weights)
 
     def save(self, folder: str, step: int) -> tuple[str, str, float]:
         """This rank's part of a checkpoint, to the ledger of the sweep in `folder`. Returns its name and checksum, and

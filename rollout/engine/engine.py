@@ -17,7 +17,6 @@ import numpy as np
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
-from vllm.model_executor.models import ModelRegistry
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
@@ -54,13 +53,10 @@ def engine_args(model: str, architecture: str, config: RolloutConfig, dtype: str
     """
     if architecture not in ROUTED:
         raise ValueError(f"model: {architecture} is not supported; supported are {', '.join(sorted(ROUTED))}")
-    routed = ROUTED[architecture]
-    # The class itself, not "module:Class": the latter imports vLLM once more in a subprocess.
-    ModelRegistry.register_model(routed.__name__, routed)
     kv_bytes = config.kv_cache_memory_mib and config.kv_cache_memory_mib << 20
     return EngineArgs(
         model=model,
-        hf_overrides={"architectures": [routed.__name__]},
+        hf_overrides={"architectures": [ROUTED[architecture].__name__]},
         dtype=dtype,
         seed=seed,
         skip_tokenizer_init=True,
@@ -94,7 +90,7 @@ class RolloutEngine:
     """
 
     def __init__(self, model: str, architecture: str, config: RolloutConfig, dtype: str, seed: int):
-        self._config = config
+        self._config, self.spans = config, config.tensor_parallel_size
         self._engine = LLMEngine.from_engine_args(engine_args(model, architecture, config, dtype, seed))
         self._engine.collective_rpc("install_routing")
         self._versions: dict[str, int] = {}
@@ -163,6 +159,7 @@ class RolloutEngine:
     def _push(self, run: str, version: int, weights: Mapping[str, Any]) -> Pushed:
         began = time.thread_time()
         self._give_up(run)
+        self._versions.pop(run, None)
         sent = self._engine.collective_rpc("push_overlay", args=(run, version, weights))
         self._pushed += 1
         self._versions[run], self._pushes[run] = version, self._pushed

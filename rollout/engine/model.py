@@ -12,6 +12,7 @@ batch's routing in and serve base weights to everybody (seen), and a CUDA graph 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from vllm.config import VllmConfig
+from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
@@ -147,3 +148,9 @@ ROUTED: dict[str, type[nn.Module]] = {
     "Qwen3ForCausalLM": RoutedQwen3,
 }
 """The routed class of each Hugging Face architecture that is supported."""
+
+# In each process that imports this: with tensor parallelism vLLM's workers are spawned, and know no registration of
+# ours but that of their extension's module. The class itself, not "module:Class": the latter imports vLLM once more
+# in a subprocess.
+for routed in ROUTED.values():
+    ModelRegistry.register_model(routed.__name__, routed)

@@ -5,9 +5,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
+from . import model  # noqa: F401  registers the routed models in vLLM's worker process
 from .overlay import Overlay
 from .route import Route
 
@@ -60,9 +62,15 @@ class OverlayWorker:
             runner._model_forward = partial(_forward_v1, runner, runner._model_forward)
 
     def push_overlay(self, run: str, version: int, weights: Mapping[str, Tensor]) -> int:
-        """Serve `run` from these weights (Hugging Face names; whole blocks) from now on. Returns the bytes sent."""
+        """Serve `run` from these weights (Hugging Face names; whole blocks) from now on. Returns the bytes sent.
+
+        They may change once this returns. Should it fail, the run has no weights here any more.
+        """
+        self.drop_overlay(run)  # first: a GPU then has room for as much
         overlay = Overlay.build(self.model_runner.model, version, weights)
         self.model_runner.model.overlays[run] = overlay
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # copies are only queued, and their source may be another process's
         return overlay.bytes
 
     def drop_overlay(self, run: str) -> None:
