@@ -291,9 +291,10 @@ class Course:
     async def _learn(self, experience: Any, step: int, began: float) -> dict[str, Any]:
         """Update, push, record; the row of steps.parquet."""
         self.updating = True
-        updates = [trainer.update.options(num_returns=2).remote(experience, step) for trainer in self.crew.trainers]
-        answers = asyncio.gather(*(metrics for metrics, _ in updates))
-        metrics = (await self.sweep.deadlines.within("update", answers))[0]
+        async with self.stage.turns.of(self.crew.nodes):
+            updates = [trainer.update.options(num_returns=2).remote(experience, step) for trainer in self.crew.trainers]
+            answers = asyncio.gather(*(metrics for metrics, _ in updates))
+            metrics = (await self.sweep.deadlines.within("update", answers))[0]
         updated = time.monotonic()
         self.steps, self.updating = step + 1, False
         row = {"step": step, **metrics, "driver_cpu_seconds": self.sweep.own_cpu()}

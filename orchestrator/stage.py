@@ -26,6 +26,7 @@ from .placement_plan import SMALL_ACTORS_CPUS, placement_problems, seat_on
 from .plan import Plan, Run
 from .spec import SpecError
 from .table import sweep_table
+from .turns import Turns
 
 SMALL = ActorResources(cpus=0.05)
 """Of the collector and the rollout worker."""
@@ -40,6 +41,8 @@ class Crew:
         self.trainers, self.berths = trainers, berths
         self.group: PlacementGroup | None = None
         """Of several ranks that do not share GPUs with other runs."""
+        self.nodes: list[str] = []
+        """Ray's id of each rank's node, where its CPUs compute; none on GPUs."""
 
 
 class Stage:
@@ -59,6 +62,7 @@ class Stage:
         """Of all but trials; None until they are found."""
         self.place_of: dict[str, EnginePlace] = {}
         self.berths: Berths | None = None
+        self.turns = Turns(cpus_of)
 
     async def start(self, say: Callable[[str], None]) -> None:
         """Engines first: importing vLLM is what everything else can wait for, and overlaps with."""
@@ -153,7 +157,10 @@ class Stage:
             name = f"Trainer-{run.name}" + (f"-rank{rank}" if ranks > 1 else "")
             actor = self._actor(Trainer, name, needs, **options)
             crew.trainers.append(actor.remote(run.selection, run.seed, rank, ranks, self.gpu))
-        return (await asyncio.gather(*(trainer.address.remote() for trainer in crew.trainers)))[0]
+        addresses = await asyncio.gather(*(trainer.address.remote() for trainer in crew.trainers))
+        if not self.gpu:
+            crew.nodes = await asyncio.gather(*(trainer.node.remote() for trainer in crew.trainers))
+        return addresses[0]
 
     async def dismiss(self, crew: Crew) -> None:
         """End a run's trainers and free what they held."""
@@ -235,6 +242,13 @@ def cluster_resources() -> tuple[dict[str, float], dict[str, float]]:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     names = {name for node in nodes for name in node}
     return ray.cluster_resources(), {name: max(node.get(name, 0.0) for node in nodes) for name in names}
+
+
+@cache
+def cpus_of(node: str) -> int:
+    """That Ray counts on a node; 1 at least."""
+    here = sum(there["Resources"].get("CPU", 0) for there in ray.nodes() if there["NodeID"] == node)
+    return max(1, int(here))
 
 
 @cache

@@ -47,6 +47,12 @@ class Trainer:
 
         return ray.util.get_node_ip_address(), free_port()
 
+    def node(self) -> str:
+        """Ray's id of the node that this actor is on."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
+
     def start(
         self,
         model: BaseModel,
