@@ -2,11 +2,12 @@
 
 Weights, gradients, moments, KV cache and overlays are counted exactly from the model's shape. Activations are an
 estimate for one micro batch, at most; a process's CUDA context is taken as half a GiB. Left out: fragmentation of
-torch's allocator, NCCL's buffers, and the moment at which a whole-model trainer copies its weights.
+torch's allocator, NCCL's buffers, the moment at which a whole-model trainer copies its weights, and what an engine
+keeps besides its overlays while it sleeps (`rollout.sleep`).
 """
 
 from collections import Counter
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from policies.selection import Selection
 from rollout.config import RolloutConfig
@@ -38,13 +39,24 @@ class CardMemory:
     activations: float = 0
     contexts: float = 0
 
+    sleeps: bool = False
+    """Whether engines sleep while trainers compute (`rollout.sleep`): weights and cache, or activations, never both."""
+
+    @property
+    def kept(self) -> float:
+        """What stays whoever works."""
+        return self.overlays + self.trunk + self.trainers + self.contexts
+
     @property
     def certain(self) -> float:
         """Without the activations."""
-        return sum(getattr(self, part.name) for part in fields(self)[1:]) - self.activations
+        return self.kept + self.weights + self.cache
 
     @property
     def total(self) -> float:
+        """At any time."""
+        if self.sleeps:
+            return self.kept + max(self.weights + self.cache, self.activations)
         return self.certain + self.activations
 
 
@@ -110,6 +122,7 @@ def _memory(plan: Plan, card: Card, gpu: Gpu, served: list[int]) -> CardMemory:
         trainers=card.layer_ranks * plan.trainer_bytes(lowest) + card.whole_ranks * whole_trainer_bytes(plan),
         activations=activations,
         contexts=CONTEXT * (len(card.engines) + card.layer_ranks + card.whole_ranks + bool(card.berth)),
+        sleeps=plan.spec.rollout.sleep,
     )
 
 
@@ -146,8 +159,8 @@ def _explain(card: CardMemory, gpu: Gpu, rollout: RolloutConfig) -> str:
         fix = "take GPUs with more memory, or more engines, among which the runs' overlays are dealt out"
     else:
         field, fix = f"rollout.{_cache_field(rollout)}", "lower it: overlays come on top of what it grants"
-    sizes = {part.name: getattr(card, part.name) for part in fields(card)[1:] if part.name != "activations"}
-    parts = ", ".join(f"{name} {_gib(count)}" for name, count in sizes.items() if count)
+    named = ("weights", "cache", "overlays", "trunk", "trainers", "contexts")
+    parts = ", ".join(f"{name} {_gib(count)}" for name in named if (count := getattr(card, name)))
     return (
         f"{field}: {card.who} on one {gpu.name}: {_gib(card.certain)} without activations ({parts}), and it has "
         f"{_gib(gpu.memory)}; {fix}"

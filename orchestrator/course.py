@@ -268,7 +268,8 @@ class Course:
         """Rollout, update, push, record."""
         began, step = time.monotonic(), self.steps
         await self._serve()
-        experience = await self._rollout(step)
+        async with self.stage.phases.of("writing"):
+            experience = await self._rollout(step)
         # A task of its own: once begun it is seen to its end, also when the sweep is told to stop.
         self.learning = asyncio.create_task(self._learn(experience, step, began))
         row = await asyncio.shield(self.learning)
@@ -291,7 +292,7 @@ class Course:
     async def _learn(self, experience: Any, step: int, began: float) -> dict[str, Any]:
         """Update, push, record; the row of steps.parquet."""
         self.updating = True
-        async with self.stage.turns.of(self.crew.nodes):
+        async with self.stage.phases.of("training"), self.stage.turns.of(self.crew.nodes):
             updates = [trainer.update.options(num_returns=2).remote(experience, step) for trainer in self.crew.trainers]
             answers = asyncio.gather(*(metrics for metrics, _ in updates))
             metrics = (await self.sweep.deadlines.within("update", answers))[0]
@@ -379,6 +380,10 @@ class Course:
         """All suites that are not scored yet, with `factor` times their samples."""
         await self._serve()
         done = await asyncio.to_thread(self.ledger.scored)
+        async with self.stage.phases.of("writing"):
+            await self._evaluate(split, factor, done)
+
+    async def _evaluate(self, split: str, factor: int, done: set[tuple[int, str, str]]) -> None:
         suites = [s for s in self.spec.evaluation.suites if split == "selection" or s.final_prompts]
         calls = [
             self.stage.rollouts.evaluation.options(num_returns=2, name=f"RolloutWorker.evaluation {self.name}").remote(

@@ -73,7 +73,8 @@ class Driver:
         return await work
 
     async def _everything(self) -> Outcome:
-        if self.experiment.trunk is None:  # nobody has trained; the base's evaluation can wait until trainers have work
+        # Nobody has trained: the base's evaluation can wait until trainers have work.
+        if self.experiment.trunk is None and not self.spec.rollout.sleep:  # there each run takes its turn for it
             for run in self.plan.runs:
                 self.sweep.first_rollout(run.seed, self.stage.place(run.name).actor)
         self.base = asyncio.create_task(self._score_base())

@@ -37,7 +37,7 @@ def show_cluster_plan(found: ClusterPlan) -> None:
     for name, fact in facts.items():
         console.print(f"{name:>25}  {fact}")
     table = Table("GPUs", "who", "weights", "KV cache", "overlays", "trunk", "trainers' own", "activations",
-                  "contexts", "sum")  # fmt: skip
+                  "contexts", "at most")  # fmt: skip
     for card, count in found.memory.items():
         parts = (card.weights, card.cache, card.overlays, card.trunk, card.trainers, card.activations, card.contexts)
         full = " (over!)" if card.total > gpu.memory else ""

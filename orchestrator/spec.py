@@ -99,6 +99,11 @@ class SweepSpec(StrictModel):
                 f"rollout.tensor_parallel_size: {self.rollout.tensor_parallel_size}: an engine over several GPUs "
                 f"serves no run of the whole model, and {whole} asks for one; set it to 1"
             )
+        if self.rollout.sleep and not 0 < self.resources.engine.gpus < 1:
+            raise ValueError(
+                f"rollout.sleep: makes room for trainers on an engine's GPU, and with resources.engine.gpus "
+                f"{self.resources.engine.gpus:g} there are none; ask for a part of a GPU, or set sleep to false"
+            )
         if self.algorithm.build().overlong_buffer >= self.training.max_response_tokens:
             raise ValueError("algorithm.overlong_buffer: must be below training.max_response_tokens")
         if self.algorithm.type == "gigpo" and not getattr(self.task, "multi_turn", False):

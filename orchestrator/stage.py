@@ -22,6 +22,7 @@ from workers.tiny import BaseModel, cache_folder, is_made, pack
 from workers.trainer import Trainer
 
 from .engines import EnginePlace
+from .phases import Kind, NoPhases, Phases
 from .placement_plan import SMALL_ACTORS_CPUS, placement_problems, seat_on
 from .plan import Plan, Run
 from .spec import SpecError
@@ -63,6 +64,8 @@ class Stage:
         self.place_of: dict[str, EnginePlace] = {}
         self.berths: Berths | None = None
         self.turns = Turns(cpus_of)
+        self.phases = Phases(self.begin_phase) if plan.spec.rollout.sleep else NoPhases()
+        """That runs take part in while they write and while they train."""
 
     async def start(self, say: Callable[[str], None]) -> None:
         """Engines first: importing vLLM is what everything else can wait for, and overlaps with."""
@@ -115,7 +118,21 @@ class Stage:
     async def _start_engine(self, engine: Any) -> None:
         rollout, training = self.spec.rollout, self.spec.training
         dtype = training.dtype if rollout.dtype == "auto" else rollout.dtype
-        await engine.start.remote(self.model, self.plan.architecture.name, rollout, dtype, 0)
+        async with self.phases.of("writing"):  # it starts awake
+            await engine.start.remote(self.model, self.plan.architecture.name, rollout, dtype, 0)
+
+    async def begin_phase(self, kind: Kind) -> None:
+        """Engines asleep for training, awake for writing. One that fails at it is ended, so that it holds no memory:
+        whoever needs it next has it replaced."""
+
+        async def change(engine: Any) -> None:
+            answer = engine.wake.remote() if kind == "writing" else engine.sleep.remote()
+            try:
+                await asyncio.wait_for(answer, self.spec.recovery.patience)
+            except (ray.exceptions.RayError, TimeoutError):
+                ray.kill(engine)
+
+        await asyncio.gather(*(change(place.actor) for place in self.places))
 
     async def hire(self, run: Run, place: EnginePlace) -> tuple[Crew, dict[str, Any]]:
         """Trainers for a run, started; and what is known of it then (trainable_parameters, learning_rate)."""

@@ -52,6 +52,10 @@ class RolloutConfig(StrictModel):
     """KV cache; null is 512 MiB on CPU, and on GPUs what `gpu_memory_utilization` leaves."""
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
     """Share of a GPU's memory that the engine takes (weights and KV cache)."""
+    sleep: bool = False
+    """Where engine and trainers share a GPU that has no room for cache and activations at once: all runs write, then
+    all train, by turns. While they train, engines keep their weights in host memory and no cache (vLLM's sleep level
+    1). It costs the overlap of writing and training, and was never run on a GPU."""
     tensor_parallel_size: PositiveInt = 1
     """GPUs that one engine spans."""
     weight_transfer: Literal["auto", "direct", "object_store"] = "auto"

@@ -1,5 +1,6 @@
 """Memory, hours and network of a plan on a cluster, worked out by hand for a toy model on a toy GPU."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,22 @@ def test_memory_of_every_gpu():
     # Two of them, around one base; its host is a process too.
     assert (layers.trunk, layers.trainers, layers.contexts) == (10_200, 2 * 16 * 1020, 3 * CONTEXT)
     assert layers.activations == 2 * activation_bytes(found.plan, Selection.layer(0))
+
+
+def test_memory_of_a_gpu_whose_engine_sleeps():
+    """Its cache or the activations, whichever takes more, on top of what stays; the engine may so have more of it."""
+    plan = toy(engine={"gpus": 0.3}, trainer={"gpus": 0.25}, full_trainer={"gpus": 0.3})
+    asleep = replace(plan, spec=plan.spec.model_copy(
+        update={"rollout": plan.spec.rollout.model_copy(update={"sleep": True})}
+    ))  # fmt: skip
+    large = ClusterShape(1, 1, replace(GPU, memory=2**33))
+    (awake,), (card,) = (plan_on(p, large, ALL).memory for p in (plan, asleep))
+    kept = card.overlays + card.trunk + card.trainers + card.contexts
+    assert card.kept == awake.kept == kept
+    assert awake.total == kept + 2**32 + awake.activations
+    assert 0 < card.activations < 2**32
+    assert card.total == card.certain == kept + 2**32
+    assert replace(card, activations=2**33).total == kept + 2**33
 
 
 def test_network_of_a_step():

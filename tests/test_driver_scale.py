@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.simulations import stand_ins
 from tests.simulations.driver_scale import Outcome, simulate, study
 from tests.simulations.stand_ins import CollectorCost, Durations, World
 from tests.simulations.virtual_time import Server, VirtualLoop
@@ -75,3 +76,36 @@ def test_the_collector_does_one_thing_after_the_other(tmp_path):
     """A second for each of 6 rows and 4 evaluations."""
     seen = sweep(tmp_path, replace(FREE, step=1.0, scores=1.0), layers=2, resources={"engines": 1})
     assert seen.collector_busy * seen.seconds == pytest.approx(10)
+
+
+def test_engines_sleep_while_anybody_trains(tmp_path, monkeypatch):
+    """The real driver: no call to an engine that is asleep, no update beside one that is awake, and as few switches as
+    steps: all runs have written when the first of them trains."""
+    asleep, switches = [False], []
+
+    async def turn(self, to: bool) -> None:
+        asleep[0] = to
+        switches.append(to)
+
+    def only(cls: type, name: str, while_asleep: bool) -> None:
+        method = getattr(cls, name)
+
+        async def checked(self, *args):
+            assert asleep[0] is while_asleep
+            answer = await method(self, *args)
+            assert asleep[0] is while_asleep
+            return answer
+
+        monkeypatch.setattr(cls, name, checked)
+
+    monkeypatch.setattr(stand_ins.Engine, "do_sleep", lambda self: turn(self, True), raising=False)
+    monkeypatch.setattr(stand_ins.Engine, "do_wake", lambda self: turn(self, False), raising=False)
+    only(stand_ins.RolloutWorker, "do_rollout", False)
+    only(stand_ins.RolloutWorker, "do_evaluation", False)
+    only(stand_ins.Trainer, "do_update", True)
+    seen = sweep(
+        tmp_path, layers=2, rollout={"sleep": True},
+        resources={"engines": 1, "engine": {"gpus": 0.5}, "full_trainer_ranks": 1, "full_trainer": {"gpus": 1}},
+    )  # fmt: skip
+    assert seen.ends == Counter(completed=4)
+    assert switches == [True, False] * 2

@@ -158,6 +158,30 @@ def test_a_push_ends_what_nobody_waits_for_any_more(engine, variants):
     assert engine.stuck_for() == 0
 
 
+def test_an_engine_that_slept_goes_on_as_before(engine, variants):
+    """On a CPU vLLM keeps its memory, the rest is as on a GPU: what was being written is given up, requests are
+    refused, runs are pushed and dropped, and after waking the same seeds give the same tokens, from no stale cache."""
+    from rollout.types import StaleWeights
+
+    weights = trained(variants["layer-02"], Selection.layer(2))
+    prompts, sampling = [np.arange(2, 32).repeat(3).astype(np.int32)], Sampling(8, max_tokens=6, logprobs=True)
+    engine.push("sleeper", 1, weights).result(timeout=60)
+    before = engine.generate("sleeper", 1, prompts, [3], sampling).result(timeout=60)
+    orphan = engine.generate("sleeper", 1, prompts * 40, list(range(40)), Sampling(8, max_tokens=150))
+    engine.sleep().result(timeout=60)
+    with pytest.raises(StaleWeights, match="put to sleep"):
+        orphan.result(timeout=60)
+    with pytest.raises(StaleWeights, match="asleep"):
+        engine.generate("sleeper", 1, prompts, [3], sampling).result(timeout=60)
+    engine.push("sleeper", 2, weights).result(timeout=60)
+    engine.drop("layer-00").result(timeout=60)
+    assert engine.stuck_for() == 0
+    engine.wake().result(timeout=60)
+    after = engine.generate("sleeper", 2, prompts, [3], sampling).result(timeout=60)
+    np.testing.assert_array_equal(after.tokens, before.tokens)
+    assert worst(variants["layer-02"], prompts, after, 8) < 1e-5
+
+
 def test_the_self_check_passes_and_catches_broken_routing(engine, model_folder, monkeypatch):
     """Sound routing differs by rounding; an overlay that keeps one of the base's norms is refused, and so is one
     that serves the base to everybody."""

@@ -71,6 +71,7 @@ def test_layers_of_a_six_layer_model(chosen, expected):
             {"rollout__tensor_parallel_size": 2, "include_full": False, "combine": [{"boost": "best 2"}]},
             "no run of the whole model, and combine asks for one; set it to 1",
         ),
+        ({"rollout": {"sleep": True}}, "rollout.sleep: makes room for trainers on an engine's GPU, and with"),
         ({"algorithm": {"type": "gigpo"}}, "algorithm.type: gigpo compares the steps of episodes"),
     ],
 )

@@ -15,7 +15,7 @@ from orchestrator.cli import DEMO
 pytestmark = pytest.mark.slow
 
 
-def sweep(folder: Path, expect: int, **sections) -> Path:
+def sweep(folder: Path, expect: int, program=("orchestrator.cli", "run"), more=(), **sections) -> Path:
     """Run the demo with some sections changed, in `folder`; returns the sweep's folder."""
     spec = yaml.safe_load(Path(DEMO).read_text())
     for name, change in sections.items():
@@ -25,7 +25,7 @@ def sweep(folder: Path, expect: int, **sections) -> Path:
     spec |= {"name": "small", "output": str(folder), "evaluation": {"suites": [suite], "greedy": True, "finalists": 1}}
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(spec))
-    command = [sys.executable, "-m", "orchestrator.cli", "run", str(path)]
+    command = [sys.executable, "-m", *program, str(path), *more]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == expect, done.stdout + done.stderr
     return folder / "small"
@@ -54,10 +54,29 @@ def test_weights_sent_directly_are_the_same(finished, tmp_path):
         tmp_path, 0, layers=[1, 4], training={"steps": 3, "warmup_steps": 1}, rollout={"weight_transfer": "direct"},
         deepspeed={"full_zero_stage": 2}, resources={"full_trainer_ranks": 2},
     )  # fmt: skip
+    assert_same(direct, finished)
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Two sweeps, bit for bit: scores, and engine against trainer in every step."""
     for file, columns in (("scores.parquet", ["score"]), ("steps.parquet", ["logprob_mismatch", "pushed_bytes"])):
         key = ["selection", "step"] + (["suite", "split", "prompt", "sample"] if file == "scores.parquet" else [])
-        ours, theirs = (pd.read_parquet(folder / file).sort_values(key) for folder in (direct, finished))
+        ours, theirs = (pd.read_parquet(folder / file).sort_values(key) for folder in (one, other))
         assert len(ours) and (ours[key + columns].to_numpy() == theirs[key + columns].to_numpy()).all()
+
+
+def test_writing_and_training_by_turns_changes_nothing_but_the_order(finished, tmp_path):
+    """All runs write, the engine is put to sleep, all train, it is woken, three times and once more at the most for
+    whoever came late to a turn; vLLM on CPUs keeps its memory while it sleeps, the rest is as on a GPU."""
+    log = tmp_path / "turns.txt"
+    asleep = sweep(
+        tmp_path, 0, ("tests.sleeping_sweep",), (str(log),), layers=[1, 4], training={"steps": 3, "warmup_steps": 1},
+        deepspeed={"full_zero_stage": 2}, resources={"full_trainer_ranks": 2},
+    )  # fmt: skip
+    assert_same(asleep, finished)
+    turns = log.read_text().split()
+    assert turns[:2] == ["training", "writing"] and all(a != b for a, b in zip(turns, turns[1:], strict=False))
+    assert 6 <= len(turns) <= 12
 
 
 def test_every_run_completes_and_every_file_opens(finished):

@@ -6,6 +6,7 @@ when another engine takes the run over.
 """
 
 import logging
+import os
 import threading
 import time
 import uuid
@@ -142,6 +143,9 @@ def _join(store: dist.Store, session: str, rank: int, device: torch.device) -> d
     shared = dist.PrefixStore(session, store)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # of this thread
+        # Whoever waits for a transfer gets its error, where torch's watchdog would end the process, engine and all.
+        # Read by groups that are made from here on, not by DeepSpeed's and vLLM's own.
+        os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
         return dist.ProcessGroupNCCL(shared, rank, 2, TIMEOUT)
     return dist.ProcessGroupGloo(shared, rank, 2, TIMEOUT)
 

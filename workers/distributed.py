@@ -16,9 +16,10 @@ def prepare(rank: int, ranks: int, address: str, port: int, gpu: bool) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
 
-    # init_distributed would compile a shared-memory op for over a minute, and a process killed meanwhile leaves a
-    # lock that hangs the next one; gloo does the same work.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not gpu:
+        # init_distributed would compile a shared-memory op for over a minute, and a process killed meanwhile leaves a
+        # lock that hangs the next one; gloo does the same work.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False, rank=rank, world_size=ranks
     )

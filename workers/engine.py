@@ -81,6 +81,14 @@ class Engine:
         weights = load(await asyncio.to_thread(filesystem.cat_file, place))
         return await asyncio.wrap_future(self.engine.push(run, version, weights))
 
+    async def sleep(self) -> None:
+        """Leave the GPU to the trainers on it; see RolloutEngine.sleep."""
+        await asyncio.wrap_future(self.engine.sleep())
+
+    async def wake(self) -> None:
+        """Take it again."""
+        await asyncio.wrap_future(self.engine.wake())
+
     async def stuck_for(self) -> float:
         """Seconds without a finished step although there is work; see RolloutEngine.stuck_for."""
         return self.engine.stuck_for()

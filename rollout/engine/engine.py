@@ -74,6 +74,7 @@ def engine_args(model: str, architecture: str, config: RolloutConfig, dtype: str
         logprobs_mode="processed_logprobs",
         async_scheduling=False,
         disable_log_stats=True,
+        enable_sleep_mode=config.sleep,
         worker_extension_cls="rollout.engine.worker.OverlayWorker",
     )
 
@@ -96,6 +97,7 @@ class RolloutEngine:
         self._versions: dict[str, int] = {}
         self._pushes: dict[str, int] = {}
         self._pushed = 0
+        self._asleep = False
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._waiting: deque[_Request] = deque()
         self._active: dict[int, _Request] = {}
@@ -132,6 +134,18 @@ class RolloutEngine:
         """Forget a run that is finished, and free its memory."""
         return self._call(self._drop, run)
 
+    def sleep(self) -> "Future[None]":
+        """Leave the GPU to others: the base's weights go to host memory, the KV cache is dropped, the runs' overlays
+        stay, and can be pushed and dropped meanwhile. Requests are refused until `wake`.
+
+        What is still being written is given up: it belongs to calls that nobody waits for any more.
+        """
+        return self._call(self._sleep)
+
+    def wake(self) -> "Future[None]":
+        """As before `sleep`."""
+        return self._call(self._wake)
+
     def stuck_for(self) -> float:
         """Seconds since the last step that ended while there is work; 0 without work.
 
@@ -158,7 +172,7 @@ class RolloutEngine:
 
     def _push(self, run: str, version: int, weights: Mapping[str, Any]) -> Pushed:
         began = time.thread_time()
-        self._give_up(run)
+        self._give_up(run, f"{run}: its weights were replaced meanwhile")
         self._versions.pop(run, None)
         sent = self._engine.collective_rpc("push_overlay", args=(run, version, weights))
         self._pushed += 1
@@ -169,7 +183,17 @@ class RolloutEngine:
         self._engine.collective_rpc("drop_overlay", args=(run,))
         self._versions.pop(run, None)
 
-    def _give_up(self, run: str) -> None:
+    def _sleep(self) -> None:
+        for run in {request.run for request in [*self._waiting, *self._active.values()]}:
+            self._give_up(run, "the engine was put to sleep meanwhile")
+        self._engine.sleep(level=1)  # drops the prefix cache too
+        self._asleep = True
+
+    def _wake(self) -> None:
+        self._engine.wake_up()
+        self._asleep = False
+
+    def _give_up(self, run: str | None, reason: str) -> None:
         stale = [request for request in self._waiting if request.run == run]
         for request in stale:
             self._waiting.remove(request)
@@ -179,7 +203,7 @@ class RolloutEngine:
                 self._engine.abort_request(request.names, internal=True)
                 stale.append(request)
         for request in stale:
-            request.done.set_exception(StaleWeights(f"{run}: its weights were replaced meanwhile"))
+            request.done.set_exception(StaleWeights(reason))
 
     def _loop(self) -> None:
         try:
@@ -214,6 +238,8 @@ class RolloutEngine:
                 request.done.set_exception(error)
 
     def _start(self, request: _Request) -> None:
+        if self._asleep:
+            raise StaleWeights("the engine is asleep: others have its GPU")
         serving = self._versions.get(request.run, 0) if request.run else 0
         if request.version != serving:
             raise StaleWeights(f"{request.run}: asked for version {request.version}, the engine has {serving}")
