@@ -3,7 +3,7 @@
 Routing can fail silently (seen: a normalisation layer that kept the base's weights, a compiled graph that served
 the base to everybody), and then every number of a sweep would be wrong without an error. So an engine serves
 noisy overlays of the first, the middle and the last block and of the whole model in one batch with the base, and
-must agree with transformers on every path, and disagree with the base on every path but the base's.
+must agree with transformers on every path, and disagree with it about other weights than the path's own.
 """
 
 import numpy as np
@@ -15,6 +15,9 @@ from .engine import RolloutEngine
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15, "float16": 0.05}
 """Nats that engine and plain forward may differ by at most; kernels differ, weights must not."""
+ROUNDING = {"float32": 0.0, "bfloat16": 0.1, "float16": 0.1}
+"""And on top, as a share of what other weights would make of the same tokens: in half precision the noise that sets a
+path apart makes its rounding larger too (0.1 nats and more for a deep model that is noisy all over)."""
 
 
 class RoutingMismatch(RuntimeError):
@@ -44,13 +47,17 @@ def check(engine: RolloutEngine, folder: str, dtype: str) -> float:
     futures = {run: engine.generate(run, int(run is not None), prompts, [0, 1], sampling) for run in paths}
     done = {run: future.result() for run, future in futures.items()}
     worst = 0.0
+    *_, noisiest = paths.values()
     for run, weights in paths.items():
-        own, control = (_difference(base, state, prompts, done[run]) for state in (weights, {}))
+        others = {} if run else noisiest
+        own, control = (_difference(base, state, prompts, done[run]) for state in (weights, others))
         worst = max(worst, own)
-        if own > TOLERANCE[dtype]:
+        if own > TOLERANCE[dtype] + ROUNDING[dtype] * control:
             raise RoutingMismatch(f"{run or 'base'}: log-probabilities differ by {own:.2g} nats from a plain forward")
-        if run and control < 2 * TOLERANCE[dtype]:
-            raise RoutingMismatch(f"{run}: served with base weights (differs from the base by {control:.2g} nats only)")
+        if control < 2 * TOLERANCE[dtype]:
+            raise RoutingMismatch(
+                f"{run or 'base'}: served with others' weights (differs from these by {control:.2g} nats only)"
+            )
     for run in paths:
         if run:
             engine.drop(run).result()
