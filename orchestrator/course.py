@@ -3,66 +3,21 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, TypeVar
 
 import ray
 
 from workers.ledger import RunLedger
 
-from .failures import Deadlines, Overdue, mendable, reason_of
-from .halving import Halving
-from .plan import Plan, Run
-from .progress import Progress
-from .rooms import Rooms
-from .stage import Crew, Stage
+from .failures import Collapsed, OtherBase, Overdue, mendable, reason_of
+from .plan import Run
+from .stage import Crew
+from .sweep import Sweep
 
 T = TypeVar("T")
 ZERO_REWARD_PATIENCE = 20
 """Steps of no reward at all after which a run counts as collapsed: nothing is left to reinforce."""
-
-
-class Collapsed(RuntimeError):
-    """A run whose training has broken down; the others go on."""
-
-
-class OtherBase(RuntimeError):
-    """The base model is not the one that the sweep began with."""
-
-
-@dataclass
-class Sweep:
-    """What the runs of a sweep share."""
-
-    plan: Plan
-    stage: Stage
-    progress: Progress
-    rooms: Rooms
-    """One is taken by every run that has trainers."""
-    deadlines: Deadlines
-    halving: Halving | None = None
-    crowded: bool = False
-    """Whether a search's paused runs must give their trainers back."""
-    trunk: str | None = None
-    """Digest of the base's weights, once a trainer has told it."""
-    on_trunk: Callable[[str], None] = lambda digest: None
-    first: dict[int, tuple[Any, Any]] = field(default_factory=dict)
-    """By seed: the first step's experience, which all its runs share."""
-    lost: bool = False
-    """Ray is gone: nothing can be saved or told any more."""
-    cpu: float = field(default_factory=time.process_time)
-
-    def first_rollout(self, seed: int, engine: Any) -> tuple[Any, Any]:
-        """References to its metrics and experience; written once for all runs of a seed."""
-        if seed not in self.first:
-            named = self.stage.rollouts.rollout.options(num_returns=2, name=f"RolloutWorker.rollout base-seed{seed}")
-            self.first[seed] = tuple(named.remote(engine, None, 0, seed, 0))
-        return self.first[seed]
-
-    def own_cpu(self) -> float:
-        """CPU seconds of this process, Ray's client in it included, since any run's last step: their sum is all."""
-        before, self.cpu = self.cpu, time.process_time()
-        return self.cpu - before
 
 
 class Course:
@@ -177,12 +132,13 @@ class Course:
         self._check_trunk(facts.pop("trunk"))
         folder, trainers = self.sweep.plan.folder, self.crew.trainers
         records, problems = await asyncio.to_thread(self.ledger.records)
-        self.steps = 0
+        self.steps = self.zero_reward = 0
         for record in records:
             found = await asyncio.gather(*(trainer.problem.remote(folder, record) for trainer in trainers))
             if not any(found):
                 await asyncio.gather(*(trainer.restore.remote(folder, record) for trainer in trainers))
                 self.steps = record.step
+                self.zero_reward = steps_without_reward(record.rows)
                 break
             problems += [problem for problem in found if problem]
         for problem in problems:
@@ -332,9 +288,7 @@ class Course:
         return pushed
 
     def _check(self, row: dict[str, Any]) -> None:
-        # Penalties keep an environment's mean reward from being exactly 0: its success says it.
-        reward = row.get("success_rate", row["reward_mean"])
-        self.zero_reward = self.zero_reward + 1 if reward == 0 else 0
+        self.zero_reward = self.zero_reward + 1 if steps_without_reward([row]) else 0
         if self.zero_reward >= ZERO_REWARD_PATIENCE:
             raise Collapsed(f"collapsed: no reward at all for {ZERO_REWARD_PATIENCE} steps")
 
@@ -402,3 +356,9 @@ class Course:
         """Of the base, or of a run that has ended, from its overlay."""
         self.steps = 0 if self.run.selection.kind == "base" else self.spec.training.steps
         await self._insist(lambda: self.evaluate(split, factor))
+
+
+def steps_without_reward(rows: list[dict[str, Any]]) -> int:
+    """How many of the last steps, in a row, brought no reward at all. Penalties keep an environment's mean reward from
+    being exactly 0: its success says it."""
+    return sum(1 for _ in takewhile(lambda row: row.get("success_rate", row["reward_mean"]) == 0, reversed(rows)))

@@ -14,7 +14,7 @@ from policies.selection import Selection
 from workers.config import LearningRates
 from workers.ledger import RunLedger, runs_of
 
-from .course import Course, Sweep
+from .course import Course
 from .experiment import Experiment
 from .failures import Deadlines
 from .halving import Halving
@@ -24,6 +24,7 @@ from .progress import Progress
 from .rooms import Rooms
 from .search import FINAL_SAMPLES, Rung, survivors
 from .stage import Stage
+from .sweep import Sweep
 from .watch import Watch
 
 Outcome = Literal["completed", "failed", "stopped"]

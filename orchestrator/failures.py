@@ -31,6 +31,14 @@ class Overdue(RuntimeError):
         self.phase = phase
 
 
+class Collapsed(RuntimeError):
+    """A run whose training has broken down; the others go on."""
+
+
+class OtherBase(RuntimeError):
+    """The base model is not the one that the sweep began with."""
+
+
 class RayLost(RuntimeError):
     """Ray has ended on the node of the driver, and with it all that the driver could do."""
 

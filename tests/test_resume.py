@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from orchestrator.cli import DEMO, main
+from orchestrator.course import steps_without_reward
 from orchestrator.experiment import Experiment
 from orchestrator.plan import make_plan
 from orchestrator.spec import parse_spec
@@ -191,3 +192,12 @@ def test_only_what_is_missing_is_done(tmp_path):
     same = ["score", "contribution", "final_score", "update_norm", "generated_tokens"]
     pd.testing.assert_frame_equal(table[same], expected[same])
     shutil.rmtree(straight)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "expected"), [([], 0), ([0.0, 0.5], 0), ([0.5, 0.0, 0.0], 2), ([0.0, 0.25, 0.0], 1), ([0.0, 0.0], 2)]
+)
+def test_a_resumed_run_remembers_how_long_it_has_had_no_reward(rewards, expected):
+    assert steps_without_reward([{"reward_mean": reward} for reward in rewards]) == expected
+    penalised = [{"reward_mean": reward - 0.1, "success_rate": reward} for reward in rewards]
+    assert steps_without_reward(penalised) == expected

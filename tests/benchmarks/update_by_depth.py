@@ -63,7 +63,7 @@ def main() -> None:
     def update(selection: Selection, epochs: int, kl: float, experience: Any) -> Callable[[], object]:
         training = TrainingConfig(epochs=epochs, max_response_tokens=RESPONSE_TOKENS)
         learner = Learner(trunk, selection, GRPO(kl_coefficient=kl), training, DeepSpeedConfig())
-        return lambda: learner.update(experience, step=0)
+        return lambda: learner.update(experience, step=1)  # at step 0 the gradients' agreement comes on top
 
     rows = []
     for label, kl in KL.items():
