@@ -23,7 +23,7 @@ from workers.trainer import Trainer
 
 from .engines import EnginePlace
 from .phases import Kind, NoPhases, Phases
-from .placement_plan import SMALL_ACTORS_CPUS, placement_problems, seat_on
+from .placement_plan import SMALL_ACTORS_CPUS, placement_problems, seat_on, whole_runs
 from .plan import Plan, Run
 from .spec import SpecError
 from .table import sweep_table
@@ -119,7 +119,8 @@ class Stage:
         rollout, training = self.spec.rollout, self.spec.training
         dtype = training.dtype if rollout.dtype == "auto" else rollout.dtype
         async with self.phases.of("writing"):  # it starts awake
-            await engine.start.remote(self.model, self.plan.architecture.name, rollout, dtype, 0)
+            whole = whole_runs(self.plan) > 0
+            await engine.start.remote(self.model, self.plan.architecture.name, rollout, dtype, 0, whole)
 
     async def begin_phase(self, kind: Kind) -> None:
         """Engines asleep for training, awake for writing. One that fails at it is ended, so that it holds no memory:

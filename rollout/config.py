@@ -80,7 +80,7 @@ class SuiteConfig(StrictModel):
     times the samples; 0 leaves it out."""
     samples: PositiveInt = 4
     """Responses per prompt; a prompt's score is their mean (pass@1). Below 4 the interval widens."""
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(1.0, ge=0, le=2)
     """0 is greedy; then one sample is enough."""
     max_response_tokens: PositiveInt | None = None
     """null is the training limit."""

@@ -1,5 +1,5 @@
 """The routed engine on the paths that only GPUs take, run without one; a program, as both are chosen before vLLM is
-imported: `python -m tests.engine_elsewhere v2|spans MODEL_FOLDER`, which prints what it saw as JSON.
+imported: `python -m tests.engine_elsewhere v2|spans MODEL_FOLDER [DTYPE]`, which prints what it saw as JSON.
 
 `v2`: vLLM's own V2 model runner, its Triton kernels carried out by Triton's interpreter. `spans`: two tensor-parallel
 workers, spawned as they are from a Ray actor.
@@ -58,7 +58,7 @@ def crowded(engine, folder: str) -> dict:
     }
 
 
-def main(path: str, folder: str) -> None:
+def main(path: str, folder: str, dtype: str = "float32") -> None:
     prepare(path)
     from rollout.config import RolloutConfig
     from rollout.engine import engine as module
@@ -75,9 +75,10 @@ def main(path: str, folder: str) -> None:
     config = RolloutConfig(
         max_num_seqs=32, max_num_batched_tokens=256, kv_cache_memory_mib=1, tensor_parallel_size=spans
     )
-    engine = module.RolloutEngine(folder, "Qwen3ForCausalLM", config, "float32", seed=0)
-    seen = {"v2": engine._engine.vllm_config.use_v2_model_runner, "self_check": check(engine, folder, "float32")}
-    if path == "v2":
+    engine = module.RolloutEngine(folder, "Qwen3ForCausalLM", config, dtype, seed=0)
+    v2, worst = engine._engine.vllm_config.use_v2_model_runner, check(engine, folder, dtype, whole=spans == 1)
+    seen = {"v2": v2, "self_check": worst}
+    if path == "v2" and dtype == "float32":
         seen |= crowded(engine, folder)
     print(json.dumps(seen), flush=True)
     engine._engine.engine_core.shutdown()

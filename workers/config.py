@@ -90,7 +90,7 @@ class TrainingConfig(StrictModel):
     gradient_clip: float = Field(1.0, gt=0)
     """Gradients are scaled down to this global L2 norm."""
     max_response_tokens: PositiveInt = 1024
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, le=2)
     """Of the rollouts; the trainer's log-probabilities are taken at the same temperature."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and activations; with bfloat16, DeepSpeed keeps float32 master weights of what trains."""

@@ -31,8 +31,11 @@ class Engine:
     def __repr__(self) -> str:
         return f"Engine({self.number})"
 
-    async def start(self, model: BaseModel, architecture: str, config: RolloutConfig, dtype: str, seed: int) -> None:
-        """Load the base model and check every routed path against a plain forward."""
+    async def start(
+        self, model: BaseModel, architecture: str, config: RolloutConfig, dtype: str, seed: int, whole: bool
+    ) -> None:
+        """Load the base model and check every routed path against a plain forward; `whole`: runs of the whole model
+        too."""
         from rollout.engine.engine import RolloutEngine
         from rollout.engine.selfcheck import check
 
@@ -43,7 +46,7 @@ class Engine:
         self.inlet = Inlet()
         self.spans, path = config.tensor_parallel_size, model.here()
         self.engine = await asyncio.to_thread(RolloutEngine, path, architecture, config, dtype, seed)
-        await asyncio.to_thread(check, self.engine, path, dtype)
+        await asyncio.to_thread(check, self.engine, path, dtype, whole)
 
     async def generate(
         self, run: str | None, version: int, prompts: Sequence[np.ndarray], seeds: Sequence[int], sampling: Sampling

@@ -91,7 +91,7 @@ class RolloutEngine:
     """
 
     def __init__(self, model: str, architecture: str, config: RolloutConfig, dtype: str, seed: int):
-        self._config, self.spans = config, config.tensor_parallel_size
+        self._config = config
         self._engine = LLMEngine.from_engine_args(engine_args(model, architecture, config, dtype, seed))
         self._engine.collective_rpc("install_routing")
         self._versions: dict[str, int] = {}

@@ -25,8 +25,11 @@ class RoutingMismatch(RuntimeError):
 
 
 @torch.no_grad()
-def check(engine: RolloutEngine, folder: str, dtype: str) -> float:
+def check(engine: RolloutEngine, folder: str, dtype: str, whole: bool = True) -> float:
     """Returns the largest difference seen, in nats.
+
+    Args:
+        whole: also of a run of the whole model, which takes a GPU as much memory as the base.
 
     Raises:
         RoutingMismatch: a path differs from a plain forward, or its own control does not.
@@ -37,7 +40,7 @@ def check(engine: RolloutEngine, folder: str, dtype: str) -> float:
     paths: dict[str | None, dict[str, torch.Tensor]] = {None: {}}
     for k in sorted({0, count // 2, count - 1}):
         paths[f"selfcheck-{k}"] = _noisy(base, f"model.layers.{k}.", generator)
-    if engine.spans == 1:  # over several GPUs no whole model is served
+    if whole:
         paths["selfcheck-full"] = _noisy(base, "", generator)
     for run, weights in paths.items():
         if run:
