@@ -78,11 +78,10 @@ def plan_on(plan: Plan, cluster: ClusterShape, assumed: Assumptions | None = Non
     if not resources.on_gpu():
         raise SpecError(["resources: the actors ask for no GPUs; give engine and trainer gpus above 0, or leave "
                          "--cluster out"])  # fmt: skip
-    unlimited = {"CPU": float("inf")}
-    total, largest = unlimited | {"GPU": cluster.gpus}, unlimited | {"GPU": cluster.gpus_per_node}
-    if problems := placement_problems(plan, total, largest):
+    nodes = [{"CPU": float("inf"), "GPU": gpus} for gpus in cluster.node_gpus]
+    if problems := placement_problems(plan, nodes):
         raise SpecError(problems)
-    seating = seat_on(plan, total, largest)
+    seating = seat_on(plan, nodes)
     memory = card_memories(plan, seating, cluster.gpu)
     if problems := memory_problems(plan, memory, cluster.gpu):
         raise SpecError(problems)

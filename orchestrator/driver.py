@@ -107,7 +107,7 @@ class Driver:
             rooms,
             Deadlines(self.spec.recovery.patience),
             halving=self._halving(),
-            crowded=rooms.there < len(self.plan.runs),
+            crowded=rooms.there < len(self.plan.runs) or not self.stage.has_places_for_all(),
             trunk=self.experiment.trunk,
             on_trunk=self.experiment.know_trunk,
         )

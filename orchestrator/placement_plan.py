@@ -1,51 +1,97 @@
 """Whether a cluster can ever place a plan's actors: asked by `plan --cluster`, and by a run once Ray is connected."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import ceil
 
 from workers.config import ActorResources, ResourcesConfig
-from workers.seats import EPSILON, NoRoom, Seating, aboard, seat
+from workers.packing import EPSILON, Crew, Packed, first_without_place, pack
+from workers.seats import SMALL, NoRoom, Seating, seat
 
 from .plan import Plan
 
-SMALL_ACTORS_CPUS = 0.1
-"""Of the collector and the rollout worker together."""
+Node = Mapping[str, float]
+"""What a node has of each kind: "CPU", "GPU", ..."""
 
 
-def placement_problems(
-    plan: Plan, total_resources: Mapping[str, float], largest_node: Mapping[str, float]
-) -> list[str]:
-    """What of a plan can never be placed: the field, what it asks for, what there is. Empty: everything can.
-
-    Args:
-        total_resources: of the whole cluster, as `ray.cluster_resources()` gives them ("CPU", "GPU", ...).
-        largest_node: of the node that has most of each.
-    """
+def placement_problems(plan: Plan, nodes: Sequence[Node]) -> list[str]:
+    """What of a plan these nodes can never place: the field, what it asks for, what there is. Empty: there are places
+    for engines, small actors and, one after the other, a run of each kind, every actor whole on one node."""
     # One after the other: what is wrong in one would be said again by the next.
-    seating, cpus = None, total_resources.get("CPU", 0)
-    if problems := _too_large_for_a_node(plan.spec.resources, largest_node):
+    resources = plan.spec.resources
+    largest = {kind: max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in ("CPU", "GPU")}
+    if problems := _too_large_for_a_node(resources, largest):
         return problems
-    if plan.spec.resources.on_gpu():
-        if problems := _tensor_parallel_problems(plan, largest_node):
-            return problems
-        try:
-            seating = seat_on(plan, total_resources, largest_node)
-        except NoRoom as error:
-            return [str(error)]
-    bundles = [_berth_cpus(plan.spec.resources, share) for share in seating.berths] if seating else []
-    if problems := _berth_problems(plan.spec.resources, bundles, largest_node.get("CPU", 0)):
+    if resources.on_gpu() and (problems := _tensor_parallel_problems(plan, largest)):
         return problems
-    return _cpu_problems(plan, cpus, sum(bundles))
+    try:
+        places(plan, nodes)
+    except NoRoom as error:
+        return [str(error)]
+    return []
 
 
-def seat_on(plan: Plan, total_resources: Mapping[str, float], largest_node: Mapping[str, float]) -> Seating:
-    """Who goes where, on nodes like the largest, the last of them smaller if the total says so.
+def places(plan: Plan, nodes: Sequence[Node]) -> Seating | Packed:
+    """Who goes where.
 
     Raises:
-        NoRoom: the GPUs cannot take the plan.
+        NoRoom: the nodes cannot take the plan.
     """
-    total, largest = int(total_resources.get("GPU", 0)), int(largest_node.get("GPU", 0))
-    nodes = [largest] * (total // largest) + ([total % largest] if total % largest else []) if largest else []
-    return seat(plan.spec.resources, whole_runs(plan), nodes)
+    return seat_on(plan, nodes) if plan.spec.resources.on_gpu() else pack_on(plan, nodes)
+
+
+def engine_nodes(plan: Plan, nodes: Sequence[Node]) -> tuple[int, ...]:
+    """Number of each engine's node, such that there are places for the others; none where there is but one node, or
+    one was lost meanwhile."""
+    try:
+        return places(plan, nodes).engine_nodes if len(nodes) > 1 else ()
+    except NoRoom:
+        return ()
+
+
+def all_at_once(plan: Plan, nodes: Sequence[Node]) -> bool:
+    """Whether there certainly are places for the trainers of all runs of a plan at the same time."""
+    resources, wholes = plan.spec.resources, whole_runs(plan)
+    layers = sum(not run.selection.whole for run in plan.runs)
+    try:
+        found = places(plan, nodes)
+    except NoRoom:
+        return False
+    if isinstance(found, Seating):
+        return not found.in_turn and found.whole_runs >= wholes and found.layer_runs >= layers
+    # A whole-model rank takes the places of so many layer ranks, whatever node it goes to.
+    displaced = ceil((resources.full_trainer or resources.trainer).cpus / (resources.trainer.cpus or 1))
+    return found.layer_ranks >= layers * resources.trainer_ranks + wholes * resources.full_trainer_ranks * displaced
+
+
+def seat_on(plan: Plan, nodes: Sequence[Node]) -> Seating:
+    """On GPUs; see places."""
+    gpus, cpus = [int(node.get("GPU", 0)) for node in nodes], [node.get("CPU", 0.0) for node in nodes]
+    return seat(plan.spec.resources, whole_runs(plan), gpus, cpus)
+
+
+def pack_on(plan: Plan, nodes: Sequence[Node]) -> Packed:
+    """On CPUs; see places."""
+    resources = plan.spec.resources
+    full = resources.full_trainer or resources.trainer
+    cpus = tuple(node.get("CPU", 0.0) for node in nodes)
+    engines, small = Crew(resources.engines, resources.engine.cpus), Crew(2, SMALL.cpus)
+    layer = Crew(resources.trainer_ranks, resources.trainer.cpus)
+    whole = Crew(resources.full_trainer_ranks if whole_runs(plan) else 0, full.cpus)
+    if found := pack(cpus, engines, small, layer, whole):
+        return found
+    count, field = engines.ranks, "full_trainer" if resources.full_trainer else "trainer"
+    standing = [(f"resources.engine.cpus: engine {k + 1} of {count}", engines.cpus) for k in range(count)]
+    standing += [("resources: the collector or the rollout worker", small.cpus)] * small.ranks
+    for kind, whose, crew in (("trainer", "a layer run's", layer), (field, "the whole model's", whole)):
+        each = [f"resources.{kind}.cpus: rank {k + 1} of {whose} {crew.ranks}" for k in range(crew.ranks)]
+        ranks = [(who, crew.cpus) for who in each]
+        if missing := first_without_place(cpus, standing + ranks):
+            who, asked, left = missing
+            there = "the only node" if len(cpus) == 1 else f"the freest of {len(cpus)} nodes"
+            raise NoRoom(f"{who} asks for {asked:g} CPUs on one node, and beside {count} x {engines.cpus:g} "
+                         f"for engines {there} has {left:g} left; lower the cpus of engine or trainers, or add "
+                         "nodes")  # fmt: skip
+    raise AssertionError("places for all were found after all")
 
 
 def whole_runs(plan: Plan) -> int:
@@ -92,30 +138,3 @@ def _tensor_parallel_problems(plan: Plan, largest: Mapping[str, float]) -> list[
     if spans != max(1, gpus):
         return [f"resources.engine.gpus: {gpus:g}, and rollout.tensor_parallel_size is {spans}; set gpus to {spans}"]
     return []
-
-
-def _berth_cpus(resources: ResourcesConfig, share: float) -> float:
-    """CPUs of a berth: its trainers', and 0.1 for the trunk's host."""
-    return aboard(share, resources.trainer.gpus) * resources.trainer.cpus + 0.1
-
-
-def _berth_problems(resources: ResourcesConfig, bundles: list[float], largest: float) -> list[str]:
-    """Trainers that share a GPU live on its node, and ask for their CPUs together."""
-    if max(bundles, default=0) <= largest + EPSILON:
-        return []
-    return [f"resources.trainer.cpus: {resources.trainer.cpus:g} for each layer trainer makes {max(bundles):g} CPUs "
-            f"for those around one GPU, and the largest node has {largest:g}; lower it"]  # fmt: skip
-
-
-def _cpu_problems(plan: Plan, there: float, berths: float) -> list[str]:
-    """What lives at the same time: engines, two small actors, all berths, and one run's trainers."""
-    resources, whole = plan.spec.resources, plan.spec.resources.full_trainer or plan.spec.resources.trainer
-    layer_crew = 0 if berths else resources.trainer_ranks * resources.trainer.cpus
-    whole_crew = resources.full_trainer_ranks * whole.cpus if whole_runs(plan) else 0
-    crew = berths + max(layer_crew, whole_crew)
-    needed = resources.engines * resources.engine.cpus + SMALL_ACTORS_CPUS + crew
-    if needed <= there + EPSILON:
-        return []
-    return [f"resources: engines ask for {resources.engines} x {resources.engine.cpus:g} CPUs, trainers that must be "
-            f"there beside them for {crew:g}, layersweep's small actors for {SMALL_ACTORS_CPUS:g}: {needed:g}, and the "
-            f"cluster has {there:g}; lower the cpus of engine or trainers"]  # fmt: skip

@@ -15,24 +15,23 @@ from policies.selection import Selection
 from workers.collector import Collector
 from workers.config import ActorResources, LearningRates
 from workers.engine import Engine
-from workers.placement import Berth, Berths, gang, on
+from workers.placement import Berth, Berths, gang, near, on, placed
 from workers.rollout import RolloutWorker
-from workers.seats import NoRoom
+from workers.seats import SMALL, NoRoom
 from workers.tiny import BaseModel, cache_folder, is_made, pack
 from workers.trainer import Trainer
 
 from .engines import EnginePlace
 from .phases import Kind, NoPhases, Phases
-from .placement_plan import SMALL_ACTORS_CPUS, placement_problems, seat_on, whole_runs
+from .phases import Kind, NoPhases, Phases
+from .placement_plan import all_at_once, engine_nodes, placement_problems, places, whole_runs
 from .plan import Plan, Run
 from .spec import SpecError
 from .table import sweep_table
 from .turns import Turns
 
-SMALL = ActorResources(cpus=0.05)
-"""Of the collector and the rollout worker."""
 STANDING = {"max_restarts": -1, "max_task_retries": -1}
-"""Of these two as well: Ray starts them again and repeats their calls, any of which may come twice."""
+"""Of the collector and the rollout worker: Ray starts them again and repeats their calls, which may come twice."""
 
 
 class Crew:
@@ -63,6 +62,7 @@ class Stage:
         """Of all but trials; None until they are found."""
         self.place_of: dict[str, EnginePlace] = {}
         self.berths: Berths | None = None
+        self.queue = asyncio.Lock()
         self.turns = Turns(cpus_of)
         self.phases = Phases(self.begin_phase) if plan.spec.rollout.sleep else NoPhases()
         """That runs take part in while they write and while they train."""
@@ -70,6 +70,9 @@ class Stage:
     async def start(self, say: Callable[[str], None]) -> None:
         """Engines first: importing vLLM is what everything else can wait for, and overlaps with."""
         spec, resources = self.spec, self.spec.resources
+        nodes = alive_nodes()
+        self.homes = [nodes[k]["NodeID"] for k in engine_nodes(self.plan, resources_of(nodes))]
+        """Where engines leave room for the others; none where that does not matter."""
         self.places = [
             EnginePlace(partial(self._engine, i), self._start_engine, f"Engine-{i}") for i in range(resources.engines)
         ]
@@ -86,7 +89,7 @@ class Stage:
         self.standing = {"the collector": self.collector, "the rollout worker": self.rollouts}
         # vLLM measures how much of its GPU is free, twice: nobody may take memory there meanwhile.
         await asyncio.gather(*(place.start() for place in self.places))
-        if self.gpu and (shares := seat_on(self.plan, *cluster_resources()).berths):
+        if self.gpu and (shares := places(self.plan, resources_of(nodes)).berths):
             self.berths = Berths(shares, resources.trainer)
             await self.berths.load(self.model, spec.training.dtype, self._trusted())
 
@@ -95,24 +98,30 @@ class Stage:
         resources, runs = self.spec.resources, len(self.plan.runs)
         if resources.concurrent_runs:
             return resources.concurrent_runs
-        total, largest = cluster_resources()
-        rooms = [runs]
-        if self.gpu:
-            try:
-                rooms.append(seat_on(self.plan, total, largest).runs)
-            except NoRoom:  # nodes were lost, and others may come
-                rooms.append(1)
-        if crew := resources.trainer.cpus * resources.trainer_ranks:
-            left = total.get("CPU", 0) - resources.engines * resources.engine.cpus - SMALL_ACTORS_CPUS
-            rooms.append(int(left / crew + 1e-9))
-        return max(1, min(rooms))
+        try:
+            found = places(self.plan, resources_of(alive_nodes()))
+        except NoRoom:  # nodes were lost, and others may come
+            return 1
+        there = found.runs if self.gpu else found.layer_ranks // resources.trainer_ranks
+        return max(1, min(runs, there))
+
+    def has_places_for_all(self) -> bool:
+        """Whether all runs can train at the same time now: a search may then keep trainers while runs wait for each
+        other."""
+        return all_at_once(self.plan, resources_of(alive_nodes()))
 
     def place(self, run: str) -> EnginePlace:
         """Engines are dealt out in turn; a run stays with its engine's place."""
         return self.place_of.setdefault(run, self.places[len(self.place_of) % len(self.places)])
 
+    def _could_be_placed(self) -> bool:
+        """Whether nothing but other actors is in the way of the plan's crews."""
+        return not placement_problems(self.plan, resources_of(alive_nodes()))
+
     def _engine(self, number: int, name: str) -> Any:
-        options = {"max_concurrency": 10_000, "runtime_env": self.actor_environment}
+        options: dict[str, Any] = {"max_concurrency": 10_000, "runtime_env": self.actor_environment}
+        if self.homes:
+            options["scheduling_strategy"] = near(self.homes[number])
         return self._actor(Engine, name, self.spec.resources.engine, **options).remote(number)
 
     async def _start_engine(self, engine: Any) -> None:
@@ -163,8 +172,14 @@ class Stage:
         needs = (resources.full_trainer if whole else None) or resources.trainer
         ranks = resources.full_trainer_ranks if whole else resources.trainer_ranks
         aboard = self.berths is not None and not whole
-        if ranks > 1 and not aboard and needs.cpus + needs.gpus:
-            crew.group = gang(needs, ranks)
+        if not aboard:
+            # First come, first served: ranks that wait for several places would else see each of them taken, as soon
+            # as it is free, by a run that needs but one.
+            async with self.queue:
+                if ranks > 1 and needs.cpus + needs.gpus:
+                    crew.group = gang(needs, ranks)
+                    while not await placed(crew.group) and self._could_be_placed():
+                        pass
         for rank in range(ranks):
             options: dict[str, Any] = {"runtime_env": self.actor_environment}
             if aboard:  # alone: ranks that could share a GPU are refused
@@ -249,17 +264,18 @@ def wait_for_room(plan: Plan) -> None:
             needs += [(resources.full_trainer if run.selection.whole else None) or resources.trainer] * ranks
         request_resources(bundles=[{"CPU": need.cpus, "GPU": need.gpus} for need in needs])
     until = time.monotonic() + resources.wait_for_nodes
-    while problems := placement_problems(plan, *cluster_resources()):
+    while problems := placement_problems(plan, resources_of(alive_nodes())):
         if time.monotonic() >= until:
             raise SpecError(problems)
         time.sleep(1)
 
 
-def cluster_resources() -> tuple[dict[str, float], dict[str, float]]:
-    """Of the whole cluster, and of the node that has most of each."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    names = {name for node in nodes for name in node}
-    return ray.cluster_resources(), {name: max(node.get(name, 0.0) for node in nodes) for name in names}
+def alive_nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def resources_of(nodes: list[dict[str, Any]]) -> list[dict[str, float]]:
+    return [node["Resources"] for node in nodes]
 
 
 @cache

@@ -177,9 +177,7 @@ def nodes_of(manifest) -> list[dict[str, float]]:
 
 
 def problems(spec: str, nodes: list[dict[str, float]]) -> list[str]:
-    total = {kind: sum(node[kind] for node in nodes) for kind in ("CPU", "GPU")}
-    largest = {kind: max(node[kind] for node in nodes) for kind in ("CPU", "GPU")}
-    return placement_problems(make_plan(load_spec(ROOT / spec), fetch=False), total, largest)
+    return placement_problems(make_plan(load_spec(ROOT / spec), fetch=False), nodes)
 
 
 GPU_SWEEP = "deploy/sweeps/qwen3-1.7b-numinamath-grpo-8gpu.yaml"

@@ -71,6 +71,18 @@ def test_two_ranks_on_two_nodes_are_one_and_their_weights_reach_an_engine_on_a_t
     assert_same(tmp_path, alone, rtol=1e-5)
 
 
+def test_engines_go_where_they_leave_room_for_a_trainer(tmp_path, cluster, alone):
+    """Two engines of 1.4 on nodes of 2 and 3 CPUs: only if both are on the larger is there room for a rank of 2."""
+    small_node, _ = add(cluster, 2), add(cluster, 3)
+    log = tmp_path / "log.txt"
+    path = small(tmp_path, engines=2, engine={"cpus": 1.4}, trainer={"cpus": 2})
+    process = start("run", path, log, "--address", cluster.address)
+    wait_for(lambda: small_node.of("Trainer"), 120, process)
+    assert not small_node.of("Engine")
+    assert process.wait(200) == 0, log.read_text()[-4000:]
+    assert_same(tmp_path, alone, rtol=0)
+
+
 def test_a_node_added_half_way_takes_a_run_that_waited(tmp_path, cluster, alone):
     """Beside the engine's node there is room for one run; the next one starts on the node that comes."""
     add(cluster, 2), add(cluster, 1)
@@ -106,10 +118,21 @@ def test_two_sweeps_at_the_same_time_do_not_meet(tmp_path, cluster, alone):
     assert_same(folders[2], folders[0], rtol=0)
 
 
-def test_what_can_never_be_placed_is_refused_and_leaves_nothing(tmp_path, cluster):
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"engine": {"cpus": 3.0}}, "resources.engine.cpus: asks for 3 CPUs on one node, and the largest has 1"),
+        ({"engines": 2, "engine": {"cpus": 0.45}, "trainer": {"cpus": 0.9}, "trainer_ranks": 2},
+         "resources.trainer.cpus: rank 2 of a layer run's 2 asks for 0.9 CPUs on one node, and beside 2 x 0.45 for "
+         "engines the freest of 3 nodes has 0.1 left"),
+    ],
+)  # fmt: skip
+def test_what_can_never_be_placed_is_refused_and_leaves_nothing(tmp_path, cluster, asked, said):
+    """The head takes nobody; of two nodes one would be the engines', and the other has one rank's place."""
+    cluster.add_node(num_cpus=1)
     cluster.add_node(num_cpus=1)
     log = tmp_path / "log.txt"
-    process = start("run", str(spec(tmp_path, resources={"engine": {"cpus": 3.0}})), log, "--address", cluster.address)
+    process = start("run", str(spec(tmp_path, resources=asked)), log, "--address", cluster.address)
     assert process.wait(60) == 2
-    assert "layersweep: resources.engine.cpus: asks for 3 CPUs on one node, and the largest has 1" in log.read_text()
+    assert f"layersweep: {said}" in log.read_text()
     assert not (tmp_path / "chaos").exists()

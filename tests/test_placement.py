@@ -108,6 +108,47 @@ def test_a_crew_is_placed_whole_or_not_at_all():
 
 
 @pytest.mark.slow
+def test_a_crew_that_waits_for_two_places_is_not_overtaken(tmp_path):
+    """Both of two CPUs are taken when full asks for two ranks of 0.95, and after it a layer for 0.9. Once one CPU is
+    free it stays free; once both are, full has them, and then the layer."""
+    import ray
+
+    from orchestrator.stage import Crew, Stage
+
+    class Other:
+        def alive(self) -> None:
+            pass
+
+    async def scenario() -> None:
+        others = [ray.remote(Other).options(num_cpus=1).remote() for _ in range(2)]
+        ray.get([other.alive.remote() for other in others])
+        full, layer = next(run for run in plan.runs if run.selection.whole), plan.runs[-1]
+        crews = [Crew([], []), Crew([], [])]
+        waiting = [
+            asyncio.create_task(stage._assemble(crew, run)) for crew, run in zip(crews, (full, layer), strict=True)
+        ]
+        await asyncio.sleep(2)
+        ray.kill(others[0])
+        await asyncio.sleep(5)
+        assert ray.available_resources()["CPU"] == 1 and not any(task.done() for task in waiting)
+        ray.kill(others[1])
+        await asyncio.wait_for(waiting[0], 60)
+        assert not waiting[1].done() and ray.available_resources()["CPU"] == pytest.approx(0.1)
+        await stage.dismiss(crews[0])
+        await asyncio.wait_for(waiting[1], 60)
+        await stage.dismiss(crews[1])
+
+    actors = {"engine": {"cpus": 0}, "trainer": {"cpus": 0.9}, "full_trainer": {"cpus": 0.95}, "full_trainer_ranks": 2}
+    plan = make_plan(load_spec(DEMO, {"resources": actors, "output": str(tmp_path)}), fetch=False)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        stage = Stage(plan, {})
+        asyncio.run(scenario())
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.slow
 def test_a_cluster_that_has_lost_its_gpus_keeps_a_room(tmp_path):
     """For the run that waits for others to come; what can never start was refused before."""
     import ray

@@ -10,8 +10,8 @@ from orchestrator.cluster_shape import parse_cluster
 from orchestrator.placement_plan import placement_problems, seat_on
 from orchestrator.plan import Plan, make_plan
 from orchestrator.spec import SpecError, load_spec
-from workers.config import ResourcesConfig
-from workers.seats import Card, NoRoom, _take, aboard, seat
+from workers.config import ActorResources, ResourcesConfig
+from workers.seats import Card, Floor, NoRoom, aboard, seat
 
 FOLDER = Path(DEMO).parent
 
@@ -47,9 +47,9 @@ def test_an_engine_spans_no_nodes():
 
 def test_shares_go_where_ray_puts_them():
     """Actors of these shares, started one after the other on a Ray 2.60 of four GPUs, got these (ray.get_gpu_ids)."""
-    cards = [Card(node=0) for _ in range(4)]
-    taken = [_take(cards, gpus) for gpus in (0.3, 0.3, 0.3, 0.3, 0.5, 1, 0.4)]
-    assert [[next(i for i, c in enumerate(cards) if c is card) for card in cards_of] for cards_of in taken] == [
+    floor = Floor([Card(node=0) for _ in range(4)], cpus=[7.0])
+    taken = [floor.take(ActorResources(gpus=gpus)) for gpus in (0.3, 0.3, 0.3, 0.3, 0.5, 1, 0.4)]
+    assert [[next(i for i, c in enumerate(floor.cards) if c is card) for card in cards] for cards in taken] == [
         [0], [0], [0], [1], [1], [2], [3],
     ]  # fmt: skip
 
@@ -93,8 +93,7 @@ def plan_with(name: str = "qwen3-1.7b-numinamath-grpo-8gpu", **changes) -> Plan:
 
 
 def problems(plan: Plan, gpus: float, cpus: float, nodes: int = 1) -> list[str]:
-    node = {"CPU": cpus / nodes, "GPU": gpus / nodes} if gpus else {"CPU": cpus / nodes}
-    return placement_problems(plan, {kind: count * nodes for kind, count in node.items()}, node)
+    return placement_problems(plan, [{"CPU": cpus / nodes, "GPU": gpus / nodes}] * nodes)
 
 
 def spanning(gpus: int) -> dict:
@@ -103,19 +102,29 @@ def spanning(gpus: int) -> dict:
 
 
 def test_cpus_are_counted_to_the_last_one():
-    """Four engines of 2 CPUs; three berths of four trainers of 1 and 0.1 each; full 2; two small actors 0.1:
-    8 + 12.3 + 2 + 0.1 = 22.4."""
+    """Four engines of 2 CPUs, full 2, two small actors 0.1, and at least one berth of four trainers of 1 and 0.1:
+    8 + 2 + 0.1 + 4.1 = 14.2."""
     plan = plan_with()
-    assert problems(plan, gpus=8, cpus=22.4) == []
-    (problem,) = problems(plan, gpus=8, cpus=22.3)
-    assert problem.startswith("resources: engines ask for 4 x 2 CPUs") and "22.4, and the cluster has 22.3" in problem
+    assert problems(plan, gpus=8, cpus=14.2) == []
+    (problem,) = problems(plan, gpus=8, cpus=14.1)
+    assert problem == (
+        "resources: the GPUs have room, the CPUs beside them have not: each of 4 engines asks for 2 on one node, the 4 "
+        "trainers around a whole GPU 4.1 together, each of the whole model's 1 ranks 2; the nodes have 14.1; lower the "
+        "cpus of engine or trainers"
+    )
+
+
+def test_berths_take_what_cpus_there_are():
+    """With 8 + 2 + 0.1 taken there are three berths from 22.4 CPUs on, two below."""
+    for cpus, berths in ((22.4, 3), (22.3, 2)):
+        assert len(seat_on(plan_with(), [{"CPU": cpus, "GPU": 8.0}]).berths) == berths
 
 
 def test_trainers_around_a_gpu_need_their_cpus_on_its_node():
-    """Four trainers of 4 CPUs and the trunk's host are 16.1 on one node of 16."""
+    """Four trainers of 4 CPUs and the trunk's host are 16.1 on one node of 16, however many nodes there are."""
     plan = plan_with(resources={"trainer": {"cpus": 4, "gpus": 0.23}})
     (problem,) = problems(plan, gpus=8, cpus=128, nodes=8)
-    assert problem.startswith("resources.trainer.cpus: 4 for each layer trainer makes 16.1 CPUs")
+    assert "the 4 trainers around a whole GPU 16.1 together" in problem and "; the nodes have 16, 16," in problem
 
 
 @pytest.mark.parametrize(
@@ -142,14 +151,16 @@ def test_a_boost_trains_the_whole_model():
     """Without a full run eight GPUs have four berths; a boost takes one of these."""
     node = {"CPU": 100.0, "GPU": 8.0}
     layers_alone, boost = (plan_with(include_full=False, combine=runs) for runs in ([], [{"boost": "best 5"}]))
-    assert [len(seat_on(plan, node, node).berths) for plan in (layers_alone, boost)] == [4, 3]
+    assert [len(seat_on(plan, [node]).berths) for plan in (layers_alone, boost)] == [4, 3]
 
 
 def test_the_demo_on_cpus():
     """Engine 0.5, one trainer 0.1, small actors 0.1."""
     plan = make_plan(load_spec(DEMO), fetch=False)
     assert problems(plan, gpus=0, cpus=0.7) == []
-    assert "0.7, and the cluster has 0.6" in problems(plan, gpus=0, cpus=0.6)[0]
+    (problem,) = problems(plan, gpus=0, cpus=0.6)
+    assert problem.startswith("resources.trainer.cpus: rank 1 of a layer run's 1 asks for 0.1 CPUs on one node, and "
+                              "beside 1 x 0.5 for engines the only node has 0 left")  # fmt: skip
     (problem,) = problems(plan, gpus=0, cpus=0.4)
     assert problem == "resources.engine.cpus: asks for 0.5 CPUs on one node, and the largest has 0.4"
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from .config import ActorResources
-from .seats import HOST_SHARE, aboard
+from .seats import HOST_CPUS, HOST_SHARE, aboard, berth_cpus
 from .tiny import BaseModel
 
 
@@ -26,6 +26,16 @@ def gang(needs: ActorResources, ranks: int) -> PlacementGroup:
     """
     asked = {"CPU": needs.cpus, "GPU": needs.gpus}
     return placement_group([{kind: count for kind, count in asked.items() if count}] * ranks, strategy="PACK")
+
+
+async def placed(group: PlacementGroup, seconds: float = 1.0) -> bool:
+    """Whether a gang has its places, now or within so long."""
+    return await asyncio.to_thread(group.wait, seconds)
+
+
+def near(node: str) -> NodeAffinitySchedulingStrategy:
+    """On a node, or where there is room if that one is full or gone."""
+    return NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
 
 
 def on(group: PlacementGroup, rank: int) -> PlacementGroupSchedulingStrategy:
@@ -74,7 +84,7 @@ class Berths:
         self.berths = []
         for share in shares:
             room = aboard(share, trainer.gpus)
-            bundle = {"GPU": share, "CPU": room * trainer.cpus + 0.1}
+            bundle = {"GPU": share, "CPU": berth_cpus(share, trainer)}
             self.berths.append(Berth(placement_group([bundle], strategy="PACK"), room))
         self.changed = asyncio.Condition()
 
@@ -87,7 +97,7 @@ class Berths:
                 .options(
                     name=f"TrunkHost-{number}",
                     num_gpus=HOST_SHARE,
-                    num_cpus=0.1,
+                    num_cpus=HOST_CPUS,
                     scheduling_strategy=berth.strategy(),
                 )
                 .remote()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from unittest.mock import patch
+from unittest.mock import AsyncMock, patch
 
 import yaml
 from rich.console import Console
@@ -137,6 +137,7 @@ def simulate(plan: Plan, world: World, worked: Callable[[World], float] | None =
         log = stack.enter_context(open(os.devnull, "w"))
         stack.enter_context(patch("orchestrator.progress.Console", lambda **_: Console(file=log)))
         stack.enter_context(patch("orchestrator.stage.gang", lambda *_: None))
+        stack.enter_context(patch("orchestrator.stage.placed", AsyncMock(return_value=True)))
         stack.enter_context(patch("orchestrator.stage.Berths", partial(SimulatedBerths, world)))
         with asyncio.Runner(loop_factory=partial(VirtualLoop, busy)) as runner:
             seconds = runner.run(_drive(plan, world))

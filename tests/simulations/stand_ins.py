@@ -254,14 +254,16 @@ class World:
 
     def ray(self) -> SimpleNamespace:
         """What the driver asks Ray itself."""
-        node = {"NodeID": "node", "Alive": True, "Resources": {"CPU": 1e4, "GPU": 8.0}}
+        nodes = [
+            {"NodeID": f"{number:056x}", "Alive": True, "Resources": {"CPU": 1e4, "GPU": float(gpus)}}
+            for number, gpus in enumerate([8] * (self.gpus // 8) + ([self.gpus % 8] if self.gpus % 8 else []))
+        ]
         return SimpleNamespace(
             exceptions=ray.exceptions,
             put=lambda value: value,
             kill=self._kill,
-            nodes=lambda: [node],
-            cluster_resources=lambda: {"CPU": 1e6, "GPU": float(self.gpus)},
-            get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "node"),
+            nodes=lambda: nodes,
+            get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: nodes[0]["NodeID"]),
         )
 
     def _kill(self, actor: Actor, no_restart: bool = True) -> None:
