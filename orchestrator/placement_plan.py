@@ -39,13 +39,14 @@ def places(plan: Plan, nodes: Sequence[Node]) -> Seating | Packed:
     return seat_on(plan, nodes) if plan.spec.resources.on_gpu() else pack_on(plan, nodes)
 
 
-def engine_nodes(plan: Plan, nodes: Sequence[Node]) -> tuple[int, ...]:
-    """Number of each engine's node, such that there are places for the others; none where there is but one node, or
-    one was lost meanwhile."""
+def homes(plan: Plan, nodes: Sequence[Node]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Numbers of the engines' and of the small actors' nodes, such that there are places for the others; none where
+    there is but one node, or one was lost meanwhile."""
     try:
-        return places(plan, nodes).engine_nodes if len(nodes) > 1 else ()
+        found = places(plan, nodes)
     except NoRoom:
-        return ()
+        return (), ()
+    return (found.engine_nodes, found.small_nodes) if len(nodes) > 1 else ((), ())
 
 
 def all_at_once(plan: Plan, nodes: Sequence[Node]) -> bool:

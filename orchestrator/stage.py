@@ -23,8 +23,7 @@ from workers.trainer import Trainer
 
 from .engines import EnginePlace
 from .phases import Kind, NoPhases, Phases
-from .phases import Kind, NoPhases, Phases
-from .placement_plan import all_at_once, engine_nodes, placement_problems, places, whole_runs
+from .placement_plan import all_at_once, homes, placement_problems, places, whole_runs
 from .plan import Plan, Run
 from .spec import SpecError
 from .table import sweep_table
@@ -71,19 +70,22 @@ class Stage:
         """Engines first: importing vLLM is what everything else can wait for, and overlaps with."""
         spec, resources = self.spec, self.spec.resources
         nodes = alive_nodes()
-        self.homes = [nodes[k]["NodeID"] for k in engine_nodes(self.plan, resources_of(nodes))]
-        """Where engines leave room for the others; none where that does not matter."""
+        self.engine_homes, small_homes = (
+            [near(nodes[k]["NodeID"]) for k in numbers] for numbers in homes(self.plan, resources_of(nodes))
+        )
+        collector, rollouts = ({"scheduling_strategy": home} for home in small_homes or ["DEFAULT"] * 2)
         self.places = [
             EnginePlace(partial(self._engine, i), self._start_engine, f"Engine-{i}") for i in range(resources.engines)
         ]
         base = Run(Selection.base(), spec.seeds[0])
         facts = [self.fact(run) for run in (base, *self.plan.runs, *self.plan.trials)]
-        self.collector = self._actor(Collector, "Collector", SMALL, **STANDING).remote(
+        self.collector = self._actor(Collector, "Collector", SMALL, **STANDING, **collector).remote(
             self.plan.folder, facts, partial(sweep_table, self._constants()), spec.training.steps, spec.name,
             spec.tracking,
         )  # fmt: skip
         self.model = await self._base_model(say)
-        self.rollouts = self._actor(RolloutWorker, "RolloutWorker", SMALL, max_concurrency=10_000, **STANDING).remote(
+        rollouts |= {"max_concurrency": 10_000} | STANDING
+        self.rollouts = self._actor(RolloutWorker, "RolloutWorker", SMALL, **rollouts).remote(
             self.model, spec.task, spec.evaluation.suites, spec.training
         )
         self.standing = {"the collector": self.collector, "the rollout worker": self.rollouts}
@@ -120,8 +122,8 @@ class Stage:
 
     def _engine(self, number: int, name: str) -> Any:
         options: dict[str, Any] = {"max_concurrency": 10_000, "runtime_env": self.actor_environment}
-        if self.homes:
-            options["scheduling_strategy"] = near(self.homes[number])
+        if self.engine_homes:
+            options["scheduling_strategy"] = self.engine_homes[number]
         return self._actor(Engine, name, self.spec.resources.engine, **options).remote(number)
 
     async def _start_engine(self, engine: Any) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli import DEMO
-from orchestrator.placement_plan import all_at_once, engine_nodes, placement_problems
+from orchestrator.placement_plan import all_at_once, homes, placement_problems
 from orchestrator.plan import Plan, make_plan
 from orchestrator.spec import load_spec
 from workers.packing import MANY, Crew, Packed, first_without_place, pack
@@ -53,8 +53,10 @@ def test_an_engine_without_a_node():
 
 def test_engines_go_where_they_leave_room():
     """Two of 0.6: one on each node would leave 0.4 and 0.6, and no room for a rank of 1; both fit on the larger."""
-    assert pack((1.0, 1.2), Crew(2, 0.6), NOBODY, Crew(1, 1.0), NOBODY) == Packed((1, 1), 1)
-    assert engine_nodes(demo(engines=2, engine={"cpus": 0.6}, trainer={"cpus": 1}), nodes(1.0, 1.3)) == (1, 1)
+    assert pack((1.0, 1.2), Crew(2, 0.6), NOBODY, Crew(1, 1.0), NOBODY) == Packed((1, 1), (), 1)
+    two = demo(engines=2, engine={"cpus": 0.6}, trainer={"cpus": 1})
+    assert homes(two, nodes(1.0, 1.3)) == ((1, 1), (1, 1))  # the small actors too would be in the trainer's way
+    assert homes(two, nodes(2.3)) == ((), ())
 
 
 def test_one_layout_of_engines_serves_runs_of_both_kinds():
@@ -70,11 +72,11 @@ def test_room_for_layer_ranks_is_counted_by_node():
     """Of 1.5 CPUs each node takes one rank of 0.9, not five of six together; an engine of 0.5 shares a node with one.
     Of two engines on nodes with room to spare each has its own."""
     assert pack((1.5,) * 4, Crew(1, 0.5), NOBODY, Crew(1, 0.9), NOBODY).layer_ranks == 4
-    assert pack((4.0, 4.0), Crew(2, 1.0), NOBODY, Crew(1, 1.0), NOBODY) == Packed((0, 1), 6)
+    assert pack((4.0, 4.0), Crew(2, 1.0), NOBODY, Crew(1, 1.0), NOBODY) == Packed((0, 1), (), 6)
 
 
 def test_who_asks_for_nothing_has_a_place_anywhere():
-    assert pack((1.0,), Crew(1, 0.5), NOBODY, Crew(2, 0.0), NOBODY) == Packed((0,), MANY)
+    assert pack((1.0,), Crew(1, 0.5), NOBODY, Crew(2, 0.0), NOBODY) == Packed((0,), (), MANY)
 
 
 def test_the_first_without_a_place():

@@ -23,6 +23,8 @@ class Packed:
 
     engine_nodes: tuple[int, ...]
     """Number of each engine's node."""
+    small_nodes: tuple[int, ...]
+    """And of each small actor's."""
     layer_ranks: int
     """Ranks of layer runs that have room at the same time while no whole-model run trains."""
 
@@ -57,12 +59,15 @@ def pack(nodes: tuple[float, ...], engines: Crew, small: Crew, layer: Crew, whol
                         min(whole.ranks, crew + fits(left, whole.cpus, whole.ranks)),
                     )
                     more = ranks + fits(left, layer.cpus, MANY)
-                    reached[state] = max(reached.get(state, (-1,)), (more, uneven - here**2, (*path, here)))
+                    reached[state] = max(reached.get(state, (-1,)), (more, uneven - here**2, (*path, (here, few))))
         states = reached
     ranks, _, path = states.get((engines.ranks, small.ranks, whole.ranks), (0, 0, ()))
     if ranks < layer.ranks or not path:
         return None
-    return Packed(tuple(node for node, here in enumerate(path) for _ in range(here)), ranks)
+    engine_nodes, small_nodes = (
+        tuple(node for node, counts in enumerate(path) for _ in range(counts[kind])) for kind in (0, 1)
+    )
+    return Packed(engine_nodes, small_nodes, ranks)
 
 
 def first_without_place(nodes: Sequence[float], actors: Sequence[tuple[str, float]]) -> tuple[str, float, float] | None:

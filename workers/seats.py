@@ -75,6 +75,8 @@ class Seating:
     """Layer runs that train at the same time."""
     in_turn: bool = False
     """Whole-model runs and layer runs take the same GPUs, one after the other, instead of others side by side."""
+    small_nodes: tuple[int, ...] = ()
+    """Number of each small actor's node."""
 
     @property
     def runs(self) -> int:
@@ -133,19 +135,19 @@ def seat(
 
 def _seat(floor: Floor, resources: ResourcesConfig, whole_runs: int) -> Seating:
     _seat_engines(floor, resources)
-    _seat_small(floor)
+    small = _seat_small(floor)
     for at_once in range(whole_runs, min(whole_runs, 1) - 1, -1):
         tried = copy.deepcopy(floor)
         seated = _seat_whole(tried, resources, at_once)
         if seated and (runs := _seat_layers(tried, resources)):
-            return Seating(tuple(tried.cards), at_once, runs)
+            return Seating(tuple(tried.cards), at_once, runs, small_nodes=small)
     if resources.trainer.gpus > SHARED:
         tried, alone = copy.deepcopy(floor), copy.deepcopy(floor)
         whole, runs = _seat_whole(tried, resources, 1), _seat_layers(alone, resources)
         if whole and runs:
             for card, other in zip(tried.cards, alone.cards, strict=True):
                 card.layer_ranks = other.layer_ranks
-            return Seating(tuple(tried.cards), 1, runs, in_turn=True)
+            return Seating(tuple(tried.cards), 1, runs, in_turn=True, small_nodes=small)
     raise NoRoom(_what_is_missing(floor.cards, resources, whole_runs))
 
 
@@ -188,13 +190,16 @@ def _seat_layers(floor: Floor, resources: ResourcesConfig) -> int:
     return ranks // resources.trainer_ranks
 
 
-def _seat_small(floor: Floor) -> None:
-    """The collector and the rollout worker, where most CPUs are free."""
+def _seat_small(floor: Floor) -> tuple[int, ...]:
+    """Nodes of the collector and the rollout worker: where most CPUs are free."""
+    nodes = []
     for _ in range(2):
         node = max(range(len(floor.cpus)), key=floor.cpus.__getitem__)
         if floor.cpus[node] < SMALL.cpus - EPSILON:
             raise NoRoom("resources: no CPUs for the collector and the rollout worker")
         floor.cpus[node] -= SMALL.cpus
+        nodes.append(node)
+    return tuple(nodes)
 
 
 def _what_is_missing(cards: list[Card], resources: ResourcesConfig, whole_runs: int) -> str:
