@@ -8,10 +8,9 @@ import threading
 import time
 from collections.abc import Iterator
 
-import fsspec
 import psutil
 
-from workers.files import write_atomically
+from workers.files import located, read_bytes, write_atomically
 
 from .spec import SpecError
 
@@ -39,7 +38,7 @@ def claimed(folder: str) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        filesystem, place = fsspec.core.url_to_fs(path)
+        filesystem, place = located(path)
         if filesystem.exists(place):
             filesystem.rm_file(place)
 
@@ -54,10 +53,11 @@ def check_owner(folder: str) -> None:
 
 def holder(folder: str) -> dict | None:
     """The driver that runs the sweep in a folder now: host and pid; None where none does."""
-    filesystem, place = fsspec.core.url_to_fs(f"{folder}/checkpoints/driver.json")
     try:
-        owner = json.loads(filesystem.cat_file(place))
+        owner = json.loads(read_bytes(f"{folder}/checkpoints/driver.json") or b"null")
     except (OSError, ValueError):
+        return None
+    if owner is None:
         return None
     if owner["host"] == socket.gethostname():
         if not psutil.pid_exists(owner["pid"]):

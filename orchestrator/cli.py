@@ -8,6 +8,8 @@ import argparse
 import sys
 from importlib.resources import files
 
+from workers.files import NoStore
+
 from .spec import SpecError, SweepSpec, load_spec
 
 DEMO = str(files("deploy") / "sweeps" / "demo.yaml")
@@ -21,6 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     except SpecError as error:
         for problem in error.problems:
             print(f"layersweep: {problem}", file=sys.stderr)
+        return 2
+    except NoStore as error:
+        print(f"layersweep: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # who watches looks away; a driver has a handler of its own
         return 130

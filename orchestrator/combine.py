@@ -1,10 +1,9 @@
 """Layer-aware training: sets of layers picked from a finished table."""
 
-from pathlib import Path
-
 import pandas as pd
 
 from policies.selection import Selection
+from workers.files import read_table
 
 from .layers import CombinedRun, middle_layers
 
@@ -36,7 +35,8 @@ def read_profile(path: str) -> pd.DataFrame:
     Raises:
         ValueError: there is no table.
     """
-    source = Path(path) / "contribution.parquet" if Path(path).is_dir() else Path(path)
-    if not source.is_file():
-        raise ValueError(f"profile: there is no table at {source}")
-    return pd.read_parquet(source)
+    source = path if path.endswith(".parquet") else f"{path.rstrip('/')}/contribution.parquet"
+    try:
+        return read_table(source)
+    except FileNotFoundError as error:
+        raise ValueError(f"profile: there is no table at {source}") from error

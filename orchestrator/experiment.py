@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import xxhash
 
 from policies.config import PretrainedModel
+from workers.files import located
 from workers.ledger import read_json, write_json
 
 from .layers import LayerSearch, resolve_layers
@@ -64,7 +64,7 @@ class Experiment:
             Damaged: the record is not what was written.
         """
         path = experiment_file(folder)
-        filesystem, place = fsspec.core.url_to_fs(path)
+        filesystem, place = located(path)
         if not filesystem.exists(place):
             return None
         content = read_json(filesystem, place)

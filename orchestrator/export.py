@@ -14,6 +14,7 @@ import fsspec
 import yaml
 
 from policies.config import PretrainedModel
+from workers.files import located, read_bytes
 from workers.tiny import cache_folder
 
 from .spec import SpecError, SweepSpec, parse_spec
@@ -74,10 +75,9 @@ def sweep_spec(sweep: str) -> SweepSpec:
         SpecError: there is none, or it is of another version of layersweep.
     """
     path = f"{sweep.rstrip('/')}/sweep.yaml"
-    filesystem, inner = fsspec.core.url_to_fs(path)
-    if not filesystem.exists(inner):
+    if (content := read_bytes(path)) is None:
         raise SpecError([f"{path}: no such file; name a sweep's folder (OUTPUT/NAME)"])
-    return parse_spec(yaml.safe_load(filesystem.cat_file(inner)))
+    return parse_spec(yaml.safe_load(content))
 
 
 def find_overlay(sweep: str, selection: str, seed: int | None) -> Overlay:
@@ -108,7 +108,7 @@ def find_overlay(sweep: str, selection: str, seed: int | None) -> Overlay:
 def overlays(sweep: str) -> list[Overlay]:
     """All overlays in a sweep's folder, by selection and seed."""
     root = f"{sweep.rstrip('/')}/overlays"
-    filesystem, inner = fsspec.core.url_to_fs(root)
+    filesystem, inner = located(root)
     found = []
     for path in filesystem.glob(f"{inner}/*/model.safetensors"):
         if match := re.fullmatch(r"(.+)-seed(\d+)", path.split("/")[-2]):
@@ -207,7 +207,7 @@ def _tensors(shard: Path) -> "Iterator[tuple[str, torch.Tensor]]":
 
 def _local(path: str, scratch: Path) -> Path:
     """The file itself where it is local, else a copy of it."""
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = located(path)
     if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
         return Path(inner)
     filesystem.get_file(inner, str(scratch / "model.safetensors"))

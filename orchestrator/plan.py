@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import fsspec
-
 from policies.architecture import Architecture
 from policies.selection import Selection
 from rollout.config import TaskConfig
 from rollout.tasks import Split
 from workers.config import LearningRateTuning
+from workers.files import is_object_store, located
 
 from .layers import CombinedRun, LayerSearch, middle_layers, resolve_layers
 from .model_shape import shape_of
@@ -278,24 +277,24 @@ def _check_prompts(path: str, config: TaskConfig, counts: dict[Split, int]) -> d
 def _output_problems(spec: SweepSpec) -> list[str]:
     """Whether a file can be written there, tried with one that is removed again with every folder made for it."""
     try:
-        filesystem, path = fsspec.core.url_to_fs(spec.output)
+        filesystem, path = located(spec.output)
     except (ValueError, ImportError) as error:
         return [f"output: {spec.output}: {error}"]
     probe = f"{path.rstrip('/')}/.layersweep-{uuid.uuid4().hex}"
     missing = []
     parent = probe.rsplit("/", 1)[0]
     try:
-        while parent and not filesystem.exists(parent):
-            missing.append(parent)
-            parent = parent.rsplit("/", 1)[0]
-        filesystem.makedirs(probe.rsplit("/", 1)[0], exist_ok=True)
+        if not is_object_store(filesystem):  # nobody wants a bucket made for a name that is misspelt
+            while parent and not filesystem.exists(parent):
+                missing.append(parent)
+                parent = parent.rsplit("/", 1)[0]
+            filesystem.makedirs(probe.rsplit("/", 1)[0], exist_ok=True)
         filesystem.pipe_file(probe, b"")
         filesystem.rm_file(probe)
         for folder in missing:
             if filesystem.exists(folder):
                 filesystem.rmdir(folder)
-    except OSError as error:
-        return [
-            f"output: cannot write to {spec.output} ({error.strerror or error}); name a folder that you may write to"
-        ]
+    except Exception as error:  # object stores raise what they please, OSError the least of it
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        return [f"output: cannot write to {spec.output} ({reason}); name a folder or bucket that you may write to"]
     return []

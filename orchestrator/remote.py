@@ -1,6 +1,6 @@
 """A sweep seen from elsewhere: its files, read from its folder, or through the cluster that writes it."""
 
-import fsspec
+from workers.files import read_bytes
 
 from .jobs import Cluster, Job
 from .spec import SpecError
@@ -42,13 +42,8 @@ class Sweep:
         if self.cluster and "://" not in self.folder:
             return self.cluster.read(paths)  # its folder, not one by the same name here
         try:
-            return [_content(path) for path in paths]
+            return [read_bytes(path) for path in paths]
         except (OSError, ImportError, ValueError) as error:  # no such protocol or credentials here: the cluster has
             if self.cluster:
                 return self.cluster.read(paths)
             raise SpecError([f"{self.folder}: {error}"]) from error
-
-
-def _content(target: str) -> bytes | None:
-    filesystem, path = fsspec.core.url_to_fs(target)
-    return filesystem.cat_file(path) if filesystem.exists(path) else None

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import fsspec
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -16,6 +15,7 @@ from policies.grpo import GRPO
 from policies.strict import StrictModel
 from rollout.config import EvaluationConfig, RolloutConfig, TaskConfig
 from workers.config import DeepSpeedConfig, LearningRateTuning, RecoveryConfig, ResourcesConfig, TrainingConfig
+from workers.files import located
 from workers.trackers.config import TrackingConfig
 
 from .layers import CombinedRun, LayerSet
@@ -125,7 +125,7 @@ def load_spec(path: str | Path, overrides: dict[str, Any] | None = None) -> Swee
         SpecError: the file is missing, is not YAML, or does not describe a sweep.
     """
     try:
-        filesystem, place = fsspec.core.url_to_fs(str(path))
+        filesystem, place = located(str(path))
         data = yaml.safe_load(filesystem.cat_file(place).decode())
     except (OSError, ImportError) as error:
         raise SpecError([f"{path}: {getattr(error, 'strerror', None) or error}"]) from error

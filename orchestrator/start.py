@@ -5,10 +5,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import fsspec
 import yaml
 
-from workers.files import write_atomically
+from workers.files import located, write_atomically
 from workers.ledger import Damaged, drop_torn, runs_of
 
 from .claim import check_owner, claimed
@@ -29,7 +28,7 @@ def run_sweep(spec: SweepSpec, address: str | None, fresh: bool) -> int:
     check_folder(plan, fresh)
 
     def begin() -> Experiment:
-        filesystem, path = fsspec.core.url_to_fs(plan.folder)
+        filesystem, path = located(plan.folder)
         if fresh and filesystem.exists(path):
             filesystem.rm(path, recursive=True)
         write_spec(plan)
@@ -127,8 +126,8 @@ def check_folder(plan: Plan, fresh: bool) -> None:
     Raises:
         SpecError: an earlier run of this sweep has begun there, and `fresh` was not asked for; or it is running.
     """
-    filesystem, path = fsspec.core.url_to_fs(plan.folder)
-    begun = any(filesystem.exists(f"{path}/{name}") for name in ("contribution.parquet", experiment_file("")))
+    filesystem, path = located(plan.folder)
+    begun = any(filesystem.exists(file) for file in (f"{path}/contribution.parquet", experiment_file(path)))
     if begun and not fresh:
         raise SpecError([
             f"name: {plan.folder} holds a sweep already; go on with it (layersweep resume {plan.folder}), choose "

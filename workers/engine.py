@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import fsspec
 import numpy as np
 
 from rollout.config import RolloutConfig
 from rollout.types import Completions, Pushed, Sampling
 
+from .files import located
 from .tiny import BaseModel
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Engine:
         """Serve a run from the safetensors file that its trainer left at the end."""
         from safetensors.torch import load
 
-        filesystem, place = fsspec.core.url_to_fs(path)
+        filesystem, place = located(path)
         weights = load(await asyncio.to_thread(filesystem.cat_file, place))
         return await asyncio.wrap_future(self.engine.push(run, version, weights))
 

@@ -1,14 +1,49 @@
 """Files of a sweep's output: a folder or any fsspec URI, each file replaced atomically."""
 
+import contextlib
 import os
-from collections.abc import Callable
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import fsspec
 
+if TYPE_CHECKING:  # half a second that help and errors need not wait for
+    import pandas as pd
+
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci"}
+"""Protocols whose every object appears at once and whole, and where folders are but a way of speaking."""
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+"""Which of layersweep's extras brings a protocol."""
+
+
+class NoStore(ImportError):
+    """A URI whose package is not installed; the text says which."""
+
+
+def located(target: str) -> tuple[Any, str]:
+    """The filesystem of a path or URI, and the path in it.
+
+    Raises:
+        NoStore: the package for it is missing.
+        ValueError: there is no such protocol.
+    """
+    try:
+        # Without a memory of listings: other processes write here too.
+        return fsspec.core.url_to_fs(target, use_listings_cache=False)
+    except ImportError as error:
+        protocol = target.partition("://")[0]
+        fix = f"pip install 'layersweep[{EXTRAS[protocol]}]'" if protocol in EXTRAS else f"{error}"
+        raise NoStore(f"{protocol}:// needs a package that is not installed here: {fix}") from error
+
+
+def is_object_store(filesystem: Any) -> bool:
+    protocol = filesystem.protocol
+    return not OBJECT_STORES.isdisjoint([protocol] if isinstance(protocol, str) else protocol)
+
 
 def write_atomically(target: str, write: Callable[[BinaryIO], object], durable: bool = False) -> None:
-    """Write beside, then move over: a reader sees the old file or the new one, never half of one.
+    """A reader sees the old file or the new one, never half of one.
 
     Args:
         target: path or URI.
@@ -18,7 +53,13 @@ def write_atomically(target: str, write: Callable[[BinaryIO], object], durable: 
     Raises:
         OSError: it could not be written, a full disk for example; nothing of it is left then.
     """
-    filesystem, path = fsspec.core.url_to_fs(target)
+    filesystem, path = located(target)
+    if is_object_store(filesystem):
+        whole = BytesIO()
+        write(whole)
+        with _plain_errors():
+            filesystem.pipe_file(path, whole.getvalue())
+        return
     filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
     # Never two writers on one scratch file: a retried call may overlap the first.
     scratch = f"{path}.{os.getpid()}.part"
@@ -33,3 +74,42 @@ def write_atomically(target: str, write: Callable[[BinaryIO], object], durable: 
         if filesystem.exists(scratch):
             filesystem.rm_file(scratch)
         raise
+
+
+def read_bytes(target: str) -> bytes | None:
+    """A file's content; None where there is none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    filesystem, path = located(target)
+    try:
+        with _plain_errors():
+            return filesystem.cat_file(path)
+    except FileNotFoundError:
+        return None
+
+
+def read_table(target: str) -> "pd.DataFrame":
+    """A parquet file, read by the package that wrote it: pandas would ask pyarrow, which has settings of its own.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+        ValueError: it is not parquet.
+    """
+    import pandas as pd
+
+    if (content := read_bytes(target)) is None:
+        raise FileNotFoundError(f"{target}: no such file")
+    return pd.read_parquet(BytesIO(content))
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Object stores raise classes of their own where they cannot be reached, or show no credentials."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error

@@ -16,13 +16,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from .files import write_atomically
+from .files import located, write_atomically
 
 
 class Damaged(RuntimeError):
@@ -62,7 +61,7 @@ class RunLedger:
 
     def __init__(self, folder: str, run: str):
         self.run, self.folder = run, f"{folder}/checkpoints/{run}"
-        self.filesystem, self.path = fsspec.core.url_to_fs(self.folder)
+        self.filesystem, self.path = located(self.folder)
 
     # -- what is known of the run -----------------------------------------------------------------------------
 
@@ -159,14 +158,14 @@ class RunLedger:
 
 def runs_of(folder: str) -> list[str]:
     """Names of all runs that have begun."""
-    filesystem, path = fsspec.core.url_to_fs(f"{folder}/checkpoints")
+    filesystem, path = located(f"{folder}/checkpoints")
     return sorted(found.split("/")[-2] for found in filesystem.glob(f"{path}/*/run.json"))
 
 
 def drop_torn(folder: str, names: Iterable[str]) -> None:
     """Remove what a killed process left half-written below the runs' folders."""
     for name in names:
-        filesystem, path = fsspec.core.url_to_fs(f"{folder}/checkpoints/{name}")
+        filesystem, path = located(f"{folder}/checkpoints/{name}")
         for part in filesystem.find(path):
             if part.endswith(".part"):
                 filesystem.rm_file(part)

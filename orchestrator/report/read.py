@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-import fsspec
 import numpy as np
 import pandas as pd
+
+from workers.files import read_bytes, read_table
 
 from ..contribution import interval_covers
 from ..spec import SpecError
@@ -85,10 +86,11 @@ def read(source: str) -> tuple[Results, str]:
     """
     source = str(source).rstrip("/")
     path = source if source.endswith(".parquet") else f"{source}/contribution.parquet"
-    if not exists(path):
-        raise SpecError([f"{path}: no such table; name a sweep's folder (OUTPUT/NAME) or a contribution table"])
     try:
-        table = pd.read_parquet(path)
+        table = read_table(path)
+    except FileNotFoundError as error:
+        fix = "name a sweep's folder (OUTPUT/NAME) or a contribution table"
+        raise SpecError([f"{path}: no such table; {fix}"]) from error
     except (ValueError, OSError) as error:
         raise SpecError([f"{path}: cannot be read as parquet: {error}"]) from error
     if absent := [name for name in ("selection", "kind", "score", "status") if name not in table]:
@@ -100,22 +102,15 @@ def read(source: str) -> tuple[Results, str]:
     folder = folder or "."
     if name != "contribution.parquet":
         return Results(table, _none("steps"), _none("scores"), ""), path.removesuffix(".parquet") + "-report"
-    spec = ""
-    if exists(f"{folder}/sweep.yaml"):
-        with fsspec.open(f"{folder}/sweep.yaml", "rt") as file:
-            spec = file.read()
+    spec = (read_bytes(f"{folder}/sweep.yaml") or b"").decode()
     return Results(table, _beside(folder, "steps"), _beside(folder, "scores"), spec), folder
 
 
-def exists(path: str) -> bool:
-    """Whether a path or fsspec URI is there."""
-    filesystem, inner = fsspec.core.url_to_fs(path)
-    return filesystem.exists(inner)
-
-
 def _beside(folder: str, name: str) -> pd.DataFrame:
-    path = f"{folder}/{name}.parquet"
-    return pd.read_parquet(path) if exists(path) else _none(name)
+    try:
+        return read_table(f"{folder}/{name}.parquet")
+    except FileNotFoundError:
+        return _none(name)
 
 
 def _none(name: str) -> pd.DataFrame:

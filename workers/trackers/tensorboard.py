@@ -6,11 +6,11 @@ import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
-import fsspec
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from ..files import located
 from . import metrics, run_name
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: str):
-        filesystem, path = fsspec.core.url_to_fs(folder)
+        filesystem, path = located(folder)
         local = "file" in filesystem.protocol
         self.remote = None if local else (filesystem, path)
         self.folder = path if local else tempfile.mkdtemp(prefix="layersweep-tensorboard-")

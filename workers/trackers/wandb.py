@@ -3,9 +3,9 @@
 import os
 from typing import TYPE_CHECKING, Any
 
-import fsspec
 import wandb
 
+from ..files import located
 from . import metrics, run_name
 from .config import WandbConfig
 
@@ -21,7 +21,7 @@ class WeightsAndBiases:
 
     def __init__(self, config: WandbConfig, sweep: str, folder: str):
         self.config, self.sweep = config, sweep
-        filesystem, path = fsspec.core.url_to_fs(folder)
+        filesystem, path = located(folder)
         self.folder = path if "file" in filesystem.protocol else None
         self.runs: dict[str, Any] = {}
         self.frame: pd.DataFrame | None = None
