@@ -130,6 +130,7 @@ class Course:
         self.staffed, self.updating = True, False
         self.crew, facts = await self.stage.hire(self.run, self.place)
         self._check_trunk(facts.pop("trunk"))
+        self.stage.collector.place.remote(self.name, facts.pop("where"))
         folder, trainers = self.sweep.plan.folder, self.crew.trainers
         records, problems = await asyncio.to_thread(self.ledger.records)
         self.steps = self.zero_reward = 0
@@ -164,6 +165,7 @@ class Course:
         if self.saving:
             await asyncio.wait({self.saving})
         if crew:
+            self.stage.collector.place.remote(self.name, None)
             await self.stage.dismiss(crew)
 
     # -- failures ---------------------------------------------------------------------------------------------

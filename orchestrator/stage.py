@@ -75,7 +75,8 @@ class Stage:
         )
         collector, rollouts = ({"scheduling_strategy": home} for home in small_homes or ["DEFAULT"] * 2)
         self.places = [
-            EnginePlace(partial(self._engine, i), self._start_engine, f"Engine-{i}") for i in range(resources.engines)
+            EnginePlace(partial(self._engine, i), partial(self._start_engine, i), f"Engine-{i}")
+            for i in range(resources.engines)
         ]
         base = Run(Selection.base(), spec.seeds[0])
         facts = [self.fact(run) for run in (base, *self.plan.runs, *self.plan.trials)]
@@ -126,12 +127,14 @@ class Stage:
             options["scheduling_strategy"] = self.engine_homes[number]
         return self._actor(Engine, name, self.spec.resources.engine, **options).remote(number)
 
-    async def _start_engine(self, engine: Any) -> None:
+    async def _start_engine(self, number: int, engine: Any) -> None:
         rollout, training = self.spec.rollout, self.spec.training
         dtype = training.dtype if rollout.dtype == "auto" else rollout.dtype
         async with self.phases.of("writing"):  # it starts awake
             whole = whole_runs(self.plan) > 0
-            await engine.start.remote(self.model, self.plan.architecture.name, rollout, dtype, 0, whole)
+            start = engine.start.remote(self.model, self.plan.architecture.name, rollout, dtype, 0, whole)
+            where = await start
+        self.collector.place.remote(f"Engine-{number}", where)
 
     async def begin_phase(self, kind: Kind) -> None:
         """Engines asleep for training, awake for writing. One that fails at it is ended, so that it holds no memory:
@@ -147,7 +150,8 @@ class Stage:
         await asyncio.gather(*(change(place.actor) for place in self.places))
 
     async def hire(self, run: Run, place: EnginePlace) -> tuple[Crew, dict[str, Any]]:
-        """Trainers for a run, started; and what is known of it then (trainable_parameters, learning_rate)."""
+        """Trainers for a run, started; and what is known of it then (trainable_parameters, learning_rate,
+        trunk, where)."""
         spec, crew = self.spec, Crew([], [])
         rate = run.learning_rate or self.rates.of(run.selection.whole)
         training = spec.training.model_copy(update={"learning_rate": LearningRates(layer=rate, full=rate)})
@@ -166,7 +170,9 @@ class Stage:
         except (ray.exceptions.RayError, asyncio.CancelledError):
             await self.dismiss(crew)
             raise
-        return crew, {"learning_rate": rate} | {name: facts[0][name] for name in ("trainable_parameters", "trunk")}
+        known = {name: facts[0][name] for name in ("trainable_parameters", "trunk")}
+        known["where"] = " + ".join(dict.fromkeys(fact["where"] for fact in facts))
+        return crew, {"learning_rate": rate} | known
 
     async def _assemble(self, crew: Crew, run: Run) -> tuple[str, int]:
         """A trainer for each rank, all of them placed; the address of rank 0."""

@@ -1,5 +1,6 @@
 """`layersweep status` and `pull`: how a sweep stands, from anywhere."""
 
+import json
 import time
 from io import BytesIO
 from typing import Any
@@ -58,7 +59,9 @@ def pull(sweep: Sweep, output: str) -> str:
 
 def _look(sweep: Sweep) -> tuple[Group, bool, bool]:
     """What to show now, whether the sweep is over, and whether something failed."""
-    spec, *contents = sweep.read(["sweep.yaml", "contribution.parquet", "steps.parquet"])
+    files = ["sweep.yaml", "checkpoints/places.json", "contribution.parquet", "steps.parquet"]
+    spec, places, *contents = sweep.read(files)
+    places = json.loads(places or b"{}")
     table, steps = (None if content is None else pd.read_parquet(BytesIO(content)) for content in contents)
     lines = [f"sweep   {sweep.job.sweep if sweep.job else yaml.safe_load(spec)['name']} -> {sweep.folder}"]
     over = table is not None and not (table["status"] == "running").any()
@@ -66,9 +69,13 @@ def _look(sweep: Sweep) -> tuple[Group, bool, bool]:
     if sweep.job:
         lines += _job_lines(sweep.job, sweep.cluster.logs(sweep.job))
         over, failed = sweep.job.over, failed or sweep.job.status == "FAILED"
+    if over:
+        places = {}
+    if engines := [f"{who} on {where}" for who, where in sorted(places.items()) if who.startswith("Engine-")]:
+        lines.append(f"engines {'; '.join(engines)}")
     shown = [Text("\n".join(lines))]
     if table is not None:
-        shown.append(overview(table, steps, yaml.safe_load(spec)["training"]["steps"]))
+        shown.append(overview(table, steps, yaml.safe_load(spec)["training"]["steps"], places))
     return Group(*shown), over, failed
 
 
@@ -79,15 +86,19 @@ def _job_lines(job: Job, logs: str) -> list[str]:
     return [f"job     {job.id}, {job.status.lower()}, {lasted:.0f} s{message}", f"driver  {last}"]
 
 
-def overview(table: pd.DataFrame, steps: pd.DataFrame, total: int) -> Table:
+def overview(table: pd.DataFrame, steps: pd.DataFrame, total: int, places: dict[str, str]) -> Table:
     """A row per selection: its step and last reward (the mean of its seeds), tokens per second, score, contribution.
 
     Args:
         table, steps: the content of contribution.parquet and steps.parquet.
         total: training steps of a run.
+        places: host and GPUs by run; a column where there are any.
     """
     latest = _latest(steps)
     shown = Table("selection", "step", "reward", "tokens/s", "score", "contribution", "95 %", "status")
+    where = {row: _hosts(row, places) for row in table["selection"]}
+    if any(where.values()):
+        shown.add_column("on")
     for row in table.itertuples():
         now = latest.get(row.selection, {})
         shown.add_row(
@@ -95,8 +106,14 @@ def overview(table: pd.DataFrame, steps: pd.DataFrame, total: int) -> Table:
             f"{now['rate']:.0f}" if now else "", number_text(row.score), number_text(row.contribution),
             interval_text(row.contribution_low, row.contribution_high),
             f"{row.status}: {row.reason}" if row.status == "failed" else row.status,
+            *([where[row.selection]] if any(where.values()) else []),
         )  # fmt: skip
     return shown
+
+
+def _hosts(selection: str, places: dict[str, str]) -> str:
+    """Of all seeds' trainers."""
+    return "; ".join(dict.fromkeys(where for who, where in places.items() if who.rpartition("-seed")[0] == selection))
 
 
 def _latest(steps: pd.DataFrame) -> dict[str, dict[str, Any]]:

@@ -120,11 +120,32 @@ def bucket(tmp_path):
 
 def test_overview_takes_the_slowest_seed_and_the_mean_of_rewards():
     """Seed 0 is at its second step, seed 1 at its first: 1/4, mean of .25 and .75; 500 tokens in 2.5 s each."""
-    columns = {column.header: list(column.cells) for column in overview(TABLE, STEPS, 4).columns}
+    columns = {column.header: list(column.cells) for column in overview(TABLE, STEPS, 4, {}).columns}
     assert columns["step"] == ["", "1/4", ""]
     assert columns["reward"] == ["", "0.500", ""]
     assert columns["tokens/s"] == ["", "400", ""]
     assert columns["status"] == ["completed", "running", "failed: NonFinite: loss"]
+
+
+def test_overview_tells_where_runs_train_as_long_as_they_do():
+    places = {
+        "Engine-0": "a GPU 0",
+        "full-seed0": "a GPU 1",
+        "full-seed1": "b",
+        "layer-03-seed0": "b",
+        "fuller-seed0": "c",
+    }
+    columns = {column.header: list(column.cells) for column in overview(TABLE, STEPS, 4, places).columns}
+    assert columns["on"] == ["", "a GPU 1; b", "b"]
+    assert "on" not in [column.header for column in overview(TABLE, STEPS, 4, {"Engine-0": "a GPU 0"}).columns]
+
+
+def test_status_tells_where_engines_and_runs_are(bucket, capsys):
+    filesystem, path = fsspec.core.url_to_fs(f"{bucket}/checkpoints/places.json")
+    filesystem.pipe_file(path, b'{"Engine-0": "host-a GPU 0", "full-seed0": "host-b GPU 3"}')
+    assert main(["status", bucket]) == 1
+    printed = capsys.readouterr().out
+    assert "engines Engine-0 on host-a GPU 0" in printed and "host-b GPU 3" in printed
 
 
 def test_pull_copies_a_partial_table_from_a_uri(bucket, tmp_path):

@@ -1,5 +1,6 @@
 """The collector as a Ray actor: every step's rewards and every evaluation, the ledger, and the three parquet files."""
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .files import write_atomically
+from .files import read_bytes, write_atomically
 from .ledger import Record, RunLedger, runs_of
 from .trackers import build
 from .trackers.config import TrackingConfig
@@ -31,6 +32,10 @@ SCORE_COLUMNS = (
 )  # fmt: skip
 SPARING = 20
 """The tables are written again after this many times the seconds that it took, at the earliest."""
+
+
+def places_file(folder: str) -> str:
+    return f"{folder}/checkpoints/places.json"
 
 
 class Collector:
@@ -68,6 +73,8 @@ class Collector:
             facts = RunLedger(folder, name).facts()
             if facts and (facts["selection"], facts["seed"]) not in self.runs:
                 self.add_run(facts)
+        self.places: dict[str, str] = json.loads(read_bytes(places_file(folder)) or b"{}")
+        """Of engines and of runs that have trainers: host and GPUs."""
         self.trackers = build(tracking, sweep, folder)
         self.due = 0.0
 
@@ -133,6 +140,13 @@ class Collector:
         self._ledger(selection, seed).write_facts(run)
         self._write_if_due()
 
+    def place(self, who: str, where: str | None) -> None:
+        """Where an engine or a run's trainers are now; None for nowhere."""
+        self.places.pop(who, None)
+        if where:
+            self.places[who] = where
+        self._write_if_due()
+
     def all_scores(self) -> pd.DataFrame:
         """The content of scores.parquet as of now."""
         return self._frames()[1]
@@ -142,7 +156,7 @@ class Collector:
         return self.summarise(pd.DataFrame(self.runs.values()), *self._frames())
 
     def write(self) -> None:
-        """All three files, each replaced atomically.
+        """All three tables, and who is where, each file replaced atomically.
 
         Raises:
             OSError: they could not be written.
@@ -152,6 +166,7 @@ class Collector:
         tables = {"steps": steps, "scores": scores, "contribution": self.table()}
         for name, frame in tables.items():
             write_atomically(f"{self.folder}/{name}.parquet", partial(frame.to_parquet, index=False))
+        write_atomically(places_file(self.folder), lambda file: file.write(json.dumps(self.places).encode()))
         for tracker in self.trackers:
             tracker.table(tables["contribution"])
         now = time.monotonic()
@@ -159,6 +174,7 @@ class Collector:
 
     def close(self) -> None:
         """The last write, and the trackers' end."""
+        self.places.clear()
         self.write()
         for tracker in self.trackers:
             tracker.close()

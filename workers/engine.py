@@ -33,20 +33,22 @@ class Engine:
 
     async def start(
         self, model: BaseModel, architecture: str, config: RolloutConfig, dtype: str, seed: int, whole: bool
-    ) -> None:
+    ) -> str:
         """Load the base model and check every routed path against a plain forward; `whole`: runs of the whole model
-        too."""
+        too. Returns where that was."""
         from rollout.engine.engine import RolloutEngine
         from rollout.engine.selfcheck import check
 
         from .channel import Inlet
         from .gauges import EngineGauges
+        from .placement import whereabouts
 
         self.gauges = EngineGauges(self.number)
         self.inlet = Inlet()
         self.spans, path = config.tensor_parallel_size, model.here()
         self.engine = await asyncio.to_thread(RolloutEngine, path, architecture, config, dtype, seed)
         await asyncio.to_thread(check, self.engine, path, dtype, whole)
+        return whereabouts()
 
     async def generate(
         self, run: str | None, version: int, prompts: Sequence[np.ndarray], seeds: Sequence[int], sampling: Sampling

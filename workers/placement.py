@@ -6,6 +6,7 @@ memory. On CPUs none of this is needed: trainers map the checkpoint file, and th
 """
 
 import asyncio
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,12 @@ def gang(needs: ActorResources, ranks: int) -> PlacementGroup:
     """
     asked = {"CPU": needs.cpus, "GPU": needs.gpus}
     return placement_group([{kind: count for kind, count in asked.items() if count}] * ranks, strategy="PACK")
+
+
+def whereabouts() -> str:
+    """Host and GPUs of the actor that asks."""
+    gpus = ", ".join(map(str, ray.get_gpu_ids()))
+    return socket.gethostname() + (f" GPU {gpus}" if gpus else "")
 
 
 async def placed(group: PlacementGroup, seconds: float = 1.0) -> bool:

@@ -78,6 +78,7 @@ class Trainer:
         from policies.trunk import Trunk
         from workers.channel import Outlet, way
         from workers.learner import Learner
+        from workers.placement import whereabouts
 
         prepare(self.rank, self.ranks, *address, gpu=self.gpu)
         torch.manual_seed(self.seed)
@@ -92,7 +93,12 @@ class Trainer:
         self.digest = trunk.digest()
         self.steps = 0
         self.learner = Learner(trunk, self.selection, algorithm, training, section, self.rank, self.ranks)
-        return {"trainable_parameters": self.learner.parameters, "pid": os.getpid(), "trunk": self.digest}
+        return {
+            "trainable_parameters": self.learner.parameters,
+            "pid": os.getpid(),
+            "trunk": self.digest,
+            "where": whereabouts(),
+        }
 
     def update(self, experience: Experience, step: int) -> "tuple[dict[str, float], Packed | Offer]":
         """One rollout batch; returns its metrics and `weights()`."""

@@ -134,7 +134,7 @@ class Trainer(Actor):
 
     async def do_start(self, *args: Any) -> dict[str, Any]:
         await asyncio.sleep(self.world.durations.start)
-        return {"trainable_parameters": 0, "trunk": ""}
+        return {"trainable_parameters": 0, "trunk": "", "where": ""}
 
     async def do_update(self, experience: Any, step: int) -> dict[str, float]:
         await self.gpu.serve(self.world.durations.update(self.selection) / self.ranks)
