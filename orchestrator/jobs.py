@@ -85,27 +85,40 @@ class Cluster:
         Raises:
             SpecError: a sweep of this name is running there already.
         """
-        before = self._jobs(spec.name)
-        if running := [job for job in before if not job.over]:
-            raise SpecError(
-                [f"name: {spec.name} is running there already, as {running[0].id}; stop it, or choose another name"]
-            )
+        before = self._ended(spec.name)
         # Numbered: Ray refuses a second job of the same id, so of two submits at the same moment one is refused.
         number = 1 + max((int(job.id.rpartition("-")[2]) for job in before), default=0)
         folder = folder_of(spec)
         command = ["resume", folder, SPEC] if resume else ["run", SPEC, *(["--fresh"] if fresh else [])]
         with shipment(spec, extra) as staging:
-            self._ask(
-                self.client.submit_job,
-                entrypoint=shlex.join(["python", "-m", "orchestrator.cli", *command, "--address=auto"]),
-                submission_id=f"{PREFIX}{spec.name}-{number}",
-                metadata={"job_name": spec.name, "sweep": spec.name, "folder": folder},
-                runtime_env={
-                    "working_dir": staging,
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)} | environment(variables),
-                },
-            )
+            try:
+                self._ask(
+                    self.client.submit_job,
+                    entrypoint=shlex.join(["python", "-m", "orchestrator.cli", *command, "--address=auto"]),
+                    submission_id=f"{PREFIX}{spec.name}-{number}",
+                    metadata={"job_name": spec.name, "sweep": spec.name, "folder": folder},
+                    runtime_env={
+                        "working_dir": staging,
+                        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)} | environment(variables),
+                    },
+                )
+            except SpecError:
+                self._ended(spec.name)  # says so if another came first meanwhile
+                raise
         return self.find(spec.name)
+
+    def _ended(self, sweep: str) -> list[Job]:
+        """A sweep's jobs, all of them over.
+
+        Raises:
+            SpecError: one is not.
+        """
+        jobs = self._jobs(sweep)
+        if running := [job for job in jobs if not job.over]:
+            raise SpecError(
+                [f"name: {sweep} is running there already, as {running[0].id}; stop it, or choose another name"]
+            )
+        return jobs
 
     def find(self, sweep: str) -> Job:
         """The latest job of a sweep.

@@ -45,10 +45,16 @@ class Head:
 
     def run(self, *arguments: str, expect: int = 0, **environment: str) -> str:
         """A command's output, with the dashboard's address."""
+        process = self.start(*arguments, **environment)
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == expect, said
+        return said
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen:
+        """A command that goes on; what it prints is piped."""
         command = [sys.executable, "-m", "orchestrator.cli", *arguments, "--address", self.address]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=self.environment | environment)
-        assert done.returncode == expect, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                env=self.environment | environment)  # fmt: skip
 
     def scrape(self) -> dict[tuple[str, str], float]:
         """Our metrics by name and run, as Prometheus reads them."""
@@ -114,6 +120,7 @@ def submitted(head, spec):
         with contextlib.suppress(AssertionError):  # no table yet
             head.run("pull", "small", "-o", str(spec / "live.parquet"))
     live = pd.read_parquet(spec / "live.parquet")
+    assert f"engines Engine-0 on {socket.gethostname()}" in head.run("status", "small")
     refused = head.run("submit", str(spec / "cluster.yaml"), expect=2)
     assert "name: small is running there already, as layersweep-small-1" in refused
     followed = head.run("logs", "small", "--follow")
@@ -149,9 +156,37 @@ def test_what_is_pulled_is_what_the_cluster_wrote(head, submitted, tmp_path):
 def test_a_cluster_gives_the_numbers_of_a_local_run(submitted, spec):
     command = [sys.executable, "-m", "orchestrator.cli", "run", str(spec / "local.yaml")]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
+    assert_same_scores(submitted[0], spec / "local" / "small")
+
+
+def assert_same_scores(*folders):
     keys = ["selection", "prompt", "sample"]
-    there, here = (pd.read_parquet(folder / "scores.parquet") for folder in (submitted[0], spec / "local" / "small"))
+    there, here = (pd.read_parquet(folder / "scores.parquet") for folder in folders)
     pd.testing.assert_frame_equal(*(f.sort_values(keys, ignore_index=True) for f in (there, here)))
+
+
+def test_sweeps_that_are_submitted_at_once_do_not_meet(head, submitted, spec):
+    """`left` is `small` by another name, `right` has other seeds. Of two that are both called `left` one runs; the
+    other is refused and leaves nothing."""
+    for name, seed in (("left", 0), ("right", 1)):
+        data = yaml.safe_load((spec / "cluster.yaml").read_text()) | {"name": name, "seeds": [seed]}
+        (spec / f"{name}.yaml").write_text(yaml.safe_dump(data))
+        (spec / f"{name}-local.yaml").write_text(yaml.safe_dump(data | {"output": str(spec / "local")}))
+    submits = [head.start("submit", str(spec / f"{name}.yaml")) for name in ("left", "right", "left")]
+    said = [process.communicate(timeout=100)[0] for process in submits]
+    codes = [process.returncode for process in submits]
+    assert codes[1] == 0 and sorted(codes) == [0, 0, 2], said
+    refused = said[codes.index(2)]
+    assert refused == (
+        "layersweep: name: left is running there already, as layersweep-left-1; stop it, or choose another name\n"
+    )
+    for name in ("left", "right"):
+        head.run("logs", name, "--follow")
+        assert f"layersweep-{name}-1, succeeded" in head.run("status", name)
+    command = [sys.executable, "-m", "orchestrator.cli", "run", str(spec / "right-local.yaml")]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    assert_same_scores(spec / "cluster" / "left", submitted[0])
+    assert_same_scores(spec / "cluster" / "right", spec / "local" / "right")
 
 
 def test_metrics_are_scraped_by_run(head, submitted):
