@@ -7,6 +7,7 @@ moto and s3fs are not part of the pinned stack of the tests: botocore wants an o
 its Ray gone status, pull, report, export and resume by URI; every table must be that of the same sweep in a folder.
 """
 
+import logging
 import os
 import socket
 import subprocess
@@ -65,6 +66,7 @@ def main() -> None:
         port = free.getsockname()[1]
     os.environ |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "test",
                    "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not a line for each request
     server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
     server.start()
     try:
