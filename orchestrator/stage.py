@@ -1,13 +1,11 @@
 """The actors of a sweep, started where they belong."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
 import ray
-from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from policies.config import PretrainedModel, TinyModel
@@ -22,10 +20,10 @@ from workers.tiny import BaseModel, cache_folder, is_made, pack
 from workers.trainer import Trainer
 
 from .engines import EnginePlace
+from .nodes import alive_nodes, cpus_of, resources_of
 from .phases import Kind, NoPhases, Phases
 from .placement_plan import all_at_once, homes, placement_problems, places, whole_runs
 from .plan import Plan, Run
-from .spec import SpecError
 from .table import sweep_table
 from .turns import Turns
 
@@ -75,8 +73,7 @@ class Stage:
         )
         collector, rollouts = ({"scheduling_strategy": home} for home in small_homes or ["DEFAULT"] * 2)
         self.places = [
-            EnginePlace(partial(self._engine, i), partial(self._start_engine, i), f"Engine-{i}")
-            for i in range(resources.engines)
+            EnginePlace(partial(self._engine, i), self._start_engine, f"Engine-{i}") for i in range(resources.engines)
         ]
         base = Run(Selection.base(), spec.seeds[0])
         facts = [self.fact(run) for run in (base, *self.plan.runs, *self.plan.trials)]
@@ -127,14 +124,14 @@ class Stage:
             options["scheduling_strategy"] = self.engine_homes[number]
         return self._actor(Engine, name, self.spec.resources.engine, **options).remote(number)
 
-    async def _start_engine(self, number: int, engine: Any) -> None:
+    async def _start_engine(self, engine: Any) -> None:
         rollout, training = self.spec.rollout, self.spec.training
         dtype = training.dtype if rollout.dtype == "auto" else rollout.dtype
         async with self.phases.of("writing"):  # it starts awake
             whole = whole_runs(self.plan) > 0
             start = engine.start.remote(self.model, self.plan.architecture.name, rollout, dtype, 0, whole)
-            where = await start
-        self.collector.place.remote(f"Engine-{number}", where)
+            who, where = await start
+        self.collector.place.remote(who, where)
 
     async def begin_phase(self, kind: Kind) -> None:
         """Engines asleep for training, awake for writing. One that fails at it is ended, so that it holds no memory:
@@ -256,41 +253,6 @@ class Stage:
             "task": spec.task.type,
             "learning_rate_policy": spec.training.learning_rate.policy,
         }
-
-
-def wait_for_room(plan: Plan) -> None:
-    """Until the cluster can place what the sweep needs at least; its autoscaler is told what it could use.
-
-    Raises:
-        SpecError: it cannot after `resources.wait_for_nodes` seconds.
-    """
-    resources = plan.spec.resources
-    if resources.wait_for_nodes:
-        needs = [resources.engine] * resources.engines
-        for run in plan.runs:
-            ranks = resources.full_trainer_ranks if run.selection.whole else resources.trainer_ranks
-            needs += [(resources.full_trainer if run.selection.whole else None) or resources.trainer] * ranks
-        request_resources(bundles=[{"CPU": need.cpus, "GPU": need.gpus} for need in needs])
-    until = time.monotonic() + resources.wait_for_nodes
-    while problems := placement_problems(plan, resources_of(alive_nodes())):
-        if time.monotonic() >= until:
-            raise SpecError(problems)
-        time.sleep(1)
-
-
-def alive_nodes() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
-def resources_of(nodes: list[dict[str, Any]]) -> list[dict[str, float]]:
-    return [node["Resources"] for node in nodes]
-
-
-@cache
-def cpus_of(node: str) -> int:
-    """That Ray counts on a node; 1 at least."""
-    here = sum(there["Resources"].get("CPU", 0) for there in ray.nodes() if there["NodeID"] == node)
-    return max(1, int(here))
 
 
 @cache

@@ -98,7 +98,7 @@ def carry_out(plan: Plan, begin: Callable[[], Experiment], address: str | None) 
 
         from .driver import run_plan
         from .failures import RayLost, reason_of
-        from .stage import wait_for_room
+        from .nodes import wait_for_room
 
         wait_for_room(plan)
         with claimed(plan.folder):

@@ -33,9 +33,9 @@ class Engine:
 
     async def start(
         self, model: BaseModel, architecture: str, config: RolloutConfig, dtype: str, seed: int, whole: bool
-    ) -> str:
+    ) -> tuple[str, str]:
         """Load the base model and check every routed path against a plain forward; `whole`: runs of the whole model
-        too. Returns where that was."""
+        too. Returns who did, and where."""
         from rollout.engine.engine import RolloutEngine
         from rollout.engine.selfcheck import check
 
@@ -48,7 +48,7 @@ class Engine:
         self.spans, path = config.tensor_parallel_size, model.here()
         self.engine = await asyncio.to_thread(RolloutEngine, path, architecture, config, dtype, seed)
         await asyncio.to_thread(check, self.engine, path, dtype, whole)
-        return whereabouts()
+        return f"Engine-{self.number}", whereabouts()
 
     async def generate(
         self, run: str | None, version: int, prompts: Sequence[np.ndarray], seeds: Sequence[int], sampling: Sampling

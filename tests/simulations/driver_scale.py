@@ -129,7 +129,7 @@ def simulate(plan: Plan, world: World, worked: Callable[[World], float] | None =
         return worked(world) if worked else time.process_time() - began + world.calls.total() * RAY_CALL
 
     with ExitStack() as stack:
-        for module in ("course", "stage", "watch", "engines"):
+        for module in ("course", "stage", "nodes", "watch", "engines"):
             stack.enter_context(patch(f"orchestrator.{module}.ray", world.ray()))
         for module in ("course", "driver", "progress"):
             stack.enter_context(patch(f"orchestrator.{module}.time", VirtualClock))

@@ -101,6 +101,9 @@ class Engine(Actor):
         self.gpu = Server()
         world.engines.append(self.gpu)
 
+    async def do_start(self, *args: Any) -> tuple[str, str]:
+        return "Engine", ""
+
     async def do_stuck_for(self) -> float:
         return 0.0
 
