@@ -44,7 +44,7 @@ def test_trainers_aboard_a_berth_share_its_gpu(monkeypatch):
         assert await asyncio.wait_for(late, 5) is boarded[4]
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         asyncio.run(scenario())
     finally:
@@ -72,7 +72,7 @@ def test_everybody_on_one_gpu(monkeypatch):
         assert await asyncio.wait_for(asked, 20) == [[0]] * 4
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         asyncio.run(scenario())
     finally:
@@ -88,7 +88,7 @@ def test_a_crew_is_placed_whole_or_not_at_all():
         def place(self) -> str:
             return ray.get_runtime_context().get_placement_group_id()
 
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         needs = ActorResources(cpus=1)
         groups = [gang(needs, 2), gang(needs, 2)]
@@ -140,7 +140,7 @@ def test_a_crew_that_waits_for_two_places_is_not_overtaken(tmp_path):
 
     actors = {"engine": {"cpus": 0}, "trainer": {"cpus": 0.9}, "full_trainer": {"cpus": 0.95}, "full_trainer_ranks": 2}
     plan = make_plan(load_spec(DEMO, {"resources": actors, "output": str(tmp_path)}), fetch=False)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         stage = Stage(plan, {})
         asyncio.run(scenario())
@@ -158,7 +158,7 @@ def test_a_cluster_that_has_lost_its_gpus_keeps_a_room(tmp_path):
     spec = load_spec(Path(DEMO).parent / "qwen3-1.7b-numinamath-grpo-8gpu.yaml", {"output": str(tmp_path)})
     resources = spec.resources.model_copy(update={"concurrent_runs": None})
     plan = make_plan(spec.model_copy(update={"resources": resources}), fetch=False)
-    ray.init(num_cpus=100, num_gpus=0, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init("local", num_cpus=100, num_gpus=0, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         assert Stage(plan, {}).rooms() == 1
     finally:
