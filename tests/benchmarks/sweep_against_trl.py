@@ -37,8 +37,8 @@ from tests.benchmarks.common import Spent, median, print_table, random_model, sp
 from workers.base_model import character_tokenizer, make_tiny_model
 
 OURS = "layersweep"
-STEPS = {"demo": 30, "larger": 2}
-REPETITIONS = {"demo": 3, "larger": 1}
+STEPS = {"demo": 30, "larger": 6}
+REPETITIONS = {"demo": 3, "larger": 2}
 CORES = 2
 
 
