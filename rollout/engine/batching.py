@@ -20,41 +20,49 @@ class Window:
     tokens: int = 0
     seconds: float = 0.0
     requests: int = 0
+    runs: int = 0
+    """Most that were waiting or served at the same time."""
 
 
 @dataclass
 class AutoBatching:
     """Alternates the modes for a few windows, keeps the one with more tokens per second, and says why.
 
-    A window ends after `window_requests` finished requests and `window_seconds` of engine time.
+    A window is over after `window_requests` finished requests, as many as there are runs at least, and `window_seconds`
+    of engine time. While modes are tried it ends with nothing in flight: no new request is admitted (`draining`) until
+    those in flight are done, or a window would pay for requests that the next one finishes, in the other mode. The
+    first one is thrown away.
     """
 
     window_requests: int = 8
     window_seconds: float = 0.25
     mixed: bool = True
     decided: bool = False
+    draining: bool = False
     reason: str = "not measured yet"
-    _trials: dict[bool, list[Window]] = field(default_factory=lambda: {True: [], False: []})
+    _trials: dict[bool, list[Window]] | None = None
     _window: Window = field(default_factory=Window)
     _since: int = 0
 
     def observe(self, tokens: int, seconds: float, finished: int, runs: int) -> None:
         """After an engine step: tokens of requests that finished, engine seconds, and how many runs are waiting or
-        served. With a single run the modes are the same, and nothing is learned."""
-        if runs < 2:
-            return
+        served. With a single run the modes are the same: no window begins."""
         window = self._window
+        if runs < 2 and not window.seconds:
+            return
         window.tokens, window.seconds = window.tokens + tokens, window.seconds + seconds
-        window.requests += finished
-        if window.requests >= self.window_requests and window.seconds >= self.window_seconds:
-            self._window = Window()
-            self._close(window)
-
-    def _close(self, window: Window) -> None:
+        window.requests, window.runs = window.requests + finished, max(window.runs, runs)
+        if window.requests < max(self.window_requests, window.runs) or window.seconds < self.window_seconds:
+            return
         if self.decided:
-            self._since += 1
-            if self._since >= REVIEW:
-                self.decided, self._since, self._trials = False, 0, {True: [], False: []}
+            self._window, self._since = Window(), self._since + 1
+        self.draining = not self.decided or self._since >= REVIEW
+
+    def drained(self) -> None:
+        """Nothing is in flight any more: the mode may change."""
+        window, self._window, self.draining = self._window, Window(), False
+        if self.decided or self._trials is None:
+            self.decided, self._since, self._trials = False, 0, {True: [], False: []}
             return
         self._trials[self.mixed].append(window)
         if all(len(trials) >= TRIALS for trials in self._trials.values()):

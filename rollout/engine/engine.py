@@ -228,6 +228,10 @@ class RolloutEngine:
 
     def _admit(self) -> None:
         """Mixed: everything. Swap: one run's requests until they are done."""
+        if self.batching.draining:
+            if self._active:
+                return
+            self.batching.drained()
         for request in list(self._waiting):
             if not self.batching.mixed and any(other.run != request.run for other in self._active.values()):
                 continue
