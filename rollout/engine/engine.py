@@ -25,7 +25,7 @@ from ..config import RolloutConfig
 from ..types import Completions, EngineStopped, Pushed, Sampling, StaleWeights
 from .batching import AutoBatching
 from .model import ROUTED
-from .worker import RUN
+from .route import RUN
 
 
 @dataclass

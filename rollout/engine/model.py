@@ -17,6 +17,7 @@ from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
+from .model_state import RoutedModelState
 from .overlay import LayerOverlay, Overlay, linear
 from .route import Part, Route
 
@@ -88,8 +89,6 @@ class RoutedMixin:
     @staticmethod
     def get_model_state_cls() -> type:
         """Asked for by vLLM's V2 model runner alone."""
-        from .worker import RoutedModelState
-
         return RoutedModelState
 
     def forward(self, input_ids, positions, intermediate_tensors=None, inputs_embeds=None):

@@ -1,7 +1,7 @@
 """Which rows of a batch belong to which run."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +10,12 @@ from torch import Tensor
 T = TypeVar("T")
 Part = tuple[Tensor | None, T | None]
 """(rows, what serves them): rows None means all of them, the second None means the base."""
+RUN = "layersweep_run"
+"""The key of a request's run in `SamplingParams.extra_args`."""
+
+
+def run_of(sampling_params: Any) -> str | None:
+    return (sampling_params.extra_args or {}).get(RUN)
 
 
 class Route:

@@ -7,18 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from . import model  # noqa: F401  registers the routed models in vLLM's worker process
 from .overlay import Overlay
-from .route import Route
-
-RUN = "layersweep_run"
-"""The key of a request's run in `SamplingParams.extra_args`."""
-
-
-def run_of(sampling_params: Any) -> str | None:
-    return (sampling_params.extra_args or {}).get(RUN)
+from .route import Route, run_of
 
 
 def _forward_v1(runner: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
@@ -28,28 +20,6 @@ def _forward_v1(runner: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
     runs = [run_of(runner.requests[name].sampling_params) for name in batch.req_ids]
     runner.model.route = Route(runs, np.diff(starts), runner.device)
     return forward(*args, **kwargs)
-
-
-class RoutedModelState(DefaultModelState):
-    """The same for the V2 model runner (GPUs with Triton), which asks the model for its state class."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.runs: dict[str, str | None] = {}
-
-    def add_request(self, req_index: int, new_req_data: Any) -> None:
-        super().add_request(req_index, new_req_data)
-        self.runs[new_req_data.req_id] = run_of(new_req_data.sampling_params)
-
-    def remove_request(self, req_id: str) -> None:
-        super().remove_request(req_id)
-        self.runs.pop(req_id, None)
-
-    def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
-        runs = [self.runs.get(name) for name in input_batch.req_ids]
-        lengths = np.diff(input_batch.query_start_loc_np[: input_batch.num_reqs + 1])
-        self.model.route = Route(runs, lengths, self.device)
-        return super().prepare_inputs(input_batch, req_states)
 
 
 class OverlayWorker:
