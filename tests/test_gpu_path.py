@@ -12,6 +12,7 @@ from torch.multiprocessing.reductions import rebuild_cuda_tensor
 from policies import tensors
 from policies.selection import Selection
 from policies.trunk import Trunk
+from tests.conftest import save_random_qwen3
 from tests.test_learner import experience, one_rank, settings  # noqa: F401
 from workers.config import DeepSpeedConfig
 
@@ -45,17 +46,7 @@ def test_the_v2_model_runner_routes_in_bfloat16(model_folder):
 @pytest.fixture(scope="module")
 def wide_folder(tmp_path_factory):
     """Four heads over two KV heads: two workers can share them."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, tie_word_embeddings=True, initializer_range=0.15,
-        max_position_embeddings=256, bos_token_id=None, eos_token_id=1, pad_token_id=0,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("wide")
-    Qwen3ForCausalLM(config).float().save_pretrained(folder)
-    return str(folder)
+    return save_random_qwen3(tmp_path_factory.mktemp("wide"), vocabulary=64, heads=4, kv_heads=2)
 
 
 @pytest.mark.slow
