@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding
+from torch.nn.functional import embedding, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -92,16 +92,30 @@ def tree_attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention function: query, key, value [B, heads, T, head_dim] to [B, T, heads, head_dim]."""
     if not isinstance(attention_mask, Branches):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return _attention(module, query, key, value, attention_mask, **kwargs), None
     _, heads, _, size = query.shape
     flat = [states.transpose(1, 2).flatten(0, 1).flatten(1) for states in (query, key, value)]
     results = []
     for strip in attention_mask.strips:
         rows = zip(flat, (strip.queries, strip.keys, strip.keys), strict=True)
         parts = (embedding(at, states).unflatten(-1, (-1, size)).transpose(1, 2) for states, at in rows)
-        results.append(sdpa_attention_forward(module, *parts, strip.mask, **kwargs)[0].flatten(0, 1).flatten(1))
+        results.append(_attention(module, *parts, strip.mask, **kwargs).flatten(0, 1).flatten(1))
     result = embedding(attention_mask.place, torch.cat(results))
     return result.view(query.shape[0], query.shape[2], heads, size), None
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **kwargs: Any
+) -> Tensor:
+    """[A, heads, Q, head_dim] to [A, Q, heads, head_dim].
+
+    On CPUs torch's kernel takes keys and values that several query heads share as they are, under a mask too;
+    elsewhere it would lose its fast kernel to such a mask, so transformers repeats them.
+    """
+    if mask is None or not query.is_cpu:
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)[0]
+    result = scaled_dot_product_attention(query, key, value, mask, scale=scaling, enable_gqa=True)
+    return result.transpose(1, 2)
 
 
 AttentionInterface.register(NAME, tree_attention)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from .attention import NAME
 from .batch import MicroBatch
+from .fused import fuse
 from .selection import Selection
 from .tensors import to_handles, to_tensors
 
@@ -25,6 +26,8 @@ class Trunk:
 
     def __init__(self, model: nn.Module):
         self.model = model.eval().requires_grad_(False)
+        if model.device.type == "cpu" and model.dtype == torch.float32:
+            fuse(model)
         self.layers: list[nn.Module] = list(model.model.layers)
 
     @classmethod

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from policies import attention
 from policies.attention import Branches
@@ -33,7 +34,7 @@ def log_probabilities(trunk, prompts, tokens, lengths, max_tokens=100_000):
 
 
 @pytest.mark.parametrize("max_tokens", [100_000, 90])
-def test_branch_by_branch_is_one_mask_is_a_row_each(trunk, monkeypatch, max_tokens):
+def test_branch_by_branch_is_one_mask_is_a_row_each(trunk, model_folder, monkeypatch, max_tokens):
     """To float32 rounding, in one micro batch and in several, one of whose trees is split."""
     prompts, tokens, lengths = trees(groups=5, size=4, prompt=40, longest=40)
     masked, by_mask, mask_gradient = log_probabilities(trunk, prompts, tokens, lengths, max_tokens)
@@ -43,11 +44,12 @@ def test_branch_by_branch_is_one_mask_is_a_row_each(trunk, monkeypatch, max_toke
     assert all(isinstance(batch.mask, Branches) for batch in branched)
     torch.testing.assert_close(by_branch, by_mask, atol=2e-5, rtol=0)
     torch.testing.assert_close(branch_gradient, mask_gradient, atol=1e-4, rtol=1e-4)
+    theirs = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     ends = np.cumsum(lengths)
     for row, (end, length) in enumerate(zip(ends, lengths, strict=True)):
         answer = torch.from_numpy(tokens[end - length : end]).long()
         ids = torch.cat([torch.from_numpy(prompts[row]).long(), answer])[None]
-        logits = trunk.model(ids).logits[0, -length - 1 : -1]  # transformers' own causal mask
+        logits = theirs(ids).logits[0, -length - 1 : -1]
         plain = torch.log_softmax(logits, -1)[range(length), answer]
         torch.testing.assert_close(by_branch[end - length : end], plain, atol=2e-5, rtol=0)
 
