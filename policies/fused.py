@@ -1,6 +1,6 @@
 """Norms and rotary embeddings of a decoder in float32 on CPUs, with gradients of their own.
 
-Written out, autograd makes ten passes over memory for a norm and eight for a rotary embedding. On GPUs, and in other
+As transformers writes them, autograd passes over memory about a dozen times for each. On GPUs, and in other
 dtypes, transformers' own modules stay as they are.
 """
 
