@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from transformers import Cache
 
 from .attention import tree_attention
 
@@ -43,7 +44,12 @@ class FusedAttention(nn.Module):
     """In the place of transformers' <family>Attention, with its attributes."""
 
     def forward(
-        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], attention_mask: Any, **kwargs: Any
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Any,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, None]:
         """[B, T, hidden] to [B, T, hidden], float32; cosines and sines [B, T, head_dim]."""
         cos, sin = (x.unsqueeze(2) for x in position_embeddings)
@@ -54,8 +60,10 @@ class FusedAttention(nn.Module):
         if hasattr(self, "q_norm"):
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = Rotation.apply(query, cos, sin), Rotation.apply(key, cos, sin)
-        states = (x.transpose(1, 2) for x in (query, key, value))
-        result, _ = tree_attention(self, *states, attention_mask, scaling=self.scaling)
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        if past_key_values is not None:  # transformers' own callers, such as generate; training has none
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        result, _ = tree_attention(self, query, key, value, attention_mask, scaling=self.scaling)
         return self.o_proj(result.flatten(2)), None
 
 

@@ -15,7 +15,7 @@ def small(family: str) -> transformers.PreTrainedModel:
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(
         vocab_size=40, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, max_position_embeddings=64, attn_implementation="layersweep_tree",
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=64,
         **({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}} if family == "Llama" else {}),
     )  # fmt: skip
     model = getattr(transformers, f"{family}ForCausalLM")(config).float().eval()
@@ -44,6 +44,17 @@ def test_a_fused_decoder_is_transformers_own(family, masked):
     for (name, weight), mine in zip(plain.named_parameters(), fused.parameters(), strict=True):
         size = weight.grad.abs().max().item()
         assert (mine.grad - weight.grad).abs().max().item() < 2e-5 * max(1.0, size), name
+
+
+def test_a_fused_decoder_generates_with_transformers_cache():
+    """Greedily, and from there on each token sees keys and values of the ones before."""
+    plain = small("Qwen3")
+    ids = torch.randint(40, (1, 5))
+    expected, found = (
+        model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
+        for model in (plain, fuse(copy.deepcopy(plain)))
+    )
+    assert found.shape == (1, 17) and torch.equal(found, expected)
 
 
 def test_gradients_are_the_numeric_ones():
