@@ -4,10 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from .custom import CustomAlgorithm
-from .dr_grpo import DrGRPO
-from .gigpo import GiGPO
-from .grpo import GRPO
+from layersweep.policies.algorithms.custom import CustomAlgorithm
+from layersweep.policies.algorithms.dr_grpo import DrGRPO
+from layersweep.policies.algorithms.gigpo import GiGPO
+from layersweep.policies.algorithms.grpo import GRPO
+
 from .strict import StrictModel
 
 AlgorithmConfig = Annotated[GRPO | DrGRPO | GiGPO | CustomAlgorithm, Field(discriminator="type")]

@@ -4,19 +4,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from policies.strict import StrictModel
-
-from .environments.alfworld import AlfWorldConfig
-from .environments.gridworld import GridWorldConfig
-from .environments.gymnasium import GymnasiumConfig
-from .environments.textarena import TextArenaConfig
-from .environments.textworld import TextWorldConfig
-from .tasks.code import CodeConfig
-from .tasks.count_bits import CountBitsConfig
-from .tasks.expressions import ExpressionsConfig
-from .tasks.math import MathConfig
-from .tasks.reasoning_gym import ReasoningGymConfig
-from .tasks.sort_digits import SortDigitsConfig
+from layersweep.policies.strict import StrictModel
+from layersweep.rollout.environments.alfworld import AlfWorldConfig
+from layersweep.rollout.environments.demo_gridworld import GridWorldConfig
+from layersweep.rollout.environments.gymnasium import GymnasiumConfig
+from layersweep.rollout.environments.textarena import TextArenaConfig
+from layersweep.rollout.environments.textworld import TextWorldConfig
+from layersweep.rollout.tasks.code import CodeConfig
+from layersweep.rollout.tasks.demo.count_bits import CountBitsConfig
+from layersweep.rollout.tasks.demo.expressions import ExpressionsConfig
+from layersweep.rollout.tasks.demo.sort_digits import SortDigitsConfig
+from layersweep.rollout.tasks.math import MathConfig
+from layersweep.rollout.tasks.reasoning_gym import ReasoningGymConfig
 
 TaskConfig = Annotated[
     CountBitsConfig

@@ -1,7 +1,7 @@
 import os
 
 # Before torch, vLLM and DeepSpeed are imported: as the sweep itself sets them.
-from workers.environment import worker_environment
+from layersweep.workers.startup.environment import worker_environment
 
 os.environ.update(worker_environment(gpu=False))
 
@@ -31,6 +31,6 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trunk(model_folder):
-    from policies.trunk import Trunk
+    from layersweep.policies.model.trunk import Trunk
 
     return Trunk.load(model_folder, "float32")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
-from policies.strict import StrictModel
+from layersweep.policies.strict import StrictModel
 
 
 class LearningRates(StrictModel):

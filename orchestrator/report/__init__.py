@@ -1,6 +1,6 @@
 """The report of a sweep: one HTML file that needs no network, and its PNGs."""
 
-from workers.files import write_atomically
+from layersweep.workers.storage.files import write_atomically
 
 
 def write_report(source: str) -> list[str]:
@@ -13,9 +13,9 @@ def write_report(source: str) -> list[str]:
     Raises:
         SpecError: there is no table there, or it is none of ours.
     """
-    from .images import images
     from .page import render_page
-    from .read import read
+    from .png import images
+    from .results import read
 
     results, folder = read(source)
     page = render_page(results).encode()

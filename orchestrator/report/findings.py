@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from .profile import between, number, standing
-from .read import Results
+from .profile_chart import between, number, standing
+from .results import Results
 from .svg import compact
 
 OVERSTATES = (

@@ -8,10 +8,17 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..overlap import overlap
-from ..signals import early_signals
-from . import agreement, costs, curves, findings, gains, profile, rows
-from .read import Results
+from layersweep.orchestrator.report import cost_charts as costs
+from layersweep.orchestrator.report import curve_charts as curves
+from layersweep.orchestrator.report import findings
+from layersweep.orchestrator.report import gain_charts as gains
+from layersweep.orchestrator.report import matrix_chart as agreement
+from layersweep.orchestrator.report import profile_chart as profile
+from layersweep.orchestrator.report import table_rows as rows
+from layersweep.orchestrator.statistics.early_signals import early_signals
+from layersweep.orchestrator.statistics.solved_prompts import overlap
+
+from .results import Results
 
 WIDE, NARROW = 880, 358
 """Widths of the two versions of the large charts: a laptop's and a phone's, of which the page shows one."""

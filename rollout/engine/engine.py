@@ -21,8 +21,9 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from ..config import RolloutConfig
-from ..types import Completions, EngineStopped, Pushed, Sampling, StaleWeights
+from layersweep.rollout.config import RolloutConfig
+from layersweep.rollout.types import Completions, EngineStopped, Pushed, Sampling, StaleWeights
+
 from .batching import AutoBatching
 from .model import ROUTED
 from .route import RUN
@@ -75,7 +76,7 @@ def engine_args(model: str, architecture: str, config: RolloutConfig, dtype: str
         async_scheduling=False,
         disable_log_stats=True,
         enable_sleep_mode=config.sleep,
-        worker_extension_cls="rollout.engine.worker.OverlayWorker",
+        worker_extension_cls="layersweep.rollout.engine.worker.OverlayWorker",
     )
 
 

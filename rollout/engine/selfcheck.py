@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from ..types import Sampling
+from layersweep.rollout.types import Sampling
+
 from .engine import RolloutEngine
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15, "float16": 0.05}

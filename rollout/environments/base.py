@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, PositiveInt, model_validator
 
-from policies.strict import StrictModel
+from layersweep.policies.strict import StrictModel
 
 SPLIT_SIZE = 10**9
 """Seeds below it are of `train`, those of the next as many of `selection`, then `final`."""
@@ -55,7 +55,7 @@ class EnvironmentConfig(StrictModel):
     """Episodes: how observations become prompts, responses become actions, and what is bounded."""
 
     multi_turn: ClassVar[bool] = True
-    """Such a section is played (rollout.episodes), not asked and scored once."""
+    """Such a section is played (layersweep.rollout.environments.episodes), not asked and scored once."""
 
     max_turns: PositiveInt = 30
     """An episode is cut after so many actions."""
@@ -119,7 +119,7 @@ class EnvironmentTask:
     multi_turn = True
 
     def __init__(self, config: EnvironmentConfig):
-        from .processes import EnvironmentProcesses  # which needs this module
+        from .process_pool import EnvironmentProcesses  # which needs this module
 
         self.config = config
         self.processes = EnvironmentProcesses(config)

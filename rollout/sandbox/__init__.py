@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from rollout.sandbox.backend import Limits, SandboxDied, SandboxError, Setting, Warden, choose, doctor
-from rollout.sandbox.programs import AssertTests, CallTests, Program, ScriptTests, Verdict
+from .backend import Limits, SandboxDied, SandboxError, Setting, Warden, choose, doctor
+from .programs import AssertTests, CallTests, Program, ScriptTests, Verdict
 
 __all__ = [
     "AssertTests",

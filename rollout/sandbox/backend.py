@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rollout.sandbox.inside import confine
+from layersweep.rollout.sandbox.inside import confine
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ Setting = Literal["auto", "bubblewrap", "subprocess"]
 Name = Literal["bubblewrap", "subprocess"]
 
 _INSIDE = str(Path(__file__).resolve().parent / "inside")
-_START = f"import sys; sys.path.insert(0, {_INSIDE!r}); import warden; warden.main()"
+_START = f"import sys; sys.path.insert(0, {_INSIDE!r}); import supervisor; supervisor.main()"
 # Like -I, but a fixed hash seed may be given: the verdict on a program must not change from run to run.
 _FLAGS = ("-S", "-s", "-P", "-B", "-X", "utf8")
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "HOME": "/tmp", "TMPDIR": "/tmp"}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from rollout.sandbox.inside import wire
+from layersweep.rollout.sandbox.inside import wire
 
 Ask = Callable[..., tuple[str, bytes]]
 """Runs a case in a sandbox: how it ended and its output."""

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from policies.strict import StrictModel
-from rollout.data import DataConfig, PromptData
-from rollout.sandbox import Limits, Sandbox, Setting
+from layersweep.policies.strict import StrictModel
+from layersweep.rollout.data.prompt_data import DataConfig, PromptData
+from layersweep.rollout.sandbox import Limits, Sandbox, Setting
 
 from .base import Prompt, Response, Score, Split
 from .code_data import parse_tests, question_of, with_program
@@ -53,7 +53,7 @@ class CodeTask:
         self.data = _CodeData(config.data, lambda raw: parse_tests(raw, config.data.columns))
 
     def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
-        """See `rollout.data.PromptData.prompts`."""
+        """See `layersweep.rollout.data.prompt_data.PromptData.prompts`."""
         return self.data.prompts(split, count, seed)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Score]:

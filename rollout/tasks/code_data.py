@@ -13,8 +13,8 @@ import pickletools
 import zlib
 from typing import Any
 
-from rollout.data import Columns, ground_truth
-from rollout.sandbox import AssertTests, CallTests, Program, ScriptTests
+from layersweep.rollout.data.prompt_data import Columns, ground_truth
+from layersweep.rollout.sandbox import AssertTests, CallTests, Program, ScriptTests
 
 _MAX_UNPACKED = 1 << 28
 _TEXT_OPCODES = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from policies.strict import StrictModel
-from rollout.bounded import BoundedCalls, Failure
-from rollout.data import DataConfig, PromptData, ground_truth
+from layersweep.policies.strict import StrictModel
+from layersweep.rollout.data.prompt_data import DataConfig, PromptData, ground_truth
+from layersweep.rollout.subprocess_pool import BoundedCalls, Failure
 
 from .base import Prompt, Response, Score, Split
 from .math_answer import MAX_ANSWER_CHARS, final_answer, marked_answer, plainly_equal
@@ -45,10 +45,10 @@ class MathTask:
 
     def __init__(self, config: MathConfig):
         self.data = PromptData(config.data, lambda raw: truths_of(ground_truth(raw, config.data.columns)))
-        self._equal = BoundedCalls("rollout.tasks.math_judge:equal", config.cpu_seconds, config.processes)
+        self._equal = BoundedCalls("layersweep.rollout.tasks.math_judge:equal", config.cpu_seconds, config.processes)
 
     def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
-        """See `rollout.data.PromptData.prompts`."""
+        """See `layersweep.rollout.data.prompt_data.PromptData.prompts`."""
         return self.data.prompts(split, count, seed)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Score]:

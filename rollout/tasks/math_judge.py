@@ -1,4 +1,4 @@
-"""Whether two mathematical answers are equal, by math-verify. Runs in a worker process of `rollout.bounded`."""
+"""Whether two mathematical answers are equal, by math-verify. Runs in a worker process of `rollout.subprocess_pool`."""
 
 import logging
 

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from policies.strict import StrictModel
-from rollout.bounded import BoundedCalls, Failure
-from rollout.data import split_of
+from layersweep.policies.strict import StrictModel
+from layersweep.rollout.data.prompt_data import split_of
+from layersweep.rollout.subprocess_pool import BoundedCalls, Failure
 
 from .base import Prompt, Response, Score, Split
 
@@ -78,7 +78,9 @@ class ReasoningGymTask:
         self.config = config
         self._params = json.dumps(config.params)
         self._name = f"{config.dataset} with {config.params}"
-        self._scores = BoundedCalls("rollout.tasks.reasoning_gym_entries:score", config.cpu_seconds, config.processes)
+        self._scores = BoundedCalls(
+            "layersweep.rollout.tasks.reasoning_gym_entries:score", config.cpu_seconds, config.processes
+        )
 
     def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
         """`count` different problems; another seed gives others, as far as the generator has enough of them."""

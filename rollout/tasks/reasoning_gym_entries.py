@@ -1,7 +1,7 @@
 """The entries of reasoning-gym's generators, by generator, parameters, seed and index, and the score of answers.
 
 Generators are deterministic, so an entry is known by these four and never has to travel (some hold objects that are
-no JSON). `score` runs in a worker process of `rollout.bounded`: some generators evaluate the answer as an expression.
+no JSON). `score` runs in a worker process of `subprocess_pool`: some generators evaluate the answer as an expression.
 """
 
 import dataclasses

@@ -14,8 +14,8 @@ from typing import Any
 import pandas
 import yaml
 
+from layersweep.workers.startup.environment import worker_environment
 from tests.benchmarks.meter import Meter
-from workers.environment import worker_environment
 
 os.environ.update(worker_environment(gpu=False))
 
@@ -57,7 +57,7 @@ def synthetic_experience(prompts: int, group: int, prompt_tokens: int, response_
     """An Experience of `prompts` groups, all of these lengths; every group has signal, so nothing is skipped."""
     import numpy as np
 
-    from rollout.types import Experience
+    from layersweep.rollout.types import Experience
 
     rng = np.random.default_rng(0)
     rows, tokens = np.arange(prompts * group), prompts * group * response_tokens
@@ -110,7 +110,7 @@ def sweep(spec: dict[str, Any], steps: int) -> Spent:
         file, log = Path(folder) / "sweep.yaml", Path(folder) / "log"
         file.write_text(yaml.safe_dump(spec))
         with log.open("w") as output:
-            command = [sys.executable, "-m", "orchestrator.cli", "run", str(file)]
+            command = [sys.executable, "-m", "layersweep", "run", str(file)]
             # Ray gives its workers niceness 15: on a machine that is not quite idle they would lose to any peer.
             environment = os.environ | {"RAY_worker_niceness": "0"}
             result = spent(

@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
-from orchestrator.cli import DEMO
-from orchestrator.spec import parse_spec
+from layersweep.cli import DEMO
+from layersweep.orchestrator.spec.sweep_spec import parse_spec
+from layersweep.workers.startup.tiny_model_training import make_tiny_model
 from tests.benchmarks.common import print_table, sweep
-from workers.base_model import make_tiny_model
 
 LAYERS = (4, 8, 12, 16, 24)
 STEPS = 5

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from orchestrator.cluster import connected
-from policies.architecture import Architecture
+from layersweep.orchestrator.execution.ray_session import connected
+from layersweep.policies.model.architecture import Architecture
 from tests.benchmarks.common import print_table, random_model, synthetic_experience
 
 LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 16, 1024, 2432, 32000
@@ -60,12 +60,12 @@ def trainers(folder: str) -> Iterator[tuple[float, float, float, float]]:
     with connected(None, "layersweep-memory", gpu=False) as environment:
         import ray
 
-        from policies.grpo import GRPO
-        from policies.selection import Selection
-        from workers.config import DeepSpeedConfig, TrainingConfig
-        from workers.engine import Engine
-        from workers.tiny import BaseModel
-        from workers.trainer import Trainer
+        from layersweep.policies.algorithms.grpo import GRPO
+        from layersweep.policies.selection import Selection
+        from layersweep.workers.actors.engine import Engine
+        from layersweep.workers.actors.trainer import Trainer
+        from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
+        from layersweep.workers.startup.tiny_model import BaseModel
 
         # As in a sweep, an engine is forked first and trainers from a process that then imports their part too.
         engine = ray.remote(Engine).options(num_cpus=0.05, runtime_env=environment).remote()

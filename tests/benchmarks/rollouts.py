@@ -24,9 +24,9 @@ def measure(shape: str, runs: int) -> list[list[object]]:
     import numpy as np
     from transformers import AutoModelForCausalLM
 
-    from rollout.config import RolloutConfig
-    from rollout.engine.engine import RolloutEngine
-    from rollout.types import Sampling
+    from layersweep.rollout.config import RolloutConfig
+    from layersweep.rollout.engine.engine import RolloutEngine
+    from layersweep.rollout.types import Sampling
 
     layers, hidden, heads = SHAPES[shape]
     folder = random_model(layers, hidden, heads)

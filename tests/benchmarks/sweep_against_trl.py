@@ -30,11 +30,11 @@ from typing import Any
 
 import yaml
 
-from orchestrator.cli import DEMO
-from orchestrator.plan import Plan, make_plan
-from orchestrator.spec import parse_spec
+from layersweep.cli import DEMO
+from layersweep.orchestrator.planning.plan import Plan, make_plan
+from layersweep.orchestrator.spec.sweep_spec import parse_spec
+from layersweep.workers.startup.tiny_model_training import character_tokenizer, make_tiny_model
 from tests.benchmarks.common import Spent, median, print_table, random_model, spent, sweep
-from workers.base_model import character_tokenizer, make_tiny_model
 
 OURS = "layersweep"
 STEPS = {"demo": 30, "larger": 6}

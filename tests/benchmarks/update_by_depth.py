@@ -44,13 +44,13 @@ def seconds(works: list[Callable[[], object]]) -> list[float]:
 def main() -> None:
     import torch
 
-    from policies.batch import pack
-    from policies.grpo import GRPO
-    from policies.selection import Selection
-    from policies.trunk import Trunk
-    from workers.config import DeepSpeedConfig, TrainingConfig
-    from workers.distributed import free_port, prepare
-    from workers.learner import Learner
+    from layersweep.policies.algorithms.grpo import GRPO
+    from layersweep.policies.model.tree_batch import pack
+    from layersweep.policies.model.trunk import Trunk
+    from layersweep.policies.selection import Selection
+    from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
+    from layersweep.workers.training.distributed import free_port, prepare
+    from layersweep.workers.training.learner import Learner
 
     prepare(0, 1, "127.0.0.1", free_port(), gpu=False)
     torch.set_num_threads(1)

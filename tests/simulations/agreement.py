@@ -8,10 +8,9 @@ import time
 import numpy as np
 from scipy import stats
 
-from orchestrator.compare import compare_all, corrected_spearman
-from orchestrator.profile import Profile
-
-from .profiles import published
+from layersweep.orchestrator.statistics.layer_profile import Profile
+from layersweep.orchestrator.statistics.profile_agreement import compare_all, corrected_spearman
+from tests.simulations.profiles import published
 
 
 def normal_pair(rng, layers: int, rho: float) -> tuple[np.ndarray, np.ndarray]:

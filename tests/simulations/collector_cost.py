@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.table import sweep_table
-from workers.collector import STEP_COLUMNS, Collector
-from workers.trackers.config import TrackingConfig
-
-from .stand_ins import CollectorCost
+from layersweep.orchestrator.statistics.contribution_table import sweep_table
+from layersweep.workers.actors.collector import STEP_COLUMNS, Collector
+from layersweep.workers.trackers.config import TrackingConfig
+from tests.simulations.stand_ins import CollectorCost
 
 SAMPLES, KINDS = 4, 37
 SIZES = ((50, 100, 500), (100, 100, 500), (100, 400, 500), (100, 100, 2000))

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator import depth_gp, intervals
-
-from .profiles import published
+from layersweep.orchestrator.statistics import depth_gp, intervals
+from tests.simulations.profiles import published
 
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(61)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
@@ -90,7 +89,7 @@ class Outcome:
 
 
 def judge(suites: list[np.ndarray], truth: np.ndarray, rng: np.random.Generator) -> Outcome:
-    """The estimate of `orchestrator.contribution`, on arrays."""
+    """The estimate of `layersweep.orchestrator.statistics.contribution`, on arrays."""
     layers = len(truth)
     full, base = layers, layers + 1
     means = intervals.seed_means(suites)

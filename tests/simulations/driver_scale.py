@@ -5,7 +5,7 @@ driver computes, by RAY_CALL for each call of an actor, and by what everybody wa
 than time to do it in makes the sweep longer, as it would. The collector is measured by itself first (collector_cost).
 The driver looks at the cluster's size every 100 s here, else that would be most of what there is to compute.
 
-The sweep is the study's of the 8B model with 27 seeds, its durations those of orchestrator.estimate; then the same
+The sweep is the study's of the 8B model with 27 seeds, its durations those of cost_model; then the same
 with everything that GPUs do 10, 100 and 1000 times faster.
 """
 
@@ -24,20 +24,19 @@ from unittest.mock import AsyncMock, patch
 import yaml
 from rich.console import Console
 
-from orchestrator.cluster_shape import H200
-from orchestrator.driver import Driver
-from orchestrator.estimate import Assumptions, rollout_seconds, update_seconds
-from orchestrator.experiment import Experiment
-from orchestrator.plan import Plan, Run
-from orchestrator.progress import Progress
-from orchestrator.spec import parse_spec
-from policies.architecture import Architecture
-from policies.known_models import KNOWN_MODELS
-from policies.selection import Selection
-
-from .collector_cost import SAMPLES, measure
-from .stand_ins import Durations, SimulatedBerths, SimulatedStage, World
-from .virtual_time import VirtualClock, VirtualLoop
+from layersweep.orchestrator.execution.driver import Driver
+from layersweep.orchestrator.execution.manifest import Experiment
+from layersweep.orchestrator.execution.progress import Progress
+from layersweep.orchestrator.planning.cluster_shape import H200
+from layersweep.orchestrator.planning.cost_model import Assumptions, rollout_seconds, update_seconds
+from layersweep.orchestrator.planning.plan import Plan, Run
+from layersweep.orchestrator.spec.sweep_spec import parse_spec
+from layersweep.policies.model.architecture import Architecture
+from layersweep.policies.model.known_models import KNOWN_MODELS
+from layersweep.policies.selection import Selection
+from tests.simulations.collector_cost import SAMPLES, measure
+from tests.simulations.stand_ins import Durations, SimulatedBerths, SimulatedStage, World
+from tests.simulations.virtual_time import VirtualClock, VirtualLoop
 
 PRESET = Path(__file__).parents[2] / "deploy" / "sweeps" / "qwen3-8b-numinamath-grpo.yaml"
 RAY_CALL = 0.0016
@@ -129,16 +128,16 @@ def simulate(plan: Plan, world: World, worked: Callable[[World], float] | None =
         return worked(world) if worked else time.process_time() - began + world.calls.total() * RAY_CALL
 
     with ExitStack() as stack:
-        for module in ("course", "stage", "nodes", "watch", "engines"):
-            stack.enter_context(patch(f"orchestrator.{module}.ray", world.ray()))
-        for module in ("course", "driver", "progress"):
-            stack.enter_context(patch(f"orchestrator.{module}.time", VirtualClock))
-        stack.enter_context(patch("orchestrator.rooms.LOOK", 100.0))
+        for module in ("run_controller", "actors", "ray_nodes", "health", "engine_slot"):
+            stack.enter_context(patch(f"layersweep.orchestrator.execution.{module}.ray", world.ray()))
+        for module in ("run_controller", "driver", "progress"):
+            stack.enter_context(patch(f"layersweep.orchestrator.execution.{module}.time", VirtualClock))
+        stack.enter_context(patch("layersweep.orchestrator.execution.run_slots.LOOK", 100.0))
         log = stack.enter_context(open(os.devnull, "w"))
-        stack.enter_context(patch("orchestrator.progress.Console", lambda **_: Console(file=log)))
-        stack.enter_context(patch("orchestrator.stage.gang", lambda *_: None))
-        stack.enter_context(patch("orchestrator.stage.placed", AsyncMock(return_value=True)))
-        stack.enter_context(patch("orchestrator.stage.Berths", partial(SimulatedBerths, world)))
+        stack.enter_context(patch("layersweep.orchestrator.execution.progress.Console", lambda **_: Console(file=log)))
+        stack.enter_context(patch("layersweep.orchestrator.execution.actors.gang", lambda *_: None))
+        stack.enter_context(patch("layersweep.orchestrator.execution.actors.placed", AsyncMock(return_value=True)))
+        stack.enter_context(patch("layersweep.orchestrator.execution.actors.Berths", partial(SimulatedBerths, world)))
         with asyncio.Runner(loop_factory=partial(VirtualLoop, busy)) as runner:
             seconds = runner.run(_drive(plan, world))
     return Outcome(

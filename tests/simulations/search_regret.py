@@ -11,9 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from orchestrator.search import FINAL_SAMPLES, Schedule, cost, survivors, winners
-
-from .profiles import shapes
+from layersweep.orchestrator.statistics.halving_schedule import FINAL_SAMPLES, Schedule, cost, survivors, winners
+from tests.simulations.profiles import shapes
 
 STEPS = 200
 ON_PROMPTS, SAMPLING, BASE = 0.07, 0.115, 0.09  # standard deviations in C: 500 prompts, 4 samples, 6.7 points of gain

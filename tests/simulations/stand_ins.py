@@ -12,15 +12,14 @@ from typing import Any
 
 import ray
 
-from orchestrator.plan import Plan
-from orchestrator.stage import Stage
-from policies.selection import Selection
-from workers.collector import SPARING
-from workers.config import ActorResources
-from workers.placement import Berths
-from workers.seats import aboard
-
-from .virtual_time import Server
+from layersweep.orchestrator.execution.actors import Stage
+from layersweep.orchestrator.planning.plan import Plan
+from layersweep.policies.selection import Selection
+from layersweep.workers.actors.collector import SPARING
+from layersweep.workers.actors.gpu_share import aboard
+from layersweep.workers.actors.shared_gpu import Berths
+from layersweep.workers.config import ActorResources
+from tests.simulations.virtual_time import Server
 
 
 @dataclass(frozen=True)

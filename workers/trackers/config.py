@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from policies.strict import StrictModel
+from layersweep.policies.strict import StrictModel
 
 
 class WandbConfig(StrictModel):

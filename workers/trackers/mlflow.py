@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
-from . import metrics, run_name
+from layersweep.workers.trackers import metrics, run_name
+
 from .config import MLflowConfig
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from ..files import located
-from . import metrics, run_name
+from layersweep.workers.storage.files import located
+from layersweep.workers.trackers import metrics, run_name
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import wandb
 
-from ..files import located
-from . import metrics, run_name
+from layersweep.workers.storage.files import located
+from layersweep.workers.trackers import metrics, run_name
+
 from .config import WandbConfig
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""layersweep: which transformer layers carry the gains of RL post-training?"""

@@ -1,0 +1,232 @@
+"""The `layersweep` command.
+
+Exit codes: 0 done, 1 some run failed, 2 bad input, 3 stopped before the end. Commands import what they need when they
+run, so that help and errors come at once.
+"""
+
+import argparse
+import sys
+from importlib.resources import files
+
+from layersweep.orchestrator.spec.sweep_spec import SpecError, SweepSpec, load_spec
+from layersweep.workers.storage.files import NoStore
+
+DEMO = str(files("layersweep.deploy") / "sweeps" / "demo.yaml")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.command(args)
+    except SpecError as error:
+        for problem in error.problems:
+            print(f"layersweep: {problem}", file=sys.stderr)
+        return 2
+    except NoStore as error:
+        print(f"layersweep: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # who watches looks away; a driver has a handler of its own
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="layersweep",
+        description="Which transformer layers carry the gains of RL post-training? One YAML file in, one table out: "
+        "the contribution of every layer, with its error.",
+        epilog="Start with `layersweep run` (the demo), then copy its spec: `layersweep schema` explains every field.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, command, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        return sub
+
+    plan = add("plan", _plan, "Show what a sweep would do: runs, sizes, bytes per push. Starts nothing.")
+    plan.add_argument("spec", nargs="?", default=DEMO, help="YAML file (default: the demo)")
+    plan.add_argument("--cluster", metavar="SHAPE", help="also place it on GPUs, such as 8xH200 or 4x8xH100 (nodes x "
+                      "GPUs x kind): schedule, hours, memory, network")  # fmt: skip
+    run = add("run", _run, "Run a sweep on this machine's Ray, or on a running cluster.")
+    run.add_argument("spec", nargs="?", default=DEMO, help="YAML file (default: the demo)")
+    run.add_argument("--address", help="of a running Ray cluster, such as auto or host:6379 (default: start Ray here)")
+    run.add_argument("--fresh", action="store_true", help="discard what an earlier run of this sweep left")
+    submit = add("submit", _submit, "Run a sweep on a cluster, as a Ray job that goes on without this terminal.")
+    submit.add_argument("spec", nargs="?", default=DEMO, help="YAML file (default: the demo)")
+    earlier = submit.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on with what an earlier run of this sweep left")
+    earlier.add_argument("--fresh", action="store_true", help="discard it")
+    submit.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]", help="an environment variable of "
+                        "the sweep; without a value the one it has here. The dashboard shows it")  # fmt: skip
+    submit.add_argument("--working-dir", metavar="DIR", help="take this folder along, and run in it: data, or an "
+                        "algorithm of your own")  # fmt: skip
+    then = submit.add_mutually_exclusive_group()
+    then.add_argument("--follow", action="store_true", help="print what the driver prints, until it ends")
+    then.add_argument("--detach", action="store_true", help="return at once (the default)")
+    status = add("status", _status, "Tell how a sweep stands.")
+    status.add_argument("--watch", action="store_true", help="until it ends")
+    stop = add("stop", _stop, "Have a submitted sweep write its checkpoints and end.")
+    logs = add("logs", _logs, "Print what a submitted sweep's driver prints.")
+    logs.add_argument("--follow", action="store_true", help="until it ends")
+    pull = add("pull", _pull, "Copy a sweep's contribution table here, complete or not.")
+    pull.add_argument("-o", "--output", default="contribution.parquet", metavar="FILE", help="(default: %(default)s)")
+    for command in (status, pull):
+        command.add_argument("sweep", help="its folder or URI (OUTPUT/NAME), or with --address its name")
+    for command in (stop, logs):
+        command.add_argument("sweep", help="its name")
+    for command, required in ((submit, True), (status, False), (stop, True), (logs, True), (pull, False)):
+        command.add_argument("--address", required=required, metavar="URL", help="of the cluster's dashboard, such as "
+                             "http://head:8265")  # fmt: skip
+    resume = add("resume", _resume, "Go on with a sweep after a crash or a stop, or with layers, seeds or steps added.")
+    resume.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME), or its spec")
+    resume.add_argument("spec", nargs="?", help="YAML file with what is added (default: sweep.yaml in the folder)")
+    resume.add_argument("--address", help="of a running Ray cluster (default: start Ray here)")
+    report = add("report", _report, "Write a finished or running sweep's report: one HTML file, and PNGs.")
+    report.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME), or a contribution table in parquet")
+    compare = add("compare", _compare, "Do the layer rankings agree? Observed and noise-corrected rank correlation.")
+    compare.add_argument("tables", nargs="+", metavar="TABLE", help="a sweep's folder, a parquet of ours, or a CSV")
+    compare.add_argument("-o", "--output", metavar="DIR", help="write compare.html and compare.png there")
+    compare.add_argument("--top", type=_count, default=5, metavar="K", help="how many best layers to hold against "
+                         "each other (default: 5)")  # fmt: skip
+    compare.add_argument("--noise", type=float, metavar="SD", help="of the contribution, for tables without intervals")
+    export = add("export", _export, "Merge a run's weights into its base: a folder that transformers and vLLM load "
+                 "(of a float32 run with dtype=float32: vLLM's default is 16 bits).")  # fmt: skip
+    export.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME)")
+    export.add_argument("selection", help="such as layer-07 or full")
+    export.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder")
+    export.add_argument("--seed", type=int, help="where several were trained")
+    add("doctor", _doctor, "Tell what this machine can do, and what is missing.")
+    add("schema", _schema, "Explain every field of a spec.")
+    return parser
+
+
+def _count(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.commands.show_plan import show_plan
+    from layersweep.orchestrator.planning.plan import make_plan
+
+    plan = make_plan(load_spec(args.spec), fetch=False)
+    if args.cluster is None:
+        show_plan(plan)
+        return 0
+    from layersweep.orchestrator.commands.show_forecast import show_cluster_plan
+    from layersweep.orchestrator.planning.cluster_forecast import plan_on
+    from layersweep.orchestrator.planning.cluster_shape import parse_cluster
+
+    placed = plan_on(plan, parse_cluster(args.cluster))
+    show_plan(plan, hours=False)
+    show_cluster_plan(placed)
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.execution.launch import run_sweep
+
+    return run_sweep(load_spec(args.spec), args.address, args.fresh)
+
+
+def _resume(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.execution.launch import resume_sweep
+
+    return resume_sweep(args.sweep, args.spec, args.address)
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.remote.job_package import at_home
+    from layersweep.orchestrator.remote.ray_jobs import Cluster
+
+    spec = at_home(load_spec(args.spec))
+    cluster = Cluster(args.address)
+    job = cluster.submit(spec, args.resume, args.fresh, args.env, args.working_dir)
+    print(f"submitted as {job.id}, output {job.folder}")
+    if args.follow:
+        return 0 if cluster.follow(job).status == "SUCCEEDED" else 1
+    for command in ("status --watch", "logs --follow", "pull", "stop"):
+        print(f"  layersweep {command} {spec.name} --address {args.address}")
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.commands.status import show_status
+    from layersweep.orchestrator.remote.sweep_view import Sweep
+
+    return 0 if show_status(Sweep(args.sweep, args.address), args.watch) else 1
+
+
+def _stop(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.remote.ray_jobs import Cluster
+
+    cluster = Cluster(args.address)
+    job = cluster.find(args.sweep)
+    if cluster.stop(job):
+        print(f"{job.id}: asked to end; it writes its checkpoints first", flush=True)
+    print(f"{job.id}: {cluster.wait(job).status.lower()}")
+    return 0
+
+
+def _logs(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.remote.ray_jobs import Cluster
+
+    cluster = Cluster(args.address)
+    job = cluster.find(args.sweep)
+    if args.follow:
+        cluster.follow(job)
+    else:
+        print(cluster.logs(job), end="")
+    return 0
+
+
+def _pull(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.commands.status import pull
+    from layersweep.orchestrator.remote.sweep_view import Sweep
+
+    print(pull(Sweep(args.sweep, args.address), args.output))
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.report import write_report
+
+    for path in write_report(args.sweep):
+        print(path)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.commands.compare import compare_tables
+
+    for path in compare_tables(args.tables, args.top, args.noise, args.output):
+        print(path)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.commands.export import export
+
+    for path in export(args.sweep, args.selection, args.output, args.seed):
+        print(path)
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.commands.doctor import examine
+
+    return examine()
+
+
+def _schema(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.commands.show_plan import show_schema
+
+    show_schema(SweepSpec)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

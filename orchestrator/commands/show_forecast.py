@@ -1,0 +1,55 @@
+"""What `plan --cluster` prints."""
+
+from rich.table import Table
+
+from layersweep.orchestrator.planning.cluster_forecast import ClusterPlan
+from layersweep.orchestrator.planning.cost_model import Assumptions, Estimate
+
+from .show_plan import size, wide_console
+
+
+def show_cluster_plan(found: ClusterPlan) -> None:
+    """Schedule, hours, network, and the memory of each kind of GPU."""
+    plan, cluster, schedule = found.plan, found.cluster, found.schedule
+    resources, gpu = plan.spec.resources, cluster.gpu
+    own = "sharing GPUs with trainers" if resources.engine.gpus < 1 else "on GPUs of their own"
+    waves = f"layer runs in waves of {schedule.layer_runs}: {schedule.layer_waves}"
+    if found.seating.whole_runs:
+        waves += " in turn with" if found.seating.in_turn else ";"
+        waves += f" whole-model runs in waves of {found.seating.whole_runs}: {schedule.whole_waves}"
+    facts = {
+        "cluster": f"{cluster} ({gpu.memory / 2**30:.1f} GiB, {gpu.flops['bfloat16'] / 1e12:.0f} bfloat16 TFLOP/s, "
+        f"{gpu.bandwidth / 1e12:.2f} TB/s each); enough CPUs are assumed",
+        "engines": f"{resources.engines} of {resources.engine.gpus:g} GPU, {own}, "
+        f"batching {plan.spec.rollout.batching}",
+        "schedule": waves,
+        "GPU-hours": f"busy: {_hours(found.mixed)} with runs batched together; {_hours(found.swapped)} with one run's "
+        "batch at a time",
+        "wall clock": f"at least {schedule.hours:,.1f} h, which holds {schedule.hours * cluster.gpus:,.0f} GPU-hours; "
+        f"bound by {schedule.bound_by}",
+        "which": str(Assumptions()).replace("one run's batch at a time, nothing waiting", "nothing waiting"),
+    }
+    for network in found.network:
+        facts[f"a step of {network.who}"] = (
+            f"weights {size(network.pushed)} to engines, {size(network.between_nodes)} of it between nodes; experience "
+            f"{size(network.experience)} to trainers; gradients {size(network.gradients)} between ranks"
+        )
+    console = wide_console()
+    for name, fact in facts.items():
+        console.print(f"{name:>25}  {fact}")
+    table = Table("GPUs", "who", "weights", "KV cache", "overlays", "trunk", "trainers' own", "activations",
+                  "contexts", "at most")  # fmt: skip
+    for card, count in found.memory.items():
+        parts = (card.weights, card.cache, card.overlays, card.trunk, card.trainers, card.activations, card.contexts)
+        full = " (over!)" if card.total > gpu.memory else ""
+        table.add_row(str(count), card.who, *(size(part) if part else "" for part in parts), size(card.total) + full)
+    console.print(table)
+    if any(card.total > gpu.memory for card in found.memory):
+        console.print("over!: activations at their most do not fit; lower training.micro_batch_tokens", style="bold")
+
+
+def _hours(cost: Estimate) -> str:
+    return (
+        f"about {cost.total:,.0f} ({cost.rollout:,.0f} writing, {cost.update:,.0f} training, "
+        f"{cost.evaluation:,.0f} scoring)"
+    )

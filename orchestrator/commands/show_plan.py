@@ -1,0 +1,151 @@
+"""What the commands print: a plan, a contribution table, the documentation of the spec."""
+
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from layersweep.orchestrator.planning.cluster_shape import H200
+from layersweep.orchestrator.planning.cost_model import Assumptions, activation_bytes, estimate
+from layersweep.orchestrator.planning.plan import Plan
+from layersweep.orchestrator.spec.sweep_spec import models_of
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def wide_console() -> Console:
+    """A terminal's own width; in a pipe, wide enough that tables are not cut."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=140)
+
+
+def show_plan(plan: Plan, hours: bool = True) -> None:
+    """Runs, sizes and counts; with `hours` also the GPU-hours on a GPU of today."""
+    spec, shape, training = plan.spec, plan.architecture, plan.spec.training
+    console = wide_console()
+    facts = {
+        "sweep": f"{spec.name} -> {plan.folder}",
+        "model": f"{shape.name}, {shape.layers} layers, hidden {shape.hidden}, {shape.parameters:,} parameters, "
+        f"{shape.layer_parameters:,} in a layer" + (f" ({plan.shape_source})" if plan.shape_source else ""),
+        "task": f"{spec.task.type}, {spec.algorithm.type}",
+        "each run": f"{training.steps} steps of {training.prompts_per_step} prompts x {training.group_size} responses, "
+        f"{training.epochs * training.minibatches} optimizer steps each, at most {training.max_response_tokens} tokens",
+        "runs": f"{len(plan.runs)} to train, seeds {', '.join(map(str, spec.seeds))}; the base is scored besides",
+        **_search(plan),
+        **_trials(plan),
+        "to generate": f"{plan.training_responses:,} training and {plan.evaluation_responses:,} evaluation responses",
+        "shared trunk": f"{size(plan.trunk_bytes)} once per node, in {training.dtype}",
+        "an engine": engine_memory(plan),
+    }
+    if hours and spec.resources.on_gpu():
+        cost, assumed = estimate(plan), Assumptions()
+        facts["GPU-hours"] = (
+            f"about {cost.total:,.0f} of one {H200.name}: {cost.rollout:,.0f} writing, {cost.update:,.0f} training, "
+            f"{cost.evaluation:,.0f} scoring"
+        )
+        facts["which"] = str(assumed)
+    if plan.unchecked:
+        facts["at the run"] = f"is checked: {', '.join(plan.unchecked)}"
+    for name, fact in facts.items():
+        console.print(f"{name:>13}  {fact}")
+    table = Table("run", "trains", "learning rate", "pushed per step", "trainer's own memory", "activations at most")
+    for run in (*plan.runs, *plan.combined):
+        selection = run.selection
+        rate = "by trial" if plan.trials else f"{training.learning_rate.of(selection.whole):g}"
+        table.add_row(
+            run.name, f"{plan.trainable_parameters(selection):,}", rate, size(plan.push_bytes(selection)),
+            size(plan.trainer_bytes(selection)), size(activation_bytes(plan, selection)),
+        )  # fmt: skip
+    console.print(table)
+    if plan.combined:
+        console.print("Which layers the last of these train is known when the layer runs are finished; sizes are for "
+                      "as many in the middle.")  # fmt: skip
+
+
+def _search(plan: Plan) -> dict[str, str]:
+    """Who trains how far, where weak layers stop early."""
+    if not (rungs := plan.rungs):
+        return {}
+    from layersweep.orchestrator.statistics.halving_schedule import cost
+
+    trained, exhaustive = cost(rungs), rungs[0].layers * plan.spec.training.steps
+    course = ", ".join(f"{rung.layers} to step {rung.step}" for rung in rungs)
+    return {"search": f"layers: {course}; {trained:,} of {exhaustive:,} layer steps ({trained / exhaustive:.0%})"}
+
+
+def _trials(plan: Plan) -> dict[str, str]:
+    """How the learning rates are found, where the spec does not name them."""
+    tuning, trials = plan.spec.training.learning_rate, plan.trials
+    if not trials:
+        return {}
+    rates = ", ".join(f"{rate:g}" for rate in sorted(tuning.tune))
+    tried = (
+        "the full run, for every run" if tuning.reuse == "full" else "the full run and a middle layer, for their kind"
+    )
+    return {
+        "learning rate": f"the best of {rates}, tried on {tried}: {len(trials)} trials of {tuning.steps} steps first"
+    }
+
+
+def engine_memory(plan: Plan) -> str:
+    """What an engine takes: weights, and a cache for what is being written."""
+    rollout, weights = plan.spec.rollout, f"weights {size(plan.trunk_bytes)}"
+    cache = None if rollout.kv_cache_memory_mib is None else f"KV cache {size(rollout.kv_cache_memory_mib << 20)}"
+    if plan.spec.resources.on_gpu():
+        share = f"{rollout.gpu_memory_utilization:.0%} of {rollout.tensor_parallel_size} GPU"
+        return f"{weights}, {cache}" if cache else f"{share}: {weights}, the rest KV cache"
+    return f"{weights}, {cache or 'KV cache 128.0 MiB'}"
+
+
+def show_table(table: Any) -> None:
+    """The contribution table on the terminal."""
+    shown = Table("selection", "score", "95 %", "contribution", "95 %", "rank", "steps", "status")
+    for row in table.itertuples():
+        shown.add_row(
+            row.selection, number_text(row.score), interval_text(row.score_low, row.score_high),
+            number_text(row.contribution), interval_text(row.contribution_low, row.contribution_high), _text(row.rank),
+            _text(row.steps),
+            f"{row.status}: {row.reason}" if row.status == "failed" else row.status,
+        )  # fmt: skip
+    console = wide_console()
+    console.print(shown)
+    if (table["status"] == "pruned").any():
+        console.print("The contribution of a pruned layer is an extrapolation, from the step where it stopped.")
+
+
+def show_schema(model: type[BaseModel], indent: str = "") -> None:
+    """Every field of a spec with its default and its documentation."""
+    for name, field in model.model_fields.items():
+        default = "" if field.is_required() else f" = {_default(field.get_default(call_default_factory=True))}"
+        print(f"{indent}{name}{default}")
+        if field.description:
+            print(f"{indent}    {' '.join(field.description.split())}")
+        for inner in models_of(model, name):
+            print(f"{indent}  [{inner.__name__}] {' '.join((inner.__doc__ or '').split())}")
+            show_schema(inner, indent + "    ")
+
+
+def _default(value: Any) -> str:
+    return "(below)" if isinstance(value, BaseModel | tuple) and value else repr(value)
+
+
+def number_text(value: Any) -> str:
+    """Three decimals; nothing for None and NaN."""
+    return "" if value is None or value != value else f"{value:.3f}"
+
+
+def interval_text(low: Any, high: Any) -> str:
+    """`low .. high`; nothing where there is none."""
+    return f"{number_text(low)} .. {number_text(high)}" if low == low else ""
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or str(value) in ("<NA>", "nan") else str(value)

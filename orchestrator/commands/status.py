@@ -1,0 +1,124 @@
+"""`layersweep status` and `pull`: how a sweep stands, from anywhere."""
+
+import json
+import time
+from io import BytesIO
+from typing import Any
+
+import pandas as pd
+import yaml
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from layersweep.orchestrator.remote.ray_jobs import Job
+from layersweep.orchestrator.remote.sweep_view import Sweep
+from layersweep.orchestrator.spec.sweep_spec import SpecError
+from layersweep.workers.storage.files import write_atomically
+
+from .show_plan import interval_text, number_text, wide_console
+
+PHASES = ("rollout", "reward", "update", "sync", "wait")
+SECONDS = 5.0
+"""Between two looks at a folder."""
+SECONDS_BY_JOB = 30.0
+"""Between two looks through a cluster; each starts a small job there."""
+
+
+def show_status(sweep: Sweep, watch: bool) -> bool:
+    """Print how a sweep stands; with `watch`, until it ends. False where some run, or the whole sweep, failed."""
+    console = wide_console()
+    if not watch:
+        view, _, failed = _look(sweep)
+        console.print(view)
+        return not failed
+    with Live(console=console, auto_refresh=False, screen=False) as live:
+        while True:
+            sweep.refresh()
+            view, over, failed = _look(sweep)
+            live.update(view, refresh=True)
+            if over:
+                return not failed
+            time.sleep(SECONDS_BY_JOB if sweep.cluster else SECONDS)
+
+
+def pull(sweep: Sweep, output: str) -> str:
+    """Copy the contribution table as it is now to `output`; returns a line that says how complete it is.
+
+    Raises:
+        SpecError: there is none yet.
+    """
+    (content,) = sweep.read(["contribution.parquet"])
+    if content is None:
+        raise SpecError([f"{sweep.folder}: no contribution.parquet yet; it is there after the first steps"])
+    write_atomically(output, lambda file: file.write(content))
+    states = pd.read_parquet(BytesIO(content), columns=["status"])["status"].value_counts()
+    return f"{output}: {states.sum()} selections, {', '.join(f'{n} {status}' for status, n in states.items())}"
+
+
+def _look(sweep: Sweep) -> tuple[Group, bool, bool]:
+    """What to show now, whether the sweep is over, and whether something failed."""
+    files = ["sweep.yaml", "checkpoints/places.json", "contribution.parquet", "steps.parquet"]
+    spec, places, *contents = sweep.read(files)
+    places = json.loads(places or b"{}")
+    table, steps = (None if content is None else pd.read_parquet(BytesIO(content)) for content in contents)
+    lines = [f"sweep   {sweep.job.sweep if sweep.job else yaml.safe_load(spec)['name']} -> {sweep.folder}"]
+    over = table is not None and not (table["status"] == "running").any()
+    failed = table is not None and bool((table["status"] == "failed").any())
+    if sweep.job:
+        lines += _job_lines(sweep.job, sweep.cluster.logs(sweep.job))
+        over, failed = sweep.job.over, failed or sweep.job.status == "FAILED"
+    if over:
+        places = {}
+    if engines := [f"{who} on {where}" for who, where in sorted(places.items()) if who.startswith("Engine-")]:
+        lines.append(f"engines {'; '.join(engines)}")
+    shown = [Text("\n".join(lines))]
+    if table is not None:
+        shown.append(overview(table, steps, yaml.safe_load(spec)["training"]["steps"], places))
+    return Group(*shown), over, failed
+
+
+def _job_lines(job: Job, logs: str) -> list[str]:
+    lasted = max(0.0, (job.ended or time.time()) - job.started)
+    last = logs.strip().rpartition("\n")[2]
+    message = f": {job.message.partition(', last available logs')[0]}" if job.status == "FAILED" else ""
+    return [f"job     {job.id}, {job.status.lower()}, {lasted:.0f} s{message}", f"driver  {last}"]
+
+
+def overview(table: pd.DataFrame, steps: pd.DataFrame, total: int, places: dict[str, str]) -> Table:
+    """A row per selection: its step and last reward (the mean of its seeds), tokens per second, score, contribution.
+
+    Args:
+        table, steps: the content of contribution.parquet and steps.parquet.
+        total: training steps of a run.
+        places: host and GPUs by run; a column where there are any.
+    """
+    latest = _latest(steps)
+    shown = Table("selection", "step", "reward", "tokens/s", "score", "contribution", "95 %", "status")
+    where = {row: _hosts(row, places) for row in table["selection"]}
+    if any(where.values()):
+        shown.add_column("on")
+    for row in table.itertuples():
+        now = latest.get(row.selection, {})
+        shown.add_row(
+            row.selection, f"{now['step'] + 1:.0f}/{total}" if now else "", number_text(now.get("reward_mean")),
+            f"{now['rate']:.0f}" if now else "", number_text(row.score), number_text(row.contribution),
+            interval_text(row.contribution_low, row.contribution_high),
+            f"{row.status}: {row.reason}" if row.status == "failed" else row.status,
+            *([where[row.selection]] if any(where.values()) else []),
+        )  # fmt: skip
+    return shown
+
+
+def _hosts(selection: str, places: dict[str, str]) -> str:
+    """Of all seeds' trainers."""
+    return "; ".join(dict.fromkeys(where for who, where in places.items() if who.rpartition("-seed")[0] == selection))
+
+
+def _latest(steps: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """By selection: the slowest seed's step, the mean reward, and the sum of the rates of all seeds' last steps."""
+    last = steps.sort_values("step").groupby(["selection", "seed"]).tail(1)
+    last = last.assign(rate=last["tokens"] / last[[f"{phase}_seconds" for phase in PHASES]].sum(axis=1))
+    by = last.groupby("selection").agg(step=("step", "min"), reward_mean=("reward_mean", "mean"), rate=("rate", "sum"))
+    return by.to_dict("index")

@@ -1,0 +1,151 @@
+"""Starting a sweep, and going on with one."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from layersweep.orchestrator.planning.plan import Plan, make_plan
+from layersweep.orchestrator.spec.sweep_spec import SpecError, SweepSpec, load_spec
+from layersweep.workers.storage.files import located, write_atomically
+from layersweep.workers.storage.run_store import Damaged, drop_torn, runs_of
+
+from .manifest import Experiment, experiment_file
+from .sweep_lock import check_owner, claimed
+
+EXIT = {"completed": 0, "failed": 1, "stopped": 3}
+
+
+def run_sweep(spec: SweepSpec, address: str | None, fresh: bool) -> int:
+    """`layersweep run`: the exit code.
+
+    Raises:
+        SpecError: what the spec refers to is not there, or its folder has an earlier sweep in it.
+    """
+    plan = make_plan(spec.model_copy(update={"output": absolute(spec.output)}))
+    check_folder(plan, fresh)
+
+    def begin() -> Experiment:
+        filesystem, path = located(plan.folder)
+        if fresh and filesystem.exists(path):
+            filesystem.rm(path, recursive=True)
+        write_spec(plan)
+        return Experiment.begin(plan)
+
+    return carry_out(plan, begin, address)
+
+
+def resume_sweep(sweep: str, spec: str | None, address: str | None) -> int:
+    """`layersweep resume`: the exit code.
+
+    Args:
+        sweep: its folder or URI, or its spec file.
+        spec: a spec file with what is added; None takes the folder's own sweep.yaml, or `sweep` where that is a file.
+
+    Raises:
+        SpecError: there is no such sweep, or it would become another experiment.
+    """
+    if sweep.endswith((".yaml", ".yml")):
+        wanted = load_spec(spec or sweep)
+        folder = absolute(folder_of(load_spec(sweep)))
+    else:
+        folder = absolute(sweep.rstrip("/"))
+        wanted = load_spec(spec or f"{folder}/sweep.yaml")
+    try:
+        experiment = Experiment.load(folder)
+    except Damaged as error:
+        raise SpecError([f"{error}; the sweep cannot go on, start it again with `layersweep run --fresh`"]) from error
+    if experiment is None:
+        raise SpecError([f"{folder}: no sweep has begun there; start it with `layersweep run`"])
+    output, _, name = folder.rpartition("/")
+    if name != wanted.name:
+        raise SpecError([f"name: {folder} holds the sweep {name!r}, the spec is of {wanted.name!r}"])
+    wanted = wanted.model_copy(update={"output": output})  # where it is now: it may have been moved
+    plan = make_plan(wanted)
+    check_owner(folder)
+    if experiment.asks_no_more_than_done(plan):
+        print(f"nothing to do: all of {folder} is done, see {folder}/contribution.parquet")
+        return 0
+
+    def go_on() -> Experiment:
+        experiment.go_on(plan)
+        drop_torn(folder, runs_of(folder))
+        write_spec(plan)
+        return experiment
+
+    return carry_out(plan, go_on, address)
+
+
+def carry_out(plan: Plan, begin: Callable[[], Experiment], address: str | None) -> int:
+    """Run what is not done yet, on a Ray cluster or one started here; report and table at the end. The exit code.
+
+    Args:
+        begin: makes the sweep's folder ready, once it is clear that the cluster can carry the plan out.
+
+    Raises:
+        SpecError: the cluster can never place the plan's actors, or another driver has the sweep.
+    """
+    from layersweep.orchestrator.commands.show_plan import show_table
+    from layersweep.orchestrator.report import write_report
+
+    from .progress import Progress
+    from .ray_session import connected
+
+    again = f"`layersweep resume {plan.folder}` goes on from the last checkpoints"
+    with connected(address, f"layersweep-{plan.spec.name}", plan.spec.resources.on_gpu()) as actor_environment:
+        from ray.exceptions import RayError
+
+        from .driver import run_plan
+        from .failures import RayLost, reason_of
+        from .ray_nodes import wait_for_room
+
+        wait_for_room(plan)
+        with claimed(plan.folder):
+            experiment = begin()
+            progress = Progress([run.name for run in plan.runs], plan.spec.training.steps)
+            try:
+                outcome, table = run_plan(plan, experiment, progress, actor_environment)
+            except (RayError, RayLost) as error:
+                print(f"layersweep: the sweep stopped: {reason_of(error)}; {again}", file=sys.stderr)
+                return EXIT["failed"]
+            except asyncio.CancelledError:
+                print(f"layersweep: stopped at once; {again}", file=sys.stderr)
+                return EXIT["stopped"]
+    write_report(plan.folder)
+    show_table(table)
+    print(f"table: {plan.folder}/contribution.parquet\nreport: {plan.folder}/report.html")
+    if outcome != "completed":
+        print(f"layersweep: {'some runs failed' if outcome == 'failed' else 'stopped'}; {again}", file=sys.stderr)
+    return EXIT[outcome]
+
+
+def check_folder(plan: Plan, fresh: bool) -> None:
+    """Whether the sweep may begin in its folder.
+
+    Raises:
+        SpecError: an earlier run of this sweep has begun there, and `fresh` was not asked for; or it is running.
+    """
+    filesystem, path = located(plan.folder)
+    begun = any(filesystem.exists(file) for file in (f"{path}/contribution.parquet", experiment_file(path)))
+    if begun and not fresh:
+        raise SpecError([
+            f"name: {plan.folder} holds a sweep already; go on with it (layersweep resume {plan.folder}), choose "
+            "another name, or give --fresh"
+        ])  # fmt: skip
+    check_owner(plan.folder)
+
+
+def write_spec(plan: Plan) -> None:
+    resolved = yaml.safe_dump(plan.spec.model_dump(mode="json"), sort_keys=False)
+    write_atomically(f"{plan.folder}/sweep.yaml", lambda file: file.write(resolved.encode()))
+
+
+def absolute(place: str) -> str:
+    """A folder as every process sees it: actors have working folders of their own. URIs stay as they are."""
+    return place if "://" in place else str(Path(place).expanduser().absolute())
+
+
+def folder_of(spec: SweepSpec) -> str:
+    return f"{spec.output.rstrip('/')}/{spec.name}"

@@ -1,0 +1,197 @@
+"""What makes a sweep the experiment that it is, from one start to the next: spec, model, data, what was decided.
+
+Kept in `<sweep>/checkpoints/experiment.json`. A sweep that goes on may get more layers, seeds, steps and combined
+runs, and other machines; anything else would mix two experiments in one table.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from layersweep.orchestrator.planning.plan import Plan
+from layersweep.orchestrator.spec.layers import LayerSearch, resolve_layers
+from layersweep.orchestrator.spec.sweep_spec import SpecError, SweepSpec, parse_spec
+from layersweep.policies.config import PretrainedModel
+from layersweep.workers.storage.files import located
+from layersweep.workers.storage.run_store import read_json, write_json
+
+FREE = ("resources.", "recovery.", "tracking.", "rollout.", "training.micro_batch_tokens", "training.prefix_cache",
+        "evaluation.every", "evaluation.finalists", "output")  # fmt: skip
+"""Where and how fast, not what."""
+BOUND = ("rollout.dtype", "resources.trainer_ranks", "resources.full_trainer_ranks")
+"""Except these: the numbers depend on them, or the layout of checkpoints."""
+GROWN = ("layers", "seeds", "training.steps", "combine", "include_full")
+WEIGHTS_AND_MORE = ("*.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+@dataclass
+class Experiment:
+    """The record, and its file."""
+
+    path: str
+    spec: dict[str, Any]
+    """Resolved."""
+    model: dict[str, str]
+    """XXH3-128 of each file of a model folder; empty for a hub name and for the tiny model, whose weights the
+    trainers tell apart by their digest."""
+    data: dict[str, str]
+    """Fingerprints of the prompts by section of the spec."""
+    trunk: str | None = None
+    """Digest of the base's weights as trainers load them, in the training dtype."""
+    rungs: dict[int, list[int]] = field(default_factory=dict)
+    """Layers that a search kept, by step."""
+    rates: dict[str, float] | None = None
+    """Learning rates that trials found, by kind."""
+    finished: bool = False
+    """Everything that this spec asks for is done."""
+
+    @classmethod
+    def begin(cls, plan: Plan) -> "Experiment":
+        """Of a sweep that starts now."""
+        experiment = cls(experiment_file(plan.folder), _dump(plan.spec), model_files(plan.spec), plan.fingerprints)
+        experiment._write()
+        return experiment
+
+    @classmethod
+    def load(cls, folder: str) -> "Experiment | None":
+        """Of the sweep in a folder; None where none began.
+
+        Raises:
+            Damaged: the record is not what was written.
+        """
+        path = experiment_file(folder)
+        filesystem, place = located(path)
+        if not filesystem.exists(place):
+            return None
+        content = read_json(filesystem, place)
+        content["rungs"] = {int(step): layers for step, layers in content["rungs"].items()}
+        return cls(path, **content)
+
+    def go_on(self, plan: Plan) -> None:
+        """Take over what a plan adds.
+
+        Raises:
+            SpecError: it would mix two experiments; every difference is named.
+        """
+        problems = list(self._differences(plan))
+        if problems:
+            raise SpecError(problems)
+        if (spec := _dump(plan.spec)) != self.spec:
+            self.spec, self.finished = spec, False
+            self._write()
+
+    def asks_no_more_than_done(self, plan: Plan) -> bool:
+        """Whether everything that a plan asks for is done already.
+
+        Raises:
+            SpecError: the plan would mix two experiments; every difference is named.
+        """
+        if problems := list(self._differences(plan)):
+            raise SpecError(problems)
+        return self.finished and _dump(plan.spec) == self.spec
+
+    def know_trunk(self, digest: str) -> None:
+        self.trunk = digest
+        self._write()
+
+    def decide(self, step: int, layers: list[int]) -> None:
+        self.rungs[step] = layers
+        self._write()
+
+    def tune(self, rates: dict[str, float]) -> None:
+        self.rates = rates
+        self._write()
+
+    def finish(self) -> None:
+        self.finished = True
+        self._write()
+
+    def _write(self) -> None:
+        content = asdict(self)
+        write_json(content.pop("path"), content)
+
+    def _differences(self, plan: Plan) -> Iterator[str]:
+        old, new = parse_spec(self.spec), plan.spec
+        before, after = dict(_leaves(_dump(old))), dict(_leaves(_dump(new)))
+        for name in sorted(before.keys() | after.keys()):
+            was, now = before.get(name), after.get(name)
+            grown = name.startswith(GROWN) and not name.startswith("layers.search")
+            if was != now and not grown and (name in BOUND or not name.startswith(FREE)):
+                yield (
+                    f"{name}: the sweep began with {_shown(was)}, the spec has {_shown(now)}; that would mix two "
+                    "experiments: restore it, or choose another name"
+                )
+        yield from _shrunk(old, new, plan.architecture.layers)
+        for what, were, are in (("model", self.model, model_files(new)), ("data", self.data, plan.fingerprints)):
+            for name in sorted(were.keys() & are.keys()):
+                if were[name] != are[name]:
+                    yield (
+                        f"{what}: {name} has changed since the sweep began (its hash was {were[name]}, is "
+                        f"{are[name]}); restore it, or choose another name"
+                    )
+            for name in sorted(were.keys() - are.keys()):
+                yield f"{what}: {name} is gone since the sweep began; restore it, or choose another name"
+
+
+def _shrunk(old: SweepSpec, new: SweepSpec, count: int) -> Iterator[str]:
+    """What may only be added to."""
+    if isinstance(old.layers, LayerSearch) or isinstance(new.layers, LayerSearch):
+        for name, was, now in (("layers", old.layers, new.layers),
+                               ("training.steps", old.training.steps, new.training.steps)):  # fmt: skip
+            if was != now:
+                yield f"{name}: a search is planned around it and cannot be changed once it began; restore {was}"
+        return
+    if gone := set(resolve_layers(old.layers, count)) - set(resolve_layers(new.layers, count)):
+        yield f"layers: {_shown(sorted(gone))} belong to the sweep; layers can be added, not taken away"
+    if new.seeds[: len(old.seeds)] != old.seeds:
+        yield f"seeds: the sweep began with {_shown(list(old.seeds))}; add others after these"
+    if new.training.steps < old.training.steps:
+        yield f"training.steps: {old.training.steps} were asked for before; steps can be added, not taken away"
+    elif new.training.steps > old.training.steps and new.training.schedule != "constant":
+        yield (
+            f"training.steps: the {new.training.schedule} schedule of the steps done depends on their number; only a "
+            "constant learning rate can go on"
+        )
+    if gone := {run.name for run in old.combine} - {run.name for run in new.combine}:
+        yield f"combine: {_shown(sorted(gone))} belong to the sweep; runs can be added, not taken away"
+    if old.include_full and not new.include_full:
+        yield "include_full: the full run belongs to the sweep and cannot be taken away"
+
+
+def model_files(spec: SweepSpec) -> dict[str, str]:
+    """XXH3-128 of each file that makes a local model what it is."""
+    if not isinstance(spec.model, PretrainedModel) or not Path(spec.model.path).is_dir():
+        return {}
+    folder = Path(spec.model.path)
+    return {path.name: _hash(path) for pattern in WEIGHTS_AND_MORE for path in sorted(folder.glob(pattern))}
+
+
+def experiment_file(folder: str) -> str:
+    return f"{folder}/checkpoints/experiment.json"
+
+
+def _hash(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _dump(spec: SweepSpec) -> dict[str, Any]:
+    return spec.model_dump(mode="json")
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{path}.{name}" if path else name)
+    else:
+        yield path, value
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else str(value)

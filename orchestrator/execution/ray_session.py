@@ -1,0 +1,69 @@
+"""Joining a Ray cluster, or starting one on this machine."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from layersweep.orchestrator.remote.ray_token import ADVICE, show_token
+from layersweep.orchestrator.spec.sweep_spec import SpecError
+from layersweep.workers.startup.environment import worker_environment
+from layersweep.workers.startup.preload import preloaded
+
+NAMES_SECONDS = 10.0
+"""How long the actors of a driver that was killed may take to end."""
+
+
+@contextlib.contextmanager
+def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[str, Any]]:
+    """Ray, initialised in the sweep's own namespace for the time of a `with` block.
+
+    Args:
+        address: of a running cluster (`auto`, `host:6379`, `ray://...`); None starts one here, without dashboard.
+        gpu: whether the sweep's actors use GPUs.
+
+    Yields:
+        The runtime environment of engines and trainers: on a CPU-only Ray of our own, forked from a preloaded process.
+
+    Raises:
+        SpecError: nothing answers at the address, it refuses the token, or a sweep of this name is running there.
+    """
+    environment = worker_environment(gpu)
+    os.environ.update(environment)  # before Ray starts: its idle workers then need no restart to have them
+    with contextlib.ExitStack() as stack:
+        # CUDA does not survive a fork; and on other people's nodes no server of ours is running.
+        forked = stack.enter_context(preloaded(environment)) if address is None and not gpu else {}
+        if address is not None:
+            show_token(address)
+        import ray
+
+        local = {"include_dashboard": False} if address is None else {"runtime_env": {"env_vars": environment}}
+        options = {"namespace": namespace, "log_to_driver": False, "configure_logging": False} | local
+        try:
+            ray.init(address=address or "local", **options)
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            # Ray says the same of a cluster that is not there and of one that wants another token.
+            reason = str(error).partition(". ")[0]
+            raise SpecError(
+                [f"--address {address}: no Ray cluster answers there, or not to this token ({reason}); {ADVICE}"]
+            ) from error
+        stack.callback(ray.shutdown)
+        _wait_for_names(namespace)
+        yield forked
+
+
+def _wait_for_names(namespace: str) -> None:
+    """Until no sweep of this name has actors on the cluster. Those of a driver that was killed end by themselves.
+
+    Raises:
+        SpecError: there still is one after NAMES_SECONDS.
+    """
+    from ray.util import list_named_actors
+
+    until = time.monotonic() + NAMES_SECONDS
+    while list_named_actors():
+        if time.monotonic() > until:
+            name = namespace.removeprefix("layersweep-")
+            raise SpecError([f"name: a sweep {name} is running on this cluster already; choose another name"])
+        time.sleep(0.5)

@@ -1,0 +1,41 @@
+"""Layer-aware training: sets of layers picked from a finished table."""
+
+import pandas as pd
+
+from layersweep.orchestrator.spec.layers import CombinedRun, middle_layers
+from layersweep.policies.selection import Selection
+from layersweep.workers.storage.files import read_table
+
+
+def pick(run: CombinedRun, table: pd.DataFrame | None, layers: int) -> Selection:
+    """The selection of a combined run in a model of `layers` layers.
+
+    Args:
+        table: a contribution table; not needed for `middle`.
+
+    Raises:
+        ValueError: the table ranks fewer layers than asked for.
+    """
+    kind, count = run.which
+    if kind == "middle":
+        chosen = middle_layers(count, layers)
+    else:
+        ranked = table[(table["kind"] == "layer") & table["score"].notna() & (table["status"] != "pruned")]
+        if len(ranked) < count:
+            raise ValueError(f"combine: {run.name} needs {count} layers with a score, the profile has {len(ranked)}")
+        ordered = ranked.sort_values("score", ascending=kind == "worst", kind="stable")
+        chosen = tuple(int(k) for k in ordered["layer"].head(count))
+    return run.of(chosen)
+
+
+def read_profile(path: str) -> pd.DataFrame:
+    """The table of another sweep: its folder or the parquet itself.
+
+    Raises:
+        ValueError: there is no table.
+    """
+    source = path if path.endswith(".parquet") else f"{path.rstrip('/')}/contribution.parquet"
+    try:
+        return read_table(source)
+    except FileNotFoundError as error:
+        raise ValueError(f"profile: there is no table at {source}") from error

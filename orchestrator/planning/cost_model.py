@@ -1,0 +1,190 @@
+"""What a sweep costs on GPUs, from arithmetic and memory traffic: a model for planning, not a measurement.
+
+Counted per token of context c: a block's matrices are 2 FLOPs a parameter, its attention 4 FLOPs a query dimension and
+position of context; a backward pass costs as much once for the activations and once for the weights. Writing reads
+the weights once per forward pass and the cache of every sequence in it; the slower of arithmetic and memory counts.
+Left out: waiting, start-up, transfers of weights (a push is one layer), rewards, and the tail of long answers.
+"""
+
+from dataclasses import dataclass
+
+from layersweep.policies.model.architecture import Architecture
+from layersweep.policies.selection import Selection
+from layersweep.rollout.config import TaskConfig
+
+from .cluster_shape import H200, Gpu
+from .plan import Plan
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What a spec does not say."""
+
+    response_share: float = 0.5
+    """Mean response, as a share of the limit."""
+    turn_share: float = 0.5
+    """Mean episode, as a share of its most turns."""
+    prompt_tokens: int = 256
+    """Of a question; of an episode's turn it is half of the section's max_prompt_tokens."""
+    arithmetic: float = 0.4
+    """Share of the peak FLOPs that is reached."""
+    bandwidth: float = 0.6
+    """Share of the peak bandwidth that is reached."""
+
+    def __str__(self) -> str:
+        return (
+            f"assumes responses of {self.response_share:.0%} of the limit, prompts of {self.prompt_tokens} tokens "
+            f"(episodes: half the limits of turns and prompt), {self.arithmetic:.0%} of peak arithmetic, "
+            f"{self.bandwidth:.0%} of peak bandwidth, one run's batch at a time, nothing waiting"
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """GPU-hours by phase."""
+
+    rollout: float
+    update: float
+    evaluation: float
+
+    @property
+    def total(self) -> float:
+        return self.rollout + self.update + self.evaluation
+
+
+def estimate(plan: Plan, gpu: Gpu = H200, assumed: Assumptions | None = None, together: int = 1) -> Estimate:
+    """GPU-hours of the whole sweep: trials of learning rates and combined runs too, of a search what its budget allows.
+
+    Args:
+        together: runs whose responses an engine writes in one batch; 1 is one run's batch at a time.
+    """
+    assumed = assumed or Assumptions()
+    spec = plan.spec
+    evaluation = 0.0
+    for suite, responses in zip(spec.evaluation.suites, plan.evaluation_responses_by_suite, strict=True):
+        turns, prompt = _turns_and_prompt(suite.task or spec.task, assumed)
+        length = (suite.max_response_tokens or spec.training.max_response_tokens) * assumed.response_share
+        sharing, width = suite.samples if turns == 1 else 1, suite.prompts * suite.samples
+        evaluation += writing_seconds(
+            plan, gpu, assumed, responses * turns, prompt, length, width * together, sharing, _overlays(plan, together)
+        )
+    update = sum(
+        update_seconds(plan, run.selection, gpu, assumed) * plan.expected_steps(run) / spec.training.steps
+        for run in (*plan.runs, *plan.trials, *plan.combined)
+    )
+    rollout = rollout_seconds(plan, plan.training_responses, gpu, assumed, together)
+    return Estimate(rollout / 3600, update / 3600, evaluation / 3600)
+
+
+def rollout_seconds(plan: Plan, responses: float, gpu: Gpu, assumed: Assumptions, together: int = 1) -> float:
+    """Of one device that writes so many training responses (episodes, where the task has turns)."""
+    training = plan.spec.training
+    turns, prompt = _turns_and_prompt(plan.spec.task, assumed)
+    width = training.prompts_per_step * training.group_size * together
+    length = training.max_response_tokens * assumed.response_share
+    # Responses to one question share its prompt; every turn of an episode has its own.
+    sharing = training.group_size if turns == 1 else 1
+    return writing_seconds(
+        plan, gpu, assumed, responses * turns, prompt, length, width, sharing, _overlays(plan, together)
+    )
+
+
+def update_seconds(plan: Plan, selection: Selection, gpu: Gpu, assumed: Assumptions) -> float:
+    """Of one device that makes all updates of one run."""
+    training = plan.spec.training
+    turns, prompt = _turns_and_prompt(plan.spec.task, assumed)
+    length = training.max_response_tokens * assumed.response_share
+    sharing = training.group_size if turns == 1 else 1
+    reference = plan.spec.algorithm.build().kl_coefficient > 0
+    flops = update_flops(plan.architecture, selection, prompt + length / 2, reference, training.epochs)
+    tokens = training.steps * step_tokens(plan, assumed) * (1 + prompt / sharing / length)
+    return tokens * flops / (gpu.flops[training.dtype] * assumed.arithmetic)
+
+
+def step_tokens(plan: Plan, assumed: Assumptions) -> float:
+    """Tokens that one run writes in one step."""
+    training = plan.spec.training
+    turns, _ = _turns_and_prompt(plan.spec.task, assumed)
+    episodes = training.prompts_per_step * training.group_size
+    return episodes * turns * training.max_response_tokens * assumed.response_share
+
+
+def writing_seconds(
+    plan: Plan, gpu: Gpu, assumed: Assumptions, responses: float, prompt: float, length: float, at_once: int,
+    sharing: int, overlays: float = 0.0,
+) -> float:  # fmt: skip
+    """Of one device that writes so many responses, `sharing` of them to one prompt, at most `at_once` at a time.
+
+    `overlays` are bytes of weights read in every pass besides the base's.
+    """
+    shape, rollout = plan.architecture, plan.spec.rollout
+    context = prompt + length / 2
+    weights = forward_flops(shape, 0) / 2 * plan.element_bytes
+    room = (gpu.memory * rollout.gpu_memory_utilization * rollout.tensor_parallel_size - weights) / (
+        context * cache_bytes(plan)
+    )
+    batch = max(1, min(at_once, rollout.max_num_seqs, room))
+    arithmetic, bandwidth = gpu.flops[plan.spec.training.dtype] * assumed.arithmetic, gpu.bandwidth * assumed.bandwidth
+    read = weights + overlays + batch * context * cache_bytes(plan)
+    one_pass = max(batch * forward_flops(shape, context) / arithmetic, read / bandwidth)
+    reading = responses / sharing * prompt * forward_flops(shape, prompt / 2) / arithmetic
+    return responses * length / batch * one_pass + reading
+
+
+def cache_bytes(plan: Plan) -> int:
+    """KV cache of one token."""
+    shape = plan.architecture
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * plan.element_bytes
+
+
+def _overlays(plan: Plan, together: int) -> float:
+    """Bytes of the weights in which runs that are written together differ from the base; alone, a run replaces it."""
+    if together == 1:
+        return 0.0
+    whole = next((plan.push_bytes(run.selection) for run in plan.runs if run.selection.whole), 0)
+    return whole + (together - bool(whole)) * plan.push_bytes(Selection.layer(0))
+
+
+def forward_flops(shape: Architecture, context: float) -> float:
+    """Of one token through all blocks and the LM head."""
+    return shape.layers * block_flops(shape, context) + 2 * shape.vocabulary * shape.hidden
+
+
+def block_flops(shape: Architecture, context: float) -> float:
+    """Of one token through one block."""
+    return 2 * shape.layer_parameters + 4 * shape.heads * shape.head_dim * context
+
+
+def update_flops(shape: Architecture, selection: Selection, context: float, reference: bool, epochs: int) -> float:
+    """Of one token of a rollout batch, trained on `epochs` times.
+
+    Below the first trained block: forward, once. From there on: forward and the activations' gradient; of what
+    trains, the weights' gradient too. The reference is one more forward of the upper part, in every epoch.
+    """
+    block, head = block_flops(shape, context), 2 * shape.vocabulary * shape.hidden
+    if selection.whole:
+        below, upper, trained = 0, shape.layers, shape.layers * 2 * shape.layer_parameters + head
+    else:
+        below = min(selection.layers)
+        upper, trained = shape.layers - below, len(selection.layers) * 2 * shape.layer_parameters
+    suffix = upper * block + head
+    return below * block + epochs * ((3 if reference else 2) * suffix + trained)
+
+
+def activation_bytes(plan: Plan, selection: Selection) -> int:
+    """What a trainer's backward pass keeps of one micro batch: every block from the first trained one on, and logits.
+
+    A Llama-type block keeps about six hidden vectors, queries, keys, values and attention outputs, and four
+    intermediate vectors; logits, their log-softmax and gradient are float32.
+    """
+    shape = plan.architecture
+    below = 0 if selection.whole else min(selection.layers)
+    wide = 6 * shape.hidden + 2 * shape.heads * shape.head_dim + 2 * shape.kv_heads * shape.head_dim
+    kept = (shape.layers - below) * (wide + 4 * shape.intermediate) * plan.element_bytes + 3 * 4 * shape.vocabulary
+    return plan.spec.training.micro_batch_tokens * kept
+
+
+def _turns_and_prompt(task: TaskConfig, assumed: Assumptions) -> tuple[float, float]:
+    if getattr(task, "multi_turn", False):
+        return task.max_turns * assumed.turn_share, task.max_prompt_tokens / 2
+    return 1, assumed.prompt_tokens

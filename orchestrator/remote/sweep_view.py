@@ -1,0 +1,49 @@
+"""A sweep seen from elsewhere: its files, read from its folder, or through the cluster that writes it."""
+
+from layersweep.orchestrator.spec.sweep_spec import SpecError
+from layersweep.workers.storage.files import read_bytes
+
+from .ray_jobs import Cluster, Job
+
+
+class Sweep:
+    """A sweep by its folder or URI, or by its name on a cluster.
+
+    Args:
+        sweep: the folder (`<output>/<name>`, a path or an fsspec URI), or the name where there is an address.
+        address: of the cluster's dashboard.
+
+    Raises:
+        SpecError: no such sweep.
+    """
+
+    def __init__(self, sweep: str, address: str | None):
+        self.cluster: Cluster | None = None
+        self.job: Job | None = None
+        if address is None:
+            self.folder = sweep.rstrip("/")
+            if self.read(["sweep.yaml"]) == [None]:
+                raise SpecError(
+                    [f"{sweep}: no sweep here (there is no sweep.yaml); a sweep's name needs --address of its cluster"]
+                )
+        else:
+            self.cluster = Cluster(address)
+            self.job = self.cluster.find(sweep)
+            self.folder = self.job.folder
+
+    def refresh(self) -> None:
+        """Ask the cluster how the job stands."""
+        if self.cluster:
+            self.job = self.cluster.find(self.job.sweep)
+
+    def read(self, names: list[str]) -> list[bytes | None]:
+        """These files of the sweep; None where there is none yet."""
+        paths = [f"{self.folder}/{name}" for name in names]
+        if self.cluster and "://" not in self.folder:
+            return self.cluster.read(paths)  # its folder, not one by the same name here
+        try:
+            return [read_bytes(path) for path in paths]
+        except (OSError, ImportError, ValueError) as error:  # no such protocol or credentials here: the cluster has
+            if self.cluster:
+                return self.cluster.read(paths)
+            raise SpecError([f"{self.folder}: {error}"]) from error

@@ -1,0 +1,39 @@
+"""A comparison's numbers in words: the same on the terminal and in the report."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from layersweep.orchestrator.statistics.layer_profile import Profile
+from layersweep.orchestrator.statistics.profile_agreement import Correlation
+
+
+def explanation(pairs: pd.DataFrame, profiles: Sequence[Profile]) -> str:
+    """What the figures mean, and what is missing."""
+    said = (
+        "Noise pulls an observed rank correlation towards 0; the corrected one is that of the true contributions. "
+        "“cannot tell”: its interval holds 0 or is wider than 1."
+    )
+    if (pairs["verdict"] == "noise unknown").any():
+        said += " “noise unknown”: a table has no intervals; give the standard deviation of its C with --noise."
+    if left_out := ", ".join(f"{profile.pruned} of {profile.name}" for profile in profiles if profile.pruned):
+        said += f" Left out are the layers that a search stopped early ({left_out}): their C is an extrapolation."
+    return said
+
+
+def number(value: float) -> str:
+    return "–" if not np.isfinite(value) else f"{value:.2f}"
+
+
+def interval(row) -> str:
+    """Of the corrected correlation."""
+    known = Correlation(row.rho, row.rho_low, row.rho_high)
+    return f"{known.low:.2f} .. {known.high:.2f}" if np.isfinite(known.median) else "–"
+
+
+def shared(row) -> str:
+    """Overlap of the best, with what chance gives."""
+    if not row.top:
+        return "–"
+    return f"{round(row.overlap * row.top)} of {row.top} (chance {row.overlap_by_chance * row.top:.1f})"

@@ -1,0 +1,85 @@
+"""Where the time and the tokens went, by run: wall seconds and CPU seconds per phase, bytes pushed."""
+
+import pandas as pd
+from markupsafe import Markup
+
+from layersweep.orchestrator.commands.show_plan import size
+
+from .results import Results
+from .svg import Panel, Plot, compact, ticks
+
+WALL = {"rollout": "rollout", "reward": "reward", "update": "update", "sync": "sync", "wait": "wait"}
+CPU = {"generate_cpu": "rollout", "reward_cpu": "reward", "update_cpu": "update"}
+"""Phases by the columns `<name>_seconds` of steps.parquet, with the class that colours them."""
+ROW = 19
+
+
+def cost_charts(results: Results) -> list[Panel]:
+    """Three panels of horizontal bars, and their legends; none before the first step."""
+    steps = results.steps
+    if not len(steps):
+        return []
+    order = [name for name in results.table["selection"] if name in set(steps["selection"])]
+    seeds = steps.groupby("selection")["seed"].nunique()
+    totals = steps.groupby("selection")[[f"{p}_seconds" for p in (*WALL, *CPU)] + ["pushed_bytes"]].sum()
+    per_run = totals.div(seeds, axis=0).loc[order].astype(float)
+    wall = per_run[[f"{phase}_seconds" for phase in WALL]].set_axis(list(WALL.values()), axis=1)
+    cpu = per_run[[f"{phase}_seconds" for phase in CPU]].set_axis(list(CPU.values()), axis=1)
+    count = steps.groupby("selection")["step"].nunique().loc[order]
+    pushed = (per_run["pushed_bytes"] / count / 2**20).to_frame("sync")
+    seconds, mib = "wall seconds by phase", "MiB pushed to the engine after each step"
+    return [
+        Panel("Wall seconds", "of a run, its phases one after the other", _bars(wall, seconds, "s"), phases=list(wall)),
+        Panel(
+            "CPU seconds",
+            "of a run, over all processes that serve it",
+            _bars(cpu, "CPU seconds", "s"),
+            phases=list(cpu),
+        ),
+        Panel("Pushed per step", "MiB from trainer to engine", _bars(pushed, mib, "MiB")),
+    ]
+
+
+def totals(results: Results) -> list[tuple[str, str]]:
+    """Sums over all runs, as names and values."""
+    steps, full = results.steps, results.only("full")
+    if not len(steps):
+        return []
+    pushed = float(steps["pushed_bytes"].sum())
+    facts = [
+        ("training steps", compact(float(len(steps)))),
+        ("tokens generated in training", compact(float(steps["tokens"].sum()))),
+        ("responses scored", compact(float(len(results.scores)))),
+        ("pushed to engines", size(pushed)),
+    ]
+    parameters = results.table.set_index("selection")["trainable_parameters"]
+    own = steps["selection"].map(parameters).astype("Float64")
+    if full is not None and pd.notna(full["trainable_parameters"]) and (own > 0).all():
+        whole = float((steps["pushed_bytes"] / own.astype(float) * float(full["trainable_parameters"])).sum())
+        facts.append(("had every push been a whole model", size(whole)))
+    return facts
+
+
+def _bars(rows: pd.DataFrame, title: str, unit: str) -> Markup:
+    """One stacked bar per run; columns are phases."""
+    longest = float(rows.sum(axis=1).max()) or 1.0
+    left = 14 + 6 * max(len(name) for name in rows.index)
+    left = min(left, 130)
+    plot = Plot((344, ROW * len(rows) + 26), (0, longest * 1.02), (0, 1), (left, 12, 2, 22))
+    bottom = 2 + ROW * len(rows)
+    for value in ticks(0, longest, 4):
+        x = plot.x(value)
+        plot.add("line", cls="grid", x1=x, x2=x, y1=2, y2=bottom)
+        plot.add("text", compact(value), cls="tick", x=x, y=bottom + 15, text_anchor="middle")
+    for at, (name, row) in enumerate(rows.iterrows()):
+        y, begun = 2 + ROW * at, 0.0
+        plot.add("text", name, cls="tick", x=left - 6, y=y + 13, text_anchor="end")
+        for phase, value in row.items():
+            if value > 0:
+                start, end = plot.x(begun), plot.x(begun + value)
+                plot.add(
+                    "rect", cls=f"phase {phase}", x=start, y=y + 3, width=end - start, height=ROW - 6,
+                    data_tip=f"{name}\n{phase} {value:.3g} {unit}",
+                )  # fmt: skip
+                begun += value
+    return plot.markup(title, "chart")

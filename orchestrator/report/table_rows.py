@@ -1,0 +1,110 @@
+"""The contribution table as the page shows it: what each column is called, how it reads, what it sorts by."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+from markupsafe import Markup
+
+from .profile_chart import between, limits, number, shown, standing
+from .results import Results
+from .svg import Plot
+
+
+@dataclass(frozen=True)
+class Column:
+    title: str
+    meaning: str
+    name: str
+    """The column of the table that it sorts by."""
+    text: Callable[[dict], str]
+    """What to read, from the whole row."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    sort: str
+    """Empty where there is no value: such cells stay last."""
+
+
+@dataclass(frozen=True)
+class Row:
+    selection: str
+    mark: str
+    """How its dot is drawn: see `profile.standing`."""
+    cells: list[Cell]
+    status: str
+    glyph: Markup
+    """C and its interval, drawn on the scale of all rows."""
+
+
+def _decimals(title: str, meaning: str, name: str, digits: int = 2, scale: float = 1) -> Column:
+    return Column(title, meaning, name, lambda row: number(row[name] * scale, digits))
+
+
+def _count(title: str, meaning: str, name: str) -> Column:
+    return Column(title, meaning, name, lambda row: "–" if pd.isna(row[name]) else f"{row[name]:,}")
+
+
+def _interval_of_c(row: dict) -> str:
+    """Those of base and full are 0 and 1 by definition."""
+    return "–" if row["kind"] in ("base", "full") else between(row["contribution_low"], row["contribution_high"])
+
+
+def _score_interval(row: dict) -> str:
+    return between(row["score_low"], row["score_high"], 3)
+
+
+def _rate(row: dict) -> str:
+    return "–" if pd.isna(row["learning_rate"]) else f"{row['learning_rate']:g}"
+
+
+COLUMNS = (
+    _decimals("C", "layer contribution", "contribution"),
+    Column("95 %", "interval of C", "contribution_low", _interval_of_c),
+    _count("rank", "among single layers", "rank"),
+    _decimals("P best", "probability of being the best layer", "p_best"),
+    _decimals("P top 3", "probability of being among the best three", "p_top"),
+    _decimals("score", "mean over suites of the mean over prompts", "score", 3),
+    Column("95 %", "interval of the score", "score_low", _score_interval),
+    _decimals("C untr.", "C on the responses that were not truncated", "contribution_untruncated"),
+    _decimals("C final", "C on the final split", "final_contribution"),
+    _decimals("tokens", "mean response length", "response_tokens", 1),
+    _decimals("cut %", "responses truncated at the limit", "truncated_fraction", 1, 100),
+    _decimals("format %", "answers that could be parsed", "format_fraction", 1, 100),
+    _decimals("moved", "L2 norm of the weights' change", "update_norm"),
+    _count("trained", "trainable parameters", "trainable_parameters"),
+    Column("rate", "learning rate", "learning_rate", _rate),
+    _count("steps", "training steps", "steps"),
+    _count("seeds", "RL seeds trained", "seeds"),
+    _count("generated", "tokens generated in training", "generated_tokens"),
+    _decimals("seconds", "from start to end of its runs", "seconds", 0),
+    Column("status", "completed, running, pruned or failed", "status", lambda row: row["status"]),
+)
+
+
+def table_rows(results: Results) -> list[Row]:
+    """One row per selection, in the order of the table."""
+    lines = {"base": 0.0, "full": 1.0}
+    scale = limits(shown(results), "contribution", lines) if results.has_contribution else None
+    rows = []
+    for row in results.table.to_dict("records"):
+        cells = [Cell(column.text(row), _sort(row[column.name])) for column in COLUMNS]
+        glyph = _glyph(row, scale) if scale and pd.notna(row["contribution"]) else Markup("")
+        rows.append(Row(row["selection"], standing(row), cells, row["status"], glyph))
+    return rows
+
+
+def _sort(value: object) -> str:
+    return "" if pd.isna(value) else str(value)
+
+
+def _glyph(row: dict, scale: tuple[float, float]) -> Markup:
+    plot = Plot((124, 16), scale, (0, 1), (4, 4, 1, 1))
+    for value, cls in ((0.0, "level base"), (1.0, "level full")):
+        plot.add("line", cls=cls, x1=plot.x(value), x2=plot.x(value), y1=1, y2=15)
+    low, high = plot.x(row["contribution_low"]), plot.x(row["contribution_high"])
+    plot.add("line", cls="whisker", x1=low, x2=high, y1=8, y2=8)
+    plot.add("circle", cls="dot", cx=plot.x(row["contribution"]), cy=8, r=2.6)
+    return plot.markup(f"C {number(row['contribution'])}", f"glyph point {standing(row)}")

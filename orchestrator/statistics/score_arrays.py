@@ -1,0 +1,116 @@
+"""From the rows of scores.parquet to the arrays that the statistics work on."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from layersweep.orchestrator.statistics import intervals
+
+SCORE_COLUMNS = (
+    *("selection", "seed", "step", "suite", "split", "prompt", "sample"),
+    *("score", "response_tokens", "truncated", "format_ok"),
+)
+GREEDY = "@greedy"
+"""Suites whose name ends so are one greedy answer a prompt, shown beside the score and no part of it."""
+HABITS = ["response_tokens", "truncated", "format_ok"]
+
+
+def counted(scores: pd.DataFrame, split: str) -> pd.DataFrame:
+    """The responses that count, the base's pooled: it is one model, whatever seed or step it was scored under."""
+    if absent := [name for name in SCORE_COLUMNS if name not in scores]:
+        raise ValueError(f"scores lack the columns {', '.join(absent)}")
+    if split not in ("selection", "final"):
+        raise ValueError(f'split must be "selection" or "final", not {split!r}')
+    counted = [suite for suite in scores["suite"].unique() if not str(suite).endswith(GREEDY)]
+    rows = scores.loc[(scores["split"] == split) & scores["suite"].isin(counted), list(SCORE_COLUMNS)].copy()
+    identity = ["selection", "seed", "step", "suite", "prompt", "sample"]
+    if rows["score"].isna().any():
+        raise ValueError(f"{int(rows['score'].isna().sum())} responses have no score")
+    if (repeated := rows.duplicated(identity)).any():
+        raise ValueError(f"a response is recorded twice: {rows.loc[repeated, identity].iloc[0].to_dict()}")
+    for name in ("score", "response_tokens", "truncated", "format_ok"):
+        rows[name] = pd.to_numeric(rows[name], errors="raise").astype("Float64").to_numpy(float, na_value=np.nan)
+    for name in ("selection", "suite"):
+        rows[name] = rows[name].astype(object)
+    rows.loc[rows["selection"] == "base", ["seed", "step"]] = 0
+    rows["kept_score"] = rows["score"].where(rows["truncated"] != 1.0)
+    return rows
+
+
+def last_steps(rows: pd.DataFrame, suites: list[str]) -> tuple[dict[str, int], dict[str, str]]:
+    """The last step at which each selection was scored on every suite, and for the others what is missing."""
+    scored = rows.groupby(["selection", "seed", "step"])["suite"].agg(lambda names: frozenset(names.unique()))
+    last: dict[str, int] = {}
+    missing: dict[str, str] = {}
+    for name, by_run in scored.groupby(level="selection"):
+        complete = [step for (_, _, step), names in by_run.items() if len(names) == len(suites)]
+        if complete:
+            last[name] = int(max(complete))
+        else:
+            gaps = sorted(set(suites) - frozenset.union(*by_run))
+            missing[name] = f"not scored yet on {', '.join(gaps)}" if gaps else "no step is scored on every suite yet"
+    return last, missing
+
+
+class ScoreArrays:
+    """Scores of `wanted` runs, a run being a (selection, step), at the seeds that were scored there on every suite."""
+
+    def __init__(self, rows: pd.DataFrame, suites: list[str], wanted: Iterable[tuple[str, int]]):
+        complete = rows.groupby(["selection", "seed", "step"])["suite"].transform("nunique") == len(suites)
+        keys = pd.MultiIndex.from_frame(rows[["selection", "step"]])
+        rows = rows[complete & keys.isin(list(wanted))]
+        found = sorted(set(rows[["selection", "step"]].itertuples(index=False, name=None)))
+        self.runs = {run: index for index, run in enumerate(found)}
+        """Where each run that was found lies in the arrays."""
+        seeds = sorted(rows["seed"].unique())
+        cells = rows.groupby(["suite", "selection", "step", "seed", "prompt"])[["score", "kept_score", *HABITS]].mean()
+        by_suite = [cells[cells.index.get_level_values("suite") == suite].droplevel("suite") for suite in suites]
+        self.suites = [_array(suite["score"], self.runs, seeds) for suite in by_suite]
+        """[runs, seeds, prompts] per suite, see `intervals`"""
+        self.kept_suites = [_array(suite["kept_score"], self.runs, seeds) for suite in by_suite]
+        """The same from the responses that were not truncated."""
+        self.seeds = intervals.seeds_of(self.suites).sum(axis=1)
+        """[runs] number of seeds"""
+        self.habits = cells.groupby(["selection", "step", "suite"])[HABITS].mean().groupby(["selection", "step"]).mean()
+        """Response tokens, truncated and well-formed fraction by (selection, step), a mean over suites as the score."""
+
+
+def _array(cells: pd.Series, runs: dict, seeds: list) -> np.ndarray:
+    """[runs, seeds, prompts] from one suite's series indexed by selection, step, seed and prompt."""
+    selection, step, seed, prompt = (cells.index.get_level_values(level) for level in range(4))
+    columns, names = pd.factorize(prompt)
+    array = np.full((len(runs), len(seeds), len(names)), np.nan)
+    where = [runs[run] for run in zip(selection, step, strict=True)]
+    array[where, pd.Index(seeds).get_indexer(seed), columns] = cells.to_numpy()
+    return array
+
+
+def gains_at(
+    scores: pd.DataFrame,
+    selections: Sequence[str],
+    step: int,
+    *,
+    split: str = "selection",
+    seed_sd: float | None = None,
+) -> intervals.Estimate:
+    """Gains over the base of `selections` at one step, in that order, with the covariance of their noise.
+
+    What a search decides on at a rung. All of them, and the base, must have been scored on every suite that one of
+    them was scored on there.
+    """
+    rows = counted(scores, split)
+    there = rows["selection"].isin(list(selections)) & (rows["step"] == step)
+    suites = sorted(rows.loc[there, "suite"].unique())
+    rows = rows[there | ((rows["selection"] == "base") & rows["suite"].isin(suites))]
+    wanted = [("base", 0), *((name, step) for name in selections)]
+    if not suites:
+        raise ValueError(f"nothing was scored at step {step} on the {split} split")
+    scored = ScoreArrays(rows, suites, wanted)
+    if absent := [f"{name} at step {at}" for name, at in wanted if (name, at) not in scored.runs]:
+        raise ValueError(f"not scored on every suite: {', '.join(absent)}")
+    runs = [scored.runs[name, step] for name in selections]
+    estimate = intervals.paired(intervals.seed_means(scored.suites), runs, scored.runs["base", 0])
+    seed = intervals.seed_variance(scored.suites, runs, seed_sd)
+    between = np.diag([seed.of_mean(int(scored.seeds[run])) for run in runs])
+    return intervals.Estimate(estimate.mean, estimate.covariance + between, estimate.prompts)

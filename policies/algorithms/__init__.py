@@ -1,0 +1,1 @@
+"""One module per algorithm: how rewards become advantages, and the loss."""

@@ -1,0 +1,83 @@
+"""A user's own algorithm: a class in a file of hers, named in the spec by its dotted path."""
+
+import importlib
+import os
+import sys
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
+
+from layersweep.policies.strict import StrictModel
+
+from .base import PolicyGradient
+
+
+class CustomAlgorithm(StrictModel):
+    """A subclass of `policies.algorithms.base.PolicyGradient` that says in `advantages` how rewards become advantages.
+
+    Its module is imported from the working directory or an installed package, here and on every worker; a Ray job
+    brings its working directory along.
+    """
+
+    type: Literal["custom"] = "custom"
+    path: str
+    """Dotted path of the class, such as `my_module.MyAlgorithm`."""
+    settings: dict[str, Any] = Field({}, validate_default=True)
+    """Its fields: its own, and those of every algorithm, such as `clip_high`."""
+
+    @field_validator("path")
+    @classmethod
+    def _names_an_algorithm(cls, path: str) -> str:
+        _load(path)
+        return path
+
+    @field_validator("settings")
+    @classmethod
+    def _algorithm_takes_them(cls, settings: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "path" in info.data:
+            _try(_make(info.data["path"], settings))
+        return settings
+
+    def build(self) -> PolicyGradient:
+        """The algorithm itself."""
+        return _make(self.path, self.settings)
+
+
+def _load(path: str) -> type[PolicyGradient]:
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise ValueError(f"{path!r} is no dotted path of a class; write it as my_module.MyAlgorithm")
+    if os.getcwd() not in sys.path:  # an installed command does not have it
+        sys.path.append(os.getcwd())
+    importlib.invalidate_caches()
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except Exception as error:  # a user's module may raise anything
+        where = f"from {os.getcwd()} or the installed packages"
+        raise ValueError(f"importing {module} {where} fails: {type(error).__name__}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, PolicyGradient)):
+        raise ValueError(f"{path} is not a subclass of layersweep.policies.algorithms.base.PolicyGradient")
+    return found
+
+
+def _make(path: str, settings: dict[str, Any]) -> PolicyGradient:
+    try:
+        return _load(path)(**settings)
+    except ValidationError as error:
+        problems = ("".join(f"{part}: " for part in p["loc"]) + p["msg"] for p in error.errors())
+        raise ValueError(f"{path} refuses them: {'; '.join(problems)}") from error
+
+
+def _try(algorithm: PolicyGradient) -> None:
+    """Four responses, one of them right: there must be a finite float32 for each."""
+    rows = np.arange(4)
+    reward, zeros = np.array([1, 0, 0, 0], np.float32), np.zeros(4, np.int64)
+    name = type(algorithm).__name__
+    try:
+        found = algorithm.advantages(reward, zeros, rows, zeros, ["state"] * 4)
+        fine = found.shape == (4,) and found.dtype == np.float32 and np.isfinite(found).all()
+    except Exception as error:  # a user's code may raise anything
+        raise ValueError(f"{name}.advantages fails on rewards 1, 0, 0, 0: {type(error).__name__}: {error}") from error
+    if not fine:
+        raise ValueError(f"{name}.advantages must give a finite float32 a row; rewards 1, 0, 0, 0 give {found!r}")

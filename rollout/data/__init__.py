@@ -1,0 +1,1 @@
+"""Prompts from files: rows, readers, splits, decontamination."""

@@ -1,0 +1,301 @@
+"""Episodes of several turns: a model and environments, a turn at a time, until everything is played.
+
+All episodes of a call are in flight together, in as many strands as the environment has processes: a strand
+sends one batch of prompts per turn and waits for its own environments alone, so one that is slow or hangs holds up
+nobody in another strand, and in its own for `step_seconds` at most. Nothing here knows Ray, vLLM or a tokenizer.
+"""
+
+import asyncio
+import logging
+import re
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from layersweep.rollout.types import Completions, Experience, stable_seed
+
+from .base import EnvironmentConfig, EnvironmentTask, Start
+from .process_pool import Call, EnvironmentProcess, Lost, State
+
+logger = logging.getLogger(__name__)
+
+Generate = Callable[[list[np.ndarray], list[int]], Awaitable[Completions]]
+"""One response to each prompt of token ids, drawn with the seed at the same position."""
+Encode = Callable[[str], np.ndarray]
+Decode = Callable[[Sequence[np.ndarray]], list[str]]
+
+
+@dataclass
+class Turn:
+    """One prompt, what the model wrote, and what came of it."""
+
+    anchor: str
+    """The state before it."""
+    observation: str
+    prompt: np.ndarray
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    finished: bool
+    action: str | None
+    """None where none could be read from the response."""
+    valid: bool = False
+    reward: float = 0.0
+    """The environment's, less the penalty of an invalid action."""
+
+
+@dataclass
+class Episode:
+    """One trajectory from a start state."""
+
+    start: Start
+    group: int
+    sample: int
+    turns: list[Turn] = field(default_factory=list)
+    category: str | None = None
+    success: float = 0.0
+    terminated: bool = False
+    """Ended by the environment's rules; else it was cut by a limit of turns or tokens."""
+    losses: int = 0
+    """How often its environment was lost; after the first time it is played anew, after the second given up."""
+    number: int = -1
+    state: State | None = None
+
+    @property
+    def given_up(self) -> bool:
+        return self.losses > 1
+
+
+@dataclass(repr=False)
+class Played:
+    """The episodes of one call, group by group and in each sample by sample, and what happened to them."""
+
+    episodes: list[Episode]
+    version: int = 0
+    """Of the weights that played."""
+    cut_observations: int = 0
+    generate_cpu_seconds: float = 0.0
+    environment_cpu_seconds: float = 0.0
+
+    def experience(self) -> Experience:
+        """A row per turn. Episodes given up have none; their group is smaller by them.
+
+        Raises:
+            RuntimeError: no episode has a turn.
+        """
+        kept = [(number, e) for number, e in enumerate(self.episodes) if e.turns and not e.given_up]
+        if not kept:
+            raise RuntimeError(
+                "no episode has a turn to learn from: environments were lost twice each (the log has the reasons), "
+                "or the first prompt is longer than max_prompt_tokens"
+            )
+        turns = [turn for _, e in kept for turn in e.turns]
+        lengths = [len(e.turns) for _, e in kept]
+        group = np.repeat([e.group for _, e in kept], lengths)
+        anchor = [turn.anchor for turn in turns]
+        return Experience(
+            prompts=[turn.prompt for turn in turns],
+            tokens=np.concatenate([turn.tokens for turn in turns]),
+            logprobs=np.concatenate([turn.logprobs for turn in turns]),
+            lengths=np.array([len(turn.tokens) for turn in turns], np.int32),
+            reward=np.array([turn.reward for turn in turns], np.float32),
+            group=group,
+            trajectory=np.repeat([number for number, _ in kept], lengths),
+            step=np.concatenate([np.arange(length) for length in lengths]),
+            truncated=~np.array([turn.finished for turn in turns]),
+            format_ok=np.array([turn.valid for turn in turns]),
+            anchor=anchor,
+            version=self.version,
+            metrics={
+                "success_rate": float(np.mean([e.success for _, e in kept])),
+                "episode_length": float(np.mean(lengths)),
+                "invalid_action_rate": float(np.mean([not turn.valid for turn in turns])),
+                "step_groups_larger_than_one": _shared(group, anchor),
+                "lost_episodes": sum(e.losses for e in self.episodes),
+                "given_up_episodes": sum(e.given_up for e in self.episodes),
+                "cut_observations": self.cut_observations,
+            },
+        )
+
+    def scores(self) -> dict[str, np.ndarray]:
+        """Columns of scores.parquet, a row per episode. One that was given up (losses: 2) counts as failed."""
+        episodes = self.episodes
+        return {
+            "prompt": np.array([e.start.id for e in episodes], object),
+            "sample": np.array([e.sample for e in episodes]),
+            "score": np.array([0.0 if e.given_up else e.success for e in episodes]),
+            "response_tokens": np.array([sum(len(turn.tokens) for turn in e.turns) for e in episodes]),
+            "truncated": np.array([not e.terminated for e in episodes]),
+            "format_ok": np.array([bool(e.turns) and all(turn.valid for turn in e.turns) for e in episodes]),
+            "category": np.array([e.category for e in episodes], object),
+            "losses": np.array([e.losses for e in episodes]),
+        }
+
+
+async def play(
+    task: EnvironmentTask,
+    starts: Sequence[Start],
+    samples: int,
+    generate: Generate,
+    encode: Encode,
+    decode: Decode,
+    scope: tuple[object, ...] = (),
+) -> Played:
+    """`samples` episodes from each start state, all with the start state's seed.
+
+    Args:
+        generate: gives responses; called from several strands at the same time.
+        encode, decode: prompt text to token ids; responses' token ids to text, without special tokens.
+        scope: what the sampling seeds depend on beside start state, sample and turn.
+
+    Raises:
+        RuntimeError: an environment process cannot start. And whatever `generate` raises.
+    """
+    config = task.config
+    played = Played([Episode(start, group, i) for group, start in enumerate(starts) for i in range(samples)])
+    strands: dict[EnvironmentProcess, deque[Episode]] = {}
+    for episode in played.episodes:
+        strands.setdefault(task.processes.of(episode.start.seed), deque()).append(episode)
+    room = max(1, config.episodes_at_once // max(1, len(strands)))
+    tasks = [
+        asyncio.ensure_future(_Strand(played, config, process, room, generate, encode, decode, scope).run(waiting))
+        for process, waiting in strands.items()
+    ]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for strand in tasks:
+            strand.cancel()
+    return played
+
+
+@dataclass
+class _Strand:
+    """The episodes that one process plays."""
+
+    played: Played
+    config: EnvironmentConfig
+    process: EnvironmentProcess
+    room: int
+    generate: Generate
+    encode: Encode
+    decode: Decode
+    scope: tuple[object, ...]
+    encoded: dict[str, np.ndarray] = field(default_factory=dict)
+
+    async def run(self, waiting: deque[Episode]) -> None:
+        living: list[Episode] = []
+        try:
+            while waiting or living:
+                while waiting and len(living) < self.room:
+                    living.append(waiting.popleft())
+                    living[-1].number = self.process.number()
+                answers = await self.process.run([_call(episode) for episode in living])
+                going = []
+                for episode, answer in zip(living, answers, strict=True):
+                    if isinstance(answer, Lost):
+                        self._lose(episode, answer.reason, waiting)
+                    elif self._goes_on(episode, answer):
+                        going.append(episode)
+                living = await self._respond(going)
+        finally:
+            self.process.forget([episode.number for episode in living])
+
+    def _lose(self, episode: Episode, reason: str, waiting: deque[Episode]) -> None:
+        episode.losses += 1
+        logger.warning(
+            "environment lost at turn %d of start state %s: %s; %s",
+            len(episode.turns), episode.start.id, reason, "given up" if episode.given_up else "played anew",
+        )  # fmt: skip
+        episode.turns, episode.success, episode.state = [], 0.0, None
+        if not episode.given_up:
+            waiting.append(episode)
+
+    def _goes_on(self, episode: Episode, state: State) -> bool:
+        """Takes note of what the environment answered; whether there is another turn."""
+        self.played.cut_observations += state.cut
+        self.played.environment_cpu_seconds += state.cpu_seconds
+        episode.state, episode.category, episode.terminated = state, state.category, state.terminated
+        if episode.turns:
+            turn = episode.turns[-1]
+            turn.valid = turn.action is not None and not state.invalid
+            turn.reward = state.reward - (0.0 if turn.valid else self.config.invalid_action_penalty)
+            episode.success = state.success
+        if state.terminated or state.truncated:
+            return False
+        if len(episode.turns) == self.config.max_turns:
+            self.process.forget([episode.number])
+            return False
+        return True
+
+    async def _respond(self, going: list[Episode]) -> list[Episode]:
+        """The next response of each episode, but for those whose prompt has become too long."""
+        prompts: list[np.ndarray] = []
+        living: list[Episode] = []
+        for episode in going:
+            text = prompt_text(self.config, episode)
+            if text not in self.encoded:
+                self.encoded[text] = self.encode(text)
+            if len(self.encoded[text]) > self.config.max_prompt_tokens:
+                self.process.forget([episode.number])
+                continue
+            living.append(episode)
+            prompts.append(self.encoded[text])
+        if not living:
+            return []
+        # A lost episode is played anew with other seeds: the same actions might lose it again.
+        seeds = [stable_seed(*self.scope, e.start.id, e.sample, len(e.turns), e.losses) for e in living]
+        done = await self.generate(prompts, seeds)
+        self.played.version = done.version
+        self.played.generate_cpu_seconds += done.cpu_seconds
+        responses = done.responses()
+        asked = len(done.logprobs) > 0
+        logprobs = np.split(done.logprobs, np.cumsum(done.lengths)[:-1]) if asked else [done.logprobs] * len(living)
+        for i, (episode, text) in enumerate(zip(living, self.decode(responses), strict=True)):
+            action, state = read_action(self.config, text), episode.state
+            episode.turns.append(
+                Turn(
+                    state.anchor,
+                    state.observation,
+                    prompts[i],
+                    responses[i],
+                    logprobs[i],
+                    bool(done.finished[i]),
+                    action,
+                )
+            )
+        return living
+
+
+def prompt_text(config: EnvironmentConfig, episode: Episode) -> str:
+    """The prompt of an episode's next turn, by the section's templates."""
+    shown = {"last": 0, "window": config.window, "whole": len(episode.turns)}[config.history]
+    past = episode.turns[max(0, len(episode.turns) - shown) :]
+    return config.template.format(
+        observation=episode.state.observation,
+        history="".join(config.turn_template.format(observation=t.observation, action=t.action or "") for t in past),
+        actions=", ".join(episode.state.actions),
+        turn=len(episode.turns) + 1,
+    )
+
+
+def read_action(config: EnvironmentConfig, response: str) -> str | None:
+    """The action in a response; None where there is none."""
+    if config.action == "whole":
+        return response.strip() or None
+    found = re.findall(r"<action>(.*?)</action>", response, re.DOTALL)
+    return (found[-1].strip() or None) if found else None
+
+
+def _call(episode: Episode) -> Call:
+    actions = [turn.action or "" for turn in episode.turns]
+    return Call(episode.number, episode.start.seed, actions, episode.turns[-1].anchor if actions else "")
+
+
+def _shared(group: np.ndarray, anchor: Sequence[str]) -> float:
+    """The share of step groups (equal anchors within a group) that have more than one row."""
+    sizes: dict[tuple[int, str], int] = {}
+    for key in zip(group.tolist(), anchor, strict=True):
+        sizes[key] = sizes.get(key, 0) + 1
+    return sum(size > 1 for size in sizes.values()) / len(sizes)

@@ -1,0 +1,1 @@
+"""Small generated tasks for the demo and the tests."""

@@ -1,0 +1,89 @@
+"""The routed engine on the paths that only GPUs take, run without one; a program, as both are chosen before vLLM is
+imported: `python -m tests.engine_elsewhere v2|spans MODEL_FOLDER [DTYPE]`, which prints what it saw as JSON.
+
+`v2`: vLLM's own V2 model runner, its Triton kernels carried out by Triton's interpreter. `spans`: two tensor-parallel
+workers, spawned as they are from a Ray actor.
+"""
+
+import json
+import os
+import sys
+from types import SimpleNamespace
+
+from layersweep.workers.startup.environment import worker_environment
+
+
+def prepare(path: str) -> None:
+    os.environ.update(worker_environment(gpu=False))
+    if path == "spans":
+        os.environ.update(VLLM_WORKER_MULTIPROC_METHOD="spawn", VLLM_CPU_OMP_THREADS_BIND="0|1")
+        return
+    os.environ.update(TRITON_INTERPRET="1", VLLM_USE_V2_MODEL_RUNNER="1")
+    from triton.backends import backends
+
+    # vLLM for CPUs takes Triton only with a CPU backend; interpreted kernels need no backend at all.
+    backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True), compiler=None)
+
+
+def crowded(engine, folder: str) -> dict:
+    """Eighteen prompts of two runs and the base, more tokens than a pass takes: prompts are read in parts, beside
+    responses that are being written."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from layersweep.rollout.engine import selfcheck
+    from layersweep.rollout.types import Sampling
+
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    noise = torch.Generator().manual_seed(1)
+    states = {None: {}} | {f"block-{k}": selfcheck._noisy(base, f"model.layers.{k}.", noise) for k in (1, 2)}
+    for run, state in states.items():
+        if run:
+            engine.push(run, 1, state).result(60)
+    rng = np.random.default_rng(1)
+    prompts = {run: [rng.integers(2, 32, 80).astype(np.int32) for _ in range(6)] for run in states}
+    futures = {
+        run: engine.generate(run, int(run is not None), mine, list(range(6)), Sampling(1, max_tokens=24, logprobs=True))
+        for run, mine in prompts.items()
+    }
+    done = {run: future.result(300) for run, future in futures.items()}
+    difference = {run: selfcheck._difference(base, states[run], prompts[run], done[run]) for run in states}
+    control = {run: selfcheck._difference(base, {}, prompts[run], done[run]) for run in states if run}
+    again = engine.generate(None, 0, prompts[None][:1], [0], Sampling(1, max_tokens=24)).result(300)
+    return {
+        "worst": max(difference.values()),
+        "control": min(control.values()),
+        "same_alone": bool(np.array_equal(again.tokens, done[None].tokens[: again.lengths[0]])),
+    }
+
+
+def main(path: str, folder: str, dtype: str = "float32") -> None:
+    prepare(path)
+    from layersweep.rollout.config import RolloutConfig
+    from layersweep.rollout.engine import engine as module
+    from layersweep.rollout.engine.selfcheck import check
+
+    spans, build = 2 if path == "spans" else 1, module.engine_args
+
+    def as_on_a_gpu(*args):
+        arguments = build(*args)
+        arguments.enable_chunked_prefill = path == "v2" or arguments.enable_chunked_prefill
+        return arguments
+
+    module.engine_args = as_on_a_gpu
+    config = RolloutConfig(
+        max_num_seqs=32, max_num_batched_tokens=256, kv_cache_memory_mib=1, tensor_parallel_size=spans
+    )
+    engine = module.RolloutEngine(folder, "Qwen3ForCausalLM", config, dtype, seed=0)
+    v2, worst = engine._engine.vllm_config.use_v2_model_runner, check(engine, folder, dtype, whole=spans == 1)
+    seen = {"v2": v2, "self_check": worst}
+    if path == "v2" and dtype == "float32":
+        seen |= crowded(engine, folder)
+    print(json.dumps(seen), flush=True)
+    engine._engine.engine_core.shutdown()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,135 @@
+"""`layersweep compare`: what it reads, prints and writes."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from layersweep.cli import main
+from layersweep.orchestrator.commands.compare import load_profiles
+from tests.orchestrator.report.test_report import Page
+
+RISING = np.linspace(0.1, 1.0, 12)
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    monkeypatch.setitem(os.environ, "COLUMNS", "200")
+
+
+def ours(folder, contribution, noise=0.02):
+    """A sweep's folder with a contribution table."""
+    count = len(contribution)
+    folder.mkdir(parents=True)
+    pd.DataFrame(
+        {
+            "selection": ["base", "full", *(f"layer-{k:02d}" for k in range(count))],
+            "kind": ["base", "full", *["layer"] * count],
+            "layer": pd.array([None, None, *range(count)], dtype="Int64"),
+            "depth": [np.nan, np.nan, *(np.arange(count) / (count - 1))],
+            "contribution": [0, 1, *contribution],
+            "contribution_sd": [np.nan, np.nan, *[noise] * count],
+        }
+    ).to_parquet(folder / "contribution.parquet")
+    return str(folder)
+
+
+def lines(text, *words):
+    """The printed lines that hold all the words."""
+    return [line for line in text.splitlines() if all(word in line for word in words)]
+
+
+def test_two_sweeps_that_agree_and_a_page_of_it(tmp_path, capsys):
+    paths = [ours(tmp_path / "one", RISING), ours(tmp_path / "two", RISING[::-1] * -1 + 2)]
+    assert main(["compare", *paths, "--top", "3", "-o", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    (row,) = lines(printed, "one and two")
+    assert "1.00" in row and "agree" in row and "3 of 3 (chance 0.8)" in row  # 3 * 3 / 12
+    assert "share of the top 3" in printed and "Gini" in printed
+    page = Page(tmp_path / "out" / "compare.html")
+    assert page.sections == {"profiles", "pairs", "concentration"} and page.references == ["data:,"]
+    assert not re.search(r"https?://", page.source) and "one and two: agree" in page.words
+    assert (tmp_path / "out" / "compare.png").stat().st_size > 5000
+    assert str(tmp_path / "out" / "compare.html") in printed
+
+
+def test_opposite_noisy_and_unknown(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    paths = [
+        ours(tmp_path / "up", RISING),
+        ours(tmp_path / "down", RISING[::-1]),
+        ours(tmp_path / "noise", rng.normal(0, 0.3, 12), noise=0.3),
+    ]
+    table = tmp_path / "other.csv"
+    pd.DataFrame({"layer": range(24), "score": np.linspace(3, 4, 24)}).to_csv(table, index=False)
+    assert main(["compare", *paths, str(table), "-o", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "disagree" in lines(printed, "up and down")[0] and "-1.00" in lines(printed, "up and down")[0]
+    assert "cannot tell" in lines(printed, "up and noise")[0]
+    (row,) = lines(printed, "up and other")  # 24 layers against 12, aligned by relative depth
+    assert "1.00" in row and "noise unknown" in row and "--noise" in printed
+    assert "noise-corrected Spearman" in printed and "observed Spearman" in printed  # the matrices
+    assert "matrix" in Page(tmp_path / "out" / "compare.html").sections
+    assert main(["compare", paths[0], str(table), "--noise", "0.01"]) == 0
+    assert "agree" in lines(capsys.readouterr().out, "up and other")[0]
+
+
+def test_layers_that_a_search_stopped_are_left_out(tmp_path, capsys):
+    """Of twelve rising contributions the last four are 0 in a table where they were pruned: 8 layers remain, in the
+    same order in both."""
+    one, two = ours(tmp_path / "one", RISING), ours(tmp_path / "two", np.where(np.arange(12) < 8, RISING, 0.0))
+    table = pd.read_parquet(f"{two}/contribution.parquet")
+    table["status"] = ["completed"] * 10 + ["pruned"] * 4
+    table.to_parquet(f"{two}/contribution.parquet")
+    assert main(["compare", one, two, "-o", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    (row,) = lines(printed, "one and two")
+    assert re.search(r"\b8\b.*\b1\.00\b", row)
+    note = "Left out are the layers that a search stopped early (4 of two)"
+    assert note in " ".join(printed.split()) and note in Page(tmp_path / "out" / "compare.html").words
+    assert load_profiles([one, two])[1].model_layers == 12
+    table["status"] = ["completed"] * 5 + ["pruned"] * 9  # base, full and three layers: no shape to draw
+    table.to_parquet(f"{two}/contribution.parquet")
+    assert main(["compare", one, two, "-o", str(tmp_path / "out")]) == 0
+    page = Page(tmp_path / "out" / "compare.html")
+    assert "Not drawn, with fewer than four layers that trained to the end: two." in page.words
+    assert page.source.count('class="run" data-run="two"') == 0 < page.source.count('class="run" data-run="one"')
+
+
+def test_names_that_clash_are_told_apart(tmp_path):
+    paths = [ours(tmp_path / name / "demo", RISING) for name in ("a", "b")]
+    assert [profile.name for profile in load_profiles(paths)] == ["a/demo", "b/demo"]
+    pulled = []
+    for name in ("a", "b"):
+        pulled.append(str(tmp_path / name / "x.parquet"))
+        (Path(tmp_path) / name / "demo" / "contribution.parquet").rename(pulled[-1])
+    assert [profile.name for profile in load_profiles(pulled)] == ["a/x", "b/x"]
+
+
+@pytest.mark.parametrize(
+    ("tables", "why"),
+    [
+        (["one"], "at least two"),
+        (["one", "nowhere"], "no such table"),
+        (["one", "one/contribution.parquet"], "more than once"),
+        (["one", "bad.csv"], "no column `layer`"),
+        (["one", "text.txt"], "neither a .parquet nor a .csv"),
+        (["one", "broken.parquet"], "broken.parquet"),
+    ],
+)
+def test_bad_input(tmp_path, capsys, tables, why):
+    ours(tmp_path / "one", RISING)
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "text.txt").write_text("")
+    (tmp_path / "broken.parquet").write_text("nothing of the kind")
+    assert main(["compare", *(str(tmp_path / table) for table in tables)]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_top_must_be_a_count(capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "a", "b", "--top", "0"])
+    assert "whole number above 0" in capsys.readouterr().err

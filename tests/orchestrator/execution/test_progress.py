@@ -1,0 +1,28 @@
+"""What a person sees of a sweep while it runs."""
+
+import re
+
+from layersweep.orchestrator.execution.progress import Progress
+
+
+def test_a_line_names_some_runs_at_work(capsys):
+    """Of 20 runs of 3 steps ten have made one, one was done before and one makes all: 16 of 60, 11 runs at work."""
+    progress = Progress([f"run-{k}" for k in range(20)], steps=3, interval=0.0)
+    metrics = {"reward_mean": 0.5, "tokens": 10}
+    for k in range(10):
+        progress.stepped(f"run-{k}", 1, metrics, 1.0)
+    progress.already("run-19", "completed")
+    for step in (1, 2, 3):
+        progress.printed = 0.0  # long ago: a line is due
+        progress.stepped("run-10", step, metrics, 1.0)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"step 16/60, about \d+ s left; at work: run-0 1/3 0.50, .*run-7 1/3 0.50 and 3 more$", last)
+
+
+def test_a_finished_run_is_not_named(capsys):
+    progress = Progress(["one", "two"], steps=1, interval=0.0)
+    for run in ("one", "two"):
+        progress.stepped(run, 1, {"reward_mean": 0.25, "tokens": 10}, 1.0)
+    progress.printed = 0.0
+    progress.ended("one", "completed", None)
+    assert capsys.readouterr().err.splitlines()[-1].endswith("at work: two 1/1 0.25")

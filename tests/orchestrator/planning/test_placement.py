@@ -1,0 +1,177 @@
+"""Trainers around one GPU: placement on a Ray that believes in GPUs which are not there."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from ray.util import remove_placement_group
+
+from layersweep.cli import DEMO
+from layersweep.orchestrator.planning.plan import make_plan
+from layersweep.orchestrator.spec.sweep_spec import load_spec
+from layersweep.workers.actors.shared_gpu import Berths, gang, on
+from layersweep.workers.config import ActorResources
+
+
+@pytest.mark.slow
+def test_trainers_aboard_a_berth_share_its_gpu(monkeypatch):
+    """Two GPUs, trainers of 0.3: a GPU takes (1 - 0.05) / 0.3 = 3. Six board, three on each; the seventh waits until
+    one leaves."""
+    import ray
+
+    class Probe:
+        def gpus(self) -> list[int]:
+            return ray.get_gpu_ids()
+
+    async def scenario() -> None:
+        needs = ActorResources(cpus=0.1, gpus=0.3)
+        berths = Berths([1.0, 1.0], needs)
+        assert [berth.room for berth in berths.berths] == [3, 3]
+        await asyncio.gather(*(berth.group.ready() for berth in berths.berths))
+        boarded = [await berths.board() for _ in range(6)]
+        probes = [
+            ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.3, scheduling_strategy=berth.strategy()).remote()
+            for berth in boarded
+        ]
+        where = [await probe.gpus.remote() for probe in probes]
+        for berth in berths.berths:
+            assert len({tuple(gpus) for gpus, at in zip(where, boarded, strict=True) if at is berth}) == 1
+        assert sorted(gpus[0] for gpus in where) == [0, 0, 0, 1, 1, 1]
+        late = asyncio.create_task(berths.board())
+        await asyncio.sleep(0.05)
+        assert not late.done()
+        await berths.leave(boarded[4])
+        assert await asyncio.wait_for(late, 5) is boarded[4]
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        asyncio.run(scenario())
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.slow
+def test_everybody_on_one_gpu(monkeypatch):
+    """Engine 0.3, a berth of 0.3 with one trainer of 0.25, full 0.4: what gpu_allocation puts on one GPU, Ray does."""
+    import ray
+
+    class Probe:
+        def gpus(self) -> list[int]:
+            return ray.get_gpu_ids()
+
+    async def scenario() -> None:
+        engine = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.3).remote()
+        berths = Berths([0.3], ActorResources(cpus=0.1, gpus=0.25))
+        await asyncio.wait_for(berths.berths[0].group.ready(), 20)
+        berth = await berths.board()
+        host = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.05, scheduling_strategy=berth.strategy()).remote()
+        layer = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.25, scheduling_strategy=berth.strategy()).remote()
+        full = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.4).remote()
+        asked = asyncio.gather(*(probe.gpus.remote() for probe in (engine, host, layer, full)))
+        assert await asyncio.wait_for(asked, 20) == [[0]] * 4
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        asyncio.run(scenario())
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.slow
+def test_a_crew_is_placed_whole_or_not_at_all():
+    """Two crews of two ranks on three CPUs: one has its places, the other takes none until the first are free."""
+    import ray
+
+    class Rank:
+        def place(self) -> str:
+            return ray.get_runtime_context().get_placement_group_id()
+
+    ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        needs = ActorResources(cpus=1)
+        groups = [gang(needs, 2), gang(needs, 2)]
+        crews = [[ray.remote(Rank).options(num_cpus=1, scheduling_strategy=on(group, rank)).remote()
+                  for rank in range(2)] for group in groups]  # fmt: skip
+        places = [[rank.place.remote() for rank in crew] for crew in crews]
+        done, _ = ray.wait([place for crew in places for place in crew], num_returns=2, timeout=60)
+        ready, late = (0, 1) if places[0][0] in done else (1, 0)
+        assert set(done) == set(places[ready])
+        assert ray.available_resources()["CPU"] == 1
+        for rank in crews[ready]:
+            ray.kill(rank)
+        remove_placement_group(groups[ready])
+        assert ray.get(places[late], timeout=60) == [groups[late].id.hex()] * 2
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.slow
+def test_a_crew_that_waits_for_two_places_is_not_overtaken(tmp_path):
+    """Both of two CPUs are taken when full asks for two ranks of 0.95, and after it a layer for 0.9. Once one CPU is
+    free it stays free; once both are, full has them, and then the layer."""
+    import ray
+
+    from layersweep.orchestrator.execution.actors import Crew, Stage
+
+    class Other:
+        def alive(self) -> None:
+            pass
+
+    async def scenario() -> None:
+        others = [ray.remote(Other).options(num_cpus=1).remote() for _ in range(2)]
+        ray.get([other.alive.remote() for other in others])
+        full, layer = next(run for run in plan.runs if run.selection.whole), plan.runs[-1]
+        crews = [Crew([], []), Crew([], [])]
+        waiting = [
+            asyncio.create_task(stage._assemble(crew, run)) for crew, run in zip(crews, (full, layer), strict=True)
+        ]
+        await asyncio.sleep(2)
+        ray.kill(others[0])
+        await asyncio.sleep(5)
+        assert ray.available_resources()["CPU"] == 1 and not any(task.done() for task in waiting)
+        ray.kill(others[1])
+        await asyncio.wait_for(waiting[0], 60)
+        assert not waiting[1].done() and ray.available_resources()["CPU"] == pytest.approx(0.1)
+        await stage.dismiss(crews[0])
+        await asyncio.wait_for(waiting[1], 60)
+        await stage.dismiss(crews[1])
+
+    actors = {"engine": {"cpus": 0}, "trainer": {"cpus": 0.9}, "full_trainer": {"cpus": 0.95}, "full_trainer_ranks": 2}
+    plan = make_plan(load_spec(DEMO, {"resources": actors, "output": str(tmp_path)}), fetch=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        stage = Stage(plan, {})
+        asyncio.run(scenario())
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.slow
+def test_a_cluster_that_has_lost_its_gpus_keeps_a_room(tmp_path):
+    """For the run that waits for others to come; what can never start was refused before."""
+    import ray
+
+    from layersweep.orchestrator.execution.actors import Stage
+
+    spec = load_spec(Path(DEMO).parent / "qwen3-1.7b-numinamath-grpo-8gpu.yaml", {"output": str(tmp_path)})
+    resources = spec.resources.model_copy(update={"concurrent_runs": None})
+    plan = make_plan(spec.model_copy(update={"resources": resources}), fetch=False)
+    ray.init("local", num_cpus=100, num_gpus=0, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        assert Stage(plan, {}).rooms() == 1
+    finally:
+        ray.shutdown()
+
+
+def test_handles_are_for_gpus_and_arrays_keep_bfloat16():
+    import torch
+
+    from layersweep.policies.model.tensor_transport import to_arrays, to_handles, to_tensors
+
+    weights = {"a": torch.randn(3, 2), "b": torch.randn(4).to(torch.bfloat16)}
+    back = to_tensors(to_arrays(weights))
+    assert all(torch.equal(back[name], weight) and back[name].dtype == weight.dtype for name, weight in weights.items())
+    with pytest.raises(ValueError, match="a is not on a GPU"):
+        to_handles(weights)

@@ -1,0 +1,179 @@
+"""A sweep seen from elsewhere, as far as no cluster is needed."""
+
+import os
+from io import BytesIO
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from layersweep.cli import DEMO, main
+from layersweep.orchestrator.commands.status import overview, pull
+from layersweep.orchestrator.remote.job_package import at_home, environment, shipment
+from layersweep.orchestrator.remote.ray_token import show_token
+from layersweep.orchestrator.remote.sweep_view import Sweep
+from layersweep.orchestrator.spec.sweep_spec import SpecError, load_spec
+
+
+@pytest.fixture
+def no_token(tmp_path, monkeypatch):
+    """A home folder without a token, and none in the environment."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # so that what is set meanwhile is taken back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def shown(address) -> bool:
+    show_token(address)
+    return os.environ.get("RAY_AUTH_MODE") == "token"
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "localhost:6379", "https://192.0.2.77:8265"])
+def test_no_token_is_shown_where_there_is_none(no_token, address):
+    assert not shown(address)
+
+
+@pytest.mark.parametrize(
+    "address, here",
+    [("http://127.0.0.1:8265", True), ("localhost:6379", True), ("https://198.51.100.7:8265", False), ("auto", False)],
+)
+def test_this_machines_own_token_is_shown_to_this_machine_alone(no_token, address, here):
+    """198.51.100.0/24 is reserved for documentation: never this machine. `auto` is left to Ray itself."""
+    (no_token / ".ray").mkdir()
+    (no_token / ".ray" / "auth_token").write_text("secret")
+    assert shown(address) is here
+
+
+def test_a_token_set_for_this_command_is_shown_anywhere(no_token, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    assert shown("https://198.51.100.7:8265")
+
+
+def test_rays_own_switch_wins(no_token, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert not shown("http://127.0.0.1:8265")
+
+
+def test_a_shipment_holds_code_spec_and_the_users_folder(tmp_path):
+    (tmp_path / "mine.py").write_text("x = 1")
+    spec = at_home(load_spec(DEMO))
+    with shipment(spec, str(tmp_path)) as staging:
+        assert load_spec(f"{staging}/sweep.yaml") == spec
+        for file in (
+            "mine.py",
+            "layersweep/cli.py",
+            "layersweep/workers/actors/trainer.py",
+            "layersweep/orchestrator/report/page.html.j2",
+        ):
+            assert Path(staging, file).is_file(), file
+        assert not list(Path(staging).rglob("__pycache__"))
+    assert not os.path.exists(staging)
+
+
+def test_a_folder_that_would_hide_the_code_is_refused(tmp_path):
+    (tmp_path / "layersweep").mkdir()
+    with pytest.raises(SpecError, match="its layersweep would hide"), shipment(load_spec(DEMO), str(tmp_path)):
+        pass
+
+
+def test_output_means_the_same_in_a_job(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    spec = load_spec(DEMO)  # output: runs
+    assert at_home(spec).output == f"{tmp_path}/runs"
+    assert at_home(spec.model_copy(update={"output": "s3://bucket/runs"})).output == "s3://bucket/runs"
+
+
+def test_environment_variables(monkeypatch):
+    monkeypatch.setenv("HERE", "a=b")
+    assert environment(["HERE", "X=1=2", "Y="]) == {"HERE": "a=b", "X": "1=2", "Y": ""}
+    with pytest.raises(SpecError, match="--env GONE: not set here; write GONE=VALUE"):
+        environment(["GONE"])
+
+
+TABLE = pd.DataFrame(
+    {
+        "selection": ["base", "full", "layer-03"], "score": [0.25, 0.5, np.nan],
+        "contribution": [0.0, 1.0, np.nan], "contribution_low": np.nan, "contribution_high": np.nan,
+        "status": ["completed", "running", "failed"], "reason": [None, None, "NonFinite: loss"],
+    }
+)  # fmt: skip
+PHASES = {f"{phase}_seconds": 0.5 for phase in ("rollout", "reward", "update", "sync", "wait")}
+STEPS = pd.DataFrame(
+    [
+        {"selection": "full", "seed": seed, "step": step, "reward_mean": reward, "tokens": 500, **PHASES}
+        for seed, step, reward in [(0, 0, 0.1), (0, 1, 0.25), (1, 0, 0.75)]
+    ]
+)
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    """A sweep's folder in fsspec's memory, half-way."""
+    folder = f"memory://{tmp_path.name}/demo"
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    for name, frame in (("contribution", TABLE), ("steps", STEPS)):
+        filesystem.pipe_file(f"{path}/{name}.parquet", frame.to_parquet(index=False))
+    filesystem.pipe_file(f"{path}/sweep.yaml", yaml.safe_dump({"name": "demo", "training": {"steps": 4}}).encode())
+    return folder
+
+
+def test_overview_takes_the_slowest_seed_and_the_mean_of_rewards():
+    """Seed 0 is at its second step, seed 1 at its first: 1/4, mean of .25 and .75; 500 tokens in 2.5 s each."""
+    columns = {column.header: list(column.cells) for column in overview(TABLE, STEPS, 4, {}).columns}
+    assert columns["step"] == ["", "1/4", ""]
+    assert columns["reward"] == ["", "0.500", ""]
+    assert columns["tokens/s"] == ["", "400", ""]
+    assert columns["status"] == ["completed", "running", "failed: NonFinite: loss"]
+
+
+def test_overview_tells_where_runs_train_as_long_as_they_do():
+    places = {
+        "Engine-0": "a GPU 0",
+        "full-seed0": "a GPU 1",
+        "full-seed1": "b",
+        "layer-03-seed0": "b",
+        "fuller-seed0": "c",
+    }
+    columns = {column.header: list(column.cells) for column in overview(TABLE, STEPS, 4, places).columns}
+    assert columns["on"] == ["", "a GPU 1; b", "b"]
+    assert "on" not in [column.header for column in overview(TABLE, STEPS, 4, {"Engine-0": "a GPU 0"}).columns]
+
+
+def test_status_tells_where_engines_and_runs_are(bucket, capsys):
+    filesystem, path = fsspec.core.url_to_fs(f"{bucket}/checkpoints/places.json")
+    filesystem.pipe_file(path, b'{"Engine-0": "host-a GPU 0", "full-seed0": "host-b GPU 3"}')
+    assert main(["status", bucket]) == 1
+    printed = capsys.readouterr().out
+    assert "engines Engine-0 on host-a GPU 0" in printed and "host-b GPU 3" in printed
+
+
+def test_pull_copies_a_partial_table_from_a_uri(bucket, tmp_path):
+    line = pull(Sweep(bucket, None), str(tmp_path / "new" / "table.parquet"))
+    assert line.endswith("table.parquet: 3 selections, 1 completed, 1 running, 1 failed")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "new" / "table.parquet"), roundtrip(TABLE))
+
+
+def roundtrip(frame):
+    return pd.read_parquet(BytesIO(frame.to_parquet(index=False)))
+
+
+def test_status_from_a_uri(bucket, capsys):
+    assert main(["status", bucket]) == 1  # some run failed
+    printed = capsys.readouterr().out
+    assert f"sweep   demo -> {bucket}" in printed
+    assert "failed: NonFinite: loss" in printed
+
+
+def test_no_sweep_there_is_bad_input(tmp_path, capsys, no_token, monkeypatch):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    assert main(["pull", str(tmp_path)]) == 2
+    assert "no sweep here (there is no sweep.yaml)" in capsys.readouterr().err
+    assert main(["status", "nosuch://bucket/demo"]) == 2
+    assert main(["status", "demo", "--address", "http://127.0.0.1:9"]) == 2  # the discard port
+    assert "no Ray dashboard answers there" in capsys.readouterr().err

@@ -1,0 +1,144 @@
+"""Bad specs are refused with field, reason and fix, before anything starts; good ones resolve."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from layersweep.cli import DEMO, main
+from layersweep.orchestrator.planning.plan import make_plan
+from layersweep.orchestrator.spec.layers import resolve_layers
+from layersweep.orchestrator.spec.sweep_spec import SpecError, load_spec, parse_spec
+
+
+def demo(**changes):
+    """The demo's spec as data, with nested fields replaced: training__steps=3."""
+    data = yaml.safe_load(Path(DEMO).read_text())
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        section = data
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ("all", (0, 1, 2, 3, 4, 5)),
+        ((5, 0), (0, 5)),
+        ("1:4", (1, 2, 3)),
+        ("::2", (0, 2, 4)),
+        ("-2:", (4, 5)),
+        ("middle:2", (2, 3)),  # [6/2 - 1, 6/2 + 1)
+        ("middle:6", (0, 1, 2, 3, 4, 5)),
+    ],
+)
+def test_layers_of_a_six_layer_model(chosen, expected):
+    assert resolve_layers(chosen, 6) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"training__prompt_per_step": 3}, "training.prompt_per_step: unknown key. Did you mean prompts_per_step?"),
+        ({"learning_rate": 1e-3}, "learning_rate: unknown key. Did you mean training.learning_rate?"),
+        ({"algorithm__clip_hi": 1}, "algorithm.clip_hi: unknown key. Did you mean clip_high?"),
+        ({"algorithm__type": "gpro"}, "Did you mean grpo?"),
+        ({"evaluation__suites": [{"name": "a", "samples": 0}]}, "evaluation.suites[0].samples: "),
+        ({"evaluation__suites": [{"name": "a"}, {"name": "a"}]}, "suite names must differ, 'a' is used twice"),
+        ({"layers": "al"}, "layers: cannot read 'al'; write all, a list such as [0, 7, 13], start:stop:step, middle:k"),
+        ({"layers": {"a": 1}}, "layers: cannot read {'a': 1}"),
+        ({"layers": [1, 1]}, "layers: names a layer twice"),
+        ({"training__group_size": 1}, "training.group_size: "),
+        ({"training__minibatches": 5}, "minibatches: 5 does not divide prompts_per_step 32"),
+        ({"training": None}, "training: needs a mapping of fields, got None"),
+        ({"name": "../x"}, "name: "),
+        ({"resources": {"device": "cuda"}}, "needs gpus above 0"),
+        (
+            {"resources": {"engine": {"gpus": 1}, "trainer": {"gpus": 0.5}, "trainer_ranks": 2}},
+            "trainer.gpus: 0.5: two of 2 ranks could meet on one GPU",
+        ),
+        ({"seeds": [0, 0]}, "seeds: seeds must differ"),
+        (
+            {"rollout__tensor_parallel_size": 2},
+            "rollout.tensor_parallel_size: 2: an engine over several GPUs serves no",
+        ),
+        (
+            {"rollout__tensor_parallel_size": 2, "include_full": False, "combine": [{"boost": "best 2"}]},
+            "no run of the whole model, and combine asks for one; set it to 1",
+        ),
+        ({"rollout": {"sleep": True}}, "rollout.sleep: makes room for trainers on an engine's GPU, and with"),
+        ({"algorithm": {"type": "gigpo"}}, "algorithm.type: gigpo compares the steps of episodes"),
+    ],
+)
+def test_bad_specs_name_field_and_fix(changes, expected):
+    with pytest.raises(SpecError) as error:
+        parse_spec(demo(**changes))
+    assert expected in str(error.value)
+    assert len(error.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"layers": [99]}, "layers: the model has layers 0 to 5, not 99"),
+        ({"model": "/nowhere/at/all"}, "model.path: there is no folder /nowhere/at/all"),
+        ({"output": "/proc/nowhere"}, "output: cannot write to /proc/nowhere"),
+        ({"evaluation__suites": [{"name": "a", "prompts": 10_000_000}]}, "evaluation.suites[0]: "),
+    ],
+)
+def test_a_plan_refuses_what_is_not_there(changes, expected):
+    with pytest.raises(SpecError, match="^" + expected.replace("[", r"\[").replace("]", r"\]")):
+        make_plan(parse_spec(demo(**changes)))
+
+
+@pytest.mark.parametrize("broken", ["", "[1, 2", "just text", "- a\n- b", "name: \x00"])
+def test_files_that_are_no_spec(tmp_path, broken):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(broken)
+    with pytest.raises(SpecError):
+        load_spec(path)
+
+
+def test_bad_input_exits_2_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    spec = tmp_path / "sweep.yaml"
+    for changes in ({"layers": [99]}, {"output": "deep/er", "model": "/nowhere"}, {"training__group_size": 1}):
+        spec.write_text(yaml.safe_dump(demo(**changes)))
+        assert main(["run", str(spec)]) == 2
+        assert capsys.readouterr().err.startswith("layersweep: ")
+    assert sorted(tmp_path.iterdir()) == [spec]
+
+
+def test_the_demo_plan():
+    """6 layers and full; a layer of hidden 64, 2 heads and 1 KV head of 32, intermediate 128 has
+    64 * (2 * 64 + 2 * 32) attention + 2 * 64 + 2 * 32 norms + 3 * 64 * 128 MLP = 37,056 parameters; the model adds
+    13 tokens (digits, =, padding, end) * 64 and the final norm's 64."""
+    plan = make_plan(load_spec(DEMO))
+    assert [run.name for run in plan.runs] == ["full-seed0"] + [f"layer-{k:02d}-seed0" for k in range(6)]
+    assert plan.trainable_parameters(plan.runs[1].selection) == 37_056
+    assert plan.trainable_parameters(plan.runs[0].selection) == 6 * 37_056 + 13 * 64 + 64
+    assert plan.push_bytes(plan.runs[1].selection) == 4 * 37_056
+
+
+def test_planning_and_help_import_nothing_heavy():
+    code = (
+        "import sys, layersweep.cli as c; c.main(['plan']); "
+        "heavy = ('torch', 'vllm', 'deepspeed', 'ray', 'transformers', 'scipy', 'pandas'); "
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_nothing_below_imports_the_orchestrator():
+    root = Path(__file__).parents[3]
+    for package in ("policies", "rollout", "workers"):
+        for path in (root / package).rglob("*.py"):
+            assert "orchestrator" not in path.read_text().replace("the orchestrator", ""), path
+    for path in (root / "policies").rglob("*.py"):
+        assert not any(name in path.read_text() for name in ("from rollout", "from workers")), path

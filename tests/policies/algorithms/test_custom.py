@@ -1,0 +1,94 @@
+"""A user's own algorithm: found, checked before anything starts, and used like any other."""
+
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from layersweep.cli import DEMO, main
+from layersweep.orchestrator.spec.sweep_spec import SpecError, load_spec, parse_spec
+
+MODULE = '''
+import numpy as np
+from policies.algorithm import PolicyGradient
+
+class Winners(PolicyGradient):
+    """Reinforces what is better than `bar`, and nothing else."""
+    bar: float = 0.5
+
+    def advantages(self, reward, group, trajectory, step, anchor):
+        return np.maximum(reward - self.bar, 0).astype(np.float32)
+
+class Silent(PolicyGradient):
+    pass
+
+class Short(PolicyGradient):
+    def advantages(self, reward, group, trajectory, step, anchor):
+        return reward[:1]
+
+def function(): ...
+'''
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory that holds the user's module; forgotten afterwards."""
+    (tmp_path / "mine_of_a_test.py").write_text(MODULE)
+    (tmp_path / "broken_of_a_test.py").write_text("import nowhere_to_be_found")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    sys.modules.pop("mine_of_a_test", None)
+
+
+def spec_with(**algorithm):
+    return yaml.safe_load(open(DEMO)) | {"algorithm": {"type": "custom"} | algorithm}
+
+
+def test_it_is_built_with_its_settings_and_travels_by_name(here):
+    spec = parse_spec(spec_with(path="mine_of_a_test.Winners", settings={"bar": 0.25, "clip_high": 0.3}))
+    algorithm = pickle.loads(pickle.dumps(spec.algorithm.build()))
+    assert type(algorithm).__name__ == "Winners" and (algorithm.bar, algorithm.clip_high) == (0.25, 0.3)
+    zeros = np.zeros(3, int)
+    assert algorithm.advantages(np.array([1, 0.5, 0], np.float32), zeros, zeros, zeros, []).tolist() == [0.75, 0.25, 0]
+    assert algorithm.aggregation == "sequence_mean"
+    # What a sweep writes down is what it reads.
+    (here / "sweep.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json")))
+    assert load_spec(here / "sweep.yaml") == spec
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        ({"path": "Winners"}, "algorithm.path: 'Winners' is no dotted path of a class"),
+        ({"path": "not_here.Winners"}, "algorithm.path: importing not_here from "),
+        ({"path": "broken_of_a_test.A"}, "fails: ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+        (
+            {"path": "mine_of_a_test.Losers"},
+            "mine_of_a_test.Losers is not a subclass of layersweep.policies.algorithms.base",
+        ),
+        ({"path": "mine_of_a_test.function"}, "mine_of_a_test.function is not a subclass"),
+        ({"path": "mine_of_a_test.Silent"}, "algorithm.settings: Silent.advantages fails on rewards 1, 0, 0, 0"),
+        ({"path": "mine_of_a_test.Short"}, "algorithm.settings: Short.advantages must give a finite float32 a row"),
+        (
+            {"path": "mine_of_a_test.Winners", "settings": {"bar": "high"}},
+            "algorithm.settings: mine_of_a_test.Winners refuses them: bar: Input should be a valid number",
+        ),
+        ({"path": "mine_of_a_test.Winners", "settings": {"bars": 1}}, "bars: Extra inputs are not permitted"),
+        ({"path": "mine_of_a_test.Winners", "settings": {"overlong_buffer": 7}}, "algorithm.overlong_buffer: must be"),
+        ({}, "algorithm.path: required"),
+        ({"path": "mine_of_a_test.Winners", "bar": 1}, "algorithm.bar: unknown key"),
+    ],
+)
+def test_what_cannot_be_an_algorithm_is_refused(here, algorithm, expected):
+    with pytest.raises(SpecError) as error:
+        parse_spec(spec_with(**algorithm))
+    assert expected in str(error.value)
+
+
+def test_the_command_plans_with_it(here, capsys):
+    (here / "sweep.yaml").write_text(yaml.safe_dump(spec_with(path="mine_of_a_test.Winners")))
+    assert main(["plan", "sweep.yaml"]) == 0
+    assert "custom" in capsys.readouterr().out

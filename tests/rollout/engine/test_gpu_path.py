@@ -1,0 +1,122 @@
+"""What only GPUs take, as far as it runs without one."""
+
+import inspect
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.multiprocessing.reductions import rebuild_cuda_tensor
+
+from layersweep.policies.model import tensor_transport as tensors
+from layersweep.policies.model.trunk import Trunk
+from layersweep.policies.selection import Selection
+from layersweep.workers.config import DeepSpeedConfig
+from tests.conftest import save_random_qwen3
+from tests.workers.training.test_learner import experience, one_rank, settings  # noqa: F401
+
+
+def elsewhere(path: str, folder: str, dtype: str = "float32") -> dict:
+    """What tests.engine_elsewhere saw."""
+    command = [sys.executable, "-m", "tests.engine_elsewhere", path, folder, dtype]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_the_v2_model_runner_routes_as_the_first_one_does(model_folder):
+    """vLLM's own runner for GPUs, prompts in parts: every run within 1e-5 nats of transformers with its own weights,
+    and far from the base's; the same seed gives the same tokens alone."""
+    pytest.importorskip("triton")
+    seen = elsewhere("v2", model_folder)
+    assert seen["v2"] and seen["same_alone"]
+    assert max(seen["self_check"], seen["worst"]) < 1e-5
+    assert seen["control"] > 1
+
+
+@pytest.mark.slow
+def test_the_v2_model_runner_routes_in_bfloat16(model_folder):
+    """The self-check's own limits hold; rounding makes 0.05 nats of this model."""
+    pytest.importorskip("triton")
+    assert elsewhere("v2", model_folder, "bfloat16")["self_check"] < 0.15
+
+
+@pytest.fixture(scope="module")
+def wide_folder(tmp_path_factory):
+    """Four heads over two KV heads: two workers can share them."""
+    return save_random_qwen3(tmp_path_factory.mktemp("wide"), vocabulary=64, heads=4, kv_heads=2)
+
+
+@pytest.mark.slow
+def test_an_engine_over_two_workers_serves_its_shards(wide_folder):
+    """Spawned, as from a Ray actor: they know the routed model, each has its part of an overlay, and together they
+    agree with transformers."""
+    assert elsewhere("spans", wide_folder)["self_check"] < 1e-5
+
+
+def test_where_torch_has_the_parts_of_a_handle():
+    names = list(inspect.signature(rebuild_cuda_tensor).parameters)
+    assert (names[tensors.DEVICE_INDEX], names[tensors.WAITS]) == ("storage_device", "event_sync_required")
+
+
+def test_a_handle_is_made_once_for_as_long_as_its_tensor_stays():
+    made = []
+
+    def make(weights):
+        made.append(sorted(weights))
+        return {name: (name, len(made)) for name in weights}
+
+    handles = tensors.Handles(make)
+    a, b = torch.zeros(3), torch.zeros(3)
+    assert handles.of({"a": a, "b": b}) == {"a": ("a", 1), "b": ("b", 1)}
+    a += 1
+    assert handles.of({"a": a.detach(), "b": b.detach()}) == {"a": ("a", 1), "b": ("b", 1)}
+    assert handles.of({"a": a, "b": b.clone()}) == {"a": ("a", 1), "b": ("b", 3)}
+    assert made == [["a", "b"], [], ["b"]]
+
+
+def test_an_attached_trunk_computes_what_a_loaded_one_does(trunk):
+    """Its weights are another process's, its rotary frequencies its own."""
+    shared = {"config": trunk.model.config, "weights": tensors.to_arrays(trunk.model.state_dict(keep_vars=True))}
+    attached = Trunk.attach(shared, torch.device("cpu"))
+    ids = torch.arange(2, 32)[None]
+    assert torch.equal(attached.model(ids).logits, trunk.model(ids).logits)
+    assert attached.digest() == trunk.digest()
+    assert not any(weight.requires_grad for weight in attached.model.parameters())
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_offloaded_optimizer_state_gives_the_same_weights(trunk, one_rank, stage):  # noqa: F811
+    from layersweep.workers.training.learner import Learner
+
+    after = []
+    for offload in ("none", "cpu"):
+        section = DeepSpeedConfig(full_zero_stage=stage, offload_optimizer=offload)
+        learner = Learner(trunk, Selection.full(), *settings(0.0, 1e-3, 0.5, 1000), section)
+        learner.update(experience(), step=0)
+        after.append({name: weight.clone() for name, weight in learner.weights().items()})
+    for name, weight in after[0].items():
+        torch.testing.assert_close(after[1][name], weight, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_bfloat16_weights_are_rounded_float32_masters(model_folder, one_rank, stage):  # noqa: F811
+    """Changes too small for bfloat16 add up in what is trained; what is served is the masters, rounded."""
+    from layersweep.workers.training.learner import Learner
+
+    algorithm, training = settings(0.0, 1e-4, 0.5, 1000)
+    training = training.model_copy(update={"dtype": "bfloat16"})
+    base = Trunk.load(model_folder, "bfloat16")
+    learner = Learner(base, Selection.layer(2), algorithm, training, DeepSpeedConfig(layer_zero_stage=stage))
+    for step in range(3):
+        learner.update(experience(), step)
+    masters = [master for group in learner.engine.basic_optimizer.param_groups for master in group["params"]]
+    assert {master.dtype for master in masters} == {torch.float32}
+    count = sum(weight.numel() for weight in learner.weights().values())
+    flat = torch.cat([master.detach().flatten() for master in masters])[:count]
+    served = torch.cat([weight.flatten() for weight in learner.weights().values()])
+    assert served.dtype == torch.bfloat16
+    assert torch.equal(flat.to(torch.bfloat16), served)
+    assert (flat != served.float()).float().mean() > 0.5

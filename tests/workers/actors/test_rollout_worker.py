@@ -1,0 +1,151 @@
+"""Named suites: what a rollout worker asks of the engine, the rows it hands over, and the score they add up to."""
+
+import asyncio
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from layersweep.orchestrator.statistics.contribution import contribution_table
+from layersweep.rollout.config import SuiteConfig
+from layersweep.rollout.tasks.demo.sort_digits import SortDigitsConfig
+from layersweep.rollout.tasks.math import MathConfig
+from layersweep.rollout.types import Completions
+from layersweep.workers.actors.rollout_worker import RolloutWorker
+from layersweep.workers.config import TrainingConfig
+from layersweep.workers.startup.tiny_model import BaseModel
+from layersweep.workers.startup.tiny_model_training import character_tokenizer
+
+ALPHABET = "0123456789="
+END = 1
+
+
+class Engine:
+    """Answers a prompt of n digits rightly in its first `right[run, n]` samples, and not in the others.
+
+    `generate.remote` is awaited as a Ray actor's method is.
+    """
+
+    def __init__(self, tokenizer, right: dict[tuple[str | None, int], int]):
+        self.tokenizer, self.right, self.asked = tokenizer, right, []
+        self.generate = self
+
+    async def remote(self, run, version, tokens, seeds, sampling):
+        self.asked.append((run, version, seeds, sampling))
+        written = []
+        for prompt in tokens:
+            digits = self.tokenizer.decode(prompt).removesuffix("=")
+            for sample in range(sampling.samples):
+                right = sample < self.right[run, len(digits)]
+                answer = "".join(sorted(digits)) if right else "0"
+                written.append([*self.tokenizer.encode(answer), END])
+        lengths = np.array([len(row) for row in written], np.int32)
+        finished = np.ones(len(lengths), bool)
+        return Completions(np.concatenate(written).astype(np.int32), np.empty(0), lengths, finished, version)
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    tokenizer = character_tokenizer(ALPHABET)
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tokenizer
+
+
+@pytest.fixture
+def worker(tokenizer, tmp_path):
+    """The suites `four` (40 prompts x 4 samples), `five` (8 x 2) and, greedy by its temperature, `six`."""
+    suites = [
+        SuiteConfig(name="four", task=SortDigitsConfig(digits=4), prompts=40, final_prompts=10, samples=4),
+        SuiteConfig(name="five", task=SortDigitsConfig(digits=5), prompts=8, samples=2, max_response_tokens=9),
+        SuiteConfig(name="six", prompts=12, samples=1, temperature=0.0),
+    ]
+    training = TrainingConfig(max_response_tokens=7)
+    return RolloutWorker(BaseModel(str(tmp_path / "model")), SortDigitsConfig(digits=6), suites, training)
+
+
+def scores(worker, engine, suite, split="selection", run=None, samples=None, greedy=False, seed=0) -> pd.DataFrame:
+    version = int(run is not None)
+    samples = samples or worker.suites[suite].samples
+    columns = asyncio.run(worker.evaluate(engine, run, version, suite, split, seed, samples, greedy))
+    return pd.DataFrame(columns).assign(selection=run or "base", seed=seed, step=version)
+
+
+def test_a_suite_has_its_own_prompts_samples_and_limits(worker, tokenizer):
+    engine = Engine(tokenizer, {(None, 4): 3, (None, 5): 1, (None, 6): 1})
+    four, five, six = (scores(worker, engine, suite) for suite in ("four", "five", "six"))
+    assert [sampling.samples for *_, sampling in engine.asked] == [4, 2, 1]
+    assert [sampling.temperature for *_, sampling in engine.asked] == [1.0, 1.0, 0.0]
+    assert [sampling.max_tokens for *_, sampling in engine.asked] == [7, 9, 7]
+    assert all(sampling.stop_token_ids == (END,) for *_, sampling in engine.asked)
+    assert (len(four), len(five), len(six)) == (160, 16, 12)
+    assert four["prompt"].nunique() == 40 and set(four["prompt"].str.len()) == {4}
+    # Three of four samples are right, one of two, and the greedy one.
+    assert four.groupby("prompt")["score"].mean().tolist() == [0.75] * 40
+    assert five["score"].tolist() == [1.0, 0.0] * 8 and six["score"].tolist() == [1.0] * 12
+    assert four["sample"].tolist() == [0, 1, 2, 3] * 40
+    # An answer and its end: right 4 + 1 tokens, wrong 1 + 1, which is no answer of 4 digits.
+    assert four["response_tokens"].tolist() == [5, 5, 5, 2] * 40
+    assert four["format_ok"].tolist() == [True, True, True, False] * 40
+    assert not four["truncated"].any()
+
+
+def test_the_evaluation_splits_are_alike():
+    """Both hold prompts of every ending that is kept from training: what differs between them is chance."""
+    task = SortDigitsConfig().build()
+    endings = {split: {p.id[-2:] for p in task.prompts(split, 512)} for split in ("selection", "final", "train")}
+    assert endings["selection"] == endings["final"] == {f"{tail:02d}" for tail in range(16)}
+    assert not endings["train"] & endings["final"]
+
+
+def test_splits_share_no_prompt_and_every_run_sees_the_same(worker, tokenizer):
+    engine = Engine(tokenizer, {(None, 4): 4, ("layer-02", 4): 4})
+    selection = scores(worker, engine, "four")
+    other_run = scores(worker, engine, "four", run="layer-02")
+    final = scores(worker, engine, "four", "final", samples=16)
+    assert selection["prompt"].tolist() == other_run["prompt"].tolist()
+    assert len(final) == 160 and final["prompt"].nunique() == 10
+    assert set(final["split"]) == {"final"} and not set(final["prompt"]) & set(selection["prompt"])
+    (_, _, base_seeds, _), (run, version, run_seeds, _), (*_, final_seeds, _) = engine.asked
+    assert (run, version) == ("layer-02", 1)
+    assert base_seeds == run_seeds  # common random numbers
+    assert not set(base_seeds) & set(final_seeds)
+
+
+def test_greedy_is_one_answer_beside_the_score(worker, tokenizer):
+    engine = Engine(tokenizer, {(None, 4): 1})
+    sampled, greedy = scores(worker, engine, "four"), scores(worker, engine, "four", greedy=True)
+    assert (engine.asked[1][3].samples, engine.asked[1][3].temperature) == (1, 0.0)
+    assert set(greedy["suite"]) == {"four@greedy"} and greedy["prompt"].is_unique
+    assert greedy["score"].mean() == 1.0
+    # One of four samples is right; the greedy answers, all right, change nothing.
+    table = contribution_table(pd.concat([sampled, greedy]), split="selection").set_index("selection")
+    assert table.loc["base", "score"] == 0.25
+
+
+def test_the_score_is_the_mean_over_suites(worker, tokenizer):
+    """base: 1/4 and 0/2; full: 4/4 and 2/2; layer 2: 3/4 and 1/2. Each suite counts once, with 160 rows or 16: S is
+    .125, 1 and .625, so C of the layer is (.625 - .125) / (1 - .125) = 4/7."""
+    right = {None: (1, 0), "full": (4, 2), "layer-02": (3, 1)}
+    engine = Engine(tokenizer, {(run, n): many[n - 4] for run, many in right.items() for n in (4, 5)})
+    rows = [scores(worker, engine, suite, run=run) for run in right for suite in ("four", "five")]
+    table = contribution_table(pd.concat(rows), split="selection").set_index("selection")
+    assert table["score"].to_dict() == pytest.approx({"base": 0.125, "full": 1.0, "layer-02": 0.625})
+    assert table.loc["layer-02", "contribution"] == pytest.approx(4 / 7)
+    assert table.loc["base", "prompts"] == 48
+
+
+def test_questions_of_the_suites_are_kept_out_of_training(tokenizer, tmp_path):
+    """One of three training questions stands in a suite's data too, in other words around it."""
+    asked = "a farmer has seven sheep and nine goats and sells four of them on monday how many are left"
+    training = [asked, "what is one and one", "what is two and two"]
+    for name, questions in (("train", training), ("suite", [f"Question: {asked}?", "what is four and four"])):
+        lines = [json.dumps({"question": question, "answer": "12"}) for question in questions]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    data = {"prompt_format": "plain", "selection_share": 0, "final_share": 0}
+    task = MathConfig(data=data | {"path": str(tmp_path / "train.jsonl")})
+    held_out = MathConfig(data=data | {"path": str(tmp_path / "suite.jsonl"), "selection_share": 1})
+    suite = SuiteConfig(name="held-out", task=held_out, prompts=2)
+    worker = RolloutWorker(BaseModel(str(tmp_path / "model")), task, [suite], TrainingConfig(prompts_per_step=2))
+    assert worker.contaminated == 1
+    assert {prompt.text for prompt in worker.task.prompts("train", 2)} == set(training[1:])

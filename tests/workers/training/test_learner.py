@@ -1,0 +1,217 @@
+"""A run's update against a plain torch loop over transformers on the same batch, at 1 and at 2 ranks."""
+
+import numpy as np
+import pytest
+import torch
+
+from layersweep.policies.algorithms.grpo import GRPO
+from layersweep.policies.selection import Selection
+from layersweep.rollout.types import Experience
+from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
+
+SELECTIONS = [Selection.layer(0), Selection.layer(2), Selection.layer(3), Selection.several((1, 3)), Selection.full()]
+
+
+def experience(seed: int = 0, groups: int = 6, size: int = 4) -> Experience:
+    """Groups of unequal prompts and responses; rewards 0/1, the last group without signal."""
+    rng = np.random.default_rng(seed)
+    prompts = [rng.integers(2, 32, rng.integers(3, 9)).astype(np.int32) for _ in range(groups) for _ in range(1)]
+    lengths = rng.integers(1, 8, groups * size).astype(np.int32)
+    reward = rng.integers(0, 2, groups * size).astype(np.float32)
+    reward[-size:] = 1.0
+    rows = np.arange(groups * size)
+    return Experience(
+        prompts=[prompts[i // size] for i in rows],
+        tokens=rng.integers(2, 32, lengths.sum()).astype(np.int32),
+        logprobs=np.full(lengths.sum(), -3.0, np.float32) + rng.normal(0, 0.3, lengths.sum()).astype(np.float32),
+        lengths=lengths,
+        reward=reward,
+        group=rows // size,
+        trajectory=rows,
+        step=np.zeros_like(rows),
+        truncated=np.zeros(len(rows), bool),
+        format_ok=np.ones(len(rows), bool),
+    )
+
+
+def plain_loss(model, base, exp: Experience, rows, kl: float) -> torch.Tensor:
+    """Of some rows, written from DESIGN's definitions, one padded row per response."""
+    ends = np.cumsum(exp.lengths)
+    total = torch.zeros(())
+    for row in rows:
+        answer = exp.tokens[ends[row] - exp.lengths[row] : ends[row]]
+        ids = torch.from_numpy(np.concatenate([exp.prompts[row], answer])).long()[None]
+        at = slice(len(exp.prompts[row]) - 1, -1)
+        target = torch.from_numpy(answer).long()
+        logp = torch.log_softmax(model(ids).logits[0, at], -1)[range(len(answer)), target]
+        with torch.no_grad():
+            ref = torch.log_softmax(base(ids).logits[0, at], -1)[range(len(answer)), target]
+        old = torch.from_numpy(exp.logprobs[ends[row] - exp.lengths[row] : ends[row]])
+        mine = exp.reward[exp.group == exp.group[row]]
+        advantage = 0.0 if mine.std() == 0 else (exp.reward[row] - mine.mean()) / (mine.std(ddof=1) + 1e-6)
+        rho = torch.exp(logp - old)
+        rho = torch.where(rho > 2.0, 2.0 * rho / rho.detach(), rho)  # truncated: the weight, not the gradient
+        token = -torch.minimum(rho * advantage, rho.clamp(0.8, 1.28) * advantage)
+        token = token + kl * (torch.exp(ref - logp) - (ref - logp) - 1)
+        total = total + token.mean() / len(exp.lengths)
+    return total
+
+
+def plain_models(folder: str, selection: Selection):
+    """The model with the selection's parameters alone to train, those parameters, and the base."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(selection.trains(name))
+    return model, [p for p in model.parameters() if p.requires_grad], base
+
+
+def plain_loop(folder: str, selection: Selection, exp: Experience, kl: float, rate: float, clip: float):
+    """One optimizer step over all rows."""
+    model, trained, base = plain_models(folder, selection)
+    optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    loss = plain_loss(model, base, exp, range(len(exp.lengths)), kl)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(trained, clip)
+    optimizer.step()
+    return loss.item(), float(norm), {n: p.detach() for n, p in model.named_parameters()}
+
+
+def plain_agreement(folder: str, selection: Selection, exp: Experience) -> float:
+    """Cosine between the gradients of the even and the odd groups."""
+    model, trained, base = plain_models(folder, selection)
+    even, odd = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(plain_loss(model, base, exp, rows, 0.0), trained)])
+        for rows in (np.flatnonzero(exp.group % 2 == 0), np.flatnonzero(exp.group % 2))
+    )
+    return torch.cosine_similarity(even, odd, dim=0).item()
+
+
+def assert_same_step(weight: torch.Tensor, expected: torch.Tensor, rate: float) -> None:
+    """Adam's first step is rate * g / (|g| + 1e-8): float32 rounding shows only where g itself is about 1e-8."""
+    difference = (weight - expected).abs()
+    assert difference.mean() < 5e-4 * rate
+    assert difference.max() < 0.2 * rate
+
+
+def settings(kl: float, rate: float, clip: float, tokens: int):
+    algorithm = GRPO(clip_high=0.28, kl_coefficient=kl)
+    training = TrainingConfig(
+        steps=4, learning_rate=rate, betas=(0.9, 0.95), gradient_clip=clip, max_response_tokens=8,
+        micro_batch_tokens=tokens,
+    )  # fmt: skip
+    return algorithm, training
+
+
+@pytest.fixture(scope="session")
+def one_rank():
+    from layersweep.workers.training.distributed import free_port, prepare
+
+    prepare(0, 1, "127.0.0.1", free_port(), gpu=False)
+
+
+@pytest.mark.parametrize("selection", SELECTIONS, ids=lambda s: s.name)
+@pytest.mark.parametrize(("kl", "micro"), [(0.0, 1000), (0.1, 40)])
+def test_an_update_is_a_plain_torch_update(model_folder, trunk, one_rank, selection, kl, micro):
+    """Loss, gradient norm and new weights agree to float32 rounding, whatever the micro-batch split; frozen
+    parameters stay what they were bit for bit, trained ones all change."""
+    from layersweep.workers.training.learner import Learner
+
+    exp, rate = experience(), 1e-3
+    loss, norm, weights = plain_loop(model_folder, selection, exp, kl, rate, clip=0.5)
+    before = {n: p.clone() for n, p in trunk.model.named_parameters()}
+    learner = Learner(trunk, selection, *settings(kl, rate, 0.5, micro), DeepSpeedConfig())
+    metrics = learner.update(exp, step=0)
+    assert metrics["loss"] == pytest.approx(loss, abs=2e-6)
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert metrics["gradient_agreement"] == pytest.approx(plain_agreement(model_folder, selection, exp), abs=1e-4)
+    trained = learner.weights()
+    assert set(trained) == {n for n in before if selection.trains(n)}
+    for name, weight in trained.items():
+        assert_same_step(weight, weights[name], rate)
+        assert not torch.equal(weight, before[name]), name
+    for name, parameter in trunk.model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def twins(flip: bool) -> Experience:
+    """Two groups alike in prompt and responses; with `flip` every reward r of the second is 1 - r."""
+    one = experience(groups=2)
+    reward = np.array([1, 0, 0, 1], np.float32)
+    tokens = int(one.lengths[:4].sum())
+    return Experience(
+        prompts=one.prompts[:4] * 2,
+        tokens=np.tile(one.tokens[:tokens], 2),
+        logprobs=np.tile(one.logprobs[:tokens], 2),
+        lengths=np.tile(one.lengths[:4], 2),
+        reward=np.concatenate([reward, 1 - reward if flip else reward]),
+        group=np.repeat([0, 1], 4),
+        trajectory=np.arange(8),
+        step=np.zeros(8, int),
+        truncated=np.zeros(8, bool),
+        format_ok=np.ones(8, bool),
+    )
+
+
+def test_halves_alike_agree_and_opposite_rewards_oppose(trunk, one_rank):
+    """Equal halves have equal gradients, cosine 1. GRPO advantages of 1 - r are those of r negated, and with a
+    ratio that nothing clips the gradient is linear in them: cosine -1. A single prompt has no other half."""
+    from layersweep.workers.training.learner import Learner
+
+    _, training = settings(0.0, 1e-3, 0.5, 1000)
+    unclipped = GRPO(clip_low=0.99, clip_high=1e6, importance_cap=1e6)
+    learner = Learner(trunk, Selection.layer(2), unclipped, training, DeepSpeedConfig())
+    same = learner.update(twins(flip=False), step=0)
+    assert same["gradient_agreement"] == pytest.approx(1.0, abs=1e-5)
+    assert "gradient_agreement" not in learner.update(twins(flip=False), step=1)
+    learner = Learner(trunk, Selection.layer(2), unclipped, training, DeepSpeedConfig())
+    assert learner.update(twins(flip=True), step=0)["gradient_agreement"] == pytest.approx(-1.0, abs=1e-5)
+    assert np.isnan(learner.update(experience(groups=1), step=0)["gradient_agreement"])
+
+
+def _rank(rank: int, port: int, folder: str, selection: Selection, stage: int, out) -> None:
+    from layersweep.policies.model.trunk import Trunk
+    from layersweep.workers.training.distributed import prepare
+    from layersweep.workers.training.learner import Learner
+
+    prepare(rank, 2, "127.0.0.1", port, gpu=False)
+    section = DeepSpeedConfig(layer_zero_stage=min(stage, 1), full_zero_stage=stage)
+    learner = Learner(Trunk.load(folder, "float32"), selection, *settings(0.1, 1e-3, 0.5, 40), section, rank, 2)
+    metrics = learner.update(experience(), step=0)
+    weights = learner.weights()  # gathered: every rank takes part
+    if rank == 0:
+        out.put((metrics, {n: w.numpy() for n, w in weights.items()}))
+    # A rank that ends while the other still reads from it makes gloo abort that one, now and then.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("selection", "stage"),
+    [(Selection.layer(2), 0), (Selection.layer(2), 1), (Selection.full(), 2), (Selection.full(), 3)],
+    ids=lambda x: getattr(x, "name", x),
+)  # fmt: skip
+def test_two_ranks_are_one(model_folder, selection, stage):
+    """The same batch over 2 data-parallel ranks at ZeRO 0 to 3: the plain loop's loss, norm and weights."""
+    from layersweep.workers.training.distributed import free_port
+
+    loss, norm, weights = plain_loop(model_folder, selection, experience(), 0.1, 1e-3, clip=0.5)
+    context = torch.multiprocessing.get_context("spawn")
+    out, port = context.SimpleQueue(), free_port()
+    processes = [
+        context.Process(target=_rank, args=(rank, port, model_folder, selection, stage, out)) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    metrics, trained = out.get()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert metrics["loss"] == pytest.approx(loss, abs=2e-6)
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    agreement = np.nan if selection.whole else plain_agreement(model_folder, selection, experience())
+    assert metrics["gradient_agreement"] == pytest.approx(agreement, abs=1e-4, nan_ok=True)
+    for name, weight in trained.items():
+        assert_same_step(torch.from_numpy(weight), weights[name], 1e-3)

@@ -1,0 +1,103 @@
+"""Weights sent from one process's memory to another's, over Gloo; NCCL takes the same way on GPUs."""
+
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from layersweep.workers.transport.weight_transfer import Inlet, Offer, Outlet, way
+
+CPU = torch.device("cpu")
+
+
+def weights(number: int) -> dict[str, torch.Tensor]:
+    """Of two types; one is not contiguous. Tensor `number` of an arithmetic sequence, so that no two are alike."""
+    return {
+        "wide": torch.arange(6.0).reshape(2, 3).T + number,
+        "half": torch.full((4,), number, dtype=torch.bfloat16),
+        "one": torch.tensor(float(number)),
+    }
+
+
+def _engine(offers, answers):
+    inlet = Inlet()
+    for offer in iter(offers.get, None):
+        answers.put({name: tensor.float().numpy() for name, tensor in inlet.take("run", offer, CPU).items()})
+
+
+@pytest.fixture
+def engine():
+    """Starts engine processes, each with a queue of offers to take and one of what arrived."""
+    context, started = multiprocessing.get_context("spawn"), []
+
+    def start():
+        offers, answers = context.Queue(), context.Queue()
+        process = context.Process(target=_engine, args=(offers, answers), daemon=True)
+        process.start()
+        started.append(process)
+        return process, offers, answers
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def same(got, number: int) -> bool:
+    return all((tensor.float().numpy() == got[name]).all() for name, tensor in weights(number).items())
+
+
+def test_weights_arrive_bit_for_bit_one_offer_after_the_other(engine):
+    outlet, (_, offers, answers) = Outlet("127.0.0.1"), engine()
+    for number in (1, 2, 3):
+        offers.put(outlet.offer(weights(number)))
+        assert same(answers.get(timeout=60), number)
+
+
+def test_an_offer_holds_types_and_shapes_and_no_weights():
+    offer = Outlet("127.0.0.1").offer(weights(1))
+    assert offer.layout == {"wide": ("float32", (3, 2)), "half": ("bfloat16", (4,)), "one": ("float32", ())}
+    assert set(vars(offer)) == {"address", "number", "layout"}
+
+
+def test_another_engine_takes_the_next_offer_after_the_first_was_killed(engine):
+    outlet = Outlet("127.0.0.1")
+    process, offers, answers = engine()
+    offers.put(outlet.offer(weights(1)))
+    assert same(answers.get(timeout=60), 1)
+    process.kill()
+    process.join()
+    outlet.offer(weights(2))  # nobody takes this one
+    _, offers, answers = engine()
+    offers.put(outlet.offer(weights(3)))
+    assert same(answers.get(timeout=60), 3)
+
+
+def test_one_engine_takes_from_many_trainers_at_the_same_time():
+    inlet, outlets = Inlet(), [Outlet("127.0.0.1") for _ in range(4)]
+    given: list[Offer] = [outlet.offer(weights(number)) for number, outlet in enumerate(outlets)]
+    with ThreadPoolExecutor() as pool:
+        taken = list(pool.map(lambda i: inlet.take(f"run-{i}", given[i], CPU), range(4)))
+    for number, got in enumerate(taken):
+        assert same({name: tensor.float().numpy() for name, tensor in got.items()}, number)
+    inlet.forget("run-0")
+    again = inlet.take("run-0", outlets[0].offer(weights(9)), CPU)
+    assert same({name: tensor.float().numpy() for name, tensor in again.items()}, 9)
+
+
+@pytest.mark.parametrize(
+    ("transfer", "trainer", "engine", "expected"),
+    [
+        ("auto", "GPU-1", "GPU-1", "handle"),
+        ("auto", "GPU-1", "GPU-2", "direct"),
+        ("auto", "GPU-1", "several", "object_store"),
+        ("auto", "cpu", "cpu", "object_store"),
+        ("auto", "cpu", "GPU-1", "object_store"),
+        ("direct", "cpu", "cpu", "direct"),
+        ("direct", "GPU-1", "GPU-1", "handle"),  # NCCL refuses two processes of a group on one GPU
+        ("direct", "GPU-1", "several", "object_store"),
+        ("object_store", "GPU-1", "GPU-1", "object_store"),
+    ],
+)
+def test_the_way_that_weights_take(transfer, trainer, engine, expected):
+    assert way(transfer, trainer, engine) == expected
