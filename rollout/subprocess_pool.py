@@ -37,7 +37,7 @@ class Failure:
     reason: str
 
 
-class BoundedCalls:
+class LimitedCalls:
     """A pool of workers that call one function; they start with the first call that needs them."""
 
     def __init__(self, function: str, cpu_seconds: float, processes: int = 1):

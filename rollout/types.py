@@ -1,10 +1,50 @@
 """What travels between the engine, the rollout worker and the trainer: plain columns, cheap to ship."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
+if TYPE_CHECKING:  # tasks import this module, and import nothing heavy
+    import numpy as np
+
+Split = Literal["train", "selection", "final"]
+"""`train` feeds RL; `selection` picks layers; `final` scores what was picked. Their prompts never overlap."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question. Either `text` (sent as it is) or `messages` (rendered with the model's chat template)."""
+
+    id: str
+    """Unique and stable within the task: scores of different runs are paired by it."""
+    text: str | None = None
+    messages: tuple[dict[str, str], ...] | None = None
+    truth: Any = None
+    """What the task needs to score a response: an answer, unit tests, ... Plain JSON-like data."""
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Response:
+    """What the model wrote to one prompt."""
+
+    text: str
+    """The decoded response without special tokens."""
+    finished: bool
+    """True when the model ended the sequence itself, false when it was cut at the token limit."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The verdict on one response."""
+
+    reward: float
+    """In [0, 1] for the tasks of the study (binary: right or wrong)."""
+    format_ok: bool
+    """Whether an answer could be read from the response at all, right or wrong."""
 
 
 class StaleWeights(RuntimeError):
@@ -50,6 +90,8 @@ class Completions:
     """This request's share of the engine's CPU time."""
 
     def responses(self) -> list[np.ndarray]:
+        import numpy as np
+
         return np.split(self.tokens, np.cumsum(self.lengths)[:-1])
 
 

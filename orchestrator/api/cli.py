@@ -8,7 +8,9 @@ import argparse
 import sys
 from importlib.resources import files
 
-from layersweep.orchestrator.spec.sweep_spec import SpecError, SweepSpec, load_spec
+from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.load import load_spec
+from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.workers.storage.files import NoStore
 
 DEMO = str(files("layersweep.deploy") / "sweeps" / "demo.yaml")
@@ -155,9 +157,9 @@ def _submit(args: argparse.Namespace) -> int:
 
 def _status(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.commands.status import show_status
-    from layersweep.orchestrator.remote.sweep_view import Sweep
+    from layersweep.orchestrator.remote.sweep_view import SweepView
 
-    return 0 if show_status(Sweep(args.sweep, args.address), args.watch) else 1
+    return 0 if show_status(SweepView(args.sweep, args.address), args.watch) else 1
 
 
 def _stop(args: argparse.Namespace) -> int:
@@ -185,9 +187,9 @@ def _logs(args: argparse.Namespace) -> int:
 
 def _pull(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.commands.status import pull
-    from layersweep.orchestrator.remote.sweep_view import Sweep
+    from layersweep.orchestrator.remote.sweep_view import SweepView
 
-    print(pull(Sweep(args.sweep, args.address), args.output))
+    print(pull(SweepView(args.sweep, args.address), args.output))
     return 0
 
 
@@ -222,7 +224,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _schema(args: argparse.Namespace) -> int:
-    from layersweep.orchestrator.commands.show_plan import show_schema
+    from layersweep.orchestrator.spec.schema_docs import show_schema
 
     show_schema(SweepSpec)
     return 0

@@ -9,11 +9,10 @@ import pandas as pd
 from rich.table import Table
 
 from layersweep.orchestrator.report.comparison_text import explanation, interval, number, shared
-from layersweep.orchestrator.spec.sweep_spec import SpecError
+from layersweep.orchestrator.report.format import wide_console
+from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.statistics.layer_profile import Profile, load_profile
 from layersweep.orchestrator.statistics.profile_agreement import compare_all, concentrations, matrix
-
-from .show_plan import wide_console
 
 FEW = 8
 """Tables of which every pair is printed as a matrix too; more do not fit a terminal."""

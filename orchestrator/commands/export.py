@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import fsspec
 import yaml
 
-from layersweep.orchestrator.spec.sweep_spec import SpecError, SweepSpec, parse_spec
+from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.load import parse_spec
+from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import PretrainedModel
 from layersweep.workers.startup.tiny_model import cache_folder
 from layersweep.workers.storage.files import located, read_bytes
@@ -27,7 +29,7 @@ WEIGHTS += ("*.msgpack", "*.onnx", "*.gguf")
 
 
 @dataclass(frozen=True)
-class Overlay:
+class OverlayFile:
     """One run's trained parameters."""
 
     selection: str
@@ -79,7 +81,7 @@ def sweep_spec(sweep: str) -> SweepSpec:
     return parse_spec(yaml.safe_load(content))
 
 
-def find_overlay(sweep: str, selection: str, seed: int | None) -> Overlay:
+def find_overlay(sweep: str, selection: str, seed: int | None) -> OverlayFile:
     """The overlay of a selection in a sweep's folder.
 
     Raises:
@@ -104,14 +106,14 @@ def find_overlay(sweep: str, selection: str, seed: int | None) -> Overlay:
     return own[0 if seed is None else seeds.index(seed)]
 
 
-def overlays(sweep: str) -> list[Overlay]:
+def overlays(sweep: str) -> list[OverlayFile]:
     """All overlays in a sweep's folder, by selection and seed."""
     root = f"{sweep.rstrip('/')}/overlays"
     filesystem, inner = located(root)
     found = []
     for path in filesystem.glob(f"{inner}/*/model.safetensors"):
         if match := re.fullmatch(r"(.+)-seed(\d+)", path.split("/")[-2]):
-            found.append(Overlay(match[1], int(match[2]), filesystem.unstrip_protocol(path)))
+            found.append(OverlayFile(match[1], int(match[2]), filesystem.unstrip_protocol(path)))
     return sorted(found, key=lambda overlay: (overlay.selection, overlay.seed))
 
 

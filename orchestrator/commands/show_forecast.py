@@ -4,8 +4,7 @@ from rich.table import Table
 
 from layersweep.orchestrator.planning.cluster_forecast import ClusterPlan
 from layersweep.orchestrator.planning.cost_model import Assumptions, Estimate
-
-from .show_plan import size, wide_console
+from layersweep.orchestrator.report.format import size, wide_console
 
 
 def show_cluster_plan(found: ClusterPlan) -> None:

@@ -1,30 +1,11 @@
-"""What the commands print: a plan, a contribution table, the documentation of the spec."""
+"""What `layersweep plan` prints."""
 
-from typing import Any
-
-from pydantic import BaseModel
-from rich.console import Console
 from rich.table import Table
 
 from layersweep.orchestrator.planning.cluster_shape import H200
 from layersweep.orchestrator.planning.cost_model import Assumptions, activation_bytes, estimate
 from layersweep.orchestrator.planning.plan import Plan
-from layersweep.orchestrator.spec.sweep_spec import models_of
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
-def wide_console() -> Console:
-    """A terminal's own width; in a pipe, wide enough that tables are not cut."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=140)
+from layersweep.orchestrator.report.format import size, wide_console
 
 
 def show_plan(plan: Plan, hours: bool = True) -> None:
@@ -103,49 +84,3 @@ def engine_memory(plan: Plan) -> str:
         share = f"{rollout.gpu_memory_utilization:.0%} of {rollout.tensor_parallel_size} GPU"
         return f"{weights}, {cache}" if cache else f"{share}: {weights}, the rest KV cache"
     return f"{weights}, {cache or 'KV cache 128.0 MiB'}"
-
-
-def show_table(table: Any) -> None:
-    """The contribution table on the terminal."""
-    shown = Table("selection", "score", "95 %", "contribution", "95 %", "rank", "steps", "status")
-    for row in table.itertuples():
-        shown.add_row(
-            row.selection, number_text(row.score), interval_text(row.score_low, row.score_high),
-            number_text(row.contribution), interval_text(row.contribution_low, row.contribution_high), _text(row.rank),
-            _text(row.steps),
-            f"{row.status}: {row.reason}" if row.status == "failed" else row.status,
-        )  # fmt: skip
-    console = wide_console()
-    console.print(shown)
-    if (table["status"] == "pruned").any():
-        console.print("The contribution of a pruned layer is an extrapolation, from the step where it stopped.")
-
-
-def show_schema(model: type[BaseModel], indent: str = "") -> None:
-    """Every field of a spec with its default and its documentation."""
-    for name, field in model.model_fields.items():
-        default = "" if field.is_required() else f" = {_default(field.get_default(call_default_factory=True))}"
-        print(f"{indent}{name}{default}")
-        if field.description:
-            print(f"{indent}    {' '.join(field.description.split())}")
-        for inner in models_of(model, name):
-            print(f"{indent}  [{inner.__name__}] {' '.join((inner.__doc__ or '').split())}")
-            show_schema(inner, indent + "    ")
-
-
-def _default(value: Any) -> str:
-    return "(below)" if isinstance(value, BaseModel | tuple) and value else repr(value)
-
-
-def number_text(value: Any) -> str:
-    """Three decimals; nothing for None and NaN."""
-    return "" if value is None or value != value else f"{value:.3f}"
-
-
-def interval_text(low: Any, high: Any) -> str:
-    """`low .. high`; nothing where there is none."""
-    return f"{number_text(low)} .. {number_text(high)}" if low == low else ""
-
-
-def _text(value: Any) -> str:
-    return "" if value is None or str(value) in ("<NA>", "nan") else str(value)

@@ -13,11 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from layersweep.orchestrator.remote.ray_jobs import Job
-from layersweep.orchestrator.remote.sweep_view import Sweep
-from layersweep.orchestrator.spec.sweep_spec import SpecError
+from layersweep.orchestrator.remote.sweep_view import SweepView
+from layersweep.orchestrator.report.format import interval_text, number_text, wide_console
+from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.workers.storage.files import write_atomically
-
-from .show_plan import interval_text, number_text, wide_console
 
 PHASES = ("rollout", "reward", "update", "sync", "wait")
 SECONDS = 5.0
@@ -26,7 +25,7 @@ SECONDS_BY_JOB = 30.0
 """Between two looks through a cluster; each starts a small job there."""
 
 
-def show_status(sweep: Sweep, watch: bool) -> bool:
+def show_status(sweep: SweepView, watch: bool) -> bool:
     """Print how a sweep stands; with `watch`, until it ends. False where some run, or the whole sweep, failed."""
     console = wide_console()
     if not watch:
@@ -43,7 +42,7 @@ def show_status(sweep: Sweep, watch: bool) -> bool:
             time.sleep(SECONDS_BY_JOB if sweep.cluster else SECONDS)
 
 
-def pull(sweep: Sweep, output: str) -> str:
+def pull(sweep: SweepView, output: str) -> str:
     """Copy the contribution table as it is now to `output`; returns a line that says how complete it is.
 
     Raises:
@@ -57,7 +56,7 @@ def pull(sweep: Sweep, output: str) -> str:
     return f"{output}: {states.sum()} selections, {', '.join(f'{n} {status}' for status, n in states.items())}"
 
 
-def _look(sweep: Sweep) -> tuple[Group, bool, bool]:
+def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
     """What to show now, whether the sweep is over, and whether something failed."""
     files = ["sweep.yaml", "checkpoints/places.json", "contribution.parquet", "steps.parquet"]
     spec, places, *contents = sweep.read(files)

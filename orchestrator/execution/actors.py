@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from layersweep.orchestrator.planning.gpu_allocation import SMALL, NoRoom
+from layersweep.orchestrator.planning.gpu_allocation import SUPPORT_ACTOR, PlacementError
 from layersweep.orchestrator.planning.placement import all_at_once, homes, placement_problems, places, whole_runs
 from layersweep.orchestrator.planning.plan import Plan, Run
 from layersweep.orchestrator.statistics.contribution_table import sweep_table
@@ -17,24 +17,24 @@ from layersweep.policies.selection import Selection
 from layersweep.workers.actors.collector import Collector
 from layersweep.workers.actors.engine import Engine
 from layersweep.workers.actors.rollout_worker import RolloutWorker
-from layersweep.workers.actors.shared_gpu import Berth, Berths, gang, near, on, placed
+from layersweep.workers.actors.shared_gpu import SharedGpu, SharedGpuPool, gang, near, on, placed
 from layersweep.workers.actors.trainer import Trainer
 from layersweep.workers.config import ActorResources, LearningRates
-from layersweep.workers.startup.tiny_model import BaseModel, cache_folder, is_made, pack
+from layersweep.workers.startup.tiny_model import ModelSource, cache_folder, is_made, pack
 
-from .engine_slot import EnginePlace
+from .engine_slot import EngineSlot
 from .ray_nodes import alive_nodes, cpus_of, resources_of
-from .sleep_phases import Kind, NoPhases, Phases
-from .update_slots import Turns
+from .sleep_phases import Kind, NoSleepPhases, SleepPhases
+from .update_slots import UpdateSlots
 
-STANDING = {"max_restarts": -1, "max_task_retries": -1}
+RESTARTABLE = {"max_restarts": -1, "max_task_retries": -1}
 """Of the collector and the rollout worker: Ray starts them again and repeats their calls, which may come twice."""
 
 
-class Crew:
+class TrainerGroup:
     """The trainers of one run: an actor per data-parallel rank, rank 0 first."""
 
-    def __init__(self, trainers: list[Any], berths: list[Berth]):
+    def __init__(self, trainers: list[Any], berths: list[SharedGpu]):
         self.trainers, self.berths = trainers, berths
         self.group: PlacementGroup | None = None
         """Of several ranks that do not share GPUs with other runs."""
@@ -42,7 +42,7 @@ class Crew:
         """Ray's id of each rank's node, where its CPUs compute; none on GPUs."""
 
 
-class Stage:
+class SweepActors:
     """Engines, rollout worker, collector and trainers of one plan, on an initialised Ray.
 
     Args:
@@ -57,11 +57,11 @@ class Stage:
         rates = self.spec.training.learning_rate
         self.rates = rates if isinstance(rates, LearningRates) else None
         """Of all but trials; None until they are found."""
-        self.place_of: dict[str, EnginePlace] = {}
-        self.berths: Berths | None = None
+        self.place_of: dict[str, EngineSlot] = {}
+        self.berths: SharedGpuPool | None = None
         self.queue = asyncio.Lock()
-        self.turns = Turns(cpus_of)
-        self.phases = Phases(self.begin_phase) if plan.spec.rollout.sleep else NoPhases()
+        self.turns = UpdateSlots(cpus_of)
+        self.phases = SleepPhases(self.begin_phase) if plan.spec.rollout.sleep else NoSleepPhases()
         """That runs take part in while they write and while they train."""
 
     async def start(self, say: Callable[[str], None]) -> None:
@@ -73,24 +73,24 @@ class Stage:
         )
         collector, rollouts = ({"scheduling_strategy": home} for home in small_homes or ["DEFAULT"] * 2)
         self.places = [
-            EnginePlace(partial(self._engine, i), self._start_engine, f"Engine-{i}") for i in range(resources.engines)
+            EngineSlot(partial(self._engine, i), self._start_engine, f"Engine-{i}") for i in range(resources.engines)
         ]
         base = Run(Selection.base(), spec.seeds[0])
         facts = [self.fact(run) for run in (base, *self.plan.runs, *self.plan.trials)]
-        self.collector = self._actor(Collector, "Collector", SMALL, **STANDING, **collector).remote(
+        self.collector = self._actor(Collector, "Collector", SUPPORT_ACTOR, **RESTARTABLE, **collector).remote(
             self.plan.folder, facts, partial(sweep_table, self._constants()), spec.training.steps, spec.name,
             spec.tracking,
         )  # fmt: skip
         self.model = await self._base_model(say)
-        rollouts |= {"max_concurrency": 10_000} | STANDING
-        self.rollouts = self._actor(RolloutWorker, "RolloutWorker", SMALL, **rollouts).remote(
+        rollouts |= {"max_concurrency": 10_000} | RESTARTABLE
+        self.rollouts = self._actor(RolloutWorker, "RolloutWorker", SUPPORT_ACTOR, **rollouts).remote(
             self.model, spec.task, spec.evaluation.suites, spec.training
         )
         self.standing = {"the collector": self.collector, "the rollout worker": self.rollouts}
         # vLLM measures how much of its GPU is free, twice: nobody may take memory there meanwhile.
         await asyncio.gather(*(place.start() for place in self.places))
         if self.gpu and (shares := places(self.plan, resources_of(nodes)).berths):
-            self.berths = Berths(shares, resources.trainer)
+            self.berths = SharedGpuPool(shares, resources.trainer)
             await self.berths.load(self.model, spec.training.dtype, self._trusted())
 
     def rooms(self) -> int:
@@ -100,7 +100,7 @@ class Stage:
             return resources.concurrent_runs
         try:
             found = places(self.plan, resources_of(alive_nodes()))
-        except NoRoom:  # nodes were lost, and others may come
+        except PlacementError:  # nodes were lost, and others may come
             return 1
         there = found.runs if self.gpu else found.layer_ranks // resources.trainer_ranks
         return max(1, min(runs, there))
@@ -110,7 +110,7 @@ class Stage:
         other."""
         return all_at_once(self.plan, resources_of(alive_nodes()))
 
-    def place(self, run: str) -> EnginePlace:
+    def place(self, run: str) -> EngineSlot:
         """Engines are dealt out in turn; a run stays with its engine's place."""
         return self.place_of.setdefault(run, self.places[len(self.place_of) % len(self.places)])
 
@@ -146,10 +146,10 @@ class Stage:
 
         await asyncio.gather(*(change(place.actor) for place in self.places))
 
-    async def hire(self, run: Run, place: EnginePlace) -> tuple[Crew, dict[str, Any]]:
+    async def hire(self, run: Run, place: EngineSlot) -> tuple[TrainerGroup, dict[str, Any]]:
         """Trainers for a run, started; and what is known of it then (trainable_parameters, learning_rate,
         trunk, where)."""
-        spec, crew = self.spec, Crew([], [])
+        spec, crew = self.spec, TrainerGroup([], [])
         rate = run.learning_rate or self.rates.of(run.selection.whole)
         training = spec.training.model_copy(update={"learning_rate": LearningRates(layer=rate, full=rate)})
         try:
@@ -171,7 +171,7 @@ class Stage:
         known["where"] = " + ".join(dict.fromkeys(fact["where"] for fact in facts))
         return crew, {"learning_rate": rate} | known
 
-    async def _assemble(self, crew: Crew, run: Run) -> tuple[str, int]:
+    async def _assemble(self, crew: TrainerGroup, run: Run) -> tuple[str, int]:
         """A trainer for each rank, all of them placed; the address of rank 0."""
         resources, whole = self.spec.resources, run.selection.whole
         needs = (resources.full_trainer if whole else None) or resources.trainer
@@ -200,7 +200,7 @@ class Stage:
             crew.nodes = await asyncio.gather(*(trainer.node.remote() for trainer in crew.trainers))
         return addresses[0]
 
-    async def dismiss(self, crew: Crew) -> None:
+    async def dismiss(self, crew: TrainerGroup) -> None:
         """End a run's trainers and free what they held."""
         for trainer in crew.trainers:
             ray.kill(trainer)
@@ -232,16 +232,16 @@ class Stage:
     def _trusted(self) -> bool:
         return isinstance(self.spec.model, PretrainedModel) and self.spec.model.trust_remote_code
 
-    async def _base_model(self, say: Callable[[str], None]) -> BaseModel:
+    async def _base_model(self, say: Callable[[str], None]) -> ModelSource:
         model = self.spec.model
         if isinstance(model, PretrainedModel):
-            return BaseModel(model.path)
+            return ModelSource(model.path)
         if is_made(folder := cache_folder(model, self.spec.task)):
-            return BaseModel(str(folder), ray.put(pack(folder)))
+            return ModelSource(str(folder), ray.put(pack(folder)))
         say("warming up the tiny base model (cached afterwards)")
         made = ray.remote(_make_tiny_model).options(name="warm-up", num_cpus=0.1).remote(model, self.spec.task)
         place, files = await made
-        return BaseModel(place, ray.put(files))
+        return ModelSource(place, ray.put(files))
 
     def _constants(self) -> dict[str, str]:
         spec = self.spec

@@ -7,24 +7,24 @@ from typing import Any
 
 from layersweep.orchestrator.planning.plan import Plan
 
-from .actors import Stage
-from .failures import Deadlines
-from .halving_barrier import Halving
+from .actors import SweepActors
+from .failures import AdaptiveTimeouts
+from .halving_barrier import SuccessiveHalvingBarrier
 from .progress import Progress
-from .run_slots import Rooms
+from .run_slots import RunSlots
 
 
 @dataclass
-class Sweep:
+class SweepContext:
     """Of one start of the driver."""
 
     plan: Plan
-    stage: Stage
+    stage: SweepActors
     progress: Progress
-    rooms: Rooms
+    rooms: RunSlots
     """One is taken by every run that has trainers."""
-    deadlines: Deadlines
-    halving: Halving | None = None
+    deadlines: AdaptiveTimeouts
+    halving: SuccessiveHalvingBarrier | None = None
     crowded: bool = False
     """Whether a search's paused runs must give their trainers back."""
     trunk: str | None = None

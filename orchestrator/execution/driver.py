@@ -15,17 +15,17 @@ from layersweep.orchestrator.spec.layers import LayerSearch
 from layersweep.orchestrator.statistics.halving_schedule import FINAL_SAMPLES, Rung, survivors
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import LearningRates
-from layersweep.workers.storage.run_store import RunLedger, runs_of
+from layersweep.workers.storage.run_store import RunStore, runs_of
 
-from .actors import Stage
-from .context import Sweep
-from .failures import Deadlines
-from .halving_barrier import Halving
-from .health import Watch
-from .manifest import Experiment
+from .actors import SweepActors
+from .context import SweepContext
+from .failures import AdaptiveTimeouts
+from .halving_barrier import SuccessiveHalvingBarrier
+from .health import HealthMonitor
+from .manifest import SweepManifest
 from .progress import Progress
-from .run_controller import Course
-from .run_slots import Rooms
+from .run_controller import RunController
+from .run_slots import RunSlots
 
 Outcome = Literal["completed", "failed", "stopped"]
 
@@ -40,9 +40,9 @@ class Driver:
         actor_environment: Ray's runtime environment of engines and trainers.
     """
 
-    def __init__(self, plan: Plan, experiment: Experiment, progress: Progress, actor_environment: dict[str, Any]):
+    def __init__(self, plan: Plan, experiment: SweepManifest, progress: Progress, actor_environment: dict[str, Any]):
         self.plan, self.spec, self.experiment, self.progress = plan, plan.spec, experiment, progress
-        self.stage = Stage(plan, actor_environment)
+        self.stage = SweepActors(plan, actor_environment)
         self.working: set[asyncio.Task] = set()
         self.stopping = self.unpicked = False
 
@@ -99,19 +99,19 @@ class Driver:
         began = time.monotonic()
         await self.stage.start(self.progress.say)
         self.progress.started(time.monotonic() - began)
-        rooms = Rooms(self.stage.rooms)
-        self.sweep = Sweep(
+        rooms = RunSlots(self.stage.rooms)
+        self.sweep = SweepContext(
             self.plan,
             self.stage,
             self.progress,
             rooms,
-            Deadlines(self.spec.recovery.patience),
+            AdaptiveTimeouts(self.spec.recovery.patience),
             halving=self._halving(),
             crowded=rooms.there < len(self.plan.runs) or not self.stage.has_places_for_all(),
             trunk=self.experiment.trunk,
             on_trunk=self.experiment.know_trunk,
         )
-        watch = Watch(self.stage.places, self.stage.standing, self.spec.recovery.patience, self.progress.say)
+        watch = HealthMonitor(self.stage.places, self.stage.standing, self.spec.recovery.patience, self.progress.say)
         self.watching = asyncio.create_task(watch.forever())
         self.following = asyncio.create_task(rooms.follow())
 
@@ -134,9 +134,9 @@ class Driver:
 
     # -- runs -------------------------------------------------------------------------------------------------
 
-    async def _all(self, runs: Sequence[Run]) -> list[Course]:
+    async def _all(self, runs: Sequence[Run]) -> list[RunController]:
         """These runs, side by side, each to its own end. Those that are there already are left alone."""
-        courses = [Course(run, self.sweep) for run in runs]
+        courses = [RunController(run, self.sweep) for run in runs]
         todo = []
         for course in courses:
             course.status = await asyncio.to_thread(self._known_status, course.run)
@@ -152,7 +152,7 @@ class Driver:
 
     def _known_status(self, run: Run) -> str:
         """From the ledger: "completed" with all its steps, "pruned", or "running", which failed ones do once more."""
-        ledger = RunLedger(self.plan.folder, run.name)
+        ledger = RunStore(self.plan.folder, run.name)
         status = ledger.facts().get("status")
         if status == "completed":
             records, _ = ledger.records()
@@ -187,12 +187,12 @@ class Driver:
         self.stage.rates = LearningRates(**self.experiment.rates)
         return True
 
-    def _halving(self) -> Halving | None:
+    def _halving(self) -> SuccessiveHalvingBarrier | None:
         """The search, if the spec asks for one."""
         if not isinstance(self.spec.layers, LayerSearch):
             return None
         layers = {run.name: run.selection.layers[0] for run in self.plan.runs if run.selection.kind == "layer"}
-        return Halving(self.plan.rungs, layers, self._survivors, self.experiment.rungs)
+        return SuccessiveHalvingBarrier(self.plan.rungs, layers, self._survivors, self.experiment.rungs)
 
     async def _survivors(self, rung: Rung, layers: list[int]) -> list[int]:
         """The layers that train on after a rung, by their scores smoothed along depth."""
@@ -225,7 +225,7 @@ class Driver:
                     continue
                 run = Run(selection, seed)
                 if run.name in begun:  # with the layers that were best when it began
-                    known = RunLedger(self.plan.folder, run.name).facts().get("layers", selection.layers)
+                    known = RunStore(self.plan.folder, run.name).facts().get("layers", selection.layers)
                     run = Run(Selection(selection.name, selection.kind, tuple(known)), seed)
                 runs.append(run)
         for run in runs:
@@ -236,15 +236,15 @@ class Driver:
 
     # -- evaluation -------------------------------------------------------------------------------------------
 
-    def _base(self) -> Course:
-        return Course(Run(Selection.base(), self.spec.seeds[0]), self.sweep)
+    def _base(self) -> RunController:
+        return RunController(Run(Selection.base(), self.spec.seeds[0]), self.sweep)
 
     async def _score_base(self) -> None:
         course = self._base()
         await course.score()
         await course.report(status="completed", seconds=time.monotonic() - course.began)
 
-    async def _finals(self, courses: list[Course]) -> None:
+    async def _finals(self, courses: list[RunController]) -> None:
         """Base, full and the best once more, on prompts that picked none of them, with four times the samples."""
         if not any(suite.final_prompts for suite in self.spec.evaluation.suites):
             return
@@ -260,7 +260,7 @@ class Driver:
 
 
 def run_plan(
-    plan: Plan, experiment: Experiment, progress: Progress, actor_environment: dict[str, Any]
+    plan: Plan, experiment: SweepManifest, progress: Progress, actor_environment: dict[str, Any]
 ) -> tuple[Outcome, Any]:
     """Run to the end on an initialised Ray. Returns how it ended, and the contribution table."""
     return asyncio.run(_drive(plan, experiment, progress, actor_environment))

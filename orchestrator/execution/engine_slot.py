@@ -7,7 +7,7 @@ from typing import Any
 import ray
 
 
-class EnginePlace:
+class EngineSlot:
     """One engine, as the runs dealt out to it see it.
 
     Args:

@@ -11,7 +11,7 @@ from layersweep.rollout.types import EngineStopped, StaleWeights
 T = TypeVar("T")
 PATIENT = 10
 """A call may take this many times the longest one of its kind before it."""
-MENDABLE = (
+RETRYABLE = (
     ray.exceptions.RayActorError,
     ray.exceptions.WorkerCrashedError,
     ray.exceptions.NodeDiedError,
@@ -23,7 +23,7 @@ MENDABLE = (
 )
 
 
-class Overdue(RuntimeError):
+class CallTimeout(RuntimeError):
     """A call that takes far longer than any before it: whoever should answer hangs."""
 
     def __init__(self, phase: str, seconds: float):
@@ -31,11 +31,11 @@ class Overdue(RuntimeError):
         self.phase = phase
 
 
-class Collapsed(RuntimeError):
+class RewardCollapse(RuntimeError):
     """A run whose training has broken down; the others go on."""
 
 
-class OtherBase(RuntimeError):
+class BaseModelChanged(RuntimeError):
     """The base model is not the one that the sweep began with."""
 
 
@@ -43,7 +43,7 @@ class RayLost(RuntimeError):
     """Ray has ended on the node of the driver, and with it all that the driver could do."""
 
 
-class Deadlines:
+class AdaptiveTimeouts:
     """How long to wait for an answer: `PATIENT` times the longest call of the phase so far, and at least `patience`.
     Nothing is known of the first call of a phase: it gets `PATIENT` times the patience."""
 
@@ -61,7 +61,7 @@ class Deadlines:
         try:
             result = await asyncio.wait_for(answer, limit)
         except TimeoutError as error:
-            raise Overdue(phase, limit) from error
+            raise CallTimeout(phase, limit) from error
         self.longest[phase] = max(self.longest.get(phase, 0.0), clock() - began)
         return result
 
@@ -75,7 +75,7 @@ def root(error: BaseException) -> BaseException:
 
 def mendable(error: Exception) -> bool:
     """Whether another actor in the place of the one that failed may do better."""
-    return isinstance(error, Overdue) or isinstance(root(error), MENDABLE)
+    return isinstance(error, CallTimeout) or isinstance(root(error), RETRYABLE)
 
 
 def reason_of(error: BaseException) -> str:

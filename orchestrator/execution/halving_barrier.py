@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from layersweep.orchestrator.statistics.halving_schedule import Rung
 
 
-class Halving:
+class SuccessiveHalvingBarrier:
     """Where layer runs wait for each other.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from .engine_slot import EnginePlace
+from .engine_slot import EngineSlot
 from .failures import RayLost, reason_of
 
 LOOKS = 4
@@ -15,7 +15,7 @@ HOME = 10.0
 """Seconds between looks at the driver's own node, at most."""
 
 
-class Watch:
+class HealthMonitor:
     """Replaces engines, and has Ray restart the collector and the rollout worker, when they do not answer.
 
     Args:
@@ -26,7 +26,7 @@ class Watch:
     """
 
     def __init__(
-        self, places: Sequence[EnginePlace], standing: dict[str, Any], patience: float, say: Callable[[str], None]
+        self, places: Sequence[EngineSlot], standing: dict[str, Any], patience: float, say: Callable[[str], None]
     ):
         self.places, self.standing, self.patience, self.say = places, standing, patience, say
 
@@ -53,7 +53,7 @@ class Watch:
             if not any(node["NodeID"] == here and node["Alive"] for node in nodes):
                 raise RayLost("Ray has ended on the driver's node")
 
-    async def _engine(self, place: EnginePlace) -> None:
+    async def _engine(self, place: EngineSlot) -> None:
         while True:
             await asyncio.sleep(self.patience / LOOKS)
             if place.changing.locked():

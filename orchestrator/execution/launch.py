@@ -8,11 +8,13 @@ from pathlib import Path
 import yaml
 
 from layersweep.orchestrator.planning.plan import Plan, make_plan
-from layersweep.orchestrator.spec.sweep_spec import SpecError, SweepSpec, load_spec
+from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.load import load_spec
+from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.workers.storage.files import located, write_atomically
-from layersweep.workers.storage.run_store import Damaged, drop_torn, runs_of
+from layersweep.workers.storage.run_store import CorruptFile, drop_torn, runs_of
 
-from .manifest import Experiment, experiment_file
+from .manifest import SweepManifest, experiment_file
 from .sweep_lock import check_owner, claimed
 
 EXIT = {"completed": 0, "failed": 1, "stopped": 3}
@@ -27,12 +29,12 @@ def run_sweep(spec: SweepSpec, address: str | None, fresh: bool) -> int:
     plan = make_plan(spec.model_copy(update={"output": absolute(spec.output)}))
     check_folder(plan, fresh)
 
-    def begin() -> Experiment:
+    def begin() -> SweepManifest:
         filesystem, path = located(plan.folder)
         if fresh and filesystem.exists(path):
             filesystem.rm(path, recursive=True)
         write_spec(plan)
-        return Experiment.begin(plan)
+        return SweepManifest.begin(plan)
 
     return carry_out(plan, begin, address)
 
@@ -49,13 +51,13 @@ def resume_sweep(sweep: str, spec: str | None, address: str | None) -> int:
     """
     if sweep.endswith((".yaml", ".yml")):
         wanted = load_spec(spec or sweep)
-        folder = absolute(folder_of(load_spec(sweep)))
+        folder = absolute(load_spec(sweep).folder)
     else:
         folder = absolute(sweep.rstrip("/"))
         wanted = load_spec(spec or f"{folder}/sweep.yaml")
     try:
-        experiment = Experiment.load(folder)
-    except Damaged as error:
+        experiment = SweepManifest.load(folder)
+    except CorruptFile as error:
         raise SpecError([f"{error}; the sweep cannot go on, start it again with `layersweep run --fresh`"]) from error
     if experiment is None:
         raise SpecError([f"{folder}: no sweep has begun there; start it with `layersweep run`"])
@@ -69,7 +71,7 @@ def resume_sweep(sweep: str, spec: str | None, address: str | None) -> int:
         print(f"nothing to do: all of {folder} is done, see {folder}/contribution.parquet")
         return 0
 
-    def go_on() -> Experiment:
+    def go_on() -> SweepManifest:
         experiment.go_on(plan)
         drop_torn(folder, runs_of(folder))
         write_spec(plan)
@@ -78,7 +80,7 @@ def resume_sweep(sweep: str, spec: str | None, address: str | None) -> int:
     return carry_out(plan, go_on, address)
 
 
-def carry_out(plan: Plan, begin: Callable[[], Experiment], address: str | None) -> int:
+def carry_out(plan: Plan, begin: Callable[[], SweepManifest], address: str | None) -> int:
     """Run what is not done yet, on a Ray cluster or one started here; report and table at the end. The exit code.
 
     Args:
@@ -87,8 +89,8 @@ def carry_out(plan: Plan, begin: Callable[[], Experiment], address: str | None) 
     Raises:
         SpecError: the cluster can never place the plan's actors, or another driver has the sweep.
     """
-    from layersweep.orchestrator.commands.show_plan import show_table
     from layersweep.orchestrator.report import write_report
+    from layersweep.orchestrator.report.terminal_table import show_table
 
     from .progress import Progress
     from .ray_session import connected
@@ -145,7 +147,3 @@ def write_spec(plan: Plan) -> None:
 def absolute(place: str) -> str:
     """A folder as every process sees it: actors have working folders of their own. URIs stay as they are."""
     return place if "://" in place else str(Path(place).expanduser().absolute())
-
-
-def folder_of(spec: SweepSpec) -> str:
-    return f"{spec.output.rstrip('/')}/{spec.name}"

@@ -12,8 +12,10 @@ from typing import Any
 import xxhash
 
 from layersweep.orchestrator.planning.plan import Plan
+from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.layers import LayerSearch, resolve_layers
-from layersweep.orchestrator.spec.sweep_spec import SpecError, SweepSpec, parse_spec
+from layersweep.orchestrator.spec.load import parse_spec
+from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import PretrainedModel
 from layersweep.workers.storage.files import located
 from layersweep.workers.storage.run_store import read_json, write_json
@@ -28,7 +30,7 @@ WEIGHTS_AND_MORE = ("*.safetensors", "config.json", "generation_config.json", "t
 
 
 @dataclass
-class Experiment:
+class SweepManifest:
     """The record, and its file."""
 
     path: str
@@ -49,14 +51,14 @@ class Experiment:
     """Everything that this spec asks for is done."""
 
     @classmethod
-    def begin(cls, plan: Plan) -> "Experiment":
+    def begin(cls, plan: Plan) -> "SweepManifest":
         """Of a sweep that starts now."""
         experiment = cls(experiment_file(plan.folder), _dump(plan.spec), model_files(plan.spec), plan.fingerprints)
         experiment._write()
         return experiment
 
     @classmethod
-    def load(cls, folder: str) -> "Experiment | None":
+    def load(cls, folder: str) -> "SweepManifest | None":
         """Of the sweep in a folder; None where none began.
 
         Raises:

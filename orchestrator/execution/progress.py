@@ -15,7 +15,7 @@ NAMED = 8
 
 
 @dataclass
-class _Row:
+class _ProgressRow:
     """One run's state."""
 
     steps: int
@@ -37,7 +37,7 @@ class Progress:
     """
 
     def __init__(self, runs: list[str], steps: int, interval: float = 5.0):
-        self.rows = {name: _Row(steps) for name in runs}
+        self.rows = {name: _ProgressRow(steps) for name in runs}
         self.steps, self.interval = steps, interval
         self.console = Console(file=sys.stderr)
         self.live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
@@ -80,7 +80,7 @@ class Progress:
 
     def add(self, run: str, steps: int | None = None) -> None:
         """A run that was not known at the start."""
-        self.rows[run] = _Row(self.steps if steps is None else steps)
+        self.rows[run] = _ProgressRow(self.steps if steps is None else steps)
 
     def ended(self, run: str, status: str, reason: str | None) -> None:
         row = self.rows[run]
@@ -113,7 +113,7 @@ class Progress:
         """Seconds between plain lines: a log of days should still be readable."""
         return max(self.interval, min(60.0, (time.monotonic() - self.began) / 60))
 
-    def _left(self, row: _Row) -> float:
+    def _left(self, row: _ProgressRow) -> float:
         return (row.steps - row.step) * row.seconds_per_step if row.status in ("waiting", "training") else 0.0
 
     def _table(self) -> Table:

@@ -9,7 +9,7 @@ from ray.autoscaler.sdk import request_resources
 
 from layersweep.orchestrator.planning.placement import placement_problems
 from layersweep.orchestrator.planning.plan import Plan
-from layersweep.orchestrator.spec.sweep_spec import SpecError
+from layersweep.orchestrator.spec.errors import SpecError
 
 
 def wait_for_room(plan: Plan) -> None:

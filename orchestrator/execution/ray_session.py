@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from layersweep.orchestrator.remote.ray_token import ADVICE, show_token
-from layersweep.orchestrator.spec.sweep_spec import SpecError
+from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.workers.startup.environment import worker_environment
 from layersweep.workers.startup.preload import preloaded
 

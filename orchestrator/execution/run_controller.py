@@ -9,26 +9,26 @@ from typing import Any, TypeVar
 import ray
 
 from layersweep.orchestrator.planning.plan import Run
-from layersweep.workers.storage.run_store import RunLedger
+from layersweep.workers.storage.run_store import RunStore
 
-from .actors import Crew
-from .context import Sweep
-from .failures import Collapsed, OtherBase, Overdue, mendable, reason_of
+from .actors import TrainerGroup
+from .context import SweepContext
+from .failures import BaseModelChanged, CallTimeout, RewardCollapse, mendable, reason_of
 
 T = TypeVar("T")
 ZERO_REWARD_PATIENCE = 20
 """Steps of no reward at all after which a run counts as collapsed: nothing is left to reinforce."""
 
 
-class Course:
+class RunController:
     """Takes one run from wherever its ledger says it is to its end, and mends what fails on the way."""
 
-    def __init__(self, run: Run, sweep: Sweep):
+    def __init__(self, run: Run, sweep: SweepContext):
         self.run, self.sweep, self.name = run, sweep, run.name
         self.spec, self.stage = sweep.plan.spec, sweep.stage
         self.place = sweep.stage.place(run.name)
-        self.ledger = RunLedger(sweep.plan.folder, run.name)
-        self.crew: Crew | None = None
+        self.ledger = RunStore(sweep.plan.folder, run.name)
+        self.crew: TrainerGroup | None = None
         self.status, self.reason = "running", None
         self.steps = 0
         """Done; also the version of the weights."""
@@ -58,7 +58,7 @@ class Course:
                 if self.sweep.lost:
                     raise
                 await self._pause()
-            except (ray.exceptions.RayError, Collapsed, Overdue, OtherBase) as error:
+            except (ray.exceptions.RayError, RewardCollapse, CallTimeout, BaseModelChanged) as error:
                 self.status, self.reason = "failed", reason_of(error)
                 if self.sweep.halving:
                     await self.sweep.halving.leave(self.name)
@@ -154,7 +154,7 @@ class Course:
             self.sweep.trunk = digest
             self.sweep.on_trunk(digest)
         if digest != self.sweep.trunk:
-            raise OtherBase(
+            raise BaseModelChanged(
                 f"the base model's weights have the digest {digest}, the sweep began with {self.sweep.trunk}"
             )
 
@@ -175,7 +175,7 @@ class Course:
         while True:
             try:
                 return await action()
-            except (ray.exceptions.RayError, Overdue) as error:
+            except (ray.exceptions.RayError, CallTimeout) as error:
                 if not mendable(error):
                     raise
                 await self._mend(error)
@@ -191,14 +191,14 @@ class Course:
             try:
                 await self._mend_once(error)
                 return
-            except (ray.exceptions.RayError, Overdue) as another:
+            except (ray.exceptions.RayError, CallTimeout) as another:
                 if not mendable(another):
                     raise
                 error = another
 
     async def _mend_once(self, error: Exception) -> None:
         patience, place, seen = self.spec.recovery.patience, self.place, self.place.generation
-        if isinstance(error, Overdue) and error.phase == "rollout":
+        if isinstance(error, CallTimeout) and error.phase == "rollout":
             ray.kill(self.stage.rollouts, no_restart=False)
         self.sweep.first.pop(self.run.seed, None)  # may have been lost; the same is written again
         try:
@@ -292,7 +292,7 @@ class Course:
     def _check(self, row: dict[str, Any]) -> None:
         self.zero_reward = self.zero_reward + 1 if steps_without_reward([row]) else 0
         if self.zero_reward >= ZERO_REWARD_PATIENCE:
-            raise Collapsed(f"collapsed: no reward at all for {ZERO_REWARD_PATIENCE} steps")
+            raise RewardCollapse(f"collapsed: no reward at all for {ZERO_REWARD_PATIENCE} steps")
 
     # -- what is kept -----------------------------------------------------------------------------------------
 

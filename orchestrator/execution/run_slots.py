@@ -7,7 +7,7 @@ LOOK = 5.0
 """Seconds between looks at the cluster."""
 
 
-class Rooms:
+class RunSlots:
     """Taken by runs, one each, for as long as they have trainers; `async with`, or acquire and release.
 
     Args:

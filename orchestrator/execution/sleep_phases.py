@@ -9,7 +9,7 @@ Kind = Literal["writing", "training"]
 OTHER: dict[Kind, Kind] = {"writing": "training", "training": "writing"}
 
 
-class Phases:
+class SleepPhases:
     """Any number of runs write together, or any number train together.
 
     Once somebody waits for the other kind, nobody joins the present phase any more: it ends with those who are in it,
@@ -99,7 +99,7 @@ class Phases:
                 one.set_result(None)
 
 
-class NoPhases:
+class NoSleepPhases:
     """Where there is memory for both at the same time."""
 
     def of(self, kind: Kind) -> contextlib.AbstractAsyncContextManager[None]:

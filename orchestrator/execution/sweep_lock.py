@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import psutil
 
-from layersweep.orchestrator.spec.sweep_spec import SpecError
+from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.workers.storage.files import located, read_bytes, write_atomically
 
 BEAT = 10.0

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 
 
-class Turns:
+class UpdateSlots:
     """As many ranks of a node update at the same time as it has CPUs, first come, first served.
 
     Ray lets more trainers onto a node than it has CPUs, since most of them wait for the engine. Were they to update

@@ -9,13 +9,13 @@ shares of peak that are reached are assumptions, never measured here: the bound 
 from collections import Counter
 from dataclasses import dataclass
 
-from layersweep.orchestrator.spec.sweep_spec import SpecError
+from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.policies.selection import Selection
 
 from .cluster_shape import ClusterShape
-from .cost_model import Assumptions, Estimate, estimate, rollout_seconds, step_tokens, update_seconds
-from .gpu_allocation import Seating
-from .gpu_memory import CardMemory, card_memories, memory_problems
+from .cost_model import Assumptions, GpuHours, estimate, rollout_seconds, step_tokens, update_seconds
+from .gpu_allocation import GpuAllocation
+from .gpu_memory import GpuMemory, card_memories, memory_problems
 from .placement import layer_runs_at_once, placement_problems, seat_on
 from .plan import Plan
 
@@ -24,7 +24,7 @@ TOKEN_BYTES = 8
 
 
 @dataclass(frozen=True)
-class Schedule:
+class RunSchedule:
     """When the runs train."""
 
     layer_runs: int
@@ -58,13 +58,13 @@ class ClusterPlan:
 
     plan: Plan
     cluster: ClusterShape
-    seating: Seating
-    memory: Counter[CardMemory]
-    schedule: Schedule
+    seating: GpuAllocation
+    memory: Counter[GpuMemory]
+    schedule: RunSchedule
     network: tuple[Network, ...]
-    mixed: Estimate
+    mixed: GpuHours
     """GPU-hours, with all runs of an engine written in one batch."""
-    swapped: Estimate
+    swapped: GpuHours
     """GPU-hours, with one run's batch at a time."""
 
 
@@ -92,7 +92,9 @@ def plan_on(plan: Plan, cluster: ClusterShape, assumed: Assumptions | None = Non
     return ClusterPlan(plan, cluster, seating, memory, schedule, _network(plan, seating, assumed), mixed, swapped)
 
 
-def _schedule(plan: Plan, cluster: ClusterShape, seating: Seating, cost: Estimate, assumed: Assumptions) -> Schedule:
+def _schedule(
+    plan: Plan, cluster: ClusterShape, seating: GpuAllocation, cost: GpuHours, assumed: Assumptions
+) -> RunSchedule:
     resources, training, spans = plan.spec.resources, plan.spec.training, plan.spec.rollout.tensor_parallel_size
     layers, wholes = ([run.selection for run in plan.runs if run.selection.whole == w] for w in (False, True))
     trained = {run.selection: plan.expected_steps(run) / training.steps for run in plan.runs}
@@ -120,10 +122,10 @@ def _schedule(plan: Plan, cluster: ClusterShape, seating: Seating, cost: Estimat
     if seating.in_turn:
         bounds["whole-model and layer runs that take turns"] = sum(layer_runs + whole_runs) / seating.runs
     bound_by = max(bounds, key=bounds.__getitem__)
-    return Schedule(at_once, layer_waves, whole_waves, bounds[bound_by] / 3600, bound_by)
+    return RunSchedule(at_once, layer_waves, whole_waves, bounds[bound_by] / 3600, bound_by)
 
 
-def _network(plan: Plan, seating: Seating, assumed: Assumptions) -> tuple[Network, ...]:
+def _network(plan: Plan, seating: GpuAllocation, assumed: Assumptions) -> tuple[Network, ...]:
     training, resources = plan.spec.training, plan.spec.resources
     kinds = (
         ("layer run", layer_runs_at_once(plan, seating), Selection.layer(0), resources.trainer_ranks, "layer_ranks"),
@@ -142,7 +144,7 @@ def _network(plan: Plan, seating: Seating, assumed: Assumptions) -> tuple[Networ
     )
 
 
-def _elsewhere(seating: Seating, attribute: str) -> float:
+def _elsewhere(seating: GpuAllocation, attribute: str) -> float:
     """Chance that a trainer's engine is on another node; engines are dealt out without regard to nodes."""
     engines = [card.node for card in seating.cards for number in card.engines]
     trainers = [card.node for card in seating.cards for _ in range(getattr(card, attribute))]

@@ -3,11 +3,11 @@
 import re
 from dataclasses import dataclass
 
-from layersweep.orchestrator.spec.sweep_spec import SpecError
+from layersweep.orchestrator.spec.errors import SpecError
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuKind:
     """Peak figures of a device."""
 
     name: str
@@ -19,8 +19,8 @@ class Gpu:
     """Bytes, as the driver reports them: up to 7 % more than the round decimal figure of the product's name."""
 
 
-def _gpu(name: str, bfloat16: float, float32: float, bandwidth: float, mebibytes: int) -> Gpu:
-    return Gpu(f"NVIDIA {name}", {"bfloat16": bfloat16 * 1e12, "float32": float32 * 1e12}, bandwidth * 1e9,
+def _gpu(name: str, bfloat16: float, float32: float, bandwidth: float, mebibytes: int) -> GpuKind:
+    return GpuKind(f"NVIDIA {name}", {"bfloat16": bfloat16 * 1e12, "float32": float32 * 1e12}, bandwidth * 1e9,
                mebibytes * 2**20)  # fmt: skip
 
 
@@ -46,7 +46,7 @@ class ClusterShape:
 
     nodes: int
     gpus_per_node: int
-    gpu: Gpu
+    gpu: GpuKind
 
     @property
     def gpus(self) -> int:

@@ -12,7 +12,7 @@ from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.selection import Selection
 from layersweep.rollout.config import TaskConfig
 
-from .cluster_shape import H200, Gpu
+from .cluster_shape import H200, GpuKind
 from .plan import Plan
 
 
@@ -40,7 +40,7 @@ class Assumptions:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class GpuHours:
     """GPU-hours by phase."""
 
     rollout: float
@@ -52,7 +52,7 @@ class Estimate:
         return self.rollout + self.update + self.evaluation
 
 
-def estimate(plan: Plan, gpu: Gpu = H200, assumed: Assumptions | None = None, together: int = 1) -> Estimate:
+def estimate(plan: Plan, gpu: GpuKind = H200, assumed: Assumptions | None = None, together: int = 1) -> GpuHours:
     """GPU-hours of the whole sweep: trials of learning rates and combined runs too, of a search what its budget allows.
 
     Args:
@@ -73,10 +73,10 @@ def estimate(plan: Plan, gpu: Gpu = H200, assumed: Assumptions | None = None, to
         for run in (*plan.runs, *plan.trials, *plan.combined)
     )
     rollout = rollout_seconds(plan, plan.training_responses, gpu, assumed, together)
-    return Estimate(rollout / 3600, update / 3600, evaluation / 3600)
+    return GpuHours(rollout / 3600, update / 3600, evaluation / 3600)
 
 
-def rollout_seconds(plan: Plan, responses: float, gpu: Gpu, assumed: Assumptions, together: int = 1) -> float:
+def rollout_seconds(plan: Plan, responses: float, gpu: GpuKind, assumed: Assumptions, together: int = 1) -> float:
     """Of one device that writes so many training responses (episodes, where the task has turns)."""
     training = plan.spec.training
     turns, prompt = _turns_and_prompt(plan.spec.task, assumed)
@@ -89,7 +89,7 @@ def rollout_seconds(plan: Plan, responses: float, gpu: Gpu, assumed: Assumptions
     )
 
 
-def update_seconds(plan: Plan, selection: Selection, gpu: Gpu, assumed: Assumptions) -> float:
+def update_seconds(plan: Plan, selection: Selection, gpu: GpuKind, assumed: Assumptions) -> float:
     """Of one device that makes all updates of one run."""
     training = plan.spec.training
     turns, prompt = _turns_and_prompt(plan.spec.task, assumed)
@@ -110,7 +110,7 @@ def step_tokens(plan: Plan, assumed: Assumptions) -> float:
 
 
 def writing_seconds(
-    plan: Plan, gpu: Gpu, assumed: Assumptions, responses: float, prompt: float, length: float, at_once: int,
+    plan: Plan, gpu: GpuKind, assumed: Assumptions, responses: float, prompt: float, length: float, at_once: int,
     sharing: int, overlays: float = 0.0,
 ) -> float:  # fmt: skip
     """Of one device that writes so many responses, `sharing` of them to one prompt, at most `at_once` at a time.

@@ -11,7 +11,7 @@ MANY = 1_000_000
 
 
 @dataclass(frozen=True)
-class Crew:
+class GangRequest:
     """The trainers of a run: ranks that each ask for so many CPUs of one node."""
 
     ranks: int
@@ -19,7 +19,7 @@ class Crew:
 
 
 @dataclass(frozen=True)
-class Packed:
+class CpuAllocation:
     """Engines and small actors have their places, and beside them there is room for runs."""
 
     engine_nodes: tuple[int, ...]
@@ -36,7 +36,9 @@ def fits(free: float, cpus: float, most: int) -> int:
 
 
 @lru_cache(maxsize=16)
-def pack(nodes: tuple[float, ...], engines: Crew, small: Crew, layer: Crew, whole: Crew) -> Packed | None:
+def pack(
+    nodes: tuple[float, ...], engines: GangRequest, small: GangRequest, layer: GangRequest, whole: GangRequest
+) -> CpuAllocation | None:
     """Places that leave room for as many layer runs as can be, then with engines spread; None where there are none.
 
     A layer run and a whole-model run each find room, one after the other: both come and go. Dynamic programming over
@@ -68,7 +70,7 @@ def pack(nodes: tuple[float, ...], engines: Crew, small: Crew, layer: Crew, whol
     engine_nodes, small_nodes = (
         tuple(node for node, counts in enumerate(path) for _ in range(counts[kind])) for kind in (0, 1)
     )
-    return Packed(engine_nodes, small_nodes, ranks)
+    return CpuAllocation(engine_nodes, small_nodes, ranks)
 
 
 def first_without_place(nodes: Sequence[float], actors: Sequence[tuple[str, float]]) -> tuple[str, float, float] | None:

@@ -4,21 +4,21 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from layersweep.workers.actors.gpu_share import EPSILON, HOST_SHARE, aboard, berth_cpus
+from layersweep.workers.actors.gpu_share import BASE_WEIGHTS_SHARE, EPSILON, aboard, berth_cpus
 from layersweep.workers.config import ActorResources, ResourcesConfig
 
-SMALL = ActorResources(cpus=0.05)
+SUPPORT_ACTOR = ActorResources(cpus=0.05)
 """Of the collector and of the rollout worker."""
 SHARED = 0.5
 """Layer trainers that ask for at most this much of a GPU share it, around one trunk."""
 
 
-class NoRoom(ValueError):
+class PlacementError(ValueError):
     """Actors that these GPUs can never take, however long they wait. The text starts with the spec's field."""
 
 
 @dataclass
-class Card:
+class Gpu:
     """One GPU and who is on it."""
 
     node: int
@@ -34,21 +34,21 @@ class Card:
 
 
 @dataclass
-class Floor:
+class FreeResources:
     """What is free while places are given out."""
 
-    cards: list[Card]
+    cards: list[Gpu]
     cpus: list[float]
     """By node."""
 
-    def take(self, needs: ActorResources) -> list[Card]:
+    def take(self, needs: ActorResources) -> list[Gpu]:
         """The GPUs of one actor, all on one node that has its CPUs too; none where there is no room."""
         near = [card for card in self.cards if self.cpus[card.node] >= needs.cpus - EPSILON]
         if needs.gpus < 1:
             room = [card for card in near if card.free >= needs.gpus - EPSILON]
             chosen = [min(room, key=lambda card: card.free)] if room else []
         else:
-            empty: dict[int, list[Card]] = {}
+            empty: dict[int, list[Gpu]] = {}
             for card in near:
                 if card.free == 1:
                     empty.setdefault(card.node, []).append(card)
@@ -61,10 +61,10 @@ class Floor:
 
 
 @dataclass(frozen=True)
-class Seating:
+class GpuAllocation:
     """Everybody's place."""
 
-    cards: tuple[Card, ...]
+    cards: tuple[Gpu, ...]
     whole_runs: int
     """Runs of the whole model that train at the same time."""
     layer_runs: int
@@ -93,7 +93,7 @@ class Seating:
 
 def seat(
     resources: ResourcesConfig, whole_runs: int, node_gpus: Sequence[int], node_cpus: Sequence[float] | None = None
-) -> Seating:
+) -> GpuAllocation:
     """Engines and small actors first; then as many of the whole-model runs at the same time as leave room for a layer
     run; then layer runs in all that is left.
 
@@ -106,49 +106,51 @@ def seat(
         node_gpus, node_cpus: of each node; CPUs are enough where they are not given.
 
     Raises:
-        NoRoom: not even one run of each kind finds its place beside the engines.
+        PlacementError: not even one run of each kind finds its place beside the engines.
     """
-    cards = [Card(node) for node, gpus in enumerate(node_gpus) for _ in range(gpus)]
-    floor = Floor(cards, list(node_cpus) if node_cpus else [float("inf")] * len(node_gpus))
+    cards = [Gpu(node) for node, gpus in enumerate(node_gpus) for _ in range(gpus)]
+    floor = FreeResources(cards, list(node_cpus) if node_cpus else [float("inf")] * len(node_gpus))
     try:
         return _seat(floor, resources, whole_runs)
-    except NoRoom as error:
+    except PlacementError as error:
         if node_cpus is None:
             raise
         seat(resources, whole_runs, node_gpus)  # raises where the GPUs are too few, whatever the CPUs
-        raise NoRoom(_cpus_missing(resources, whole_runs, node_cpus)) from error
+        raise PlacementError(_cpus_missing(resources, whole_runs, node_cpus)) from error
 
 
-def _seat(floor: Floor, resources: ResourcesConfig, whole_runs: int) -> Seating:
+def _seat(floor: FreeResources, resources: ResourcesConfig, whole_runs: int) -> GpuAllocation:
     _seat_engines(floor, resources)
     small = _seat_small(floor)
     for at_once in range(whole_runs, min(whole_runs, 1) - 1, -1):
         tried = copy.deepcopy(floor)
         seated = _seat_whole(tried, resources, at_once)
         if seated and (runs := _seat_layers(tried, resources)):
-            return Seating(tuple(tried.cards), at_once, runs, small_nodes=small)
+            return GpuAllocation(tuple(tried.cards), at_once, runs, small_nodes=small)
     if resources.trainer.gpus > SHARED:
         tried, alone = copy.deepcopy(floor), copy.deepcopy(floor)
         whole, runs = _seat_whole(tried, resources, 1), _seat_layers(alone, resources)
         if whole and runs:
             for card, other in zip(tried.cards, alone.cards, strict=True):
                 card.layer_ranks = other.layer_ranks
-            return Seating(tuple(tried.cards), 1, runs, in_turn=True, small_nodes=small)
-    raise NoRoom(_what_is_missing(floor.cards, resources, whole_runs))
+            return GpuAllocation(tuple(tried.cards), 1, runs, in_turn=True, small_nodes=small)
+    raise PlacementError(_what_is_missing(floor.cards, resources, whole_runs))
 
 
-def _seat_engines(floor: Floor, resources: ResourcesConfig) -> None:
+def _seat_engines(floor: FreeResources, resources: ResourcesConfig) -> None:
     for number in range(resources.engines):
         taken = floor.take(resources.engine)
         if not taken:
             there = "1 GPU takes" if len(floor.cards) == 1 else f"{len(floor.cards)} GPUs take"
-            raise NoRoom(f"resources.engines: {resources.engines} engines of {resources.engine.gpus:g} GPUs each, and "
-                         f"{there} {number}; lower engines, or resources.engine.gpus")  # fmt: skip
+            raise PlacementError(
+                f"resources.engines: {resources.engines} engines of {resources.engine.gpus:g} GPUs each, and "
+                f"{there} {number}; lower engines, or resources.engine.gpus"
+            )
         for card in taken:
             card.engines.append(number)
 
 
-def _seat_whole(floor: Floor, resources: ResourcesConfig, runs: int) -> bool:
+def _seat_whole(floor: FreeResources, resources: ResourcesConfig, runs: int) -> bool:
     """Seat so many whole-model runs; False where there is no room."""
     needs = resources.full_trainer or resources.trainer
     ranks = [floor.take(needs) for _ in range(runs * resources.full_trainer_ranks)]
@@ -157,7 +159,7 @@ def _seat_whole(floor: Floor, resources: ResourcesConfig, runs: int) -> bool:
     return all(ranks)
 
 
-def _seat_layers(floor: Floor, resources: ResourcesConfig) -> int:
+def _seat_layers(floor: FreeResources, resources: ResourcesConfig) -> int:
     """Fill what is free with ranks of layer runs; returns how many runs that makes."""
     trainer, ranks = resources.trainer, 0
     if trainer.gpus <= SHARED:
@@ -176,24 +178,24 @@ def _seat_layers(floor: Floor, resources: ResourcesConfig) -> int:
     return ranks // resources.trainer_ranks
 
 
-def _seat_small(floor: Floor) -> tuple[int, ...]:
+def _seat_small(floor: FreeResources) -> tuple[int, ...]:
     """Nodes of the collector and the rollout worker: where most CPUs are free."""
     nodes = []
     for _ in range(2):
         node = max(range(len(floor.cpus)), key=floor.cpus.__getitem__)
-        if floor.cpus[node] < SMALL.cpus - EPSILON:
-            raise NoRoom("resources: no CPUs for the collector and the rollout worker")
-        floor.cpus[node] -= SMALL.cpus
+        if floor.cpus[node] < SUPPORT_ACTOR.cpus - EPSILON:
+            raise PlacementError("resources: no CPUs for the collector and the rollout worker")
+        floor.cpus[node] -= SUPPORT_ACTOR.cpus
         nodes.append(node)
     return tuple(nodes)
 
 
-def _what_is_missing(cards: list[Card], resources: ResourcesConfig, whole_runs: int) -> str:
+def _what_is_missing(cards: list[Gpu], resources: ResourcesConfig, whole_runs: int) -> str:
     """Beside the engines, which are seated."""
     full, shared = resources.full_trainer or resources.trainer, resources.trainer.gpus <= SHARED
     asked = f"a layer run's {resources.trainer_ranks} x {resources.trainer.gpus:g}"
     if shared:
-        asked += f" and {HOST_SHARE:g} of a GPU for the trunk that they share"
+        asked += f" and {BASE_WEIGHTS_SHARE:g} of a GPU for the trunk that they share"
     if whole_runs:
         beside = "beside" if shared else "or"
         asked += f", {beside} the whole model's {resources.full_trainer_ranks} x {full.gpus:g}"

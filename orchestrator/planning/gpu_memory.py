@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from layersweep.policies.selection import Selection
 from layersweep.rollout.config import RolloutConfig
 
-from .cluster_shape import Gpu
+from .cluster_shape import GpuKind
 from .cost_model import activation_bytes, cache_bytes
-from .gpu_allocation import Card, Seating
+from .gpu_allocation import Gpu, GpuAllocation
 from .placement import layer_runs_at_once
 from .plan import Plan
 
@@ -23,7 +23,7 @@ CONTEXT = 2**29
 
 
 @dataclass(frozen=True)
-class CardMemory:
+class GpuMemory:
     """Bytes on one GPU."""
 
     who: str
@@ -60,7 +60,7 @@ class CardMemory:
         return self.certain + self.activations
 
 
-def card_memories(plan: Plan, seating: Seating, gpu: Gpu) -> Counter[CardMemory]:
+def card_memories(plan: Plan, seating: GpuAllocation, gpu: GpuKind) -> Counter[GpuMemory]:
     """GPUs by what lies in them, and how many of each there are; where runs take turns, the larger one."""
     layer_runs = layer_runs_at_once(plan, seating) - (seating.in_turn and seating.whole_runs > 0)
     served = [plan.push_bytes(Selection.full())] * seating.whole_runs + [
@@ -76,14 +76,14 @@ def card_memories(plan: Plan, seating: Seating, gpu: Gpu) -> Counter[CardMemory]
     return Counter(cards)
 
 
-def memory_problems(plan: Plan, cards: Counter[CardMemory], gpu: Gpu) -> list[str]:
+def memory_problems(plan: Plan, cards: Counter[GpuMemory], gpu: GpuKind) -> list[str]:
     """Plans that run out of memory whatever the activations: field, sizes, fix."""
     return _cache_problems(plan, gpu) + [
         _explain(card, gpu, plan.spec.rollout) for card in cards if card.certain > gpu.memory
     ]
 
 
-def engine_cache(plan: Plan, gpu: Gpu) -> float:
+def engine_cache(plan: Plan, gpu: GpuKind) -> float:
     """Bytes of KV cache on each GPU of an engine; below 0 where not even the weights fit."""
     rollout = plan.spec.rollout
     if rollout.kv_cache_memory_mib:
@@ -104,7 +104,7 @@ def whole_trainer_bytes(plan: Plan) -> float:
     return weights * share[0] + gradients * share[1] + optimizer * share[2]
 
 
-def _memory(plan: Plan, card: Card, gpu: Gpu, served: list[int]) -> CardMemory:
+def _memory(plan: Plan, card: Gpu, gpu: GpuKind, served: list[int]) -> GpuMemory:
     """`served` are the overlays of all runs that train at the same time; they are dealt out to the engines in turn."""
     spans = plan.spec.rollout.tensor_parallel_size
     layers = [run.selection for run in plan.runs if not run.selection.whole]
@@ -113,7 +113,7 @@ def _memory(plan: Plan, card: Card, gpu: Gpu, served: list[int]) -> CardMemory:
     activations = card.layer_ranks * activation_bytes(plan, lowest)
     if card.whole_ranks:
         activations += card.whole_ranks * activation_bytes(plan, Selection.full())
-    return CardMemory(
+    return GpuMemory(
         who=_who(card),
         weights=len(card.engines) * plan.trunk_bytes / spans,
         cache=len(card.engines) * max(0, engine_cache(plan, gpu)),
@@ -126,7 +126,7 @@ def _memory(plan: Plan, card: Card, gpu: Gpu, served: list[int]) -> CardMemory:
     )
 
 
-def _who(card: Card) -> str:
+def _who(card: Gpu) -> str:
     """Such as `1 engine, 3 layer trainers`."""
     counts = {
         "engine": len(card.engines), "whole-model trainer": card.whole_ranks, "layer trainer": card.layer_ranks,
@@ -135,7 +135,7 @@ def _who(card: Card) -> str:
     return ", ".join(parts) or "nobody"
 
 
-def _cache_problems(plan: Plan, gpu: Gpu) -> list[str]:
+def _cache_problems(plan: Plan, gpu: GpuKind) -> list[str]:
     """vLLM does not start unless one sequence of the greatest length fits into the cache."""
     rollout, most = plan.spec.rollout, plan.architecture.max_positions
     tokens = min(rollout.max_model_len or most, most)
@@ -147,7 +147,7 @@ def _cache_problems(plan: Plan, gpu: Gpu) -> list[str]:
             "tensor_parallel_size"]  # fmt: skip
 
 
-def _explain(card: CardMemory, gpu: Gpu, rollout: RolloutConfig) -> str:
+def _explain(card: GpuMemory, gpu: GpuKind, rollout: RolloutConfig) -> str:
     """What is too large, and what to do about it."""
     if card.weights + card.cache + card.overlays < card.trunk + card.trainers:
         field, fix = "resources.trainer.gpus", "raise it, so that fewer share the GPU"

@@ -6,8 +6,8 @@ from math import ceil
 from layersweep.workers.actors.gpu_share import EPSILON
 from layersweep.workers.config import ActorResources, ResourcesConfig
 
-from .cpu_allocation import Crew, Packed, first_without_place, pack
-from .gpu_allocation import SMALL, NoRoom, Seating, seat
+from .cpu_allocation import CpuAllocation, GangRequest, first_without_place, pack
+from .gpu_allocation import SUPPORT_ACTOR, GpuAllocation, PlacementError, seat
 from .plan import Plan
 
 Node = Mapping[str, float]
@@ -26,16 +26,16 @@ def placement_problems(plan: Plan, nodes: Sequence[Node]) -> list[str]:
         return problems
     try:
         places(plan, nodes)
-    except NoRoom as error:
+    except PlacementError as error:
         return [str(error)]
     return []
 
 
-def places(plan: Plan, nodes: Sequence[Node]) -> Seating | Packed:
+def places(plan: Plan, nodes: Sequence[Node]) -> GpuAllocation | CpuAllocation:
     """Who goes where.
 
     Raises:
-        NoRoom: the nodes cannot take the plan.
+        PlacementError: the nodes cannot take the plan.
     """
     return seat_on(plan, nodes) if plan.spec.resources.on_gpu() else pack_on(plan, nodes)
 
@@ -45,7 +45,7 @@ def homes(plan: Plan, nodes: Sequence[Node]) -> tuple[tuple[int, ...], tuple[int
     there is but one node, or one was lost meanwhile."""
     try:
         found = places(plan, nodes)
-    except NoRoom:
+    except PlacementError:
         return (), ()
     return (found.engine_nodes, found.small_nodes) if len(nodes) > 1 else ((), ())
 
@@ -56,29 +56,29 @@ def all_at_once(plan: Plan, nodes: Sequence[Node]) -> bool:
     layers = sum(not run.selection.whole for run in plan.runs)
     try:
         found = places(plan, nodes)
-    except NoRoom:
+    except PlacementError:
         return False
-    if isinstance(found, Seating):
+    if isinstance(found, GpuAllocation):
         return not found.in_turn and found.whole_runs >= wholes and found.layer_runs >= layers
     # A whole-model rank takes the places of so many layer ranks, whatever node it goes to.
     displaced = ceil((resources.full_trainer or resources.trainer).cpus / (resources.trainer.cpus or 1))
     return found.layer_ranks >= layers * resources.trainer_ranks + wholes * resources.full_trainer_ranks * displaced
 
 
-def seat_on(plan: Plan, nodes: Sequence[Node]) -> Seating:
+def seat_on(plan: Plan, nodes: Sequence[Node]) -> GpuAllocation:
     """On GPUs; see places."""
     gpus, cpus = [int(node.get("GPU", 0)) for node in nodes], [node.get("CPU", 0.0) for node in nodes]
     return seat(plan.spec.resources, whole_runs(plan), gpus, cpus)
 
 
-def pack_on(plan: Plan, nodes: Sequence[Node]) -> Packed:
+def pack_on(plan: Plan, nodes: Sequence[Node]) -> CpuAllocation:
     """On CPUs; see places."""
     resources = plan.spec.resources
     full = resources.full_trainer or resources.trainer
     cpus = tuple(node.get("CPU", 0.0) for node in nodes)
-    engines, small = Crew(resources.engines, resources.engine.cpus), Crew(2, SMALL.cpus)
-    layer = Crew(resources.trainer_ranks, resources.trainer.cpus)
-    whole = Crew(resources.full_trainer_ranks if whole_runs(plan) else 0, full.cpus)
+    engines, small = GangRequest(resources.engines, resources.engine.cpus), GangRequest(2, SUPPORT_ACTOR.cpus)
+    layer = GangRequest(resources.trainer_ranks, resources.trainer.cpus)
+    whole = GangRequest(resources.full_trainer_ranks if whole_runs(plan) else 0, full.cpus)
     if found := pack(cpus, engines, small, layer, whole):
         return found
     count, field = engines.ranks, "full_trainer" if resources.full_trainer else "trainer"
@@ -90,7 +90,7 @@ def pack_on(plan: Plan, nodes: Sequence[Node]) -> Packed:
         if missing := first_without_place(cpus, standing + ranks):
             who, asked, left = missing
             there = "the only node" if len(cpus) == 1 else f"the freest of {len(cpus)} nodes"
-            raise NoRoom(f"{who} asks for {asked:g} CPUs on one node, and beside {count} x {engines.cpus:g} "
+            raise PlacementError(f"{who} asks for {asked:g} CPUs on one node, and beside {count} x {engines.cpus:g} "
                          f"for engines {there} has {left:g} left; lower the cpus of engine or trainers, or add "
                          "nodes")  # fmt: skip
     raise AssertionError("places for all were found after all")
@@ -102,7 +102,7 @@ def whole_runs(plan: Plan) -> int:
     return sum(run.selection.whole for run in plan.runs) + boosts * len(plan.spec.seeds)
 
 
-def layer_runs_at_once(plan: Plan, seating: Seating) -> int:
+def layer_runs_at_once(plan: Plan, seating: GpuAllocation) -> int:
     """Layer runs that train at the same time: as many as there are, as have a place, and as the spec allows."""
     wanted = sum(not run.selection.whole for run in plan.runs)
     beside = 0 if seating.in_turn else seating.whole_runs

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.layers import CombinedRun, LayerSearch, middle_layers, resolve_layers
-from layersweep.orchestrator.spec.sweep_spec import SpecError, SweepSpec
+from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.selection import Selection
 from layersweep.rollout.config import TaskConfig
-from layersweep.rollout.tasks import Split
+from layersweep.rollout.types import Split
 from layersweep.workers.config import LearningRateTuning
 from layersweep.workers.storage.files import is_object_store, located
 
@@ -56,7 +57,7 @@ class Plan:
 
     @property
     def folder(self) -> str:
-        return f"{self.spec.output.rstrip('/')}/{self.spec.name}"
+        return self.spec.folder
 
     @property
     def trials(self) -> tuple[Run, ...]:
@@ -111,11 +112,11 @@ class Plan:
         """Of the spec's search; empty without one."""
         if not isinstance(self.spec.layers, LayerSearch):
             return []
-        from layersweep.orchestrator.statistics.halving_schedule import Schedule
+        from layersweep.orchestrator.statistics.halving_schedule import HalvingSchedule
 
         search = self.spec.layers.search
         layers = sum(run.selection.kind == "layer" for run in self.runs) // len(self.spec.seeds)
-        return Schedule(search.budget, search.goal).rungs(layers, self.spec.training.steps)
+        return HalvingSchedule(search.budget, search.goal).rungs(layers, self.spec.training.steps)
 
     @property
     def evaluation_steps(self) -> set[int]:

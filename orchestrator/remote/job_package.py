@@ -10,7 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from layersweep.orchestrator.spec.sweep_spec import SpecError, SweepSpec
+from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 
 PACKAGES = ("orchestrator", "workers", "rollout", "policies", "deploy")
 """Of `layersweep`."""

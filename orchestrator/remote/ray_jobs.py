@@ -11,8 +11,8 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from layersweep.orchestrator.execution.launch import folder_of
-from layersweep.orchestrator.spec.sweep_spec import SpecError, SweepSpec
+from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 
 from .job_package import SPEC, environment, shipment
 from .ray_token import ADVICE, show_token
@@ -89,7 +89,7 @@ class Cluster:
         before = self._ended(spec.name)
         # Numbered: Ray refuses a second job of the same id, so of two submits at the same moment one is refused.
         number = 1 + max((int(job.id.rpartition("-")[2]) for job in before), default=0)
-        folder = folder_of(spec)
+        folder = spec.folder
         command = ["resume", folder, SPEC] if resume else ["run", SPEC, *(["--fresh"] if fresh else [])]
         with shipment(spec, extra) as staging:
             try:

@@ -1,12 +1,12 @@
 """A sweep seen from elsewhere: its files, read from its folder, or through the cluster that writes it."""
 
-from layersweep.orchestrator.spec.sweep_spec import SpecError
+from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.workers.storage.files import read_bytes
 
 from .ray_jobs import Cluster, Job
 
 
-class Sweep:
+class SweepView:
     """A sweep by its folder or URI, or by its name on a cluster.
 
     Args:

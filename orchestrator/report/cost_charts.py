@@ -3,7 +3,7 @@
 import pandas as pd
 from markupsafe import Markup
 
-from layersweep.orchestrator.commands.show_plan import size
+from layersweep.orchestrator.report.format import size
 
 from .results import Results
 from .svg import Panel, Plot, compact, ticks

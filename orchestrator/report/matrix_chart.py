@@ -5,7 +5,7 @@ import math
 import pandas as pd
 from markupsafe import Markup
 
-from layersweep.orchestrator.statistics.solved_prompts import Overlap
+from layersweep.orchestrator.statistics.solved_prompts import SolvedOverlap
 
 from .svg import Plot
 
@@ -55,7 +55,7 @@ def _cell(plot: Plot, x: float, y: float, side: int, value: float, tip: str, sig
         plot.add("text", text, cls=shade, x=x + side / 2, y=y + side / 2 + 4, text_anchor="middle")
 
 
-def vote_rows(found: Overlap) -> list[tuple[str, str]]:
+def vote_rows(found: SolvedOverlap) -> list[tuple[str, str]]:
     """Figures beside the matrix: what one model gets right, and what they get right together."""
     best = found.members.idxmax()
     rows = [

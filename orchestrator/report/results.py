@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from layersweep.orchestrator.spec.sweep_spec import SpecError
+from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.statistics.contribution import interval_covers
 from layersweep.orchestrator.statistics.contribution_table import FINAL, FIRST
 from layersweep.workers.storage.files import read_bytes, read_table

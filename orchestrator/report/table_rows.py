@@ -29,7 +29,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     selection: str
     mark: str
     """How its dot is drawn: see `profile.standing`."""
@@ -84,7 +84,7 @@ COLUMNS = (
 )
 
 
-def table_rows(results: Results) -> list[Row]:
+def table_rows(results: Results) -> list[TableRow]:
     """One row per selection, in the order of the table."""
     lines = {"base": 0.0, "full": 1.0}
     scale = limits(shown(results), "contribution", lines) if results.has_contribution else None
@@ -92,7 +92,7 @@ def table_rows(results: Results) -> list[Row]:
     for row in results.table.to_dict("records"):
         cells = [Cell(column.text(row), _sort(row[column.name])) for column in COLUMNS]
         glyph = _glyph(row, scale) if scale and pd.notna(row["contribution"]) else Markup("")
-        rows.append(Row(row["selection"], standing(row), cells, row["status"], glyph))
+        rows.append(TableRow(row["selection"], standing(row), cells, row["status"], glyph))
     return rows
 
 

@@ -73,7 +73,7 @@ def contribution_table(
 
 def _rows(rows: pd.DataFrame, suites: list[str], top: int, seed_sd: float | None) -> pd.DataFrame:
     last, missing = last_steps(rows, suites)
-    sweep = _Sweep(rows, suites, last, seed_sd)
+    sweep = ScoredRuns(rows, suites, last, seed_sd)
     names = sorted([*last, *missing], key=_order)
     table = pd.DataFrame(
         [sweep.row(name) if name in last else _unscored(name, missing[name]) for name in names], columns=_COLUMNS
@@ -111,7 +111,7 @@ def _unscored(name: str, reason: str) -> dict:
     return {"selection": name, "kind": kind, "layer": layer, "contribution_reason": reason}
 
 
-class _Sweep:
+class ScoredRuns:
     """The runs of a sweep, each selection at its last step, and full at every step that one of them ended at."""
 
     def __init__(self, rows: pd.DataFrame, suites: list[str], last: dict[str, int], seed_sd: float | None):
@@ -228,7 +228,7 @@ class _Sweep:
         return np.nan if self.null(gain.mean[1], var_full) else gain.mean[0] / gain.mean[1]
 
 
-def _rank(table: pd.DataFrame, sweep: _Sweep, top: int) -> None:
+def _rank(table: pd.DataFrame, sweep: ScoredRuns, top: int) -> None:
     """Fill in what compares the single layers: rank, p_best, p_top, tied_with_best, contribution_sd.
 
     Layers further along rank first, as survivors of a search do, and probabilities are shared by those at the

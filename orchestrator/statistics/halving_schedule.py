@@ -53,7 +53,7 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class HalvingSchedule:
     """A search for the `goal` ("best", or "top 5") within a `budget`.
 
     The budget is a share of the training steps that all layers together would take. The base and the full run are

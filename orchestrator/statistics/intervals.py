@@ -25,7 +25,7 @@ IMPRECISE_G = (Z95 / 4) ** 2
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MeanAndCovariance:
     """Means of several runs (or of their gains over the base), and the covariance of their evaluation noise."""
 
     mean: np.ndarray
@@ -69,7 +69,7 @@ def seed_means(suites: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [np.where(own.any(axis=1)[:, None], mean, np.nan) for mean in means]
 
 
-def paired(means: Sequence[np.ndarray], rows: Sequence[int], base: int | None = None) -> Estimate:
+def paired(means: Sequence[np.ndarray], rows: Sequence[int], base: int | None = None) -> MeanAndCovariance:
     """Mean of `rows`, less the base's where one is named, on the prompts that all of them were scored on.
 
     The covariance is that of the per-prompt values over prompts, divided by their number: it holds what the choice of
@@ -83,13 +83,13 @@ def paired(means: Sequence[np.ndarray], rows: Sequence[int], base: int | None = 
         values = values[:, ~np.isnan(values).any(axis=0)]
         n = values.shape[1]
         if n == 0:
-            return Estimate(np.full(len(rows), np.nan), np.full((len(rows), len(rows)), np.nan), 0)
+            return MeanAndCovariance(np.full(len(rows), np.nan), np.full((len(rows), len(rows)), np.nan), 0)
         mean += values.mean(axis=1) / len(means)
         centred = values - values.mean(axis=1, keepdims=True)
         spread = centred @ centred.T / (n - 1) if n > 1 else np.full_like(covariance, np.nan)
         covariance += spread / (len(means) ** 2 * n)
         prompts += n
-    return Estimate(mean, covariance, prompts)
+    return MeanAndCovariance(mean, covariance, prompts)
 
 
 def seed_variance(suites: Sequence[np.ndarray], runs: Sequence[int], seed_sd: float | None = None) -> SeedVariance:

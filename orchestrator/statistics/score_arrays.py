@@ -93,7 +93,7 @@ def gains_at(
     *,
     split: str = "selection",
     seed_sd: float | None = None,
-) -> intervals.Estimate:
+) -> intervals.MeanAndCovariance:
     """Gains over the base of `selections` at one step, in that order, with the covariance of their noise.
 
     What a search decides on at a rung. All of them, and the base, must have been scored on every suite that one of
@@ -113,4 +113,4 @@ def gains_at(
     estimate = intervals.paired(intervals.seed_means(scored.suites), runs, scored.runs["base", 0])
     seed = intervals.seed_variance(scored.suites, runs, seed_sd)
     between = np.diag([seed.of_mean(int(scored.seeds[run])) for run in runs])
-    return intervals.Estimate(estimate.mean, estimate.covariance + between, estimate.prompts)
+    return intervals.MeanAndCovariance(estimate.mean, estimate.covariance + between, estimate.prompts)

@@ -18,7 +18,7 @@ RIGHT = 0.5
 
 
 @dataclass(frozen=True)
-class Overlap:
+class SolvedOverlap:
     """Single-layer models, all at the same step, against each other."""
 
     layers: list[str]
@@ -35,7 +35,7 @@ class Overlap:
     """Share of prompts solved by `any` layer, by `all` of them, and by `base` and `full` where these were scored."""
 
 
-def overlap(scores: pd.DataFrame, split: str = "selection") -> Overlap | None:
+def overlap(scores: pd.DataFrame, split: str = "selection") -> SolvedOverlap | None:
     """Compare the single layers scored furthest; None where there are fewer than two."""
     answers = right_answers(scores, split)
     layers = [name for name in answers if kind_and_layer(name)[0] == "layer"]
@@ -46,7 +46,7 @@ def overlap(scores: pd.DataFrame, split: str = "selection") -> Overlap | None:
     together = answers[layers].dropna()
     shares = {"any": _mean(solves[layers].any(axis=1)), "all": _mean(solves[layers].all(axis=1))}
     shares |= {name: _mean(solves[name]) for name in ("base", "full") if name in solves}
-    return Overlap(
+    return SolvedOverlap(
         layers,
         jaccard(solves[layers]),
         jaccard(new[layers]),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
-Packed = dict[str, np.ndarray | tuple[Any, ...]]
+TransportTensors = dict[str, np.ndarray | tuple[Any, ...]]
 """By name: an array, or the arguments of torch's rebuild_cuda_tensor."""
 DEVICE_INDEX = 6
 """Where among those arguments the device's index is; each process numbers devices in its own way."""
@@ -22,12 +22,12 @@ WAITS = 14
 open the event anew for every reader, and never close it."""
 
 
-def to_arrays(weights: Mapping[str, Tensor]) -> Packed:
+def to_arrays(weights: Mapping[str, Tensor]) -> TransportTensors:
     """On the CPU; of tensors that are there already the arrays share the memory, so ship them before it changes.
 
     bfloat16, which numpy lacks, travels as its bits in int16.
     """
-    arrays: Packed = {}
+    arrays: TransportTensors = {}
     for name, tensor in weights.items():
         tensor = tensor.detach().cpu()
         tensor = tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor
@@ -35,7 +35,7 @@ def to_arrays(weights: Mapping[str, Tensor]) -> Packed:
     return arrays
 
 
-def to_handles(weights: Mapping[str, Tensor]) -> Packed:
+def to_handles(weights: Mapping[str, Tensor]) -> TransportTensors:
     """CUDA IPC handles, valid in other processes on the same GPU while `weights` lives.
 
     Raises:
@@ -58,13 +58,13 @@ class Handles:
         make: makes the handles of tensors, once their writes are finished.
     """
 
-    def __init__(self, make: Callable[[Mapping[str, Tensor]], Packed] = to_handles):
+    def __init__(self, make: Callable[[Mapping[str, Tensor]], TransportTensors] = to_handles):
         self.make = make
         self.served: dict[str, Tensor] = {}
         """Kept alive, so that nothing else can come to lie in its place."""
-        self.handles: Packed = {}
+        self.handles: TransportTensors = {}
 
-    def of(self, weights: Mapping[str, Tensor]) -> Packed:
+    def of(self, weights: Mapping[str, Tensor]) -> TransportTensors:
         """Handles of these weights as they are now; those of earlier ones that are not among them end."""
         elsewhere = {
             name: weight
@@ -77,7 +77,7 @@ class Handles:
         return self.handles
 
 
-def to_tensors(packed: Packed, device: torch.device | None = None) -> dict[str, Tensor]:
+def to_tensors(packed: TransportTensors, device: torch.device | None = None) -> dict[str, Tensor]:
     """The inverse of both. The tensors may share read-only memory or another process's: copy before writing.
 
     Args:

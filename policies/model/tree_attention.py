@@ -28,7 +28,7 @@ Branch = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Strip:
+class SequenceGroup:
     """A branches of similar length, padded to Q own tokens and K tokens that they may see."""
 
     queries: Tensor
@@ -38,25 +38,25 @@ class Strip:
     mask: Tensor
     """bool [A, 1, Q, K]: true where a query may look at a key."""
 
-    def to(self, device: torch.device) -> "Strip":
-        return Strip(*(value.to(device, non_blocking=True) for value in vars(self).values()))
+    def to(self, device: torch.device) -> "SequenceGroup":
+        return SequenceGroup(*(value.to(device, non_blocking=True) for value in vars(self).values()))
 
 
 @dataclass(frozen=True)
-class Branches:
+class TreeAttentionPlan:
     """The attention of a whole batch, branch by branch."""
 
-    strips: tuple[Strip, ...]
+    strips: tuple[SequenceGroup, ...]
     place: Tensor
     """int64 [B * T]: where the result of each token is, among those of all strips."""
 
-    def to(self, device: torch.device, non_blocking: bool = True) -> "Branches":
-        return Branches(
+    def to(self, device: torch.device, non_blocking: bool = True) -> "TreeAttentionPlan":
+        return TreeAttentionPlan(
             tuple(strip.to(device) for strip in self.strips), self.place.to(device, non_blocking=non_blocking)
         )
 
 
-def by_branch(branches: Sequence[Branch], tokens: int, masked_pairs: int) -> Branches | None:
+def by_branch(branches: Sequence[Branch], tokens: int, masked_pairs: int) -> TreeAttentionPlan | None:
     """Attention branch by branch, or None where one mask of `masked_pairs` over the `tokens` is cheaper."""
     classes: dict[tuple[int, int], list[Branch]] = {}
     for before, own in branches:
@@ -78,8 +78,8 @@ def by_branch(branches: Sequence[Branch], tokens: int, masked_pairs: int) -> Bra
         done += query.size
         last = np.array([len(before) for before, _ in alike])[:, None] + np.arange(queries)
         mask = np.arange(keys) <= last[:, :, None]  # padding may look too: at real keys, and nobody looks at it
-        strips.append(Strip(*map(torch.from_numpy, (query, key, mask[:, None]))))
-    return Branches(tuple(strips), torch.from_numpy(place))
+        strips.append(SequenceGroup(*map(torch.from_numpy, (query, key, mask[:, None]))))
+    return TreeAttentionPlan(tuple(strips), torch.from_numpy(place))
 
 
 def tree_attention(
@@ -87,11 +87,11 @@ def tree_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | Branches | None,
+    attention_mask: Tensor | TreeAttentionPlan | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function: query, key, value [B, heads, T, head_dim] to [B, T, heads, head_dim]."""
-    if not isinstance(attention_mask, Branches):
+    if not isinstance(attention_mask, TreeAttentionPlan):
         return _attention(module, query, key, value, attention_mask, **kwargs), None
     _, heads, _, size = query.shape
     flat = [states.transpose(1, 2).flatten(0, 1).flatten(1) for states in (query, key, value)]

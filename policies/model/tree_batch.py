@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .tree_attention import Branch, Branches, by_branch
+from .tree_attention import Branch, TreeAttentionPlan, by_branch
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class MicroBatch:
     """int64 [B, T]"""
     position_ids: Tensor
     """int64 [B, T]: of a response's tokens as if it followed the prompt directly."""
-    mask: Tensor | Branches
+    mask: Tensor | TreeAttentionPlan
     """bool [B, 1, T, T], true where a query (row) may look at a key (column); or the same, branch by branch."""
     predictor: Tensor
     """int64 [N]: the flat position in [B * T] whose hidden state predicts the token."""
@@ -117,7 +117,7 @@ def _micro_batch(
             flat.append((b * width + before, tokens[places], np.full(len(places), row), places))
             branches.append((asked, b * width + np.arange(own.start, own.stop)))
             end += len(places)
-    mask: Tensor | Branches | None = by_branch(branches, ids.size, ids.size * width)
+    mask: Tensor | TreeAttentionPlan | None = by_branch(branches, ids.size, ids.size * width)
     if mask is None:
         same = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
         mask = torch.from_numpy(same & np.tril(np.ones((width, width), bool)))[:, None]

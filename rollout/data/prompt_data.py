@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from layersweep.policies.strict import StrictModel
-from layersweep.rollout.tasks.base import Prompt, Split
+from layersweep.rollout.types import Prompt, Split
 
 from .decontamination import contaminated
 from .row_readers import DataError, hub_rows, local_files, local_rows, messages_of

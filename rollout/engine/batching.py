@@ -14,7 +14,7 @@ MARGIN = 1.03
 
 
 @dataclass
-class Window:
+class MeasurementWindow:
     """Work done in one mode."""
 
     tokens: int = 0
@@ -40,8 +40,8 @@ class AutoBatching:
     decided: bool = False
     draining: bool = False
     reason: str = "not measured yet"
-    _trials: dict[bool, list[Window]] | None = None
-    _window: Window = field(default_factory=Window)
+    _trials: dict[bool, list[MeasurementWindow]] | None = None
+    _window: MeasurementWindow = field(default_factory=MeasurementWindow)
     _since: int = 0
 
     def observe(self, tokens: int, seconds: float, finished: int, runs: int) -> None:
@@ -55,12 +55,12 @@ class AutoBatching:
         if window.requests < max(self.window_requests, window.runs) or window.seconds < self.window_seconds:
             return
         if self.decided:
-            self._window, self._since = Window(), self._since + 1
+            self._window, self._since = MeasurementWindow(), self._since + 1
         self.draining = not self.decided or self._since >= REVIEW
 
     def drained(self) -> None:
         """Nothing is in flight any more: the mode may change."""
-        window, self._window, self.draining = self._window, Window(), False
+        window, self._window, self.draining = self._window, MeasurementWindow(), False
         if self.decided or self._trials is None:
             self.decided, self._since, self._trials = False, 0, {True: [], False: []}
             return

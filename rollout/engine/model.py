@@ -18,8 +18,8 @@ from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
 from .model_state import RoutedModelState
-from .overlay import LayerOverlay, Overlay, linear
-from .route import Part, Route
+from .overlay import EngineOverlay, LayerOverlay, linear
+from .route import Part, RowRouting
 
 
 def _take(rows: Tensor | None, x: Tensor) -> Tensor:
@@ -78,8 +78,8 @@ def _block(layer: nn.Module, parts: list[Part[LayerOverlay]], positions: Tensor,
 class RoutedMixin:
     """Adds overlays and a route to a vLLM decoder; `route` is set before each forward by the worker."""
 
-    overlays: dict[str, Overlay]
-    route: Route | None
+    overlays: dict[str, EngineOverlay]
+    route: RowRouting | None
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)

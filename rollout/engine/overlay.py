@@ -101,7 +101,7 @@ class LayerOverlay:
 
 
 @dataclass
-class Overlay:
+class EngineOverlay:
     """What one run brings: its blocks, and for a full run the embedding, the final norm and the LM head too."""
 
     version: int
@@ -112,7 +112,7 @@ class Overlay:
     bytes: int = 0
 
     @classmethod
-    def build(cls, model: nn.Module, version: int, weights: Mapping[str, Tensor]) -> "Overlay":
+    def build(cls, model: nn.Module, version: int, weights: Mapping[str, Tensor]) -> "EngineOverlay":
         """From Hugging Face names and tensors, as a trainer sends them.
 
         Raises:

@@ -18,7 +18,7 @@ def run_of(sampling_params: Any) -> str | None:
     return (sampling_params.extra_args or {}).get(RUN)
 
 
-class Route:
+class RowRouting:
     """The runs of one scheduled batch.
 
     Args:

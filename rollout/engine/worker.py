@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from . import model  # noqa: F401  registers the routed models in vLLM's worker process
-from .overlay import Overlay
-from .route import Route, run_of
+from .overlay import EngineOverlay
+from .route import RowRouting, run_of
 
 
 def _forward_v1(runner: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
@@ -18,7 +18,7 @@ def _forward_v1(runner: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
     batch = runner.input_batch
     starts = runner.query_start_loc.np[: batch.num_reqs + 1]
     runs = [run_of(runner.requests[name].sampling_params) for name in batch.req_ids]
-    runner.model.route = Route(runs, np.diff(starts), runner.device)
+    runner.model.route = RowRouting(runs, np.diff(starts), runner.device)
     return forward(*args, **kwargs)
 
 
@@ -37,7 +37,7 @@ class OverlayWorker:
         They may change once this returns. Should it fail, the run has no weights here any more.
         """
         self.drop_overlay(run)  # first: a GPU then has room for as much
-        overlay = Overlay.build(self.model_runner.model, version, weights)
+        overlay = EngineOverlay.build(self.model_runner.model, version, weights)
         self.model_runner.model.overlays[run] = overlay
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # copies are only queued, and their source may be another process's

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from .base import EnvironmentConfig, EnvironmentTask, Start, require
+from .base import EnvironmentConfig, EnvironmentTask, InitialState, require
 from .textworld import INSTRUCTIONS, TextGame, plain
 
 SPLITS = {"train": "train", "selection": "valid_seen", "final": "valid_unseen"}
@@ -62,11 +62,11 @@ class AlfWorldTask(EnvironmentTask):
 
     config: AlfWorldConfig
 
-    def prompts(self, split: str, count: int, seed: int = 0) -> list[Start]:
+    def prompts(self, split: str, count: int, seed: int = 0) -> list[InitialState]:
         """See EnvironmentTask.prompts. ValueError when the data has fewer games."""
         folder = self.config.folder
         names = [game.relative_to(folder).parent.as_posix() for game in games(folder)]
-        there = [Start(name, i) for i, name in enumerate(names) if name.split("/")[0] == SPLITS[split]]
+        there = [InitialState(name, i) for i, name in enumerate(names) if name.split("/")[0] == SPLITS[split]]
         if split == "train":
             there = there[: self.config.start_states]
         if count > len(there):

@@ -15,7 +15,7 @@ SPLIT_SIZE = 10**9
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialState:
     """A start state: what all trajectories of a group begin from."""
 
     id: str
@@ -124,7 +124,7 @@ class EnvironmentTask:
         self.config = config
         self.processes = EnvironmentProcesses(config)
 
-    def prompts(self, split: str, count: int, seed: int = 0) -> list[Start]:
+    def prompts(self, split: str, count: int, seed: int = 0) -> list[InitialState]:
         """`count` different start states of a split; of other splits they differ in their seeds.
 
         Args:
@@ -136,11 +136,11 @@ class EnvironmentTask:
         """
         if split != "train":
             first = SPLIT_SIZE * {"selection": 1, "final": 2}[split]
-            return [Start(f"{split}-{i}", first + i) for i in range(count)]
+            return [InitialState(f"{split}-{i}", first + i) for i in range(count)]
         there = self.config.start_states or SPLIT_SIZE
         if count > there:
             raise ValueError(f"start_states: {there} is fewer than the {count} of a training step")
-        return [Start(str(s), s) for s in random.Random(f"train/{seed}").sample(range(there), count)]
+        return [InitialState(str(s), s) for s in random.Random(f"train/{seed}").sample(range(there), count)]
 
     def close(self) -> None:
         """End the processes."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from .base import EnvironmentConfig, EnvironmentTask, Start
+from .base import EnvironmentConfig, EnvironmentTask, InitialState
 
 MOVES = {"L": (0, -1), "D": (1, 0), "R": (0, 1), "U": (-1, 0)}
 AGENT, FREE, HOLE, GOAL = "@.OG"
@@ -82,15 +82,15 @@ class GridWorldTask(EnvironmentTask):
         written = string.Formatter().parse(self.config.template + self.config.turn_template)
         return f"{AGENT}{FREE}{HOLE}{GOAL}\n{', '.join(MOVES)}0123456789" + "".join(text for text, *_ in written)
 
-    def prompts(self, split: str, count: int, seed: int = 0) -> list[Start]:
+    def prompts(self, split: str, count: int, seed: int = 0) -> list[InitialState]:
         """See EnvironmentTask.prompts; a start state's name is its map, and the map says which split it is of."""
         rng = random.Random(f"{split}/{seed if split == 'train' else 0}")
-        found: dict[str, Start] = {}
+        found: dict[str, InitialState] = {}
         for _ in range(100 * count + 1000):
             start = rng.getrandbits(32)
             grid = draw_map(self.config, random.Random(start))
             if _split_of(grid) == split:
-                found.setdefault(grid, Start(grid.replace("\n", "/"), start))
+                found.setdefault(grid, InitialState(grid.replace("\n", "/"), start))
             if len(found) == count:
                 return list(found.values())
         raise ValueError(f"gridworld: {split} has few more than {len(found)} maps of this size with these holes")

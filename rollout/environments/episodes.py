@@ -16,8 +16,8 @@ import numpy as np
 
 from layersweep.rollout.types import Completions, Experience, stable_seed
 
-from .base import EnvironmentConfig, EnvironmentTask, Start
-from .process_pool import Call, EnvironmentProcess, Lost, State
+from .base import EnvironmentConfig, EnvironmentTask, InitialState
+from .process_pool import Call, EnvironmentLost, EnvironmentProcess, StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Turn:
 class Episode:
     """One trajectory from a start state."""
 
-    start: Start
+    start: InitialState
     group: int
     sample: int
     turns: list[Turn] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Episode:
     losses: int = 0
     """How often its environment was lost; after the first time it is played anew, after the second given up."""
     number: int = -1
-    state: State | None = None
+    state: StepResult | None = None
 
     @property
     def given_up(self) -> bool:
@@ -68,7 +68,7 @@ class Episode:
 
 
 @dataclass(repr=False)
-class Played:
+class EpisodeBatch:
     """The episodes of one call, group by group and in each sample by sample, and what happened to them."""
 
     episodes: list[Episode]
@@ -135,13 +135,13 @@ class Played:
 
 async def play(
     task: EnvironmentTask,
-    starts: Sequence[Start],
+    starts: Sequence[InitialState],
     samples: int,
     generate: Generate,
     encode: Encode,
     decode: Decode,
     scope: tuple[object, ...] = (),
-) -> Played:
+) -> EpisodeBatch:
     """`samples` episodes from each start state, all with the start state's seed.
 
     Args:
@@ -153,13 +153,15 @@ async def play(
         RuntimeError: an environment process cannot start. And whatever `generate` raises.
     """
     config = task.config
-    played = Played([Episode(start, group, i) for group, start in enumerate(starts) for i in range(samples)])
+    played = EpisodeBatch([Episode(start, group, i) for group, start in enumerate(starts) for i in range(samples)])
     strands: dict[EnvironmentProcess, deque[Episode]] = {}
     for episode in played.episodes:
         strands.setdefault(task.processes.of(episode.start.seed), deque()).append(episode)
     room = max(1, config.episodes_at_once // max(1, len(strands)))
     tasks = [
-        asyncio.ensure_future(_Strand(played, config, process, room, generate, encode, decode, scope).run(waiting))
+        asyncio.ensure_future(
+            _EnvProcessLoop(played, config, process, room, generate, encode, decode, scope).run(waiting)
+        )
         for process, waiting in strands.items()
     ]
     try:
@@ -171,10 +173,10 @@ async def play(
 
 
 @dataclass
-class _Strand:
+class _EnvProcessLoop:
     """The episodes that one process plays."""
 
-    played: Played
+    played: EpisodeBatch
     config: EnvironmentConfig
     process: EnvironmentProcess
     room: int
@@ -194,7 +196,7 @@ class _Strand:
                 answers = await self.process.run([_call(episode) for episode in living])
                 going = []
                 for episode, answer in zip(living, answers, strict=True):
-                    if isinstance(answer, Lost):
+                    if isinstance(answer, EnvironmentLost):
                         self._lose(episode, answer.reason, waiting)
                     elif self._goes_on(episode, answer):
                         going.append(episode)
@@ -212,7 +214,7 @@ class _Strand:
         if not episode.given_up:
             waiting.append(episode)
 
-    def _goes_on(self, episode: Episode, state: State) -> bool:
+    def _goes_on(self, episode: Episode, state: StepResult) -> bool:
         """Takes note of what the environment answered; whether there is another turn."""
         self.played.cut_observations += state.cut
         self.played.environment_cpu_seconds += state.cpu_seconds

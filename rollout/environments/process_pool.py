@@ -38,7 +38,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class State:
+class StepResult:
     """What the environment answered; the fields are those of its protocol."""
 
     observation: str
@@ -56,7 +56,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Lost:
+class EnvironmentLost:
     """There will be no answer: the environment raised, hung, or took its process with it."""
 
     reason: str
@@ -93,7 +93,7 @@ class EnvironmentProcess:
         """A number for a new episode."""
         return next(self._numbers)
 
-    async def run(self, calls: Sequence[Call]) -> list[State | Lost]:
+    async def run(self, calls: Sequence[Call]) -> list[StepResult | EnvironmentLost]:
         """The answer to each call.
 
         Raises:
@@ -110,8 +110,8 @@ class EnvironmentProcess:
         self._thread.shutdown()
         self._stop()
 
-    def _run(self, calls: Sequence[Call]) -> list[State | Lost]:
-        answers: list[State | Lost] = []
+    def _run(self, calls: Sequence[Call]) -> list[StepResult | EnvironmentLost]:
+        answers: list[StepResult | EnvironmentLost] = []
         while len(answers) < len(calls):
             if self._child is None:
                 self._child = _Child(self._config)
@@ -121,9 +121,9 @@ class EnvironmentProcess:
             for call, reply in zip(left, self._child.run(forget, [self._wire(call) for call in left]), strict=False):
                 ended = "error" in reply or reply["terminated"] or reply["truncated"]
                 (self._here.discard if ended else self._here.add)(call.number)
-                answers.append(Lost(reply["error"]) if "error" in reply else State(**reply))
+                answers.append(EnvironmentLost(reply["error"]) if "error" in reply else StepResult(**reply))
             if len(answers) < len(calls):  # the next call is the one that ended it
-                answers.append(Lost(self._stop()))
+                answers.append(EnvironmentLost(self._stop()))
         return answers
 
     def _wire(self, call: Call) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from .backend import Limits, SandboxDied, SandboxError, Setting, Warden, choose, doctor
+from .backend import Limits, SandboxDied, SandboxError, SandboxProcess, Setting, choose, doctor
 from .programs import AssertTests, CallTests, Program, ScriptTests, Verdict
 
 __all__ = [
@@ -67,7 +67,7 @@ class Sandbox:
 
         A program that takes its sandbox down is tried once more, alone: it may not have been its own fault.
         """
-        warden: Warden | None = None
+        warden: SandboxProcess | None = None
         try:
             while todo:
                 try:
@@ -75,7 +75,7 @@ class Sandbox:
                 except IndexError:  # another worker took it
                     return
                 for _ in range(2):
-                    warden = warden or Warden(self.backend, self._limits)
+                    warden = warden or SandboxProcess(self.backend, self._limits)
                     try:
                         verdicts[at] = program.judge(warden.ask)
                         break

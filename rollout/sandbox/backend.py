@@ -59,7 +59,7 @@ class Limits:
         return 3.0 * self.cpu_seconds + 2
 
 
-class Warden:
+class SandboxProcess:
     """One running sandbox. Not for use by several threads, and it must end in the thread that started it."""
 
     def __init__(self, backend: Name, limits: Limits):
@@ -200,7 +200,7 @@ def why_not(backend: Name) -> str | None:
     compileall.compile_dir(_INSIDE, quiet=2)  # where it can be written to, a sandbox starts 5 ms sooner
     probe = "import decimal; print(decimal.Decimal(2) + int(input()))"
     try:
-        warden = Warden(backend, Limits())
+        warden = SandboxProcess(backend, Limits())
     except SandboxError as error:
         return str(error)
     try:

@@ -9,8 +9,8 @@ from pydantic import Field
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.data.prompt_data import DataConfig, PromptData
 from layersweep.rollout.sandbox import Limits, Sandbox, Setting
+from layersweep.rollout.types import Prompt, Response, Score, Split
 
-from .base import Prompt, Response, Score, Split
 from .code_data import parse_tests, question_of, with_program
 
 _LANGUAGES = ("", "python", "python3", "py")

@@ -10,9 +10,9 @@ from pydantic import Field
 
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.data.prompt_data import DataConfig, PromptData, ground_truth
-from layersweep.rollout.subprocess_pool import BoundedCalls, Failure
+from layersweep.rollout.subprocess_pool import Failure, LimitedCalls
+from layersweep.rollout.types import Prompt, Response, Score, Split
 
-from .base import Prompt, Response, Score, Split
 from .math_answer import MAX_ANSWER_CHARS, final_answer, marked_answer, plainly_equal
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class MathTask:
 
     def __init__(self, config: MathConfig):
         self.data = PromptData(config.data, lambda raw: truths_of(ground_truth(raw, config.data.columns)))
-        self._equal = BoundedCalls("layersweep.rollout.tasks.math_judge:equal", config.cpu_seconds, config.processes)
+        self._equal = LimitedCalls("layersweep.rollout.tasks.math_judge:equal", config.cpu_seconds, config.processes)
 
     def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
         """See `layersweep.rollout.data.prompt_data.PromptData.prompts`."""

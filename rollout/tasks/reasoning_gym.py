@@ -12,9 +12,8 @@ from pydantic import Field
 
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.data.prompt_data import split_of
-from layersweep.rollout.subprocess_pool import BoundedCalls, Failure
-
-from .base import Prompt, Response, Score, Split
+from layersweep.rollout.subprocess_pool import Failure, LimitedCalls
+from layersweep.rollout.types import Prompt, Response, Score, Split
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ class ReasoningGymTask:
         self.config = config
         self._params = json.dumps(config.params)
         self._name = f"{config.dataset} with {config.params}"
-        self._scores = BoundedCalls(
+        self._scores = LimitedCalls(
             "layersweep.rollout.tasks.reasoning_gym_entries:score", config.cpu_seconds, config.processes
         )
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from layersweep.cli import DEMO
-from layersweep.orchestrator.spec.sweep_spec import parse_spec
+from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.workers.startup.tiny_model_training import make_tiny_model
 from tests.benchmarks.common import print_table, sweep
 

@@ -32,7 +32,7 @@ import yaml
 
 from layersweep.cli import DEMO
 from layersweep.orchestrator.planning.plan import Plan, make_plan
-from layersweep.orchestrator.spec.sweep_spec import parse_spec
+from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.workers.startup.tiny_model_training import character_tokenizer, make_tiny_model
 from tests.benchmarks.common import Spent, median, print_table, random_model, spent, sweep
 

@@ -18,7 +18,7 @@ import yaml
 from layersweep.cli import _parser
 from layersweep.orchestrator.planning.placement import placement_problems
 from layersweep.orchestrator.planning.plan import make_plan
-from layersweep.orchestrator.spec.sweep_spec import load_spec
+from layersweep.orchestrator.spec.load import load_spec
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

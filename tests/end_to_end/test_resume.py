@@ -10,10 +10,10 @@ import yaml
 
 from layersweep.cli import DEMO, main
 from layersweep.orchestrator.execution.launch import write_spec
-from layersweep.orchestrator.execution.manifest import Experiment
+from layersweep.orchestrator.execution.manifest import SweepManifest
 from layersweep.orchestrator.execution.run_controller import steps_without_reward
 from layersweep.orchestrator.planning.plan import make_plan
-from layersweep.orchestrator.spec.sweep_spec import parse_spec
+from layersweep.orchestrator.spec.load import parse_spec
 from tests.helpers.chaos import Processes, spec, start
 
 
@@ -46,7 +46,7 @@ def begun(tmp_path):
     data["training"] |= {"prompts_per_step": 2, "minibatches": 1}
     plan = make_plan(parse_spec(data))
     write_spec(plan)
-    Experiment.begin(plan)
+    SweepManifest.begin(plan)
     return data
 
 
@@ -97,11 +97,11 @@ def test_what_would_mix_two_experiments_is_refused(begun, tmp_path, capsys, chan
     ids=str,
 )  # fmt: skip
 def test_what_may_be_added_or_moved_is_taken_over(begun, tmp_path, changes):
-    experiment = Experiment.load(str(tmp_path / "out/demo"))
+    experiment = SweepManifest.load(str(tmp_path / "out/demo"))
     experiment.finish()
     experiment.go_on(make_plan(parse_spec(changed(begun, changes))))
     assert not experiment.finished
-    assert Experiment.load(str(tmp_path / "out/demo")) == experiment
+    assert SweepManifest.load(str(tmp_path / "out/demo")) == experiment
 
 
 def test_a_changed_data_file_is_refused(begun, tmp_path, capsys):
@@ -114,7 +114,7 @@ def test_a_changed_data_file_is_refused(begun, tmp_path, capsys):
 def test_the_order_of_the_rows_is_no_change(begun, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(sorted(path.read_text().splitlines(keepends=True), reverse=True)))
-    experiment = Experiment.load(str(tmp_path / "out/demo"))
+    experiment = SweepManifest.load(str(tmp_path / "out/demo"))
     experiment.go_on(make_plan(parse_spec(begun)))
 
 

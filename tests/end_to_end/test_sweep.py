@@ -32,7 +32,7 @@ def sweep(folder: Path, expect: int, program=("layersweep", "run"), more=(), **s
 
 
 def base_weights(folder: Path) -> dict[str, np.ndarray]:
-    from layersweep.orchestrator.spec.sweep_spec import load_spec
+    from layersweep.orchestrator.spec.load import load_spec
     from layersweep.workers.startup.tiny_model import cache_folder
 
     spec = load_spec(folder / "sweep.yaml")

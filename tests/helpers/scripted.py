@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from layersweep.rollout.environments.base import EnvironmentTask, Start
-from layersweep.rollout.environments.episodes import Played, play
+from layersweep.rollout.environments.episodes import EpisodeBatch, play
 from layersweep.rollout.types import Completions
 
 
@@ -35,5 +35,7 @@ class Model:
         return Completions(tokens, -0.5 * np.ones(len(tokens), np.float32), lengths, np.ones(len(lengths), bool), 4)
 
 
-def played(task: EnvironmentTask, starts: Sequence[Start], samples: int, model: Model, scope: tuple = ()) -> Played:
+def played(
+    task: EnvironmentTask, starts: Sequence[Start], samples: int, model: Model, scope: tuple = ()
+) -> EpisodeBatch:
     return asyncio.run(play(task, starts, samples, model, encode, decode, scope))

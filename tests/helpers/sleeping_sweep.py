@@ -7,9 +7,9 @@ while it sleeps. A spec may not ask for that, so it is asked for here, and each 
 import sys
 from pathlib import Path
 
-from layersweep.orchestrator.execution.actors import Stage
+from layersweep.orchestrator.execution.actors import SweepActors
 from layersweep.orchestrator.execution.launch import run_sweep
-from layersweep.orchestrator.spec.sweep_spec import load_spec
+from layersweep.orchestrator.spec.load import load_spec
 
 
 def sleeping(section, asleep: bool):
@@ -18,14 +18,14 @@ def sleeping(section, asleep: bool):
 
 
 def main(path: str, log: str) -> int:
-    switch, start = Stage.begin_phase, Stage._start_engine
+    switch, start = SweepActors.begin_phase, SweepActors._start_engine
 
-    async def noted(stage: Stage, kind: str) -> None:
+    async def noted(stage: SweepActors, kind: str) -> None:
         await switch(stage, kind)
         with Path(log).open("a") as file:
             print(kind, file=file)
 
-    async def start_awake(stage: Stage, engine: object) -> None:
+    async def start_awake(stage: SweepActors, engine: object) -> None:
         asked = stage.spec
         stage.spec = sleeping(asked, False)  # vLLM refuses the memory pool that only GPUs have
         try:
@@ -33,7 +33,7 @@ def main(path: str, log: str) -> int:
         finally:
             stage.spec = asked
 
-    Stage.begin_phase, Stage._start_engine = noted, start_awake
+    SweepActors.begin_phase, SweepActors._start_engine = noted, start_awake
     return run_sweep(sleeping(load_spec(path), True), None, fresh=False)
 
 

@@ -25,17 +25,17 @@ import yaml
 from rich.console import Console
 
 from layersweep.orchestrator.execution.driver import Driver
-from layersweep.orchestrator.execution.manifest import Experiment
+from layersweep.orchestrator.execution.manifest import SweepManifest
 from layersweep.orchestrator.execution.progress import Progress
 from layersweep.orchestrator.planning.cluster_shape import H200
 from layersweep.orchestrator.planning.cost_model import Assumptions, rollout_seconds, update_seconds
 from layersweep.orchestrator.planning.plan import Plan, Run
-from layersweep.orchestrator.spec.sweep_spec import parse_spec
+from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.model.known_models import KNOWN_MODELS
 from layersweep.policies.selection import Selection
 from tests.simulations.collector_cost import SAMPLES, measure
-from tests.simulations.stand_ins import Durations, SimulatedBerths, SimulatedStage, World
+from tests.simulations.stand_ins import Durations, SimulatedSharedGpuPool, SimulatedStage, World
 from tests.simulations.virtual_time import VirtualClock, VirtualLoop
 
 PRESET = Path(__file__).parents[2] / "deploy" / "sweeps" / "qwen3-8b-numinamath-grpo.yaml"
@@ -137,7 +137,9 @@ def simulate(plan: Plan, world: World, worked: Callable[[World], float] | None =
         stack.enter_context(patch("layersweep.orchestrator.execution.progress.Console", lambda **_: Console(file=log)))
         stack.enter_context(patch("layersweep.orchestrator.execution.actors.gang", lambda *_: None))
         stack.enter_context(patch("layersweep.orchestrator.execution.actors.placed", AsyncMock(return_value=True)))
-        stack.enter_context(patch("layersweep.orchestrator.execution.actors.Berths", partial(SimulatedBerths, world)))
+        stack.enter_context(
+            patch("layersweep.orchestrator.execution.actors.SharedGpuPool", partial(SimulatedSharedGpuPool, world))
+        )
         with asyncio.Runner(loop_factory=partial(VirtualLoop, busy)) as runner:
             seconds = runner.run(_drive(plan, world))
     return Outcome(
@@ -158,7 +160,7 @@ def simulate(plan: Plan, world: World, worked: Callable[[World], float] | None =
 
 async def _drive(plan: Plan, world: World) -> float:
     progress = Progress([run.name for run in plan.runs], plan.spec.training.steps)
-    driver = Driver(plan, Experiment.begin(plan), progress, {})
+    driver = Driver(plan, SweepManifest.begin(plan), progress, {})
     driver.stage = SimulatedStage(plan, world)
     await driver.run()
     world.rooms = driver.sweep.rooms.there

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from layersweep.orchestrator.statistics.halving_schedule import FINAL_SAMPLES, Schedule, cost, survivors, winners
+from layersweep.orchestrator.statistics.halving_schedule import FINAL_SAMPLES, HalvingSchedule, cost, survivors, winners
 from tests.simulations.profiles import shapes
 
 STEPS = 200
@@ -44,7 +44,7 @@ class Noise:
         return self.score(layers, 1.0, FINAL_SAMPLES)
 
 
-def search(world: Noise, schedule: Schedule) -> int:
+def search(world: Noise, schedule: HalvingSchedule) -> int:
     """The layer found."""
     alive = list(range(len(world.profile)))
     *early, last = schedule.rungs(len(alive), STEPS)
@@ -65,7 +65,7 @@ def exhaustive(world: Noise, again: int) -> int:
 
 def regrets(profile: np.ndarray, budgets, trials: int, best_slowest: bool = False) -> dict:
     """Mean true C of the layer found, less that of the best layer: by budget, and for both comparators."""
-    methods = {budget: partial(search, schedule=Schedule(budget)) for budget in budgets}
+    methods = {budget: partial(search, schedule=HalvingSchedule(budget)) for budget in budgets}
     methods |= {"scan": partial(exhaustive, again=1), "rescored scan": partial(exhaustive, again=3)}
     regret = {}
     for name, method in methods.items():
@@ -80,8 +80,8 @@ def main() -> None:
     print(f"true C found less the best layer's, mean of {trials}; standard error about 0.008")
     print("share of the training steps of all layers, and of those and the full run:")
     for budget in budgets:
-        steps = cost(Schedule(budget).rungs(28, STEPS)) / STEPS
-        rungs = [(r.layers, r.step / STEPS) for r in Schedule(budget).rungs(28, STEPS)]
+        steps = cost(HalvingSchedule(budget).rungs(28, STEPS)) / STEPS
+        rungs = [(r.layers, r.step / STEPS) for r in HalvingSchedule(budget).rungs(28, STEPS)]
         print(f"  budget {budget}: {steps / 28:.3f}, {(steps + 1) / 29:.3f}   layers to share of steps {rungs}")
     print(f"{'profile':<24}{'scan':>8}{'rescored':>10}" + "".join(f"{budget:>8}" for budget in budgets))
     cases = [(name, profile, False) for name, profile in shapes().items()]

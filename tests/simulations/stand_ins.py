@@ -12,12 +12,12 @@ from typing import Any
 
 import ray
 
-from layersweep.orchestrator.execution.actors import Stage
+from layersweep.orchestrator.execution.actors import SweepActors
 from layersweep.orchestrator.planning.plan import Plan
 from layersweep.policies.selection import Selection
 from layersweep.workers.actors.collector import SPARING
 from layersweep.workers.actors.gpu_share import aboard
-from layersweep.workers.actors.shared_gpu import Berths
+from layersweep.workers.actors.shared_gpu import SharedGpuPool
 from layersweep.workers.config import ActorResources
 from tests.simulations.virtual_time import Server
 
@@ -272,7 +272,7 @@ class World:
         self.killed[type(actor).__name__] += 1
 
 
-class SimulatedBerths(Berths):
+class SimulatedSharedGpuPool(SharedGpuPool):
     """Trainers board and leave as ever; there are no placement groups behind it."""
 
     def __init__(self, world: World, shares: Sequence[float], trainer: ActorResources):
@@ -284,7 +284,7 @@ class SimulatedBerths(Berths):
         pass
 
 
-class SimulatedStage(Stage):
+class SimulatedStage(SweepActors):
     """The real one, whose actors are stand-ins."""
 
     def __init__(self, plan: Plan, world: World):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from layersweep.workers.storage.files import read_bytes, write_atomically
-from layersweep.workers.storage.run_store import Record, RunLedger, runs_of
+from layersweep.workers.storage.run_store import CheckpointRecord, RunStore, runs_of
 from layersweep.workers.trackers import build
 from layersweep.workers.trackers.config import TrackingConfig
 
@@ -70,7 +70,7 @@ class Collector:
         for run in runs:
             self.add_run(run)
         for name in runs_of(folder):  # those over several layers, which are known only once they are picked
-            facts = RunLedger(folder, name).facts()
+            facts = RunStore(folder, name).facts()
             if facts and (facts["selection"], facts["seed"]) not in self.runs:
                 self.add_run(facts)
         self.places: dict[str, str] = json.loads(read_bytes(places_file(folder)) or b"{}")
@@ -121,7 +121,7 @@ class Collector:
         mine |= {row["step"]: {"selection": selection, "seed": seed} | row for row in rows}
         if missing := [k for k in range(step) if k not in mine]:
             raise ValueError(f"{selection} seed {seed}: no record of step {missing[0]} at the checkpoint of {step}")
-        record = Record(step, files, [mine[k] for k in range(step)], seconds)
+        record = CheckpointRecord(step, files, [mine[k] for k in range(step)], seconds)
         self._ledger(selection, seed).commit(record, keep)
         return time.process_time() - cpu
 
@@ -188,8 +188,8 @@ class Collector:
                 logger.warning("the tables in %s could not be written: %s", self.folder, error)
                 self.due = time.monotonic() + self.interval
 
-    def _ledger(self, selection: str, seed: int) -> RunLedger:
-        return RunLedger(self.folder, f"{selection}-seed{seed}")
+    def _ledger(self, selection: str, seed: int) -> RunStore:
+        return RunStore(self.folder, f"{selection}-seed{seed}")
 
     def _frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         rows = [row for run in self.steps.values() for _, row in sorted(run.items())]

@@ -8,12 +8,12 @@ import numpy as np
 
 from layersweep.rollout.config import RolloutConfig
 from layersweep.rollout.types import Completions, Pushed, Sampling
-from layersweep.workers.startup.tiny_model import BaseModel
+from layersweep.workers.startup.tiny_model import ModelSource
 from layersweep.workers.storage.files import located
 
 if TYPE_CHECKING:
-    from layersweep.policies.model.tensor_transport import Packed
-    from layersweep.workers.transport.weight_transfer import Offer
+    from layersweep.policies.model.tensor_transport import TransportTensors
+    from layersweep.workers.transport.weight_transfer import WeightManifest
 
 
 class Engine:
@@ -30,19 +30,19 @@ class Engine:
         return f"Engine({self.number})"
 
     async def start(
-        self, model: BaseModel, architecture: str, config: RolloutConfig, dtype: str, seed: int, whole: bool
+        self, model: ModelSource, architecture: str, config: RolloutConfig, dtype: str, seed: int, whole: bool
     ) -> tuple[str, str]:
         """Load the base model and check every routed path against a plain forward; `whole`: runs of the whole model
         too. Returns who did, and where."""
         from layersweep.rollout.engine.engine import RolloutEngine
         from layersweep.rollout.engine.selfcheck import check
-        from layersweep.workers.transport.weight_transfer import Inlet
+        from layersweep.workers.transport.weight_transfer import WeightReceiver
 
         from .engine_metrics import EngineGauges
         from .shared_gpu import whereabouts
 
         self.gauges = EngineGauges(self.number)
-        self.inlet = Inlet()
+        self.inlet = WeightReceiver()
         self.spans, path = config.tensor_parallel_size, model.here()
         self.engine = await asyncio.to_thread(RolloutEngine, path, architecture, config, dtype, seed)
         await asyncio.to_thread(check, self.engine, path, dtype, whole)
@@ -61,15 +61,15 @@ class Engine:
 
         return device_name() if self.spans == 1 else "several"
 
-    async def push(self, run: str, version: int, weights: "Packed | Offer") -> Pushed:
+    async def push(self, run: str, version: int, weights: "TransportTensors | WeightManifest") -> Pushed:
         """Serve a run from these weights, which come straight from the trainer."""
         import torch
 
         from layersweep.policies.model.tensor_transport import to_tensors
-        from layersweep.workers.transport.weight_transfer import Offer
+        from layersweep.workers.transport.weight_transfer import WeightManifest
 
         here = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-        if isinstance(weights, Offer):
+        if isinstance(weights, WeightManifest):
             tensors = await asyncio.to_thread(self.inlet.take, run, weights, here)
         else:
             tensors = to_tensors(weights, here)

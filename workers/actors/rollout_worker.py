@@ -14,11 +14,10 @@ import numpy as np
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.config import SuiteConfig
 from layersweep.rollout.environments.base import Start
-from layersweep.rollout.environments.episodes import Played, play
-from layersweep.rollout.tasks import Prompt, Response, Score, Split
-from layersweep.rollout.types import Completions, Experience, Sampling, seeds_for
+from layersweep.rollout.environments.episodes import EpisodeBatch, play
+from layersweep.rollout.types import Completions, Experience, Prompt, Response, Sampling, Score, Split, seeds_for
 from layersweep.workers.config import TrainingConfig
-from layersweep.workers.startup.tiny_model import BaseModel
+from layersweep.workers.startup.tiny_model import ModelSource
 
 
 class RolloutWorker:
@@ -31,7 +30,7 @@ class RolloutWorker:
         training: the spec's section.
     """
 
-    def __init__(self, model: BaseModel, task: StrictModel, suites: Sequence[SuiteConfig], training: TrainingConfig):
+    def __init__(self, model: ModelSource, task: StrictModel, suites: Sequence[SuiteConfig], training: TrainingConfig):
         self.training = training
         self.tokenizer, self.stop_token_ids = load_tokenizer(model.here())
         self.task = task.build()
@@ -145,7 +144,7 @@ class RolloutWorker:
     async def _play(
         self, engine: Any, run: str | None, version: int, task: Any, starts: Sequence[Start], samples: int,
         sampling: Sampling, scope: tuple[object, ...],
-    ) -> Played:  # fmt: skip
+    ) -> EpisodeBatch:  # fmt: skip
         """Episodes of an environment section; `sampling` is of one response each."""
 
         async def generate(prompts: list[np.ndarray], seeds: list[int]) -> Completions:

@@ -16,9 +16,9 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from layersweep.workers.config import ActorResources
-from layersweep.workers.startup.tiny_model import BaseModel
+from layersweep.workers.startup.tiny_model import ModelSource
 
-from .gpu_share import HOST_CPUS, HOST_SHARE, aboard, berth_cpus
+from .gpu_share import BASE_WEIGHTS_CPUS, BASE_WEIGHTS_SHARE, aboard, berth_cpus
 
 
 def gang(needs: ActorResources, ranks: int) -> PlacementGroup:
@@ -51,13 +51,13 @@ def on(group: PlacementGroup, rank: int) -> PlacementGroupSchedulingStrategy:
     return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
 
 
-class TrunkHost:
+class BaseWeightsActor:
     """Holds the frozen base on one GPU for the trainers aboard."""
 
     def __repr__(self) -> str:
-        return "TrunkHost()"
+        return "BaseWeightsActor()"
 
-    def load(self, model: BaseModel, dtype: str, trust_remote_code: bool) -> dict[str, Any]:
+    def load(self, model: ModelSource, dtype: str, trust_remote_code: bool) -> dict[str, Any]:
         """Load the base onto the GPU; returns what Trunk.attach needs."""
         from layersweep.policies.model.trunk import Trunk
 
@@ -66,7 +66,7 @@ class TrunkHost:
 
 
 @dataclass
-class Berth:
+class SharedGpu:
     """One GPU with room for several trainers."""
 
     group: PlacementGroup
@@ -80,7 +80,7 @@ class Berth:
         return on(self.group, 0)
 
 
-class Berths:
+class SharedGpuPool:
     """All berths of a sweep; a trainer's rank boards one and leaves it.
 
     Args:
@@ -93,19 +93,19 @@ class Berths:
         for share in shares:
             room = aboard(share, trainer.gpus)
             bundle = {"GPU": share, "CPU": berth_cpus(share, trainer)}
-            self.berths.append(Berth(placement_group([bundle], strategy="PACK"), room))
+            self.berths.append(SharedGpu(placement_group([bundle], strategy="PACK"), room))
         self.changed = asyncio.Condition()
 
-    async def load(self, model: BaseModel, dtype: str, trust_remote_code: bool) -> None:
+    async def load(self, model: ModelSource, dtype: str, trust_remote_code: bool) -> None:
         """Wait for the GPUs and have each host load the base."""
         for number, berth in enumerate(self.berths):
             await berth.group.ready()
             host = (
-                ray.remote(TrunkHost)
+                ray.remote(BaseWeightsActor)
                 .options(
-                    name=f"TrunkHost-{number}",
-                    num_gpus=HOST_SHARE,
-                    num_cpus=HOST_CPUS,
+                    name=f"BaseWeightsActor-{number}",
+                    num_gpus=BASE_WEIGHTS_SHARE,
+                    num_cpus=BASE_WEIGHTS_CPUS,
                     scheduling_strategy=berth.strategy(),
                 )
                 .remote()
@@ -113,7 +113,7 @@ class Berths:
             berth.host = host
             berth.shared = host.load.remote(model, dtype, trust_remote_code)
 
-    async def board(self) -> Berth:
+    async def board(self) -> SharedGpu:
         """The emptiest berth, once one has room."""
         async with self.changed:
             await self.changed.wait_for(lambda: any(berth.aboard < berth.room for berth in self.berths))
@@ -121,7 +121,7 @@ class Berths:
             berth.aboard += 1
             return berth
 
-    async def leave(self, berth: Berth) -> None:
+    async def leave(self, berth: SharedGpu) -> None:
         async with self.changed:
             berth.aboard -= 1
             self.changed.notify_all()

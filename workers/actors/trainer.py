@@ -8,15 +8,15 @@ from layersweep.policies.algorithms.base import PolicyGradient
 from layersweep.policies.selection import Selection
 from layersweep.rollout.types import Experience
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
-from layersweep.workers.startup.tiny_model import BaseModel
+from layersweep.workers.startup.tiny_model import ModelSource
 from layersweep.workers.storage.files import write_atomically
-from layersweep.workers.storage.run_store import Damaged, Record, RunLedger, rank_file
+from layersweep.workers.storage.run_store import CheckpointRecord, CorruptFile, RunStore, rank_file
 from layersweep.workers.training.distributed import free_port, prepare
 from layersweep.workers.training.memory import release_freed_memory
 
 if TYPE_CHECKING:
-    from layersweep.policies.model.tensor_transport import Packed
-    from layersweep.workers.transport.weight_transfer import Offer
+    from layersweep.policies.model.tensor_transport import TransportTensors
+    from layersweep.workers.transport.weight_transfer import WeightManifest
 
 
 class TrunkChanged(RuntimeError):
@@ -55,7 +55,7 @@ class Trainer:
 
     def start(
         self,
-        model: BaseModel,
+        model: ModelSource,
         address: tuple[str, int],
         algorithm: PolicyGradient,
         training: TrainingConfig,
@@ -70,14 +70,14 @@ class Trainer:
         Args:
             engine_device: layersweep.policies.model.tensor_transport.device_name of the run's engine, or `several`.
             transfer: `rollout.weight_transfer` of the spec.
-            shared_trunk: from the TrunkHost of this GPU; None loads the checkpoint (mapped, on CPUs).
+            shared_trunk: from the BaseWeightsActor of this GPU; None loads the checkpoint (mapped, on CPUs).
         """
         import torch
 
         from layersweep.policies.model.tensor_transport import Handles, device_name
         from layersweep.policies.model.trunk import Trunk
         from layersweep.workers.training.learner import Learner
-        from layersweep.workers.transport.weight_transfer import Outlet, way
+        from layersweep.workers.transport.weight_transfer import WeightSender, way
 
         from .shared_gpu import whereabouts
 
@@ -89,7 +89,7 @@ class Trainer:
             trunk = Trunk.load(model.here(), training.dtype, "cuda" if self.gpu else "cpu", trust_remote_code)
         self.way = way(transfer, device_name() if self.gpu else "cpu", engine_device)
         if self.way == "direct" and self.rank == 0:
-            self.outlet = Outlet(address[0])
+            self.outlet = WeightSender(address[0])
         self.handles = Handles()
         self.digest = trunk.digest()
         self.steps = 0
@@ -101,14 +101,14 @@ class Trainer:
             "where": whereabouts(),
         }
 
-    def update(self, experience: Experience, step: int) -> "tuple[dict[str, float], Packed | Offer]":
+    def update(self, experience: Experience, step: int) -> "tuple[dict[str, float], TransportTensors | WeightManifest]":
         """One rollout batch; returns its metrics and `weights()`."""
         metrics = experience.seconds | experience.metrics | self.learner.update(experience, step)
         release_freed_memory(self.gpu)
         self.steps = step + 1
         return metrics, self.weights()
 
-    def weights(self) -> "Packed | Offer":
+    def weights(self) -> "TransportTensors | WeightManifest":
         """The trained parameters by Hugging Face name (rank 0; of other ranks none).
 
         On the engine's own GPU these are handles, and with direct transfer an offer; both are good until the next call.
@@ -137,22 +137,22 @@ class Trainer:
         if step != self.steps:
             raise RuntimeError(f"asked for a checkpoint of step {step}, the weights are of step {self.steps}")
         name, cpu = rank_file(self.rank), time.process_time()
-        written = RunLedger(folder, self.run).write_file(step, name, dump(self.learner))
+        written = RunStore(folder, self.run).write_file(step, name, dump(self.learner))
         return name, written, time.process_time() - cpu
 
     def completed(self) -> int:
         """Steps done."""
         return self.steps
 
-    def problem(self, folder: str, record: Record) -> str | None:
+    def problem(self, folder: str, record: CheckpointRecord) -> str | None:
         """What is wrong with this rank's part of a checkpoint; None where nothing is."""
         try:
-            RunLedger(folder, self.run).read_file(record, rank_file(self.rank))
-        except Damaged as error:
+            RunStore(folder, self.run).read_file(record, rank_file(self.rank))
+        except CorruptFile as error:
             return str(error)
         return None
 
-    def restore(self, folder: str, record: Record) -> None:
+    def restore(self, folder: str, record: CheckpointRecord) -> None:
         """Go on from a checkpoint. All ranks at the same time.
 
         Raises:
@@ -161,7 +161,7 @@ class Trainer:
         """
         from layersweep.workers.training.learner_state import restore
 
-        restore(self.learner, RunLedger(folder, self.run).read_file(record, rank_file(self.rank)))
+        restore(self.learner, RunStore(folder, self.run).read_file(record, rank_file(self.rank)))
         self.steps = record.step
 
     def finish(self, folder: str) -> None:

@@ -41,7 +41,7 @@ def cache_folder(model: TinyModel, task: StrictModel) -> Path:
 
 
 @dataclass(frozen=True)
-class BaseModel:
+class ModelSource:
     """A sweep's base model, as it travels to actors on other nodes.
 
     `path` is a folder or hub name that every node can read. Of the tiny model, which one node has made, `files` is a

@@ -14,8 +14,7 @@ from layersweep.policies.config import TinyModel
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.environments.base import Start
 from layersweep.rollout.environments.episodes import play
-from layersweep.rollout.tasks import Response
-from layersweep.rollout.types import Completions
+from layersweep.rollout.types import Completions, Response
 
 from .tiny_model import cache_folder, is_made, settle, tiny_config
 

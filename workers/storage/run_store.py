@@ -24,12 +24,12 @@ import xxhash
 from .files import located, write_atomically
 
 
-class Damaged(RuntimeError):
+class CorruptFile(RuntimeError):
     """A file of the ledger that is not what was written."""
 
 
 @dataclass(frozen=True)
-class Record:
+class CheckpointRecord:
     """A run after `step` steps.
 
     `files` maps the name of each rank's file to its XXH3-128 checksum, `rows` are those of steps.parquet, `seconds` is
@@ -51,7 +51,7 @@ def checksum(content: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(content)
 
 
-class RunLedger:
+class RunStore:
     """Of one run.
 
     Args:
@@ -69,7 +69,7 @@ class RunLedger:
         """Of run.json; empty before there is one, and where it is damaged: it is found out again."""
         try:
             return read_json(self.filesystem, f"{self.path}/run.json")
-        except Damaged:
+        except CorruptFile:
             return {}
 
     def write_facts(self, facts: dict[str, Any]) -> None:
@@ -86,7 +86,7 @@ class RunLedger:
         write_atomically(f"{self.place(step)}/{name}", lambda file: file.write(content), durable=True)
         return checksum(content)
 
-    def read_file(self, record: Record, name: str) -> bytes:
+    def read_file(self, record: CheckpointRecord, name: str) -> bytes:
         """One rank's file.
 
         Raises:
@@ -96,12 +96,12 @@ class RunLedger:
         try:
             content = self.filesystem.cat_file(path)
         except OSError as error:
-            raise Damaged(f"{path}: {error}") from error
+            raise CorruptFile(f"{path}: {error}") from error
         if checksum(content) != record.files.get(name):
-            raise Damaged(f"{path} is damaged: its checksum is not the one recorded")
+            raise CorruptFile(f"{path} is damaged: its checksum is not the one recorded")
         return content
 
-    def commit(self, record: Record, keep: int) -> None:
+    def commit(self, record: CheckpointRecord, keep: int) -> None:
         """Make the checkpoint count; of older ones the newest `keep` - 1 stay."""
         write_json(f"{self.place(record.step)}/record.json", vars(record))
         for step in self.steps()[keep:]:
@@ -118,13 +118,15 @@ class RunLedger:
         found = self.filesystem.glob(f"{self.path}/step-*/record.json")
         return sorted((int(path.split("/")[-2].removeprefix("step-")) for path in found), reverse=True)
 
-    def records(self) -> tuple[list[Record], list[str]]:
+    def records(self) -> tuple[list[CheckpointRecord], list[str]]:
         """All records that are what was written, newest first, and what is wrong with the others."""
         records, problems = [], []
         for step in self.steps():
             try:
-                records.append(Record(**read_json(self.filesystem, f"{self.path}/step-{step:06d}/record.json")))
-            except Damaged as error:
+                records.append(
+                    CheckpointRecord(**read_json(self.filesystem, f"{self.path}/step-{step:06d}/record.json"))
+                )
+            except CorruptFile as error:
                 problems.append(str(error))
         return records, problems
 
@@ -185,7 +187,7 @@ def read_json(filesystem: Any, path: str) -> dict[str, Any]:
         content = whole["content"]
         intact = whole["xxh3_128"] == checksum(json.dumps(content, indent=1).encode())
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise Damaged(f"{path} is damaged: {error}") from error
+        raise CorruptFile(f"{path} is damaged: {error}") from error
     if not intact:
-        raise Damaged(f"{path} is damaged: its checksum is not the one recorded")
+        raise CorruptFile(f"{path} is damaged: its checksum is not the one recorded")
     return content

@@ -29,7 +29,7 @@ class Tracker(Protocol):
         """Nothing comes any more."""
 
 
-class Forgiving:
+class FailSafeTracker:
     """A tracker whose failures (a server that does not answer) end the tracking, not the sweep."""
 
     def __init__(self, tracker: Tracker):
@@ -68,15 +68,15 @@ def build(tracking: TrackingConfig, sweep: str, folder: str) -> list[Tracker]:
     from .prometheus import Prometheus
     from .tensorboard import TensorBoard
 
-    trackers: list[Tracker] = [Prometheus(sweep), Forgiving(TensorBoard(f"{folder}/tensorboard"))]
+    trackers: list[Tracker] = [Prometheus(sweep), FailSafeTracker(TensorBoard(f"{folder}/tensorboard"))]
     if tracking.wandb:
         from .wandb import WeightsAndBiases
 
-        trackers.append(Forgiving(WeightsAndBiases(tracking.wandb, sweep, folder)))
+        trackers.append(FailSafeTracker(WeightsAndBiases(tracking.wandb, sweep, folder)))
     if tracking.mlflow:
         from .mlflow import MLflow
 
-        trackers.append(Forgiving(MLflow(tracking.mlflow, sweep)))
+        trackers.append(FailSafeTracker(MLflow(tracking.mlflow, sweep)))
     return trackers
 
 

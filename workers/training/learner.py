@@ -21,7 +21,7 @@ from layersweep.policies.selection import Selection
 from layersweep.rollout.types import Experience
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
 
-from .microbatch_cache import Piece, Pieces, Room
+from .microbatch_cache import CacheBudget, MicroBatchCache, TrainingMicroBatch
 
 
 class NonFinite(RuntimeError):
@@ -136,7 +136,7 @@ class Learner:
         old_logp = torch.from_numpy(experience.logprobs).to(self.device)
         agreement = {"gradient_agreement": self._agreement(experience, advantage, old_logp)} if step == 0 else {}
         kl = self.algorithm.kl_coefficient > 0
-        room = Room(self.training.prefix_cache_mib << 20 if self.training.epochs > 1 else 0)
+        room = CacheBudget(self.training.prefix_cache_mib << 20 if self.training.epochs > 1 else 0)
         minibatches = [
             self._pieces(experience, rows, advantage, kl, room) for rows in self._minibatches(experience, step)
         ]
@@ -200,7 +200,7 @@ class Learner:
         base. torch.autograd.grad on the bare policy leaves the gradients that DeepSpeed keeps as they are."""
         parameters, advantages = list(self.policy.parameters()), torch.from_numpy(advantage).to(self.device)
         total = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
-        for piece in self._pieces(experience, rows, advantage, kl=False, room=Room(0)):
+        for piece in self._pieces(experience, rows, advantage, kl=False, room=CacheBudget(0)):
             logp, _ = self.policy(piece.batch, piece.hidden, self.training.temperature)
             old = old_logp[piece.batch.token]
             loss = policy_loss(self.algorithm, logp, old, advantages[piece.batch.response], piece.weight).loss
@@ -211,7 +211,9 @@ class Learner:
                 dist.all_reduce(gradient)
         return total
 
-    def _pieces(self, experience: Experience, rows: np.ndarray, advantage: np.ndarray, kl: bool, room: Room) -> Pieces:
+    def _pieces(
+        self, experience: Experience, rows: np.ndarray, advantage: np.ndarray, kl: bool, room: CacheBudget
+    ) -> MicroBatchCache:
         """This rank's micro batches of one minibatch, weighted over the whole minibatch; with `kl`, of groups without
         signal too, and the reference's log-probabilities."""
         lengths = torch.from_numpy(experience.lengths[rows])
@@ -223,20 +225,24 @@ class Learner:
             experience.prompts, experience.tokens, experience.lengths, used, self.training.micro_batch_tokens
         )
 
-        def piece(number: int, scale: float, ref_logp: Tensor | None) -> Piece:
+        def piece(number: int, scale: float, ref_logp: Tensor | None) -> TrainingMicroBatch:
             batch = batches[number].to(self.device)
             hidden = None if self.selection.whole else self.trunk.prefix(batch, self.policy.start)
             if kl and ref_logp is None:
                 below = hidden if hidden is not None else self.trunk.prefix(batch, 0)
                 ref_logp = self.trunk.reference(batch, below, self.policy.start, self.training.temperature)
-            return Piece(batch, hidden, weights[batch.response] * (scale * self.ranks), ref_logp)
+            return TrainingMicroBatch(batch, hidden, weights[batch.response] * (scale * self.ranks), ref_logp)
 
         mine = range(self.rank, len(batches), self.ranks)
         # Every rank must make the same number of backward passes: collectives wait for each other.
         short = -(-len(batches) // self.ranks) - len(mine)
-        return Pieces([partial(piece, i, 1.0) for i in mine] + [partial(piece, i, 0.0) for i in range(short)], room)
+        return MicroBatchCache(
+            [partial(piece, i, 1.0) for i in mine] + [partial(piece, i, 0.0) for i in range(short)], room
+        )
 
-    def _optimizer_step(self, pieces: Pieces, old_logp: Tensor, advantages: Tensor, sums: _Sums, first: bool) -> None:
+    def _optimizer_step(
+        self, pieces: MicroBatchCache, old_logp: Tensor, advantages: Tensor, sums: _Sums, first: bool
+    ) -> None:
         if not pieces:
             return  # every group without signal: nothing to learn from
         temperature = self.training.temperature

@@ -13,7 +13,7 @@ from layersweep.policies.model.tree_batch import MicroBatch
 
 
 @dataclass(frozen=True)
-class Piece:
+class TrainingMicroBatch:
     """A micro batch, the input of its first trained block, and for each of its tokens the loss weight and, with a
     KL term, the base model's log-probability."""
 
@@ -24,7 +24,7 @@ class Piece:
 
 
 @dataclass
-class Room:
+class CacheBudget:
     """Bytes that are left for what epochs share."""
 
     left: int
@@ -37,7 +37,7 @@ class Room:
         return True
 
 
-class Pieces(Sequence[Piece]):
+class MicroBatchCache(Sequence[TrainingMicroBatch]):
     """One rank's share of an optimizer step.
 
     Args:
@@ -45,15 +45,15 @@ class Pieces(Sequence[Piece]):
         room: shared by all steps of a rollout batch.
     """
 
-    def __init__(self, works: list[Callable[[Tensor | None], Piece]], room: Room):
+    def __init__(self, works: list[Callable[[Tensor | None], TrainingMicroBatch]], room: CacheBudget):
         self.works, self.room = works, room
-        self.kept: dict[int, Piece] = {}
+        self.kept: dict[int, TrainingMicroBatch] = {}
         self.references: dict[int, Tensor | None] = {}  # four bytes a token: always kept
 
     def __len__(self) -> int:
         return len(self.works)
 
-    def __getitem__(self, index: int) -> Piece:
+    def __getitem__(self, index: int) -> TrainingMicroBatch:
         if index in self.kept:
             return self.kept[index]
         if index >= len(self):

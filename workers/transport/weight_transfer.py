@@ -30,7 +30,7 @@ TRAINER, ENGINE = 0, 1
 
 
 @dataclass(frozen=True)
-class Offer:
+class WeightManifest:
     """Weights that wait in a trainer, by name: dtype and shape."""
 
     address: tuple[str, int]
@@ -38,7 +38,7 @@ class Offer:
     layout: dict[str, tuple[str, tuple[int, ...]]]
 
 
-class Outlet:
+class WeightSender:
     """The trainer's end.
 
     Args:
@@ -52,12 +52,12 @@ class Outlet:
         self.session: str | None = None
         self.group: dist.Backend | None = None
 
-    def offer(self, weights: dict[str, Tensor]) -> Offer:
+    def offer(self, weights: dict[str, Tensor]) -> WeightManifest:
         """To be taken once, before the weights change; the next offer takes the place of one that nobody took."""
         self.number += 1
         layout = {name: (str(w.dtype).removeprefix("torch."), tuple(w.shape)) for name, w in weights.items()}
         threading.Thread(target=self._serve, args=(self.number, list(weights.values())), daemon=True).start()
-        return Offer(self.address, self.number, layout)
+        return WeightManifest(self.address, self.number, layout)
 
     def _serve(self, number: int, weights: list[Tensor]) -> None:
         key, pause = _key(number), 0.005
@@ -79,7 +79,7 @@ class Outlet:
 
 
 @dataclass
-class _Link:
+class _Connection:
     """To one trainer."""
 
     address: tuple[str, int]
@@ -90,13 +90,13 @@ class _Link:
         self.store = dist.TCPStore(*self.address, is_master=False, wait_for_workers=False, timeout=TIMEOUT)
 
 
-class Inlet:
+class WeightReceiver:
     """The engine's end, for all its runs."""
 
     def __init__(self) -> None:
-        self.links: dict[str, _Link] = {}
+        self.links: dict[str, _Connection] = {}
 
-    def take(self, run: str, offer: Offer, device: torch.device) -> dict[str, Tensor]:
+    def take(self, run: str, offer: WeightManifest, device: torch.device) -> dict[str, Tensor]:
         """The offered weights, on `device`.
 
         Raises:
@@ -104,7 +104,7 @@ class Inlet:
         """
         link = self.links.pop(run, None)  # kept only where it works
         if link is None or link.address != offer.address:
-            link = _Link(offer.address)
+            link = _Connection(offer.address)
         link.store.set(_key(offer.number), link.session)
         link.group = link.group or _join(link.store, link.session, ENGINE, device)
         weights = {

@@ -45,7 +45,7 @@ def _read(size):
     return b"".join(parts)
 
 
-class Warden:
+class Supervisor:
     """Runs cases under the rules that the caller's first frame set."""
 
     def __init__(self, rules):
@@ -173,7 +173,7 @@ def main():
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     confine.die_with_parent()
     try:
-        warden = Warden(read_frame())
+        warden = Supervisor(read_frame())
     except OSError as error:
         write_frame(("error", str(error).encode(), False))
         return

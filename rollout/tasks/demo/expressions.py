@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.sandbox import CallTests, Limits, Sandbox, Setting, Verdict
-from layersweep.rollout.tasks.base import Prompt, Response, Score, Split
+from layersweep.rollout.types import Prompt, Response, Score, Split
 
 _VALUES = (0, 1, 2, 7, 100)
 """The unit tests: an expression must have the right value for each of these x."""

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from layersweep.policies.strict import StrictModel
-from layersweep.rollout.tasks.base import Prompt, Response, Score, Split
+from layersweep.rollout.types import Prompt, Response, Score, Split
 
 
 class SortDigitsConfig(StrictModel):

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from layersweep.cli import DEMO, main
 from layersweep.orchestrator.commands.export import export, merge
-from layersweep.orchestrator.spec.sweep_spec import SpecError
+from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.workers.startup.tiny_model_training import character_tokenizer
 
 TOKENS = torch.tensor([[3, 7, 1, 30, 12, 5]])

@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 
 from layersweep.orchestrator.commands.show_plan import show_plan
-from layersweep.orchestrator.execution.halving_barrier import Halving
+from layersweep.orchestrator.execution.halving_barrier import SuccessiveHalvingBarrier
 from layersweep.orchestrator.planning.combined_runs import pick
 from layersweep.orchestrator.planning.plan import make_plan
+from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.layers import CombinedRun
-from layersweep.orchestrator.spec.sweep_spec import SpecError, parse_spec
+from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.orchestrator.statistics.halving_schedule import Rung
 from layersweep.policies.selection import Selection
 from tests.orchestrator.spec.test_spec import demo
@@ -37,7 +38,7 @@ def test_layers_meet_at_rungs_and_the_weaker_stop():
         return 6, "completed"
 
     async def search():
-        halving = Halving(rungs, {f"run-{k}": k for k in range(4)}, choose)
+        halving = SuccessiveHalvingBarrier(rungs, {f"run-{k}": k for k in range(4)}, choose)
         return await asyncio.wait_for(asyncio.gather(*(train(halving, k) for k in range(4))), 5)
 
     assert asyncio.run(search()) == [(2, "pruned"), (4, "pruned"), (6, "completed"), (1, "failed")]
@@ -53,7 +54,7 @@ def test_a_search_goes_on_with_what_was_decided():
 
     async def search():
         decided = {2: [1, 2]}
-        halving = Halving([Rung(2, 4, 2, 1), Rung(4, 2, 1, 1), Rung(6, 1, 1, 4)],
+        halving = SuccessiveHalvingBarrier([Rung(2, 4, 2, 1), Rung(4, 2, 1, 1), Rung(6, 1, 1, 4)],
                           {f"run-{k}": k for k in range(4)}, choose, decided)  # fmt: skip
         assert halving.runs == {"run-1": 1, "run-2": 2}
         first = [await halving.goes_on("run-0", 2), await halving.goes_on("run-1", 2)]
@@ -68,7 +69,9 @@ def test_a_decision_that_fails_keeps_nobody_waiting():
         raise ValueError("no scores")
 
     async def search():
-        halving = Halving([Rung(2, 3, 1, 1), Rung(6, 1, 1, 4)], {f"run-{k}": k for k in range(3)}, choose)
+        halving = SuccessiveHalvingBarrier(
+            [Rung(2, 3, 1, 1), Rung(6, 1, 1, 4)], {f"run-{k}": k for k in range(3)}, choose
+        )
         calls = (halving.goes_on(f"run-{k}", 2) for k in range(3))
         return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
 

@@ -5,17 +5,18 @@ import pandas as pd
 import pytest
 
 from layersweep.orchestrator.execution.learning_rate_trials import choose, tuned
-from layersweep.orchestrator.execution.manifest import Experiment, experiment_file
+from layersweep.orchestrator.execution.manifest import SweepManifest, experiment_file
 from layersweep.orchestrator.planning.plan import Run, make_plan
 from layersweep.orchestrator.report.curve_charts import curves
 from layersweep.orchestrator.report.findings import rates as said_of_rates
 from layersweep.orchestrator.report.results import Results
-from layersweep.orchestrator.spec.sweep_spec import SpecError, parse_spec
+from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.orchestrator.statistics.contribution import contribution_table
 from layersweep.orchestrator.statistics.intervals import Estimate
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import LearningRates, LearningRateTuning
-from layersweep.workers.storage.run_store import Record, RunLedger
+from layersweep.workers.storage.run_store import CheckpointRecord, RunStore
 from tests.orchestrator.spec.test_spec import demo
 from tests.orchestrator.statistics.test_contribution import BASE, FULL, LAYER, frame, responses
 
@@ -169,15 +170,15 @@ def test_a_report_tells_trials_from_runs():
 
 
 def test_rates_found_are_there_after_a_restart(tmp_path):
-    experiment = Experiment(experiment_file(str(tmp_path)), {}, {}, {})
+    experiment = SweepManifest(experiment_file(str(tmp_path)), {}, {}, {})
     experiment.tune({"layer": 1e-5, "full": 1e-6})
-    assert Experiment.load(str(tmp_path)).rates == {"layer": 1e-5, "full": 1e-6}
+    assert SweepManifest.load(str(tmp_path)).rates == {"layer": 1e-5, "full": 1e-6}
 
 
 def test_a_trial_gives_its_weights_back_and_keeps_its_rows(tmp_path):
-    ledger = RunLedger(str(tmp_path), "full@lr-0.001-seed0")
+    ledger = RunStore(str(tmp_path), "full@lr-0.001-seed0")
     checksum = ledger.write_file(2, "rank-0.safetensors", b"weights")
-    record = Record(2, {"rank-0.safetensors": checksum}, [{"step": 0}, {"step": 1}], 3.0)
+    record = CheckpointRecord(2, {"rank-0.safetensors": checksum}, [{"step": 0}, {"step": 1}], 3.0)
     ledger.commit(record, keep=1)
     ledger.release()
     assert not list(tmp_path.rglob("rank-*")) and ledger.records() == ([record], [])

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from layersweep.orchestrator.execution.sleep_phases import Phases
+from layersweep.orchestrator.execution.sleep_phases import SleepPhases
 
 
 class Scene:
@@ -12,7 +12,7 @@ class Scene:
 
     def __init__(self, switch=None):
         self.seen: list[str] = []
-        self.phases = Phases(switch or self._switch)
+        self.phases = SleepPhases(switch or self._switch)
         self.tasks: dict[str, asyncio.Task] = {}
         self.ends: dict[str, asyncio.Event] = {}
 
@@ -160,7 +160,7 @@ def test_a_hundred_runs_never_write_and_train_at_the_same_time(seed):
         switches.append(kind)
         await asyncio.sleep(0)
 
-    async def run(phases: Phases) -> None:
+    async def run(phases: SleepPhases) -> None:
         for kind in ("writing", "training") * 5:
             async with phases.of(kind):
                 inside[kind] += 1
@@ -170,7 +170,7 @@ def test_a_hundred_runs_never_write_and_train_at_the_same_time(seed):
                 inside[kind] -= 1
 
     async def scene() -> None:
-        phases = Phases(switch)
+        phases = SleepPhases(switch)
         await asyncio.wait_for(asyncio.gather(*(run(phases) for _ in range(100))), 20)
 
     asyncio.run(scene())

@@ -5,7 +5,7 @@ from collections.abc import Coroutine
 
 import pytest
 
-from layersweep.orchestrator.execution.update_slots import Turns
+from layersweep.orchestrator.execution.update_slots import UpdateSlots
 from tests.simulations.virtual_time import VirtualLoop
 
 
@@ -14,7 +14,7 @@ def schedule(places: dict[str, int], jobs: list[tuple[str, list[str], int]]) -> 
     ends. Fails where everybody waits."""
     done = []
 
-    async def job(turns: Turns, name: str, nodes: list[str], seconds: int) -> None:
+    async def job(turns: UpdateSlots, name: str, nodes: list[str], seconds: int) -> None:
         clock = asyncio.get_running_loop().time
         async with turns.of(nodes):
             began = clock()
@@ -22,7 +22,7 @@ def schedule(places: dict[str, int], jobs: list[tuple[str, list[str], int]]) -> 
             done.append((name, began, clock()))
 
     async def everybody() -> None:
-        turns = Turns(places.__getitem__)
+        turns = UpdateSlots(places.__getitem__)
         await asyncio.gather(*(job(turns, *spec) for spec in jobs))
         assert not turns.taken
 
@@ -69,7 +69,7 @@ def test_no_nodes_no_waiting():
 
 def test_a_failed_update_and_a_cancelled_wait_give_their_turns_back():
     async def scene() -> None:
-        turns = Turns(lambda node: 1)
+        turns = UpdateSlots(lambda node: 1)
         with pytest.raises(ZeroDivisionError):
             async with turns.of(["n"]):
                 raise ZeroDivisionError
@@ -84,6 +84,6 @@ def test_a_failed_update_and_a_cancelled_wait_give_their_turns_back():
     simulated(scene())
 
 
-async def _enter(turns: Turns) -> None:
+async def _enter(turns: UpdateSlots) -> None:
     async with turns.of(["n"]):
         pass

@@ -8,11 +8,12 @@ import yaml
 
 from layersweep.cli import DEMO, main
 from layersweep.orchestrator.planning.cluster_forecast import plan_on
-from layersweep.orchestrator.planning.cluster_shape import GPUS, ClusterShape, Gpu, parse_cluster
+from layersweep.orchestrator.planning.cluster_shape import GPUS, ClusterShape, GpuKind, parse_cluster
 from layersweep.orchestrator.planning.cost_model import Assumptions, activation_bytes
 from layersweep.orchestrator.planning.gpu_memory import CONTEXT, memory_problems, whole_trainer_bytes
 from layersweep.orchestrator.planning.plan import Plan, Run, make_plan
-from layersweep.orchestrator.spec.sweep_spec import SpecError, load_spec, parse_spec
+from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.load import load_spec, parse_spec
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.selection import Selection
 
@@ -22,7 +23,7 @@ SHAPE = Architecture(
     name="Qwen2ForCausalLM", layers=2, hidden=10, intermediate=20, heads=1, kv_heads=1, head_dim=10, vocabulary=50,
     tied=True, qkv_bias=False, qk_norm=False, max_positions=64,
 )  # fmt: skip
-GPU = Gpu("toy", {"float32": 1e6, "bfloat16": 1e6}, bandwidth=1e5, memory=2**31)
+GPU = GpuKind("toy", {"float32": 1e6, "bfloat16": 1e6}, bandwidth=1e5, memory=2**31)
 ALL = Assumptions(response_share=0.5, prompt_tokens=4, arithmetic=1.0, bandwidth=1.0)
 
 
@@ -136,7 +137,7 @@ def test_runs_that_take_turns_add_up():
 
 def test_engine_and_trainers_on_one_gpu_add_up():
     colocated = toy(engine={"gpus": 0.2}, full_trainer={"gpus": 0.2}, trainer={"gpus": 0.25})
-    found = plan_on(colocated, ClusterShape(1, 1, Gpu("large", GPU.flops, GPU.bandwidth, 2**40)), ALL)
+    found = plan_on(colocated, ClusterShape(1, 1, GpuKind("large", GPU.flops, GPU.bandwidth, 2**40)), ALL)
     assert found.schedule.bound_by == "the GPUs of engines and layer trainers and whole-model trainers"
     assert found.schedule.hours * 3600 == pytest.approx(ROLLOUT + SCORING + sum(UPDATES.values()))
     assert [card.who for card in found.memory] == ["1 engine, 1 whole-model trainer, 2 layer trainers"]

@@ -9,7 +9,7 @@ import yaml
 from layersweep.cli import DEMO
 from layersweep.orchestrator.planning.cost_model import (
     Assumptions,
-    Gpu,
+    GpuKind,
     activation_bytes,
     block_flops,
     estimate,
@@ -18,7 +18,7 @@ from layersweep.orchestrator.planning.cost_model import (
     writing_seconds,
 )
 from layersweep.orchestrator.planning.plan import Plan, Run
-from layersweep.orchestrator.spec.sweep_spec import parse_spec
+from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import LearningRateTuning
@@ -28,7 +28,7 @@ SHAPE = Architecture(
     name="Qwen2ForCausalLM", layers=2, hidden=10, intermediate=20, heads=1, kv_heads=1, head_dim=10, vocabulary=50,
     tied=True, qkv_bias=False, qk_norm=False, max_positions=64,
 )  # fmt: skip
-GPU = Gpu("toy", {"float32": 1e6}, bandwidth=1e5, memory=1e6)
+GPU = GpuKind("toy", {"float32": 1e6}, bandwidth=1e5, memory=1e6)
 ALL = Assumptions(response_share=0.5, prompt_tokens=4, arithmetic=1.0, bandwidth=1.0)
 
 
@@ -88,7 +88,7 @@ def test_writing_waits_for_arithmetic_when_many_are(plan):
     reading = 100 * 4 * 5240 / 1e6
     slow = writing_seconds(plan, GPU, ALL, 1000, 4, 2, at_once=1000, sharing=10)
     assert slow == pytest.approx(2000 / room * 5.0 + reading)
-    fast = writing_seconds(plan, Gpu("wide", GPU.flops, 1e6, 1e6), ALL, 1000, 4, 2, at_once=1000, sharing=10)
+    fast = writing_seconds(plan, GpuKind("wide", GPU.flops, 1e6, 1e6), ALL, 1000, 4, 2, at_once=1000, sharing=10)
     assert fast == pytest.approx(2000 * 5480 / 1e6 + reading)
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from layersweep.cli import DEMO
-from layersweep.orchestrator.planning.cpu_allocation import MANY, Crew, Packed, first_without_place, pack
+from layersweep.orchestrator.planning.cpu_allocation import MANY, CpuAllocation, GangRequest, first_without_place, pack
 from layersweep.orchestrator.planning.placement import all_at_once, homes, placement_problems
 from layersweep.orchestrator.planning.plan import Plan, make_plan
-from layersweep.orchestrator.spec.sweep_spec import load_spec
+from layersweep.orchestrator.spec.load import load_spec
 
-NOBODY = Crew(0, 1.0)
+NOBODY = GangRequest(0, 1.0)
 
 
 def demo(**resources) -> Plan:
@@ -53,7 +53,7 @@ def test_an_engine_without_a_node():
 
 def test_engines_go_where_they_leave_room():
     """Two of 0.6: one on each node would leave 0.4 and 0.6, and no room for a rank of 1; both fit on the larger."""
-    assert pack((1.0, 1.2), Crew(2, 0.6), NOBODY, Crew(1, 1.0), NOBODY) == Packed((1, 1), (), 1)
+    assert pack((1.0, 1.2), GangRequest(2, 0.6), NOBODY, GangRequest(1, 1.0), NOBODY) == CpuAllocation((1, 1), (), 1)
     two = demo(engines=2, engine={"cpus": 0.6}, trainer={"cpus": 1})
     assert homes(two, nodes(1.0, 1.3)) == ((1, 1), (1, 1))  # the small actors too would be in the trainer's way
     assert homes(two, nodes(2.3)) == ((), ())
@@ -62,21 +62,21 @@ def test_engines_go_where_they_leave_room():
 def test_one_layout_of_engines_serves_runs_of_both_kinds():
     """Nodes of 2 and 3, an engine of 1: on the first it leaves 1 + 3, on the second 2 + 2. A layer rank of 3 has a
     place in the former alone, two whole-model ranks of 2 in the latter alone: either is possible, both are not."""
-    engine, layer, whole = Crew(1, 1.0), Crew(1, 3.0), Crew(2, 2.0)
+    engine, layer, whole = GangRequest(1, 1.0), GangRequest(1, 3.0), GangRequest(2, 2.0)
     assert pack((2.0, 3.0), engine, NOBODY, layer, NOBODY).engine_nodes == (0,)
-    assert pack((2.0, 3.0), engine, NOBODY, Crew(1, 1.0), whole).engine_nodes == (1,)
+    assert pack((2.0, 3.0), engine, NOBODY, GangRequest(1, 1.0), whole).engine_nodes == (1,)
     assert pack((2.0, 3.0), engine, NOBODY, layer, whole) is None
 
 
 def test_room_for_layer_ranks_is_counted_by_node():
     """Of 1.5 CPUs each node takes one rank of 0.9, not five of six together; an engine of 0.5 shares a node with one.
     Of two engines on nodes with room to spare each has its own."""
-    assert pack((1.5,) * 4, Crew(1, 0.5), NOBODY, Crew(1, 0.9), NOBODY).layer_ranks == 4
-    assert pack((4.0, 4.0), Crew(2, 1.0), NOBODY, Crew(1, 1.0), NOBODY) == Packed((0, 1), (), 6)
+    assert pack((1.5,) * 4, GangRequest(1, 0.5), NOBODY, GangRequest(1, 0.9), NOBODY).layer_ranks == 4
+    assert pack((4.0, 4.0), GangRequest(2, 1.0), NOBODY, GangRequest(1, 1.0), NOBODY) == CpuAllocation((0, 1), (), 6)
 
 
 def test_who_asks_for_nothing_has_a_place_anywhere():
-    assert pack((1.0,), Crew(1, 0.5), NOBODY, Crew(2, 0.0), NOBODY) == Packed((0,), (), MANY)
+    assert pack((1.0,), GangRequest(1, 0.5), NOBODY, GangRequest(2, 0.0), NOBODY) == CpuAllocation((0,), (), MANY)
 
 
 def test_the_first_without_a_place():

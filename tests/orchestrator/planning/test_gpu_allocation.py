@@ -7,10 +7,11 @@ import pytest
 from layersweep.cli import DEMO
 from layersweep.orchestrator.planning.cluster_forecast import plan_on
 from layersweep.orchestrator.planning.cluster_shape import parse_cluster
-from layersweep.orchestrator.planning.gpu_allocation import Card, Floor, NoRoom, seat
+from layersweep.orchestrator.planning.gpu_allocation import FreeResources, Gpu, PlacementError, seat
 from layersweep.orchestrator.planning.placement import placement_problems, seat_on
 from layersweep.orchestrator.planning.plan import Plan, make_plan
-from layersweep.orchestrator.spec.sweep_spec import SpecError, load_spec
+from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.load import load_spec
 from layersweep.workers.actors.gpu_share import aboard
 from layersweep.workers.config import ActorResources, ResourcesConfig
 
@@ -42,13 +43,13 @@ def test_an_engine_spans_no_nodes():
     """Three GPUs a node: two engines of two leave one on either node, and a third one does not fit into these two."""
     asked = {"engine": {"gpus": 2}, "trainer": {"gpus": 1}}
     assert seat(resources(engines=2, **asked), 0, (3, 3)).layer_runs == 2
-    with pytest.raises(NoRoom, match="^resources.engines: 3 engines of 2 GPUs each, and 6 GPUs take 2"):
+    with pytest.raises(PlacementError, match="^resources.engines: 3 engines of 2 GPUs each, and 6 GPUs take 2"):
         seat(resources(engines=3, **asked), 0, (3, 3))
 
 
 def test_shares_go_where_ray_puts_them():
     """Actors of these shares, started one after the other on a Ray 2.60 of four GPUs, got these (ray.get_gpu_ids)."""
-    floor = Floor([Card(node=0) for _ in range(4)], cpus=[7.0])
+    floor = FreeResources([Gpu(node=0) for _ in range(4)], cpus=[7.0])
     taken = [floor.take(ActorResources(gpus=gpus)) for gpus in (0.3, 0.3, 0.3, 0.3, 0.5, 1, 0.4)]
     assert [[next(i for i, c in enumerate(floor.cards) if c is card) for card in cards] for cards in taken] == [
         [0], [0], [0], [1], [1], [2], [3],
@@ -62,7 +63,7 @@ def test_everybody_on_one_gpu():
     assert (found.whole_runs, found.layer_runs) == (1, 1)
     assert found.berths == (pytest.approx(0.3),)
     too_large = resources(engine={"gpus": 0.35}, trainer={"gpus": 0.25}, full_trainer={"gpus": 0.4})
-    with pytest.raises(NoRoom, match="^resources.trainer: a layer run's 1 x 0.25 and 0.05 of a GPU for the trunk"):
+    with pytest.raises(PlacementError, match="^resources.trainer: a layer run's 1 x 0.25 and 0.05 of a GPU"):
         seat(too_large, 1, (1,))
 
 

@@ -8,8 +8,8 @@ from ray.util import remove_placement_group
 
 from layersweep.cli import DEMO
 from layersweep.orchestrator.planning.plan import make_plan
-from layersweep.orchestrator.spec.sweep_spec import load_spec
-from layersweep.workers.actors.shared_gpu import Berths, gang, on
+from layersweep.orchestrator.spec.load import load_spec
+from layersweep.workers.actors.shared_gpu import SharedGpuPool, gang, on
 from layersweep.workers.config import ActorResources
 
 
@@ -25,7 +25,7 @@ def test_trainers_aboard_a_berth_share_its_gpu(monkeypatch):
 
     async def scenario() -> None:
         needs = ActorResources(cpus=0.1, gpus=0.3)
-        berths = Berths([1.0, 1.0], needs)
+        berths = SharedGpuPool([1.0, 1.0], needs)
         assert [berth.room for berth in berths.berths] == [3, 3]
         await asyncio.gather(*(berth.group.ready() for berth in berths.berths))
         boarded = [await berths.board() for _ in range(6)]
@@ -62,7 +62,7 @@ def test_everybody_on_one_gpu(monkeypatch):
 
     async def scenario() -> None:
         engine = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.3).remote()
-        berths = Berths([0.3], ActorResources(cpus=0.1, gpus=0.25))
+        berths = SharedGpuPool([0.3], ActorResources(cpus=0.1, gpus=0.25))
         await asyncio.wait_for(berths.berths[0].group.ready(), 20)
         berth = await berths.board()
         host = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.05, scheduling_strategy=berth.strategy()).remote()
@@ -113,7 +113,7 @@ def test_a_crew_that_waits_for_two_places_is_not_overtaken(tmp_path):
     free it stays free; once both are, full has them, and then the layer."""
     import ray
 
-    from layersweep.orchestrator.execution.actors import Crew, Stage
+    from layersweep.orchestrator.execution.actors import GangRequest, SweepActors
 
     class Other:
         def alive(self) -> None:
@@ -123,7 +123,7 @@ def test_a_crew_that_waits_for_two_places_is_not_overtaken(tmp_path):
         others = [ray.remote(Other).options(num_cpus=1).remote() for _ in range(2)]
         ray.get([other.alive.remote() for other in others])
         full, layer = next(run for run in plan.runs if run.selection.whole), plan.runs[-1]
-        crews = [Crew([], []), Crew([], [])]
+        crews = [GangRequest([], []), GangRequest([], [])]
         waiting = [
             asyncio.create_task(stage._assemble(crew, run)) for crew, run in zip(crews, (full, layer), strict=True)
         ]
@@ -142,7 +142,7 @@ def test_a_crew_that_waits_for_two_places_is_not_overtaken(tmp_path):
     plan = make_plan(load_spec(DEMO, {"resources": actors, "output": str(tmp_path)}), fetch=False)
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
-        stage = Stage(plan, {})
+        stage = SweepActors(plan, {})
         asyncio.run(scenario())
     finally:
         ray.shutdown()
@@ -153,14 +153,14 @@ def test_a_cluster_that_has_lost_its_gpus_keeps_a_room(tmp_path):
     """For the run that waits for others to come; what can never start was refused before."""
     import ray
 
-    from layersweep.orchestrator.execution.actors import Stage
+    from layersweep.orchestrator.execution.actors import SweepActors
 
     spec = load_spec(Path(DEMO).parent / "qwen3-1.7b-numinamath-grpo-8gpu.yaml", {"output": str(tmp_path)})
     resources = spec.resources.model_copy(update={"concurrent_runs": None})
     plan = make_plan(spec.model_copy(update={"resources": resources}), fetch=False)
     ray.init("local", num_cpus=100, num_gpus=0, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
-        assert Stage(plan, {}).rooms() == 1
+        assert SweepActors(plan, {}).rooms() == 1
     finally:
         ray.shutdown()
 

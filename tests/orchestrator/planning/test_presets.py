@@ -11,7 +11,8 @@ import pytest
 from layersweep.cli import DEMO
 from layersweep.orchestrator.planning import model_architecture as model_shape
 from layersweep.orchestrator.planning.plan import make_plan
-from layersweep.orchestrator.spec.sweep_spec import SpecError, load_spec, parse_spec
+from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.load import load_spec, parse_spec
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.model.known_models import KNOWN_MODELS
 

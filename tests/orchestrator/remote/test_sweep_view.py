@@ -14,8 +14,9 @@ from layersweep.cli import DEMO, main
 from layersweep.orchestrator.commands.status import overview, pull
 from layersweep.orchestrator.remote.job_package import at_home, environment, shipment
 from layersweep.orchestrator.remote.ray_token import show_token
-from layersweep.orchestrator.remote.sweep_view import Sweep
-from layersweep.orchestrator.spec.sweep_spec import SpecError, load_spec
+from layersweep.orchestrator.remote.sweep_view import SweepView
+from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.load import load_spec
 
 
 @pytest.fixture
@@ -154,7 +155,7 @@ def test_status_tells_where_engines_and_runs_are(bucket, capsys):
 
 
 def test_pull_copies_a_partial_table_from_a_uri(bucket, tmp_path):
-    line = pull(Sweep(bucket, None), str(tmp_path / "new" / "table.parquet"))
+    line = pull(SweepView(bucket, None), str(tmp_path / "new" / "table.parquet"))
     assert line.endswith("table.parquet: 3 selections, 1 completed, 1 running, 1 failed")
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "new" / "table.parquet"), roundtrip(TABLE))
 

@@ -4,8 +4,8 @@ import pytest
 from layersweep.orchestrator.statistics.halving_schedule import (
     FINAL_SAMPLES,
     RUNG_SAMPLES,
+    HalvingSchedule,
     Rung,
-    Schedule,
     cost,
     survivors,
     winners,
@@ -16,7 +16,7 @@ from tests.simulations.search_regret import regrets
 
 def test_default_schedule_of_28_layers():
     """28 layers to 10 %, 14 to 20 %, 7 to 40 %, 3 to the end: 28*20 + 14*20 + 7*40 + 3*120 = 1480 of 5600 steps."""
-    rungs = Schedule().rungs(28, 200)
+    rungs = HalvingSchedule().rungs(28, 200)
     assert rungs == [Rung(20, 28, 14, 2), Rung(40, 14, 7, 2), Rung(80, 7, 3, 2), Rung(200, 3, 1, 4)]
     assert cost(rungs) == 1480
     assert (1480 + 200) / (29 * 200) < 0.3  # with the full run on both sides
@@ -26,7 +26,7 @@ def test_default_schedule_of_28_layers():
 @pytest.mark.parametrize(("budget", "goal"), [(0.3, "best"), (0.5, "best"), (0.5, "top 2"), (0.8, "top 3")])
 @pytest.mark.parametrize("steps", [50, 1000])
 def test_schedules_scale(layers, budget, goal, steps):
-    schedule = Schedule(budget, goal)
+    schedule = HalvingSchedule(budget, goal)
     rungs = schedule.rungs(layers, steps)
     assert cost(rungs) <= budget * layers * steps
     assert rungs[0].layers == layers and rungs[-1].step == steps and rungs[-1].keep == schedule.wanted
@@ -36,28 +36,28 @@ def test_schedules_scale(layers, budget, goal, steps):
 
 
 def test_a_larger_goal_keeps_a_spare_finalist():
-    assert Schedule(0.3, "top 3").rungs(28, 200)[-1] == Rung(200, 4, 3, FINAL_SAMPLES)
+    assert HalvingSchedule(0.3, "top 3").rungs(28, 200)[-1] == Rung(200, 4, 3, FINAL_SAMPLES)
 
 
 def test_the_whole_budget_prunes_nothing():
-    assert Schedule(1, "top 5").rungs(28, 200) == [Rung(200, 28, 5, FINAL_SAMPLES)]
-    assert Schedule(1).rungs(1, 200) == [Rung(200, 1, 1, FINAL_SAMPLES)]
+    assert HalvingSchedule(1, "top 5").rungs(28, 200) == [Rung(200, 28, 5, FINAL_SAMPLES)]
+    assert HalvingSchedule(1).rungs(1, 200) == [Rung(200, 1, 1, FINAL_SAMPLES)]
 
 
 def test_impossible_searches_are_refused():
     with pytest.raises(ValueError, match="too small for the best of 6 layers"):
-        Schedule(0.15).rungs(6, 200)  # one layer alone takes 1/6
+        HalvingSchedule(0.15).rungs(6, 200)  # one layer alone takes 1/6
     with pytest.raises(ValueError, match="takes the whole budget"):
-        Schedule(0.5, "top 6").rungs(6, 200)
+        HalvingSchedule(0.5, "top 6").rungs(6, 200)
     with pytest.raises(ValueError, match="budget"):
-        Schedule(0)
+        HalvingSchedule(0)
     with pytest.raises(ValueError, match="budget"):
-        Schedule(1.5)
+        HalvingSchedule(1.5)
     for goal in ("worst", "top", "top 0", "top three"):
         with pytest.raises(ValueError):
-            Schedule(0.3, goal)
+            HalvingSchedule(0.3, goal)
     with pytest.raises(ValueError):
-        Schedule().rungs(0, 10)
+        HalvingSchedule().rungs(0, 10)
 
 
 def test_survivors_of_exact_scores_are_the_best():

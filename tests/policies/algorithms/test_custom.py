@@ -8,11 +8,12 @@ import pytest
 import yaml
 
 from layersweep.cli import DEMO, main
-from layersweep.orchestrator.spec.sweep_spec import SpecError, load_spec, parse_spec
+from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.load import load_spec, parse_spec
 
 MODULE = '''
 import numpy as np
-from policies.algorithm import PolicyGradient
+from layersweep.policies.algorithms.base import PolicyGradient
 
 class Winners(PolicyGradient):
     """Reinforces what is better than `bar`, and nothing else."""

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from layersweep.policies.model import tree_attention as attention
-from layersweep.policies.model.tree_attention import Branches
+from layersweep.policies.model.tree_attention import TreeAttentionPlan
 from layersweep.policies.model.tree_batch import pack
 from layersweep.policies.model.trunk import Policy
 from layersweep.policies.selection import Selection
@@ -40,8 +40,8 @@ def test_branch_by_branch_is_one_mask_is_a_row_each(trunk, model_folder, monkeyp
     masked, by_mask, mask_gradient = log_probabilities(trunk, prompts, tokens, lengths, max_tokens)
     monkeypatch.setattr(attention, "GATHERING", -(10**9))
     branched, by_branch, branch_gradient = log_probabilities(trunk, prompts, tokens, lengths, max_tokens)
-    assert not any(isinstance(batch.mask, Branches) for batch in masked)
-    assert all(isinstance(batch.mask, Branches) for batch in branched)
+    assert not any(isinstance(batch.mask, TreeAttentionPlan) for batch in masked)
+    assert all(isinstance(batch.mask, TreeAttentionPlan) for batch in branched)
     torch.testing.assert_close(by_branch, by_mask, atol=2e-5, rtol=0)
     torch.testing.assert_close(branch_gradient, mask_gradient, atol=1e-4, rtol=1e-4)
     theirs = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
@@ -59,4 +59,4 @@ def test_long_trees_go_branch_by_branch_and_short_ones_under_one_mask():
     for size, prompt, longest, expected in ((8, 7, 7, False), (8, 100, 100, True), (1, 300, 100, False)):
         prompts, tokens, lengths = trees(4, size, prompt, longest)
         batches = pack(prompts, tokens, lengths, range(len(lengths)), 100_000)
-        assert [isinstance(batch.mask, Branches) for batch in batches] == [expected]
+        assert [isinstance(batch.mask, TreeAttentionPlan) for batch in batches] == [expected]

@@ -9,10 +9,10 @@ import psutil
 import pytest
 
 from layersweep.rollout.environments.alfworld import AlfWorldConfig
-from layersweep.rollout.environments.base import Start, require
+from layersweep.rollout.environments.base import InitialState, require
 from layersweep.rollout.environments.demo_gridworld import GridWorldConfig, best_moves, draw_map, walk
 from layersweep.rollout.environments.gymnasium import GymnasiumConfig
-from layersweep.rollout.environments.process_pool import Call, EnvironmentProcess, Lost
+from layersweep.rollout.environments.process_pool import Call, EnvironmentLost, EnvironmentProcess
 from layersweep.rollout.environments.textarena import TextArenaConfig
 from layersweep.rollout.environments.textworld import TextWorldConfig, game_file, plain
 from tests.helpers.hostile_environment import CounterConfig
@@ -124,7 +124,7 @@ def test_a_fault_costs_its_own_episode_alone(process, word, reason):
     run(process, *[(n, n, [], "") for n in range(4)])
     run(process, *[(n, n, ["add"], f"{n}:0") for n in range(4)])
     answers = run(process, *[(n, n, ["add", word if n == 1 else "add"], f"{n}:1") for n in range(4)])
-    assert answers[1] == Lost(reason)
+    assert answers[1] == EnvironmentLost(reason)
     assert [answers[n].anchor for n in (0, 2, 3)] == ["0:2", "2:2", "3:2"]
     assert [run(process, (n, n, ["add"] * 3, f"{n}:2"))[0].success for n in (0, 2, 3)] == [1, 1, 1]
     assert run(process, (9, 1, [], ""))[0].anchor == "1:0"
@@ -134,7 +134,7 @@ def test_a_fault_costs_its_own_episode_alone(process, word, reason):
 def test_an_environment_that_cannot_be_brought_back_is_lost(process):
     run(process, (0, 0, [], ""), (1, 1, [], ""))
     lost = run(process, (0, 0, ["die"], "0:0"), (1, 1, ["add"], "1:0"))
-    assert lost[0] == Lost("the process ended with status 7")
+    assert lost[0] == EnvironmentLost("the process ended with status 7")
     assert "not a function of its seed" in lost[1].reason
 
 
@@ -182,7 +182,7 @@ def test_memory_stays_flat_over_2000_episodes():
         return [psutil.Process(pid).memory_info().rss / 2**20 for pid in pids]
 
     def episodes(batch: int) -> None:
-        done = played(task, [Start(str(i), i) for i in range(25)], 4, Model(write), scope=(batch,))
+        done = played(task, [InitialState(str(i), i) for i in range(25)], 4, Model(write), scope=(batch,))
         assert len(done.episodes) == 100 and done.cut_observations > 10
 
     with closing(task):
@@ -286,7 +286,7 @@ def text_world(tmp_path_factory):
 def test_text_world_step_by_step(text_world):
     import textworld
 
-    starts = [Start(f"group-{i}", 11) for i in range(20)]
+    starts = [InitialState(f"group-{i}", 11) for i in range(20)]
     with closing(text_world.build()) as task:
         done = played(task, starts, 2, Model(choose_command))
     infos = textworld.EnvInfos(feedback=True, description=True, objective=True, facts=True, max_score=True, won=True)

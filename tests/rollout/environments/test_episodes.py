@@ -14,7 +14,7 @@ from layersweep.policies.algorithms.gigpo import GiGPO
 from layersweep.policies.algorithms.grpo import GRPO
 from layersweep.policies.algorithms.loss import policy_loss, token_weights
 from layersweep.policies.model.tree_batch import pack
-from layersweep.rollout.environments.base import Start
+from layersweep.rollout.environments.base import InitialState
 from layersweep.rollout.environments.demo_gridworld import GridWorldConfig
 from layersweep.rollout.environments.episodes import play, read_action
 from layersweep.rollout.types import Completions, stable_seed
@@ -26,7 +26,7 @@ PLAIN = "{turn}:{observation}"
 
 def episodes(config, starts, samples, write, scope=()):
     with closing(config.build()) as task:
-        return played(task, [Start(f"s{seed}", seed) for seed in starts], samples, Model(write), scope)
+        return played(task, [InitialState(f"s{seed}", seed) for seed in starts], samples, Model(write), scope)
 
 
 def in_turn(*scripts, starts=("s0",)):
@@ -236,8 +236,8 @@ def test_a_failing_engine_fails_the_call_and_frees_the_environments():
 
     with closing(config.build()) as task:
         with pytest.raises(ValueError, match="stale weights"):
-            asyncio.run(play(task, [Start("s", 0)], 3, generate, encode, decode))
-        done = played(task, [Start("s", 0)], 1, Model(lambda prompt, seed: "add"))
+            asyncio.run(play(task, [InitialState("s", 0)], 3, generate, encode, decode))
+        done = played(task, [InitialState("s", 0)], 1, Model(lambda prompt, seed: "add"))
         assert done.episodes[0].success == 1.0
         assert task.processes.of(0)._here == set()
 
@@ -289,7 +289,7 @@ def test_the_rollout_worker_plays_environment_sections(tmp_path):
     from layersweep.workers.actors.collector import SCORE_COLUMNS, STEP_COLUMNS
     from layersweep.workers.actors.rollout_worker import RolloutWorker
     from layersweep.workers.config import TrainingConfig
-    from layersweep.workers.startup.tiny_model import BaseModel
+    from layersweep.workers.startup.tiny_model import ModelSource
     from layersweep.workers.startup.tiny_model_training import character_tokenizer
 
     config = GridWorldConfig(size=3, holes=1, max_turns=2, processes=1)
@@ -308,7 +308,7 @@ def test_the_rollout_worker_plays_environment_sections(tmp_path):
     engine = SimpleNamespace(generate=SimpleNamespace(remote=generate))
     suite = SuiteConfig(name="maps", prompts=5, samples=4)
     training = TrainingConfig(prompts_per_step=3, group_size=2, max_response_tokens=2)
-    worker = RolloutWorker(BaseModel(str(tmp_path)), config, [suite], training)
+    worker = RolloutWorker(ModelSource(str(tmp_path)), config, [suite], training)
     with closing(worker.task):
         rows = asyncio.run(worker.experience(engine, "layer-01-seed0", 7, seed=0, step=3))
         scores = asyncio.run(worker.evaluate(engine, None, 0, "maps", "selection", seed=0, samples=4))

@@ -196,7 +196,7 @@ def test_programs_cannot_read_the_tests(name, tmp_path):
 
 
 def test_the_process_that_programs_are_forked_from_never_holds_programs_or_tests():
-    warden = backend.Warden("subprocess", QUICK)
+    warden = backend.SandboxProcess("subprocess", QUICK)
     try:
         tests = {
             "setup": "",

@@ -123,7 +123,7 @@ def test_honest_programs_have_room(name):
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_program_that_takes_the_sandbox_down_takes_only_its_own_verdict(name, monkeypatch):
-    ask = backend.Warden.ask
+    ask = backend.SandboxProcess.ask
 
     def killed(self, *frames):
         if "deadly" in str(frames):
@@ -131,7 +131,7 @@ def test_a_program_that_takes_the_sandbox_down_takes_only_its_own_verdict(name, 
             self._process.wait()
         return ask(self, *frames)
 
-    monkeypatch.setattr(backend.Warden, "ask", killed)
+    monkeypatch.setattr(backend.SandboxProcess, "ask", killed)
     found = verdicts(name, [doubling(DOUBLE), doubling("# deadly\n" + DOUBLE), doubling(DOUBLE)], workers=1)
     assert [verdict.passed for verdict in found] == [True, False, True]
     assert found[1].reason.startswith("no verdict")
@@ -143,7 +143,7 @@ def test_same_program_same_verdict(name):
     case = {"kind": "script", "input": b"", "output_bytes": 1000}
     outputs = set()
     for _ in range(3):
-        warden = backend.Warden(name, QUICK)
+        warden = backend.SandboxProcess(name, QUICK)
         outputs.add(warden.ask(case, program))
         warden.close()
     assert len(outputs) == 1  # the order of a set depends on the hash seed, which is fixed

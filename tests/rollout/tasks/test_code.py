@@ -8,9 +8,9 @@ import zlib
 import pytest
 
 from layersweep.rollout.data.prompt_data import Columns, DataError
-from layersweep.rollout.tasks.base import Response
 from layersweep.rollout.tasks.code import CodeConfig, complete, extract_program
 from layersweep.rollout.tasks.code_data import parse_tests, question_of
+from layersweep.rollout.types import Response
 
 HUMANEVAL = {
     "task_id": "HumanEval/32",

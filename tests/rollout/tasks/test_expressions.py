@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from layersweep.rollout.tasks.base import Response
 from layersweep.rollout.tasks.demo.expressions import Expressions, ExpressionsConfig
+from layersweep.rollout.types import Response
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import time
 import pytest
 
 from layersweep.rollout.data.row_readers import DataError
-from layersweep.rollout.subprocess_pool import BoundedCalls, Failure
-from layersweep.rollout.tasks.base import Prompt, Response, Score
+from layersweep.rollout.subprocess_pool import Failure, LimitedCalls
 from layersweep.rollout.tasks.math import MathConfig, MathTask, truths_of
 from layersweep.rollout.tasks.math_answer import final_answer, marked_answer, plainly_equal
+from layersweep.rollout.types import Prompt, Response, Score
 
 RIGHT, WRONG = Score(1.0, True), Score(0.0, True)
 NO_ANSWER = Score(0.0, False)
@@ -293,7 +293,7 @@ def test_importing_the_task_is_light():
 
 
 def test_results_in_order_with_failures_in_their_place():
-    calls = BoundedCalls("math:factorial", cpu_seconds=0.2, processes=2)
+    calls = LimitedCalls("math:factorial", cpu_seconds=0.2, processes=2)
     results = calls.map([3, -1, 10**8, 4] + [0] * 200)
     calls.close()
     assert [results[0], *results[3:]] == [6, 24] + [1] * 200
@@ -302,7 +302,7 @@ def test_results_in_order_with_failures_in_their_place():
 
 
 def test_a_worker_that_ends_or_eats_memory_is_replaced():
-    calls = BoundedCalls("builtins:eval", cpu_seconds=5)
+    calls = LimitedCalls("builtins:eval", cpu_seconds=5)
     assert calls.map(["1 + 1", "exit()", "len(' ' * 10**11)", "__import__('os')._exit(3)", "2 + 2"]) == [
         2,
         Failure("the process ended with status 0"),
@@ -314,7 +314,7 @@ def test_a_worker_that_ends_or_eats_memory_is_replaced():
 
 
 def test_workers_cannot_write_files(tmp_path):
-    calls = BoundedCalls("builtins:eval", cpu_seconds=5)
+    calls = LimitedCalls("builtins:eval", cpu_seconds=5)
     (failure,) = calls.map([f"open({str(tmp_path / 'file')!r}, 'w').write('x' * 99999)"])
     calls.close()
     assert isinstance(failure, Failure)
@@ -322,7 +322,7 @@ def test_workers_cannot_write_files(tmp_path):
 
 
 def test_a_worker_that_cannot_start_says_why():
-    calls = BoundedCalls("rollout.nowhere:f", cpu_seconds=1)
+    calls = LimitedCalls("rollout.nowhere:f", cpu_seconds=1)
     with pytest.raises(RuntimeError, match="ModuleNotFoundError.*rollout.nowhere"):
         calls.map([1])
     calls.close()
@@ -330,8 +330,8 @@ def test_a_worker_that_cannot_start_says_why():
 
 def test_workers_end_with_the_process():
     code = (
-        "from layersweep.rollout.subprocess_pool import BoundedCalls\n"
-        "calls = BoundedCalls('builtins:eval', 5)\n"
+        "from layersweep.rollout.subprocess_pool import LimitedCalls\n"
+        "calls = LimitedCalls('builtins:eval', 5)\n"
         "print(calls.map(['__import__(\"os\").getpid()'])[0], flush=True)\n"
         "import os; os._exit(1)"
     )

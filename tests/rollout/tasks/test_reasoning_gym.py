@@ -7,17 +7,17 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from layersweep.rollout.subprocess_pool import BoundedCalls, Failure
-from layersweep.rollout.tasks.base import Prompt, Response, Score
+from layersweep.rollout.subprocess_pool import Failure, LimitedCalls
 from layersweep.rollout.tasks.demo.count_bits import CountBitsConfig
 from layersweep.rollout.tasks.reasoning_gym import ReasoningGymConfig
 from layersweep.rollout.tasks.reasoning_gym_entries import entry
+from layersweep.rollout.types import Prompt, Response, Score
 
 
 @pytest.fixture(scope="module")
 def pool():
     """One worker process for all tests: each takes seconds to import reasoning-gym."""
-    calls = BoundedCalls("layersweep.rollout.tasks.reasoning_gym_entries:score", cpu_seconds=2)
+    calls = LimitedCalls("layersweep.rollout.tasks.reasoning_gym_entries:score", cpu_seconds=2)
     yield calls
     calls.close()
 

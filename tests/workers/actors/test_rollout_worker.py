@@ -14,7 +14,7 @@ from layersweep.rollout.tasks.math import MathConfig
 from layersweep.rollout.types import Completions
 from layersweep.workers.actors.rollout_worker import RolloutWorker
 from layersweep.workers.config import TrainingConfig
-from layersweep.workers.startup.tiny_model import BaseModel
+from layersweep.workers.startup.tiny_model import ModelSource
 from layersweep.workers.startup.tiny_model_training import character_tokenizer
 
 ALPHABET = "0123456789="
@@ -61,7 +61,7 @@ def worker(tokenizer, tmp_path):
         SuiteConfig(name="six", prompts=12, samples=1, temperature=0.0),
     ]
     training = TrainingConfig(max_response_tokens=7)
-    return RolloutWorker(BaseModel(str(tmp_path / "model")), SortDigitsConfig(digits=6), suites, training)
+    return RolloutWorker(ModelSource(str(tmp_path / "model")), SortDigitsConfig(digits=6), suites, training)
 
 
 def scores(worker, engine, suite, split="selection", run=None, samples=None, greedy=False, seed=0) -> pd.DataFrame:
@@ -146,6 +146,6 @@ def test_questions_of_the_suites_are_kept_out_of_training(tokenizer, tmp_path):
     task = MathConfig(data=data | {"path": str(tmp_path / "train.jsonl")})
     held_out = MathConfig(data=data | {"path": str(tmp_path / "suite.jsonl"), "selection_share": 1})
     suite = SuiteConfig(name="held-out", task=held_out, prompts=2)
-    worker = RolloutWorker(BaseModel(str(tmp_path / "model")), task, [suite], TrainingConfig(prompts_per_step=2))
+    worker = RolloutWorker(ModelSource(str(tmp_path / "model")), task, [suite], TrainingConfig(prompts_per_step=2))
     assert worker.contaminated == 1
     assert {prompt.text for prompt in worker.task.prompts("train", 2)} == set(training[1:])

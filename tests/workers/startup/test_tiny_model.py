@@ -2,7 +2,7 @@
 
 import pytest
 
-from layersweep.workers.startup.tiny_model import BaseModel, pack, unpack
+from layersweep.workers.startup.tiny_model import ModelSource, pack, unpack
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def test_a_folder_arrives_whole_and_once(tmp_path, made):
 
 
 def test_what_is_there_already_is_not_fetched(made):
-    assert BaseModel(str(made), files="no reference").here() == str(made)
+    assert ModelSource(str(made), files="no reference").here() == str(made)
 
 
 def test_a_path_that_every_node_can_read_stays_as_it_is():
-    assert BaseModel("Qwen/Qwen3-1.7B-Base").here() == "Qwen/Qwen3-1.7B-Base"
+    assert ModelSource("Qwen/Qwen3-1.7B-Base").here() == "Qwen/Qwen3-1.7B-Base"

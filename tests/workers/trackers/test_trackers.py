@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from layersweep.workers.trackers import Forgiving
+from layersweep.workers.trackers import FailSafeTracker
 from layersweep.workers.trackers.tensorboard import TensorBoard
 
 
@@ -84,7 +84,7 @@ def test_a_tracker_that_fails_ends_and_says_so_once(caplog):
             raise ConnectionError("no route to host")
 
     broken = Unreachable()
-    tracker = Forgiving(broken)
+    tracker = FailSafeTracker(broken)
     tracker.step(row(0))
     tracker.step(row(1))
     tracker.close()
@@ -121,7 +121,7 @@ def test_wandb_offline_keeps_every_step(tmp_path):
 
 def wandb_history(file) -> list[tuple[int, float]]:
     """Steps and rewards of W&B's file: a header of 7 bytes, then blocks of 32 KiB in LevelDB's log format."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import CheckpointRecord
 
     data, at, part, rows = file.read_bytes(), 7, b"", []
     while at + 7 <= len(data):
@@ -130,7 +130,7 @@ def wandb_history(file) -> list[tuple[int, float]]:
         length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
         part, at = part + data[at + 7 : at + 7 + length], at + 7 + length
         if kind in (1, 4):  # the whole of a record, or its last part
-            history, part = Record.FromString(part).history, b""
+            history, part = CheckpointRecord.FromString(part).history, b""
             values = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in history.item}
             rows += [(values["_step"], values["reward_mean"])] if values else []
     return rows

@@ -6,7 +6,7 @@ import torch
 
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import DeepSpeedConfig
-from layersweep.workers.storage.run_store import Damaged, Record, RunLedger, checksum, rank_file
+from layersweep.workers.storage.run_store import CheckpointRecord, CorruptFile, RunStore, checksum, rank_file
 from tests.workers.training.test_learner import experience, settings
 
 
@@ -74,12 +74,12 @@ def test_a_restored_run_goes_on_bit_for_bit(model_folder, selection, ranks, stag
     assert [result[:2] for result in results] == [(True, True)] * ranks
 
 
-def committed(folder, *steps: int) -> RunLedger:
-    ledger = RunLedger(str(folder), "layer-01-seed0")
+def committed(folder, *steps: int) -> RunStore:
+    ledger = RunStore(str(folder), "layer-01-seed0")
     for step in steps:
         files = {rank_file(0): ledger.write_file(step, rank_file(0), bytes([step]) * 100)}
         rows = [{"step": s, "loss": np.float32(0.5), "kl": float("nan")} for s in range(step)]
-        ledger.commit(Record(step, files, rows, 1.5), keep=2)
+        ledger.commit(CheckpointRecord(step, files, rows, 1.5), keep=2)
     return ledger
 
 
@@ -102,7 +102,7 @@ def test_a_damaged_tensor_file_is_noticed(tmp_path, harm):
     {"truncate": lambda: path.write_bytes(content[:40]), "flip": lambda: path.write_bytes(content),
      "remove": path.unlink}[harm]()  # fmt: skip
     newest, previous = ledger.records()[0]
-    with pytest.raises(Damaged, match="step-000010"):
+    with pytest.raises(CorruptFile, match="step-000010"):
         ledger.read_file(newest, rank_file(0))
     assert ledger.read_file(previous, rank_file(0)) == bytes([5]) * 100
 

@@ -7,7 +7,7 @@ from layersweep.policies.algorithms.grpo import GRPO
 from layersweep.policies.model.tree_batch import MicroBatch
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
-from layersweep.workers.training.microbatch_cache import Piece, Pieces, Room, memory
+from layersweep.workers.training.microbatch_cache import CacheBudget, MicroBatchCache, TrainingMicroBatch, memory
 from tests.workers.training.test_learner import experience, one_rank  # noqa: F401
 
 
@@ -20,7 +20,7 @@ def micro_batch() -> MicroBatch:
 
 def test_memory_counts_every_tensor():
     """2 x 5 and 4 x 2 integers of 8 bytes, 25 of the mask, 1 x 5 x 6 hidden and 2 + 2 floats of 4 bytes."""
-    piece = Piece(micro_batch(), torch.zeros(1, 5, 6), torch.zeros(2), torch.zeros(2))
+    piece = TrainingMicroBatch(micro_batch(), torch.zeros(1, 5, 6), torch.zeros(2), torch.zeros(2))
     assert memory(piece) == 8 * (2 * 5 + 4 * 2) + 25 + 4 * (30 + 2 + 2)
 
 
@@ -31,10 +31,10 @@ def test_what_does_not_fit_is_made_again_but_for_its_reference():
     def work(number, ref_logp):
         made.append((number, ref_logp is not None))
         reference = torch.full((8,), float(number)) if ref_logp is None else ref_logp
-        return Piece(None, None, torch.zeros(8), reference)
+        return TrainingMicroBatch(None, None, torch.zeros(8), reference)
 
-    room = Room(130)
-    pieces = Pieces([lambda ref, n=n: work(n, ref) for n in range(3)], room)
+    room = CacheBudget(130)
+    pieces = MicroBatchCache([lambda ref, n=n: work(n, ref) for n in range(3)], room)
     for _ in range(3):
         assert [piece.ref_logp[0].item() for piece in pieces] == [0, 1, 2]
     assert made == [(0, False), (1, False), (2, False), (2, True), (2, True)]

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from layersweep.workers.transport.weight_transfer import Inlet, Offer, Outlet, way
+from layersweep.workers.transport.weight_transfer import WeightManifest, WeightReceiver, WeightSender, way
 
 CPU = torch.device("cpu")
 
@@ -21,7 +21,7 @@ def weights(number: int) -> dict[str, torch.Tensor]:
 
 
 def _engine(offers, answers):
-    inlet = Inlet()
+    inlet = WeightReceiver()
     for offer in iter(offers.get, None):
         answers.put({name: tensor.float().numpy() for name, tensor in inlet.take("run", offer, CPU).items()})
 
@@ -48,20 +48,20 @@ def same(got, number: int) -> bool:
 
 
 def test_weights_arrive_bit_for_bit_one_offer_after_the_other(engine):
-    outlet, (_, offers, answers) = Outlet("127.0.0.1"), engine()
+    outlet, (_, offers, answers) = WeightSender("127.0.0.1"), engine()
     for number in (1, 2, 3):
         offers.put(outlet.offer(weights(number)))
         assert same(answers.get(timeout=60), number)
 
 
 def test_an_offer_holds_types_and_shapes_and_no_weights():
-    offer = Outlet("127.0.0.1").offer(weights(1))
+    offer = WeightSender("127.0.0.1").offer(weights(1))
     assert offer.layout == {"wide": ("float32", (3, 2)), "half": ("bfloat16", (4,)), "one": ("float32", ())}
     assert set(vars(offer)) == {"address", "number", "layout"}
 
 
 def test_another_engine_takes_the_next_offer_after_the_first_was_killed(engine):
-    outlet = Outlet("127.0.0.1")
+    outlet = WeightSender("127.0.0.1")
     process, offers, answers = engine()
     offers.put(outlet.offer(weights(1)))
     assert same(answers.get(timeout=60), 1)
@@ -74,8 +74,8 @@ def test_another_engine_takes_the_next_offer_after_the_first_was_killed(engine):
 
 
 def test_one_engine_takes_from_many_trainers_at_the_same_time():
-    inlet, outlets = Inlet(), [Outlet("127.0.0.1") for _ in range(4)]
-    given: list[Offer] = [outlet.offer(weights(number)) for number, outlet in enumerate(outlets)]
+    inlet, outlets = WeightReceiver(), [WeightSender("127.0.0.1") for _ in range(4)]
+    given: list[WeightManifest] = [outlet.offer(weights(number)) for number, outlet in enumerate(outlets)]
     with ThreadPoolExecutor() as pool:
         taken = list(pool.map(lambda i: inlet.take(f"run-{i}", given[i], CPU), range(4)))
     for number, got in enumerate(taken):
