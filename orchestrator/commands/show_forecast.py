@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from layersweep.orchestrator.planning.cluster_forecast import ClusterPlan
-from layersweep.orchestrator.planning.cost_model import Assumptions, Estimate
+from layersweep.orchestrator.planning.cost_model import Assumptions, GpuHours
 from layersweep.orchestrator.report.format import size, wide_console
 
 
@@ -47,7 +47,7 @@ def show_cluster_plan(found: ClusterPlan) -> None:
         console.print("over!: activations at their most do not fit; lower training.micro_batch_tokens", style="bold")
 
 
-def _hours(cost: Estimate) -> str:
+def _hours(cost: GpuHours) -> str:
     return (
         f"about {cost.total:,.0f} ({cost.rollout:,.0f} writing, {cost.update:,.0f} training, "
         f"{cost.evaluation:,.0f} scoring)"

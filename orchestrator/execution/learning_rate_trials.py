@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from layersweep.orchestrator.planning.plan import Run
-from layersweep.orchestrator.statistics.intervals import Estimate
+from layersweep.orchestrator.statistics.intervals import MeanAndCovariance
 from layersweep.orchestrator.statistics.score_arrays import gains_at
 from layersweep.workers.config import LearningRates, LearningRateTuning
 
@@ -32,7 +32,7 @@ def tuned(tuning: LearningRateTuning, trials: Sequence[Run], scores: pd.DataFram
     return LearningRates(full=found["full"], layer=found.get("layer", found["full"]))
 
 
-def choose(rates: Sequence[float], scores: Estimate) -> float:
+def choose(rates: Sequence[float], scores: MeanAndCovariance) -> float:
     """The smallest rate whose score is within one standard error of the best's.
 
     Scores are paired: the error is that of the difference, on the same prompts. Where it is not known (a single

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from layersweep.rollout.environments.base import EnvironmentTask, Start
+from layersweep.rollout.environments.base import EnvironmentTask, InitialState
 from layersweep.rollout.environments.episodes import EpisodeBatch, play
 from layersweep.rollout.types import Completions
 
@@ -36,6 +36,6 @@ class Model:
 
 
 def played(
-    task: EnvironmentTask, starts: Sequence[Start], samples: int, model: Model, scope: tuple = ()
+    task: EnvironmentTask, starts: Sequence[InitialState], samples: int, model: Model, scope: tuple = ()
 ) -> EpisodeBatch:
     return asyncio.run(play(task, starts, samples, model, encode, decode, scope))

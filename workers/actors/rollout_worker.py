@@ -13,7 +13,7 @@ import numpy as np
 
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.config import SuiteConfig
-from layersweep.rollout.environments.base import Start
+from layersweep.rollout.environments.base import InitialState
 from layersweep.rollout.environments.episodes import EpisodeBatch, play
 from layersweep.rollout.types import Completions, Experience, Prompt, Response, Sampling, Score, Split, seeds_for
 from layersweep.workers.config import TrainingConfig
@@ -142,7 +142,7 @@ class RolloutWorker:
         }
 
     async def _play(
-        self, engine: Any, run: str | None, version: int, task: Any, starts: Sequence[Start], samples: int,
+        self, engine: Any, run: str | None, version: int, task: Any, starts: Sequence[InitialState], samples: int,
         sampling: Sampling, scope: tuple[object, ...],
     ) -> EpisodeBatch:  # fmt: skip
         """Episodes of an environment section; `sampling` is of one response each."""

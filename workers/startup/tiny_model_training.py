@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from layersweep.policies.config import TinyModel
 from layersweep.policies.strict import StrictModel
-from layersweep.rollout.environments.base import Start
+from layersweep.rollout.environments.base import InitialState
 from layersweep.rollout.environments.episodes import play
 from layersweep.rollout.types import Completions, Response
 
@@ -108,7 +108,7 @@ def _accuracy(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, task,
 
 
 async def _success(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, task, starts: list[Start], longest: int
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, task, starts: list[InitialState], longest: int
 ) -> float:
     async def generate(prompts: list[np.ndarray], _: list[int]) -> Completions:
         rows = _sample(model, prompts, longest)
