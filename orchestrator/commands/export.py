@@ -17,6 +17,7 @@ from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import PretrainedModel
+from layersweep.workers.startup.gguf_model import gguf_folder, is_gguf
 from layersweep.workers.startup.tiny_model import cache_folder
 from layersweep.workers.storage.files import located, read_bytes
 
@@ -130,6 +131,8 @@ def base_folder(spec: SweepSpec) -> Path:
                 [f"model: the tiny base that {spec.name} started from is not in this machine's cache, {folder}"]
             )
         return folder
+    if is_gguf(spec.model.path):
+        return gguf_folder(spec.model.path)
     folder = Path(spec.model.path).expanduser()
     if (folder / "config.json").is_file():
         return folder

@@ -20,7 +20,8 @@ from layersweep.workers.actors.rollout_worker import RolloutWorker
 from layersweep.workers.actors.shared_gpu import SharedGpu, SharedGpuPool, gang, near, on, placed
 from layersweep.workers.actors.trainer import Trainer
 from layersweep.workers.config import ActorResources, LearningRates
-from layersweep.workers.startup.tiny_model import ModelSource, cache_folder, is_made, pack
+from layersweep.workers.startup.model_cache import is_made
+from layersweep.workers.startup.tiny_model import ModelSource, cache_folder, pack
 
 from .engine_slot import EngineSlot
 from .ray_nodes import alive_nodes, cpus_of, resources_of

@@ -9,6 +9,7 @@ from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import PretrainedModel, TinyModel
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.model.known_models import KNOWN_MODELS
+from layersweep.workers.startup.gguf_model import gguf_folder, is_gguf
 
 
 class HubOutOfReach(ValueError):
@@ -62,6 +63,8 @@ def _check_weights(folder: Path) -> None:
 
 def _folder(model: PretrainedModel) -> Path:
     """A local folder as it is; of a hub name, the folder with its config.json (weights come when they are needed)."""
+    if is_gguf(model.path):
+        return gguf_folder(model.path)
     path = Path(model.path).expanduser()
     looks_local = path.is_absolute() or model.path.startswith(".") or model.path.count("/") != 1
     if path.is_dir() or looks_local:

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +9,9 @@ from typing import Any
 
 from layersweep.policies.config import TinyModel
 from layersweep.policies.strict import StrictModel
+
+from .gguf_model import gguf_folder, is_gguf
+from .model_cache import cache_root, is_made, settle
 
 RECIPE = 1
 """Part of the cache key; raise it when base_model.py makes another model of the same settings."""
@@ -34,10 +35,9 @@ def tiny_config(model: TinyModel, vocabulary: int) -> dict:
 
 
 def cache_folder(model: TinyModel, task: StrictModel) -> Path:
-    """Where the model of this recipe lies once made: below $XDG_CACHE_HOME or ~/.cache."""
+    """Folder of the model of this recipe, once made."""
     recipe = json.dumps([RECIPE, model.model_dump(mode="json"), task.model_dump(mode="json")], sort_keys=True)
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "layersweep" / "models" / hashlib.sha256(recipe.encode()).hexdigest()[:20]
+    return cache_root() / hashlib.sha256(recipe.encode()).hexdigest()[:20]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class ModelSource:
 
     def here(self) -> str:
         """A folder or hub name to load from on this node; the files are written unless they are there."""
+        if is_gguf(self.path):
+            return str(gguf_folder(self.path))
         folder = Path(self.path)
         if self.files is None or is_made(folder):
             return self.path
@@ -75,16 +77,3 @@ def unpack(files: dict[str, bytes], folder: Path) -> None:
     for name, content in files.items():
         (scratch / name).write_bytes(content)
     settle(scratch, folder)
-
-
-def settle(scratch: Path, folder: Path) -> None:
-    """Move a finished model to its folder, whole."""
-    try:
-        scratch.rename(folder)
-    except OSError:  # another process was faster
-        shutil.rmtree(scratch)
-
-
-def is_made(folder: Path) -> bool:
-    """Whether the model is there: it is moved to its folder whole."""
-    return (folder / "config.json").is_file()
