@@ -47,9 +47,7 @@ def contaminated(training: Sequence[str], evaluation: Iterable[str], n: int) -> 
             for holder in () if gram in form else holders[gram]:
                 shared[holder] |= differing.intersection(range(at, at + n))
         for holder, words in shared.items():
-            if len(words) >= n or (
-                words == differing and _core(training[holder], n, form) == _core(text, n, form)
-            ):
+            if len(words) >= n or (words == differing and _core(training[holder], n, form) == _core(text, n, form)):
                 found.add(holder)
     return found
 
