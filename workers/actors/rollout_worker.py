@@ -13,6 +13,7 @@ import numpy as np
 
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.config import SuiteConfig
+from layersweep.rollout.data.prompt_data import decontaminate_across
 from layersweep.rollout.environments.base import InitialState
 from layersweep.rollout.environments.episodes import EpisodeBatch, play
 from layersweep.rollout.types import Completions, Experience, Prompt, Response, Sampling, Score, Split, seeds_for
@@ -36,7 +37,7 @@ class RolloutWorker:
         self.task = task.build()
         self.suites = {suite.name: suite for suite in suites}
         self.suite_tasks = {suite.name: suite.task.build() if suite.task else self.task for suite in suites}
-        self.contaminated = _decontaminate(self.task, self.suite_tasks.values())
+        decontaminate_across(self.task, self.suite_tasks.values())
 
     def __repr__(self) -> str:
         return "RolloutWorker()"
@@ -192,16 +193,6 @@ def cut_at_stop(text: str, stop: Sequence[str], include: bool) -> str:
         return text
     end, start = min(ends)
     return text[: end if include else start]
-
-
-def _decontaminate(task: Any, suites: Iterable[Any]) -> int:
-    """Drop training questions that an evaluation suite over other data asks too; how many were dropped."""
-    others = [suite.data for suite in suites if suite is not task and hasattr(suite, "data")]
-    if not hasattr(task, "data") or not others:
-        return 0
-    return task.data.decontaminate(
-        [text for data in others for split in ("selection", "final") for text in data.questions(split)]
-    )
 
 
 def _timed_score(task: Any, prompts: Sequence[Prompt], responses: Sequence[Response]) -> tuple[list[Score], float]:
