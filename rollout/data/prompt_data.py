@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.types import Prompt, Split
@@ -57,7 +57,7 @@ class DataConfig(StrictModel):
     columns: Columns = Columns()
     subsample: int | None = Field(None, ge=1)
     """Use this many rows, drawn without replacement; a larger subsample contains the smaller ones of its seed."""
-    subsample_seed: int = 0
+    subsample_seed: NonNegativeInt = 0
     selection_share: float = Field(0.1, ge=0, le=1)
     """The share of prompts held out for choosing layers. A hash of the prompt's text decides, nothing else."""
     final_share: float = Field(0.1, ge=0, le=1)
