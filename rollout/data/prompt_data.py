@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.types import Prompt, Split
@@ -79,7 +79,7 @@ class DataConfig(StrictModel):
     hub: str | None = None
     """The name of a data set for `datasets.load_dataset`, instead of `path`."""
     subset: str | None = None
-    """The configuration of the hub's data set, such as `main`; of a `path` the inner folder, where several hold data."""
+    """The configuration of the hub's data set, such as `main`; of a `path` the inner folder, if several hold data."""
     revision: str | None = None
     """The commit or tag of the hub's data set; name one, and the data cannot change under a sweep."""
     split: str = "train"
@@ -88,7 +88,7 @@ class DataConfig(StrictModel):
     columns: Columns = Columns()
     subsample: int | None = Field(None, ge=1)
     """Use this many rows, drawn without replacement; a larger subsample contains the smaller ones of its seed."""
-    subsample_seed: int = 0
+    subsample_seed: NonNegativeInt = 0
     selection_share: float = Field(0.1, ge=0, le=1)
     """The share of prompts held out for choosing layers. A hash of the prompt's text decides, nothing else."""
     final_share: float = Field(0.1, ge=0, le=1)

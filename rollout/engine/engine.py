@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.tokenizers.registry import get_tokenizer
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from layersweep.policies.model.checkpoint import head_is_tied, stored_tensors
 from layersweep.rollout.config import RolloutConfig
 from layersweep.rollout.types import Completions, EngineStopped, Pushed, Sampling, StaleWeights
 
@@ -52,7 +54,9 @@ class _Request:
     cpu_seconds: float = 0.0
 
 
-def engine_args(model: str, architecture: str, config: RolloutConfig, dtype: str, seed: int) -> EngineArgs:
+def engine_args(
+    model: str, architecture: str, config: RolloutConfig, dtype: str, seed: int, trust_remote_code: bool = False
+) -> EngineArgs:
     """The arguments of the engine.
 
     Raises:
@@ -62,13 +66,18 @@ def engine_args(model: str, architecture: str, config: RolloutConfig, dtype: str
         raise ValueError(f"model: {architecture} is not supported; supported are {', '.join(sorted(ROUTED))}")
     kv_bytes, window = config.kv_cache_memory_mib and config.kv_cache_memory_mib << 20, config.max_model_len
     if current_platform.is_cpu():
-        shape = AutoConfig.from_pretrained(model)
+        shape = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
         # Without chunked prefill a prompt is one forward pass, so the window ends where a pass does.
         window = window or min(shape.max_position_embeddings, config.max_num_batched_tokens)
         kv_bytes = kv_bytes or max(CPU_KV_CACHE_BYTES, kv_cache_bytes(shape, dtype, window))
+    overrides: dict[str, Any] = {"architectures": [ROUTED[architecture].__name__]}
+    tied = head_is_tied(stored_tensors(Path(model)))
+    if tied is not None:
+        overrides["tie_word_embeddings"] = tied
     return EngineArgs(
         model=model,
-        hf_overrides={"architectures": [ROUTED[architecture].__name__]},
+        trust_remote_code=trust_remote_code,
+        hf_overrides=overrides,
         dtype=dtype,
         seed=seed,
         skip_tokenizer_init=True,
@@ -103,16 +112,26 @@ class RolloutEngine:
     """Serves the base model and every run's overlay over it.
 
     Args:
-        model: a folder or hub name.
+        model: a folder.
         architecture: the first of the model config's `architectures`.
         config: the spec's `rollout` section.
         dtype: of weights and KV cache.
         seed: of vLLM's own generators; every request brings its seeds besides.
+        trust_remote_code: whether code that the folder brings may run.
     """
 
-    def __init__(self, model: str, architecture: str, config: RolloutConfig, dtype: str, seed: int):
+    def __init__(
+        self,
+        model: str,
+        architecture: str,
+        config: RolloutConfig,
+        dtype: str,
+        seed: int,
+        trust_remote_code: bool = False,
+    ):
         self._config, self._model = config, model
-        self._engine = LLMEngine.from_engine_args(engine_args(model, architecture, config, dtype, seed))
+        args = engine_args(model, architecture, config, dtype, seed, trust_remote_code)
+        self._engine = LLMEngine.from_engine_args(args)
         self._engine.collective_rpc("install_routing")
         self._versions: dict[str, int] = {}
         self._pushes: dict[str, int] = {}

@@ -8,8 +8,8 @@ must agree with transformers on every path, and disagree with it about other wei
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 
+from layersweep.policies.model.pretrained import load_pretrained
 from layersweep.rollout.types import Sampling
 
 from .engine import RolloutEngine
@@ -26,7 +26,7 @@ class RoutingMismatch(RuntimeError):
 
 
 @torch.no_grad()
-def check(engine: RolloutEngine, folder: str, dtype: str, whole: bool = True) -> float:
+def check(engine: RolloutEngine, folder: str, dtype: str, whole: bool = True, trust_remote_code: bool = False) -> float:
     """Returns the largest difference seen, in nats.
 
     Args:
@@ -35,7 +35,7 @@ def check(engine: RolloutEngine, folder: str, dtype: str, whole: bool = True) ->
     Raises:
         RoutingMismatch: a path differs from a plain forward, or its own control does not.
     """
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    base = load_pretrained(folder, dtype, trust_remote_code)
     count = base.config.num_hidden_layers
     generator = torch.Generator().manual_seed(0)
     paths: dict[str | None, dict[str, torch.Tensor]] = {None: {}}

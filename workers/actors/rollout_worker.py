@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from layersweep.rollout.environments.base import InitialState
 from layersweep.rollout.environments.episodes import EpisodeBatch, play
 from layersweep.rollout.types import Completions, Experience, Prompt, Response, Sampling, Score, Split, seeds_for
 from layersweep.workers.config import TrainingConfig
-from layersweep.workers.startup.tiny_model import ModelSource
+from layersweep.workers.startup.model_source import ModelSource
 
 
 class RolloutWorker:
@@ -33,7 +33,7 @@ class RolloutWorker:
 
     def __init__(self, model: ModelSource, task: StrictModel, suites: Sequence[SuiteConfig], training: TrainingConfig):
         self.training = training
-        self.tokenizer, self.stop_token_ids = load_tokenizer(model.here())
+        self.tokenizer, self.stop_token_ids = load_tokenizer(model.here(), model.trust_remote_code)
         self.task = task.build()
         self.suites = {suite.name: suite for suite in suites}
         self.suite_tasks = {suite.name: suite.task.build() if suite.task else self.task for suite in suites}
@@ -204,17 +204,21 @@ def _batch_seed(seed: int, step: int) -> int:
     return seed * 1_000_003 + step
 
 
-def load_tokenizer(model: str) -> tuple[Any, tuple[int, ...]]:
-    """The tokenizer and the tokens that end a response: the generation config's and the tokenizer's own."""
-    if (Path(model) / "tokenizer.json").is_file():
+def load_tokenizer(folder: str, trust_remote_code: bool = False) -> tuple[Any, tuple[int, ...]]:
+    """Load a folder's tokenizer, and the tokens that end a response: the generation config's and the tokenizer's own.
+
+    Args:
+        trust_remote_code: whether code that the folder brings may run.
+    """
+    if (Path(folder) / "tokenizer.json").is_file():
         # The generic class reads tokenizer.json whole, and imports in a fifth of AutoTokenizer's time.
         from transformers import PreTrainedTokenizerFast as Loader
     else:
         from transformers import AutoTokenizer as Loader
-    tokenizer = Loader.from_pretrained(model)
+    tokenizer = Loader.from_pretrained(folder, trust_remote_code=trust_remote_code)
     stops = {tokenizer.eos_token_id}
     for name in ("generation_config.json", "config.json"):
-        path = Path(model) / name
+        path = Path(folder) / name
         if path.is_file():
             ends = json.loads(path.read_text()).get("eos_token_id")
             stops |= set(ends if isinstance(ends, list) else [ends])

@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from .model_cache import cache_root, is_made, settle
+from .model_cache import cache_root, exists, publish
 
 RECIPE = 1
 """Part of the cache key; raise it when `_convert` writes another folder for the same file."""
@@ -39,12 +39,12 @@ PACKAGED = {
 
 
 def is_gguf(path: str) -> bool:
-    """Whether a spec's `model.path` names a GGUF file or a packaged one, rather than a folder or a hub name."""
+    """Return whether a spec's `model.path` names a GGUF file or a packaged one, rather than a folder or a hub name."""
     return path in PACKAGED or path.endswith(".gguf")
 
 
 def gguf_folder(path: str) -> Path:
-    """Folder of the model in Hugging Face format below the cache, converted now unless it is there.
+    """Return the folder of the model in Hugging Face format below the cache, converted now unless it is there.
 
     Args:
         path: a GGUF file, or a name in PACKAGED.
@@ -59,13 +59,13 @@ def gguf_folder(path: str) -> Path:
             f"{file} has the SHA-256 {digest}, expected is {known.sha256}; install {known.requirement} anew"
         )
     folder = cache_root() / f"{path if known else file.stem}-{digest[:12]}-{RECIPE}"
-    if not is_made(folder):
+    if not exists(folder):
         _convert(file, folder)
     return folder
 
 
 def _find(path: str) -> Path:
-    """The file that a path or a packaged name means."""
+    """Return the file that a path or a packaged name means."""
     if importlib.util.find_spec("gguf") is None:
         raise ValueError(f"reading {path} needs the package gguf; install it (pip install gguf)")
     if known := PACKAGED.get(path):
@@ -104,4 +104,4 @@ def _convert(file: Path, folder: Path) -> None:
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
     model.save_pretrained(scratch)
     AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(scratch)
-    settle(scratch, folder)
+    publish(scratch, folder)

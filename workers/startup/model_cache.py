@@ -6,19 +6,19 @@ from pathlib import Path
 
 
 def cache_root() -> Path:
-    """Folder of all models that layersweep makes: below $XDG_CACHE_HOME or ~/.cache."""
+    """Return the folder of all models that layersweep makes: below $XDG_CACHE_HOME or ~/.cache."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "layersweep" / "models"
 
 
-def settle(scratch: Path, folder: Path) -> None:
-    """Move a finished model to its folder, whole."""
+def publish(scratch: Path, folder: Path) -> None:
+    """Rename a finished model's folder into place."""
     try:
         scratch.rename(folder)
     except OSError:  # another process was faster
         shutil.rmtree(scratch)
 
 
-def is_made(folder: Path) -> bool:
-    """Whether the model is there: it is moved to its folder whole."""
+def exists(folder: Path) -> bool:
+    """Return whether a model is in its folder: it is moved there whole."""
     return (folder / "config.json").is_file()

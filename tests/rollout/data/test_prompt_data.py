@@ -9,9 +9,9 @@ import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
+from layersweep.rollout.data.data_files import DataError
 from layersweep.rollout.data.decontamination import contaminated, ngrams
 from layersweep.rollout.data.prompt_data import Columns, DataConfig, PromptData, ground_truth, split_of
-from layersweep.rollout.data.data_files import DataError
 
 
 def truth(raw):

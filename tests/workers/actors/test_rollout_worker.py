@@ -14,7 +14,7 @@ from layersweep.rollout.tasks.math import MathConfig
 from layersweep.rollout.types import Completions
 from layersweep.workers.actors.rollout_worker import RolloutWorker
 from layersweep.workers.config import TrainingConfig
-from layersweep.workers.startup.tiny_model import ModelSource
+from layersweep.workers.startup.model_source import ModelSource
 from layersweep.workers.startup.tiny_model_training import character_tokenizer
 
 ALPHABET = "0123456789="
