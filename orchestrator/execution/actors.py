@@ -78,8 +78,8 @@ class SweepActors:
         base = Run(Selection.base(), spec.seeds[0])
         facts = [self.fact(run) for run in (base, *self.plan.runs, *self.plan.trials)]
         self.collector = self._actor(Collector, "Collector", SUPPORT_ACTOR, **RESTARTABLE, **collector).remote(
-            self.plan.folder, facts, partial(sweep_table, self._constants()), spec.training.steps, spec.name,
-            spec.tracking,
+            self.plan.folder, facts, partial(sweep_table, self._constants(), seed_sd=spec.evaluation.seed_sd),
+            spec.training.steps, spec.name, spec.tracking,
         )  # fmt: skip
         self.model = await self._base_model(say)
         rollouts |= {"max_concurrency": 10_000} | RESTARTABLE

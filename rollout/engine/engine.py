@@ -21,7 +21,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from layersweep.rollout.config import RolloutConfig
+from layersweep.rollout.config import CPU_KV_CACHE_MIB, RolloutConfig
 from layersweep.rollout.types import Completions, EngineStopped, Pushed, Sampling, StaleWeights
 
 from .batching import AutoBatching
@@ -66,7 +66,7 @@ def engine_args(model: str, architecture: str, config: RolloutConfig, dtype: str
         enable_chunked_prefill=not current_platform.is_cpu(),
         enable_prefix_caching=config.prefix_caching,
         block_size=32 if current_platform.is_cpu() else None,
-        kv_cache_memory_bytes=kv_bytes or ((512 << 20) if current_platform.is_cpu() else None),
+        kv_cache_memory_bytes=kv_bytes or ((CPU_KV_CACHE_MIB << 20) if current_platform.is_cpu() else None),
         gpu_memory_utilization=config.gpu_memory_utilization,
         tensor_parallel_size=config.tensor_parallel_size,
         max_num_seqs=config.max_num_seqs,
