@@ -70,8 +70,8 @@ def test_writing_and_training_by_turns_changes_nothing_but_the_order(finished, t
     whoever came late to a turn; vLLM on CPUs keeps its memory while it sleeps, the rest is as on a GPU."""
     log = tmp_path / "turns.txt"
     asleep = sweep(
-        tmp_path, 0, ("tests.helpers.sleeping_sweep",), (str(log),), layers=[1, 4], training={"steps": 3, "warmup_steps": 1},
-        deepspeed={"full_zero_stage": 2}, resources={"full_trainer_ranks": 2},
+        tmp_path, 0, ("tests.helpers.sleeping_sweep",), (str(log),), layers=[1, 4],
+        training={"steps": 3, "warmup_steps": 1}, deepspeed={"full_zero_stage": 2}, resources={"full_trainer_ranks": 2},
     )  # fmt: skip
     assert_same(asleep, finished)
     turns = log.read_text().split()
