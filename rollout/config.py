@@ -17,6 +17,9 @@ from layersweep.rollout.tasks.demo.sort_digits import SortDigitsConfig
 from layersweep.rollout.tasks.math import MathConfig
 from layersweep.rollout.tasks.reasoning_gym import ReasoningGymConfig
 
+CPU_KV_CACHE_MIB = 512
+"""KV cache of an engine on CPUs where the spec gives no `rollout.kv_cache_memory_mib`."""
+
 TaskConfig = Annotated[
     CountBitsConfig
     | CodeConfig
@@ -112,6 +115,9 @@ class EvaluationConfig(StrictModel):
     """Evaluate also after every so many steps; 0 is at the end alone."""
     finalists: PositiveInt = 3
     """How many of the best layers are scored on the `final` split, beside base and full."""
+    seed_sd: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """Standard deviation of S between RL seeds, known from other sweeps, in the unit of the scores: intervals then
+    cover seeds too, even where one seed is trained. null estimates it where several are, and else leaves it out."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> "EvaluationConfig":

@@ -97,10 +97,10 @@ class SweepActors:
         )
         base = Run(Selection.base(), spec.seeds[0])
         metadata = [run_metadata(plan, run) for run in (base, *plan.runs, *plan.trials)]
+        table = partial(sweep_table, _table_constants(plan), seed_sd=spec.evaluation.seed_sd)
         collector = CollectorClient(
             create_actor(Collector, "Collector", SUPPORT_ACTOR, **collector_options).remote(
-                plan.folder, metadata, partial(sweep_table, _table_constants(plan)), spec.training.steps, spec.name,
-                spec.tracking,
+                plan.folder, metadata, table, spec.training.steps, spec.name, spec.tracking
             )
         )  # fmt: skip
         model = await _base_model(plan, say)

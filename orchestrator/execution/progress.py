@@ -2,7 +2,9 @@
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +15,39 @@ from .run_state import RunState
 
 NAMED = 8
 """Runs named in a plain line, at most."""
+
+
+@dataclass(frozen=True)
+class ProgressEvent:
+    """One thing that happened while a sweep ran, and how far the sweep was then."""
+
+    run: str
+    """Run's name (`layer-07-seed0`); empty for a message about the sweep as a whole."""
+    status: str
+    """Run's state, such as generating, updating, completed, failed, pruned; empty with `message` alone."""
+    step: int
+    """Training steps that the run has completed."""
+    steps: int
+    """Training steps that the run is to complete."""
+    metrics: dict[str, float]
+    """The step's numbers, by column of steps.parquet; empty where no step was completed."""
+    message: str
+    """Text of a notice, or the reason why a run ended; empty for most steps."""
+    sweep_step: int
+    """Training steps that all runs together have completed."""
+    sweep_steps: int
+    """Training steps that all runs together are to complete."""
+
+    def __str__(self) -> str:
+        far = f"[{self.sweep_step}/{self.sweep_steps}]"
+        if not self.run:
+            return f"{far} {self.message}"
+        reward = f", reward {self.metrics['reward_mean']:.3f}" if "reward_mean" in self.metrics else ""
+        reason = f": {self.message}" if self.message else ""
+        return f"{far} {self.run} {self.status}, step {self.step} of {self.steps}{reward}{reason}"
+
+
+Listener = Callable[[ProgressEvent], None]
 
 
 @dataclass
@@ -35,9 +70,11 @@ class Progress:
         runs: run names in display order.
         steps: training steps of each, of those that are added later too unless they have their own.
         interval: seconds between plain lines at first.
+        listen: called with every event, beside what is printed.
     """
 
-    def __init__(self, runs: list[str], steps: int, interval: float = 5.0):
+    def __init__(self, runs: list[str], steps: int, interval: float = 5.0, listen: Listener | None = None):
+        self.listen = listen
         self.rows = {name: _ProgressRow(steps) for name in runs}
         self.steps, self.interval = steps, interval
         self.console = Console(file=sys.stderr)
@@ -51,6 +88,7 @@ class Progress:
     def say(self, text: str) -> None:
         line = f"[{time.monotonic() - self.began:5.0f} s] {text}"
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._tell("", message=text)
 
     def started(self, seconds: float) -> None:
         self.ready = time.monotonic()
@@ -61,6 +99,7 @@ class Progress:
         row.step, row.reward = step, metrics["reward_mean"]
         row.tokens_per_second = metrics["tokens"] / seconds
         row.seconds_per_step = seconds if step <= 2 else 0.8 * row.seconds_per_step + 0.2 * seconds
+        self._tell(run, {name: float(value) for name, value in metrics.items() if isinstance(value, Real)})
         self._show()
 
     def resumed(self, run: str, step: int) -> None:
@@ -92,6 +131,7 @@ class Progress:
             row.steps = row.step
         if reason:
             self.say(f"{run}: {reason}" if row.state is RunState.STOPPED else f"{run} {row.state.value}: {reason}")
+        self._tell(run, message=reason or "")
         self._show()
 
     def close(self) -> None:
@@ -99,6 +139,15 @@ class Progress:
             self.live.update(self._table())
             self.live.stop()
             self.live = None
+
+    def _tell(self, run: str, metrics: dict[str, float] | None = None, message: str = "") -> None:
+        """Pass an event on to the listener; `run` is empty for one about the sweep as a whole."""
+        if self.listen is None:
+            return
+        row = self.rows[run] if run else None
+        of_run = (run, row.state.value, row.step, row.steps) if row else ("", "", 0, 0)
+        step, steps = (sum(getattr(row, name) for row in self.rows.values()) for name in ("step", "steps"))
+        self.listen(ProgressEvent(*of_run, metrics or {}, message, step, steps))
 
     def _show(self) -> None:
         if self.live:
