@@ -1,6 +1,6 @@
 """The `model` and `algorithm` sections of the spec."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -24,6 +24,10 @@ class PretrainedModel(StrictModel):
     """Of a hub model: branch, tag or commit."""
     trust_remote_code: bool = False
     """Run code that the model's repository brings. Off unless you have read that code."""
+    chat_template: str | None = None
+    """A Jinja template, as text or as the file that holds it, in place of the one that the model brings."""
+    template_arguments: dict[str, Any] = {}
+    """Variables of the chat template, such as `{enable_thinking: false}` of Qwen3."""
 
 
 class TinyModel(StrictModel):

@@ -112,7 +112,7 @@ def _count(text: str) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.commands.show_plan import show_plan
-    from layersweep.orchestrator.planning.plan import make_plan
+    from layersweep.orchestrator.planning.checks import make_plan
 
     plan = make_plan(load_spec(args.spec), fetch=False)
     if args.cluster is None:
@@ -141,10 +141,10 @@ def _resume(args: argparse.Namespace) -> int:
 
 
 def _submit(args: argparse.Namespace) -> int:
-    from layersweep.orchestrator.remote.job_package import at_home
     from layersweep.orchestrator.remote.ray_jobs import Cluster
+    from layersweep.orchestrator.spec.paths import with_absolute_paths
 
-    spec = at_home(load_spec(args.spec))
+    spec = with_absolute_paths(load_spec(args.spec), taken_along=args.working_dir)
     cluster = Cluster(args.address)
     job = cluster.submit(spec, args.resume, args.fresh, args.env, args.working_dir)
     print(f"submitted as {job.id}, output {job.folder}")

@@ -85,7 +85,7 @@ class SweepActors:
         self.model = await self._base_model(say)
         rollouts |= {"max_concurrency": 10_000} | RESTARTABLE
         self.rollouts = self._actor(RolloutWorker, "RolloutWorker", SUPPORT_ACTOR, **rollouts).remote(
-            self.model, spec.task, spec.evaluation.suites, spec.training
+            self.model, spec.task, spec.evaluation.suites, spec.training, self.plan.window
         )
         self.standing = {"the collector": self.collector, "the rollout worker": self.rollouts}
         # vLLM measures how much of its GPU is free, twice: nobody may take memory there meanwhile.
@@ -236,7 +236,7 @@ class SweepActors:
     async def _base_model(self, say: Callable[[str], None]) -> ModelSource:
         model = self.spec.model
         if isinstance(model, PretrainedModel):
-            return ModelSource(model.path)
+            return ModelSource(model.path, None, model.chat_template, model.template_arguments)
         if is_made(folder := cache_folder(model, self.spec.task)):
             return ModelSource(str(folder), ray.put(pack(folder)))
         say("warming up the tiny base model (cached afterwards)")

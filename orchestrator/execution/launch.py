@@ -3,13 +3,14 @@
 import asyncio
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import yaml
 
-from layersweep.orchestrator.planning.plan import Plan, make_plan
+from layersweep.orchestrator.planning.checks import make_plan
+from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import load_spec
+from layersweep.orchestrator.spec.paths import absolute
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.workers.storage.files import located, write_atomically
 from layersweep.workers.storage.run_store import CorruptFile, drop_torn, runs_of
@@ -26,7 +27,7 @@ def run_sweep(spec: SweepSpec, address: str | None, fresh: bool) -> int:
     Raises:
         SpecError: what the spec refers to is not there, or its folder has an earlier sweep in it.
     """
-    plan = make_plan(spec.model_copy(update={"output": absolute(spec.output)}))
+    plan = make_plan(spec)
     check_folder(plan, fresh)
 
     def begin() -> SweepManifest:
@@ -142,8 +143,3 @@ def check_folder(plan: Plan, fresh: bool) -> None:
 def write_spec(plan: Plan) -> None:
     resolved = yaml.safe_dump(plan.spec.model_dump(mode="json"), sort_keys=False)
     write_atomically(f"{plan.folder}/sweep.yaml", lambda file: file.write(resolved.encode()))
-
-
-def absolute(place: str) -> str:
-    """A folder as every process sees it: actors have working folders of their own. URIs stay as they are."""
-    return place if "://" in place else str(Path(place).expanduser().absolute())

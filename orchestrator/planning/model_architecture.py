@@ -2,6 +2,7 @@
 
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -11,54 +12,64 @@ from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.model.known_models import KNOWN_MODELS
 from layersweep.workers.startup.gguf_model import gguf_folder, is_gguf
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""One of these is in every folder with a tokenizer."""
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+                   "chat_template*", "*config.json")  # fmt: skip
+"""What a run fetches of a hub's model to count prompts."""
+
 
 class HubOutOfReach(ValueError):
     """A hub name, and neither hub nor cache that knows it."""
 
 
-def shape_of(spec: SweepSpec, from_table: bool) -> tuple[Architecture, str]:
-    """The model's shape and, where it is not the model's own config.json that says so, where it comes from.
+@dataclass(frozen=True)
+class ResolvedModel:
+    """What a spec's `model` section means on this machine."""
+
+    architecture: Architecture
+    source: str = ""
+    """Where the architecture comes from, if not from the model's own config.json."""
+    folder: Path | None = None
+    """A local folder with the weights; None of a hub name and of the tiny model."""
+    tokenizer: Path | None = None
+    """A local folder with the tokenizer; None where a plan would have to fetch it, and of the tiny model."""
+
+
+def resolve_model(spec: SweepSpec, from_table: bool) -> ResolvedModel:
+    """The model's shape, and where its files are.
 
     Args:
-        from_table: for a plan: where the hub is out of reach, take the study's models from known_models,
-            and of a local folder look at config.json alone.
+        from_table: for a plan: where the hub is out of reach, take the study's models from known_models, and fetch
+            nothing but config.json.
 
     Raises:
         ValueError: there is no such model, or it is of a kind that is not supported.
     """
-    if isinstance(spec.model, TinyModel):
+    model = spec.model
+    if isinstance(model, TinyModel):
         from layersweep.workers.startup.tiny_model import tiny_config
 
         # Two special tokens beside the alphabet.
         vocabulary = len(set(spec.task.build().alphabet)) + 2
-        return Architecture.from_config(tiny_config(spec.model, vocabulary)), ""
+        return ResolvedModel(Architecture.from_config(tiny_config(model, vocabulary)))
     try:
-        if not from_table:
-            _check_weights(Path(spec.model.path).expanduser())
-        return Architecture.from_folder(_folder(spec.model)), ""
+        folder = _folder(model)
+        architecture = Architecture.from_folder(folder)
+        local = is_gguf(model.path) or Path(model.path).expanduser().is_dir()
+        if not local and not from_table:
+            folder = _fetched_tokenizer(model)
     except HubOutOfReach as error:
-        known = KNOWN_MODELS.get(spec.model.path)
+        known = KNOWN_MODELS.get(model.path)
         if not from_table or known is None:
             raise ValueError(f"model.path: {error}") from error
-        return Architecture.from_config(known), "from layersweep's own table, since the model hub is out of reach"
+        return ResolvedModel(
+            Architecture.from_config(known), "from layersweep's own table, since the model hub is out of reach"
+        )
     except ValueError as error:
         raise ValueError(f"model.path: {error}") from error
-
-
-def _check_weights(folder: Path) -> None:
-    """Whether a local model folder has weights that are safe to load, and a tokenizer.
-
-    Raises:
-        ValueError: it has not.
-    """
-    if not folder.is_dir():
-        return  # a hub name, or nothing: said elsewhere
-    if not any(folder.glob("*.safetensors")):
-        pickled = " (pickled weights, *.bin and *.pt, are not loaded: they can run code)" if any(
-            path.suffix in (".bin", ".pt", ".pth") for path in folder.iterdir()) else ""  # fmt: skip
-        raise ValueError(f"{folder} holds no *.safetensors{pickled}")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
-        raise ValueError(f"{folder} holds no tokenizer (tokenizer.json)")
+    has_tokenizer = any((folder / name).is_file() for name in TOKENIZERS)
+    return ResolvedModel(architecture, "", folder if local else None, folder if has_tokenizer else None)
 
 
 def _folder(model: PretrainedModel) -> Path:
@@ -81,6 +92,20 @@ def _folder(model: PretrainedModel) -> Path:
             f"({type(error).__name__}); name an existing folder in Hugging Face format"
         ) from error
     return Path(config).parent
+
+
+def _fetched_tokenizer(model: PretrainedModel) -> Path:
+    """The folder of a hub model's tokenizer, fetched unless it is in the cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=TOKENIZER_FILES,
+                                      local_files_only=not _hub_resolves()))  # fmt: skip
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise HubOutOfReach(
+            f"the model hub did not give the tokenizer of {model.path} ({type(error).__name__}); name a local folder"
+        ) from error
 
 
 def _hub_resolves() -> bool:

@@ -45,13 +45,6 @@ def shipment(spec: SweepSpec, folder: str | None) -> Iterator[str]:
         yield staging
 
 
-def at_home(spec: SweepSpec) -> SweepSpec:
-    """The spec with an output that means the same in a job, whose working folder vanishes with it."""
-    if "://" in spec.output:
-        return spec
-    return spec.model_copy(update={"output": os.path.abspath(os.path.expanduser(spec.output))})
-
-
 def environment(variables: list[str]) -> dict[str, str]:
     """Of `NAME=VALUE`, and of `NAME` alone with the value that it has here.
 

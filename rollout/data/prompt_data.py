@@ -79,7 +79,7 @@ class DataConfig(StrictModel):
     hub: str | None = None
     """The name of a data set for `datasets.load_dataset`, instead of `path`."""
     subset: str | None = None
-    """The configuration of the hub's data set, such as `main`; of a `path` the inner folder, where several hold data."""
+    """The configuration of the hub's data set, such as `main`; of a path the inner folder, where several hold data."""
     revision: str | None = None
     """The commit or tag of the hub's data set; name one, and the data cannot change under a sweep."""
     split: str = "train"

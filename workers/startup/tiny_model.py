@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,14 @@ class ModelSource:
 
     `path` is a folder or hub name that every node can read. Of the tiny model, which one node has made, `files` is a
     reference in Ray's object store to the content of its files by name; a reference, because Ray repeats the arguments
-    of an actor that it starts again, and does not keep large ones.
+    of an actor that it starts again, and does not keep large ones. `chat_template` and `template_arguments` are from
+    the spec's `model` section.
     """
 
     path: str
     files: Any = None
+    chat_template: str | None = None
+    template_arguments: dict[str, Any] = field(default_factory=dict)
 
     def here(self) -> str:
         """A folder or hub name to load from on this node; the files are written unless they are there."""

@@ -7,7 +7,7 @@ import pytest
 from ray.util import remove_placement_group
 
 from layersweep.cli import DEMO
-from layersweep.orchestrator.planning.plan import make_plan
+from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.spec.load import load_spec
 from layersweep.workers.actors.shared_gpu import SharedGpuPool, gang, on
 from layersweep.workers.config import ActorResources

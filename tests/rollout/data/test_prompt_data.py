@@ -9,9 +9,9 @@ import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
+from layersweep.rollout.data.data_files import DataError
 from layersweep.rollout.data.decontamination import contaminated, ngrams
 from layersweep.rollout.data.prompt_data import Columns, DataConfig, PromptData, ground_truth, split_of
-from layersweep.rollout.data.data_files import DataError
 
 
 def truth(raw):
@@ -107,7 +107,7 @@ LAYOUTS = {
     "no split at all": ({"b.jsonl": [0], "a.parquet": [1]}, {}),
     "subsets": ({"main/train.jsonl": [0, 1], "main/test.jsonl": [2], "socratic/train.jsonl": [3]}, {"subset": "main"}),
     "compressed": ({"a.jsonl.gz": [0], "b.jsonl.zst": [1], "c.jsonl.bz2": []}, {}),
-    "metadata and hidden": ({"a.jsonl": [0, 1], "dataset_info.json": [2], ".cache/b.jsonl": [2], "_old/c.csv": [2]}, {}),
+    "metadata, hidden": ({"a.jsonl": [0, 1], "dataset_info.json": [2], ".cache/b.jsonl": [2], "_old/c.csv": [2]}, {}),
 }  # fmt: skip
 
 
