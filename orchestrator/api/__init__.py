@@ -179,7 +179,7 @@ def plan(spec: SpecSource) -> "Plan":
     Raises:
         SpecError: what the spec refers to (model, data, layers, output) is not there.
     """
-    from layersweep.orchestrator.planning.plan import make_plan
+    from layersweep.orchestrator.planning.checks import make_plan
 
     return make_plan(load_spec(spec), fetch=False)
 
@@ -280,9 +280,9 @@ def export(
 
 
 def _absolute(folder: str) -> str:
-    from layersweep.orchestrator.spec.folders import absolute_folder
+    from layersweep.orchestrator.spec.paths import absolute
 
-    return absolute_folder(folder)
+    return absolute(folder)
 
 
 def _loop_is_running() -> bool:

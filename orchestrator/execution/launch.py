@@ -5,10 +5,11 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from layersweep.orchestrator.planning.plan import Plan, make_plan
+from layersweep.orchestrator.planning.checks import make_plan
+from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.spec.errors import SpecError
-from layersweep.orchestrator.spec.folders import absolute_folder
 from layersweep.orchestrator.spec.load import load_spec
+from layersweep.orchestrator.spec.paths import absolute
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.orchestrator.spec.yaml_core import write_yaml
 from layersweep.workers.storage.files import located, write_atomically
@@ -33,7 +34,7 @@ def run_sweep(spec: SweepSpec, address: str | None, fresh: bool, listen: Listene
     Raises:
         SpecError: what the spec refers to is not there, or its folder has an earlier sweep in it.
     """
-    plan = make_plan(spec.model_copy(update={"output": absolute_folder(spec.output)}))
+    plan = make_plan(spec)
     check_folder(plan, fresh)
 
     def begin() -> SweepManifest:
@@ -66,9 +67,9 @@ def resume_sweep(
     """
     if sweep.endswith((".yaml", ".yml")):
         wanted = load_spec(spec or sweep, overrides)
-        folder = absolute_folder(load_spec(sweep).folder)
+        folder = absolute(load_spec(sweep).folder)
     else:
-        folder = absolute_folder(sweep.rstrip("/"))
+        folder = absolute(sweep.rstrip("/"))
         wanted = load_spec(spec or f"{folder}/sweep.yaml", overrides)
     try:
         experiment = SweepManifest.load(folder)

@@ -3,7 +3,7 @@
 import os
 import socket
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +13,9 @@ from layersweep.policies.config import PretrainedModel
 from .gguf_model import gguf_folder, is_gguf
 from .model_cache import exists, publish
 
+TOKENIZER_FILES = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+                   "chat_template*", "*config.json"]  # fmt: skip
+"""Files of a hub model that are fetched to count prompts in tokens."""
 LOADED = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken"]
 """Files of a hub model that are fetched: weights, configuration, tokenizer. Never pickles."""
 
@@ -37,6 +40,10 @@ class ModelSource:
     trust_remote_code: bool = False
     """Whether code that the model brings may run."""
     files: Any = None
+    chat_template: str | None = None
+    """Jinja text in place of the model's own template."""
+    template_arguments: dict[str, Any] = field(default_factory=dict)
+    """Variables of the chat template."""
 
     def here(self) -> str:
         """Return the folder to load from on this node; what is not there yet is fetched first.
@@ -45,7 +52,10 @@ class ModelSource:
             HubOutOfReach: the hub does not give it, and it is not in the cache of this node.
         """
         if self.revision is not None:
-            return str(self._fetch())
+            folder = self._fetch(LOADED + ["*.py"] * self.trust_remote_code)
+            if not any(folder.glob("*.safetensors")):
+                raise HubOutOfReach(f"{self.path} at {self.revision}: no *.safetensors in {folder}")
+            return str(folder)
         if is_gguf(self.path):
             return str(gguf_folder(self.path))
         folder = Path(self.path)
@@ -55,23 +65,25 @@ class ModelSource:
             write_folder(ray.get(self.files), folder)
         return self.path
 
-    def _fetch(self) -> Path:
+    def tokenizer_folder(self) -> Path:
+        """Return a folder with the tokenizer of a hub model, fetched unless it is in the cache."""
+        return self._fetch(TOKENIZER_FILES)
+
+    def _fetch(self, wanted: list[str]) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-        wanted = LOADED + ["*.py"] * self.trust_remote_code
         try:
-            folder = snapshot_download(
-                self.path, revision=self.revision, allow_patterns=wanted, local_files_only=not hub_resolves()
+            return Path(
+                snapshot_download(
+                    self.path, revision=self.revision, allow_patterns=wanted, local_files_only=not hub_resolves()
+                )
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise HubOutOfReach(
                 f"{self.path} at {self.revision} is not in this node's cache, and the model hub did not give it "
                 f"({type(error).__name__})"
             ) from error
-        if not any(Path(folder).glob("*.safetensors")):
-            raise HubOutOfReach(f"{self.path} at {self.revision}: no *.safetensors in {folder}")
-        return Path(folder)
 
 
 def resolve_source(model: PretrainedModel) -> tuple[ModelSource, Path]:
@@ -84,10 +96,11 @@ def resolve_source(model: PretrainedModel) -> tuple[ModelSource, Path]:
         HubOutOfReach: a hub name that neither the hub nor the cache knows.
         ValueError: a GGUF file or its reader is missing.
     """
+    given = {"chat_template": model.chat_template, "template_arguments": model.template_arguments}
     if is_gguf(model.path):
-        return ModelSource(model.path), gguf_folder(model.path)
+        return ModelSource(model.path, **given), gguf_folder(model.path)
     path = Path(model.path).expanduser()
-    source = ModelSource(str(path), trust_remote_code=model.trust_remote_code)
+    source = ModelSource(str(path), trust_remote_code=model.trust_remote_code, **given)
     looks_local = path.is_absolute() or model.path.startswith(".") or model.path.count("/") != 1
     if path.is_dir() or looks_local:
         return source, path
