@@ -179,7 +179,7 @@ def plan(spec: SpecSource) -> "Plan":
     Raises:
         SpecError: what the spec refers to (model, data, layers, output) is not there.
     """
-    from layersweep.orchestrator.planning.plan import make_plan
+    from layersweep.orchestrator.planning.checks import make_plan
 
     return make_plan(load_spec(spec), fetch=False)
 

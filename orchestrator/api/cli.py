@@ -180,10 +180,10 @@ def _resume(args: argparse.Namespace) -> int:
 
 
 def _submit(args: argparse.Namespace) -> int:
-    from layersweep.orchestrator.remote.job_package import at_home
     from layersweep.orchestrator.remote.ray_jobs import Cluster
+    from layersweep.orchestrator.spec.paths import with_absolute_paths
 
-    spec = at_home(_spec(args.words))
+    spec = with_absolute_paths(_spec(args.words), taken_along=args.working_dir)
     cluster = Cluster(args.address)
     job = cluster.submit(spec, args.resume, args.fresh, args.env, args.working_dir)
     print(f"submitted as {job.id}, output {job.folder}")

@@ -27,8 +27,10 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
         "model": f"{shape.name}, {shape.layers} layers, hidden {shape.hidden}, {shape.parameters:,} parameters, "
         f"{shape.layer_parameters:,} in a layer" + (f" ({plan.shape_source})" if plan.shape_source else ""),
         "task": f"{spec.task.type}, {spec.algorithm.type}",
+        **{section: str(report) for section, report in plan.data.items()},
         "each run": f"{training.steps} steps of {training.prompts_per_step} prompts x {training.group_size} responses, "
-        f"{training.epochs * training.minibatches} optimizer steps each, at most {training.max_response_tokens} tokens",
+        f"{training.epochs * training.minibatches} optimizer steps each, at most {training.max_response_tokens} tokens "
+        f"of a window of {plan.window}",
         "runs": f"{len(plan.runs)} to train, seeds {', '.join(map(str, spec.seeds))}; the base is scored besides",
         **_search(plan),
         **_trials(plan),

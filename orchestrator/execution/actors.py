@@ -107,7 +107,7 @@ class SweepActors:
         rollout_options["max_concurrency"] = 10_000
         rollout_worker = RolloutClient(
             create_actor(RolloutWorker, "RolloutWorker", SUPPORT_ACTOR, **rollout_options).remote(
-                model, spec.task, spec.evaluation.suites, spec.training
+                model, spec.task, spec.evaluation.suites, spec.training, plan.window
             )
         )
         engines = EnginePool(plan, first_engines, create_engine, model, collector)

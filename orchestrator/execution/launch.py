@@ -5,7 +5,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from layersweep.orchestrator.planning.plan import Plan, make_plan
+from layersweep.orchestrator.planning.checks import make_plan
+from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.folders import absolute_folder
 from layersweep.orchestrator.spec.load import load_spec
@@ -33,7 +34,7 @@ def run_sweep(spec: SweepSpec, address: str | None, fresh: bool, listen: Listene
     Raises:
         SpecError: what the spec refers to is not there, or its folder has an earlier sweep in it.
     """
-    plan = make_plan(spec.model_copy(update={"output": absolute_folder(spec.output)}))
+    plan = make_plan(spec)
     check_folder(plan, fresh)
 
     def begin() -> SweepManifest:

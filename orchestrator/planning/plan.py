@@ -1,24 +1,15 @@
-"""From a spec to what will be run: models resolved, layers numbered, runs listed, sizes computed. Starts nothing."""
+"""What a sweep will do: its runs, their sizes and counts. checks.py makes it from a spec."""
 
-import contextlib
-import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from layersweep.orchestrator.spec.errors import SpecError
-from layersweep.orchestrator.spec.folders import absolute_folder
-from layersweep.orchestrator.spec.layers import CombinedRun, LayerSearch, middle_layers, resolve_layers
+from layersweep.orchestrator.spec.layers import LayerSearch, middle_layers
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.selection import Selection
-from layersweep.rollout.config import TaskConfig
-from layersweep.rollout.types import Split
+from layersweep.rollout.data.prompt_data import DataReport
 from layersweep.workers.config import LearningRateTuning
 from layersweep.workers.startup.model_source import ModelSource
-from layersweep.workers.storage.files import is_object_store, located
-
-from .model_architecture import shape_of
 
 if TYPE_CHECKING:  # scipy, which most plans do without
     from layersweep.orchestrator.statistics.halving_schedule import Rung
@@ -56,13 +47,24 @@ class Plan:
     unchecked: tuple[str, ...] = ()
     """What only a run fetches, and only a run checks therefore."""
     fingerprints: dict[str, str] = field(default_factory=dict)
-    """Of the prompts and their answers, by section of the spec; of sections that read data."""
+    """Of the prompts and their answers by section of the spec, where a section reads data; of the prompts' tokens by
+    section and split, where the tokenizer is at hand."""
     source: ModelSource | None = None
     """Where all actors load a pretrained base from: folder or hub name, commit, trust. None for the tiny model."""
+    data: dict[str, DataReport] = field(default_factory=dict)
+    """What became of the rows of a data set, by section of the spec."""
 
     @property
     def folder(self) -> str:
         return self.spec.folder
+
+    @property
+    def window(self) -> int:
+        """Tokens of a prompt and its response at most; CPUs take a prompt in one pass, which bounds it too."""
+        rollout, limit = self.spec.rollout, self.architecture.max_positions
+        if not self.spec.resources.on_gpu():
+            limit = min(limit, rollout.max_num_batched_tokens)
+        return rollout.max_model_len or limit
 
     @property
     def trials(self) -> tuple[Run, ...]:
@@ -171,149 +173,3 @@ class Plan:
     @property
     def evaluation_responses(self) -> int:
         return sum(self.evaluation_responses_by_suite)
-
-
-def make_plan(spec: SweepSpec, fetch: bool = True) -> Plan:
-    """Resolve everything that the spec leaves to the model, and check what it refers to.
-
-    Args:
-        spec: of the sweep.
-        fetch: load prompts from wherever they are, as a run must. Without it, what is not on this machine is left
-            `unchecked`, and the study's models need no hub.
-
-    Raises:
-        SpecError: layers that the model lacks, a model or data that is not there, prompts that the task cannot
-            give, an output that cannot be written.
-    """
-    problems: list[str] = []
-    architecture = None
-    try:
-        architecture, shape_source, source = shape_of(spec, from_table=not fetch)
-        layers = resolve_layers(spec.layers, architecture.layers)
-    except ValueError as error:
-        problems.append(str(error))
-    unchecked: list[str] = []
-    fingerprints: dict[str, str] = {}
-    for path, config, counts in _prompt_sources(spec):
-        if not fetch and (needed := getattr(config, "fetched", None)):
-            unchecked.append(needed)
-        else:
-            try:
-                fingerprints |= _check_prompts(path, config, counts)
-            except (ValueError, OSError) as error:
-                problems.append(f"{path}: {error}")
-    problems += _output_problems(spec)
-    if architecture and architecture.heads % spec.rollout.tensor_parallel_size:
-        problems.append(
-            f"rollout.tensor_parallel_size: {spec.rollout.tensor_parallel_size} does not divide the model's "
-            f"{architecture.heads} attention heads"
-        )
-    if problems:
-        raise SpecError(problems)
-    selections = ([Selection.full()] if spec.include_full else []) + [Selection.layer(k) for k in layers]
-    runs = tuple(Run(selection, seed) for seed in spec.seeds for selection in selections)
-    plan = Plan(spec, architecture, runs, shape_source, tuple(dict.fromkeys(unchecked)), fingerprints, source)
-    if problems := _search_problems(plan) or _combine_problems(plan):
-        raise SpecError(problems)
-    return plan
-
-
-def _search_problems(plan: Plan) -> list[str]:
-    try:
-        plan.rungs  # noqa: B018  computed to see whether the budget is feasible
-    except ValueError as error:
-        return [f"layers.search: {error}"]
-    return []
-
-
-def _combine_problems(plan: Plan) -> list[str]:
-    """Whether the profile is there and has layers enough; picking from this sweep itself comes later."""
-    spec = plan.spec
-    if not spec.profile:
-        return [problem for i, run in enumerate(spec.combine) for problem in _pick_problems(plan, run, f"combine[{i}]")]
-    from .combined_runs import pick, read_profile
-
-    try:
-        table = read_profile(spec.profile)
-        for run in spec.combine:
-            pick(run, table, plan.architecture.layers)
-    except ValueError as error:
-        return [str(error)]
-    return []
-
-
-def _pick_problems(plan: Plan, run: CombinedRun, where: str) -> list[str]:
-    """Whether the sweep itself will have the layers to pick from."""
-    kind, wanted = run.which
-    if kind == "middle":
-        there = plan.architecture.layers
-    elif plan.rungs:
-        if kind == "worst":
-            return [f"{where}: a search stops the worst layers before it knows them; name another sweep as `profile`"]
-        there = plan.rungs[-1].layers
-    else:
-        there = sum(run.selection.kind == "layer" for run in plan.runs) // len(plan.spec.seeds)
-    if wanted <= there:
-        return []
-    which = "trains to the end" if kind != "middle" and plan.rungs else "has"
-    return [f"{where}: {run.name} needs {wanted} layer runs, the sweep {which} {there}"]
-
-
-def _prompt_sources(spec: SweepSpec) -> Iterator[tuple[str, TaskConfig, dict[Split, int]]]:
-    """Each section that gives prompts, and how many of which split are needed of it."""
-    yield "task", spec.task, {"train": spec.training.prompts_per_step}
-    for i, suite in enumerate(spec.evaluation.suites):
-        counts = {"selection": suite.prompts, "final": suite.final_prompts}
-        yield f"evaluation.suites[{i}]", suite.task or spec.task, counts
-
-
-def _check_prompts(path: str, config: TaskConfig, counts: dict[Split, int]) -> dict[str, str]:
-    """Whether the task gives as many prompts as asked for; the fingerprint of its data, if it reads any.
-
-    Raises:
-        ValueError, OSError: it does not.
-    """
-    task = config.build()
-    for split, count in counts.items():
-        if count:
-            task.prompts(split, count)
-    return {path: task.data.fingerprint()} if hasattr(task, "data") else {}
-
-
-def _output_problems(spec: SweepSpec) -> list[str]:
-    """Reasons why no file can be written to the output; tried with one that is removed again, as is every folder made
-    for it."""
-    try:
-        filesystem, path = located(absolute_folder(spec.output))
-    except SpecError as error:
-        return error.problems
-    except (ValueError, ImportError) as error:
-        return [f"output: {spec.output}: {error}"]
-    if "http" in filesystem.protocol:
-        return [f"output: {spec.output}: web addresses can only be read; name a folder or bucket"]
-    folder = path.rstrip("/")
-    probe = f"{folder}/.layersweep-{uuid.uuid4().hex}"
-    missing = []
-    try:
-        if not is_object_store(filesystem):  # a bucket is never made: its name may be misspelt
-            missing = _missing_folders(filesystem, folder)
-            filesystem.makedirs(folder, exist_ok=True)
-        filesystem.pipe_file(probe, b"")
-        filesystem.rm_file(probe)
-    except Exception as error:  # object stores raise classes of their own, often none of OSError's
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        return [f"output: cannot write to {spec.output} ({reason}); name a folder or bucket that you may write to"]
-    finally:
-        for made in missing:
-            with contextlib.suppress(Exception):  # it was never made
-                filesystem.rmdir(made)
-    return []
-
-
-def _missing_folders(filesystem: Any, folder: str) -> list[str]:
-    """The folder and its parents as far as they do not exist, innermost first."""
-    missing = []
-    while folder and not filesystem.exists(folder):
-        missing.append(folder)
-        folder = folder.rpartition("/")[0]  # empty where there is no parent
-    return missing

@@ -9,7 +9,6 @@ from importlib.resources import files
 from pathlib import Path
 
 from layersweep.orchestrator.spec.errors import SpecError
-from layersweep.orchestrator.spec.folders import absolute_folder
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.orchestrator.spec.yaml_core import write_yaml
 
@@ -43,11 +42,6 @@ def shipment(spec: SweepSpec, folder: str | None) -> Iterator[str]:
         data = write_yaml(spec.model_dump(mode="json"))
         Path(staging, SPEC).write_text(data, encoding="utf-8")
         yield staging
-
-
-def at_home(spec: SweepSpec) -> SweepSpec:
-    """The spec with an output that means the same in a job, whose working folder vanishes with it."""
-    return spec.model_copy(update={"output": absolute_folder(spec.output)})
 
 
 def environment(variables: list[str]) -> dict[str, str]:

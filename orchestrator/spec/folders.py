@@ -5,8 +5,8 @@ from pathlib import Path
 from .errors import SpecError
 
 
-def absolute_folder(folder: str) -> str:
-    """The folder as every process sees it, whatever its own working folder; URIs stay as they are.
+def absolute_folder(folder: str, field: str = "output") -> str:
+    """The folder or file as every process sees it, whatever its own working folder; URIs stay as they are.
 
     Raises:
         SpecError: it begins with `~name`, and this machine knows no home folder of that name.
@@ -16,5 +16,5 @@ def absolute_folder(folder: str) -> str:
     except RuntimeError as error:
         user = folder.partition("/")[0]
         raise SpecError(
-            [f"output: {folder}: {user} names no home folder on this machine; write the path out"]
+            [f"{field}: {folder}: {user} names no home folder on this machine; write the path out"]
         ) from error

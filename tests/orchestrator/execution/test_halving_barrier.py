@@ -8,8 +8,8 @@ import pytest
 from layersweep.orchestrator.commands.show_plan import show_plan
 from layersweep.orchestrator.execution.failures import RungDecisionFailed
 from layersweep.orchestrator.execution.halving_barrier import SuccessiveHalvingBarrier
+from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.planning.combined_runs import pick
-from layersweep.orchestrator.planning.plan import make_plan
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.layers import CombinedRun
 from layersweep.orchestrator.spec.load import parse_spec

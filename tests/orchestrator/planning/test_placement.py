@@ -9,7 +9,7 @@ from ray.util import placement_group, remove_placement_group
 
 from layersweep.cli import DEMO
 from layersweep.orchestrator.execution.shared_gpus import SharedGpu, SharedGpuPool, gpu_bundle
-from layersweep.orchestrator.planning.plan import make_plan
+from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.spec.load import load_spec
 from layersweep.workers.actors.gpu_share import aboard
 from layersweep.workers.actors.shared_gpu import gang, on

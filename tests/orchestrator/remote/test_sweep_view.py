@@ -12,7 +12,7 @@ import yaml
 
 from layersweep.cli import DEMO, main
 from layersweep.orchestrator.commands.status import overview, pull
-from layersweep.orchestrator.remote.job_package import at_home, environment, shipment
+from layersweep.orchestrator.remote.job_package import environment, shipment
 from layersweep.orchestrator.remote.ray_token import show_token
 from layersweep.orchestrator.remote.sweep_view import SweepView
 from layersweep.orchestrator.spec.errors import SpecError
@@ -63,7 +63,7 @@ def test_rays_own_switch_wins(no_token, monkeypatch):
 
 def test_a_shipment_holds_code_spec_and_the_users_folder(tmp_path):
     (tmp_path / "mine.py").write_text("x = 1")
-    spec = at_home(load_spec(DEMO))
+    spec = load_spec(DEMO)
     with shipment(spec, str(tmp_path)) as staging:
         assert load_spec(f"{staging}/sweep.yaml") == spec
         for file in (
@@ -81,13 +81,6 @@ def test_a_folder_that_would_hide_the_code_is_refused(tmp_path):
     (tmp_path / "layersweep").mkdir()
     with pytest.raises(SpecError, match="its layersweep would hide"), shipment(load_spec(DEMO), str(tmp_path)):
         pass
-
-
-def test_output_means_the_same_in_a_job(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    spec = load_spec(DEMO)  # output: runs
-    assert at_home(spec).output == f"{tmp_path}/runs"
-    assert at_home(spec.model_copy(update={"output": "s3://bucket/runs"})).output == "s3://bucket/runs"
 
 
 def test_environment_variables(monkeypatch):

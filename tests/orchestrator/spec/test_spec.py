@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from layersweep.cli import DEMO, main
-from layersweep.orchestrator.planning.plan import make_plan
+from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.layers import resolve_layers
 from layersweep.orchestrator.spec.load import load_spec, parse_spec
