@@ -102,11 +102,6 @@ def _with_prompts(plan: Plan, model: ResolvedModel, tasks: dict[str, Any]) -> Pl
     except TemplateError as error:
         raise SpecError([f"model.chat_template: it refuses a prompt ({error}); give another template"]) from error
     problems += fit.problems
-    for use in uses:
-        try:
-            use.task.prompts(use.split, use.count)
-        except ValueError as error:
-            problems.append(f"{use.section}: {error}")
     if problems:
         raise SpecError(problems)
     read = {section: task.data for section, task in tasks.items() if hasattr(task, "data")}
