@@ -147,7 +147,7 @@ def _check_weights(folder: Path, shape: Architecture, read_all: bool) -> None:
     tensors = stored_tensors(folder)
     expected = dict(_expected(shape))
     required = expected if not shape.tied else {k: v for k, v in expected.items() if k != "lm_head.weight"}
-    if foreign := sorted({tensor.dtype for tensor in tensors.values()} - DTYPES.keys()):
+    if foreign := sorted({tensor.dtype for tensor in tensors.values()} - DTYPES):
         raise ValueError(f"weights stored as {', '.join(foreign)} cannot be trained; take the model in 16 or 32 bits")
     if missing := [name for name in required if name not in tensors]:
         raise ValueError(f"the weights lack {_listed(missing)}; download the model again")
