@@ -1,4 +1,4 @@
-"""From prompts to tokens: the one place that renders messages with a chat template and calls the tokenizer."""
+"""Tokens of prompts: the one place that renders messages with a chat template and calls the tokenizer."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""From a spec to a plan: models resolved, layers numbered, everything checked that can be before a sweep starts."""
+"""Making a plan from a spec: models resolved, layers numbered, and all checked that can be before a sweep starts."""
 
 import contextlib
 import uuid
@@ -60,7 +60,7 @@ def make_plan(spec: SweepSpec, fetch: bool = True) -> Plan:
 
 
 def _built_tasks(spec: SweepSpec, fetch: bool) -> tuple[dict[str, Any], list[str], list[str]]:
-    """The tasks by section of the spec; what is not on this machine; what is wrong with the others."""
+    """Build the tasks by section of the spec. Returns them, what is not on this machine, and the others' problems."""
     tasks: dict[str, Any] = {}
     unchecked: list[str] = []
     problems: list[str] = []
@@ -83,7 +83,7 @@ def _task_sections(spec: SweepSpec) -> Iterator[tuple[str, Any]]:
 
 
 def _with_prompts(plan: Plan, model: ResolvedModel, tasks: dict[str, Any]) -> Plan:
-    """The plan with what became of the rows, and the prompts' fingerprints.
+    """Complete the plan by the counts of rows and the prompts' fingerprints.
 
     Raises:
         SpecError: a section that has fewer prompts than it needs, prompts that the model cannot be shown.
@@ -110,7 +110,7 @@ def _with_prompts(plan: Plan, model: ResolvedModel, tasks: dict[str, Any]) -> Pl
 
 
 def _encoder(spec: SweepSpec, model: ResolvedModel, sections: list[tuple[str, Any]]) -> tuple[Encode | None, list[str]]:
-    """What turns prompts into tokens, None where no tokenizer is at hand; and what is wrong with it."""
+    """Return the function that tokenizes prompts, None where no tokenizer is at hand; and the problems with it."""
     if not isinstance(spec.model, PretrainedModel):
         # The tiny model has a token for each character.
         return (lambda prompts: (prompt.text for prompt in prompts)), []
@@ -141,7 +141,7 @@ def _search_problems(plan: Plan) -> list[str]:
 
 
 def _combine_problems(plan: Plan) -> list[str]:
-    """Whether the profile is there and has layers enough; picking from this sweep itself comes later."""
+    """List what the profile lacks for combined runs; picking from this sweep itself comes later."""
     spec = plan.spec
     if not spec.profile:
         return [problem for i, run in enumerate(spec.combine) for problem in _pick_problems(plan, run, f"combine[{i}]")]
@@ -157,7 +157,7 @@ def _combine_problems(plan: Plan) -> list[str]:
 
 
 def _pick_problems(plan: Plan, run: CombinedRun, where: str) -> list[str]:
-    """Whether the sweep itself will have the layers to pick from."""
+    """List layer runs that a combined run picks from and that the sweep itself will not have."""
     kind, wanted = run.which
     if kind == "middle":
         there = plan.architecture.layers

@@ -1,4 +1,4 @@
-"""What a spec's model is on this machine: its shape, from a folder, the hub or a table, and where its files lie."""
+"""Resolving a spec's model on this machine: its shape, from a folder, the hub or a table, and its files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,13 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """What a spec's `model` section means on this machine."""
+    """Model of a spec as found on this machine."""
 
     architecture: Architecture
     shape_source: str = ""
-    """Where the architecture comes from, if not from the model's own config.json."""
+    """Origin of the architecture, if not the model's own config.json."""
     source: ModelSource | None = None
-    """What actors load from; None for the tiny model, and where the shape is from the table."""
+    """Source that actors load from; None for the tiny model, and where the shape is from the table."""
     folder: Path | None = None
     """A local folder with the weights; None of a hub name and of the tiny model."""
     tokenizer: Path | None = None

@@ -1,4 +1,4 @@
-"""Whether a model folder can be swept: everything in its files that would end a run, found before one starts."""
+"""Checks of a model folder: everything in its files that would end a run, found before one starts."""
 
 import json
 import re
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # transformers, which a plan without local model does without
     from layersweep.rollout.prompt_encoder import PromptEncoder
 
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""Of vLLM's attention on CPUs; tests/orchestrator/planning/test_model_checks.py holds them against vLLM."""
+"""Head sizes of vLLM's attention on CPUs; tests/orchestrator/planning/test_model_checks.py compares with vLLM."""
 DTYPES = {"F32", "F16", "BF16"}
 """Stored dtypes that can be trained, as safetensors names them."""
 SINGLE = "model.safetensors"
@@ -33,7 +33,7 @@ SHOWN = 3
 
 
 def model_problems(spec: SweepSpec, model: ResolvedModel, weights_needed: bool) -> list[str]:
-    """What is wrong with a model, a line each; none for what is not on this machine.
+    """List a model's problems, a line each; none of what is not on this machine.
 
     Args:
         spec: of the sweep.
@@ -72,7 +72,7 @@ def model_problems(spec: SweepSpec, model: ResolvedModel, weights_needed: bool) 
 
 
 def tokenizer_problems(encoder: "PromptEncoder", model: ResolvedModel) -> list[str]:
-    """Whether every token that the tokenizer knows, and every one that ends a response, has an embedding."""
+    """List tokens without an embedding: of all that the tokenizer knows, and those that end a response."""
     rows = model.architecture.vocabulary
     known = encoder.tokenizer.get_vocab()
     outside = sorted(token for token, number in known.items() if number >= rows)
@@ -89,7 +89,7 @@ def tokenizer_problems(encoder: "PromptEncoder", model: ResolvedModel) -> list[s
 def template_problems(
     encoder: "PromptEncoder", model: PretrainedModel, sections: Sequence[tuple[str, Any]]
 ) -> list[str]:
-    """Whether messages can be rendered where task sections have some, with the template's arguments as given."""
+    """List task sections whose messages cannot be rendered, and arguments that the template does not know."""
     problems = []
     template = encoder.chat_template
     for section, config in sections:
@@ -112,7 +112,7 @@ def template_problems(
 
 
 def _field_of_messages(section: str, config: Any) -> str | None:
-    """The field that has a task section's prompts sent as messages; None where they are text."""
+    """Return the field that has a task section's prompts sent as messages; None where they are text."""
     if isinstance(getattr(config, "data", None), DataConfig):
         section, config = f"{section}.data", config.data
     if getattr(config, "chat", False):
@@ -121,7 +121,7 @@ def _field_of_messages(section: str, config: Any) -> str | None:
 
 
 def _check_config(folder: Path) -> None:
-    """Refuses what config.json says of weights that cannot be swept.
+    """Refuse a config.json that describes weights which cannot be swept.
 
     Raises:
         ValueError: says which field it is.
@@ -139,7 +139,7 @@ def _check_config(folder: Path) -> None:
 
 
 def _check_weights(folder: Path, shape: Architecture, read_all: bool) -> None:
-    """Refuses weights that are not there, not whole, or not those that config.json describes.
+    """Refuse weights that are not there, damaged, or not those that config.json describes.
 
     Raises:
         ValueError: says what is wrong with them.
@@ -163,7 +163,7 @@ def _check_weights(folder: Path, shape: Architecture, read_all: bool) -> None:
 
 
 def _expected(shape: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of all weights but biases."""
+    """Yield names and shapes of all weights but biases."""
     q, kv, hidden = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden
     yield "model.embed_tokens.weight", (shape.vocabulary, hidden)
     for k in range(shape.layers):
@@ -185,7 +185,7 @@ def _expected(shape: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _check_files(folder: Path) -> None:
-    """Refuses files of which transformers and vLLM would not load the same.
+    """Refuse files of which transformers and vLLM would not load the same.
 
     Raises:
         ValueError: says which files.

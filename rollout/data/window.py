@@ -9,7 +9,7 @@ from layersweep.rollout.config import SuiteConfig
 from layersweep.rollout.types import Prompt, Split
 
 SHOWN = 5
-"""Over-long prompts that a message names."""
+"""Number of over-long prompts that a message names."""
 
 Encode = Callable[[Sequence[Prompt]], Iterable[Sequence[int]]]
 
@@ -52,7 +52,7 @@ def prompt_uses(task: Any, suites: Sequence[tuple[SuiteConfig, Any]], prompts_pe
 
 @dataclass
 class Fit:
-    """What came of holding prompts against the window."""
+    """Result of holding prompts against the window."""
 
     problems: list[str] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
