@@ -1,4 +1,4 @@
-"""From prompts to tokens: the one place that renders messages with a chat template and calls the tokenizer."""
+"""Tokens of prompts: the one place that renders messages with a chat template and calls the tokenizer."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,18 +15,18 @@ class PromptEncoder:
     """A model's tokenizer and chat template.
 
     Args:
-        folder: of the model, or its hub name.
+        folder: of the model.
+        trust_remote_code: whether code that the folder brings may run.
         chat_template: Jinja text in place of the model's own template.
         template_arguments: further variables of the template, such as `enable_thinking`.
-        trust_remote_code: whether code that the folder brings may run.
     """
 
     def __init__(
         self,
         folder: str,
+        trust_remote_code: bool = False,
         chat_template: str | None = None,
         template_arguments: Mapping[str, Any] | None = None,
-        trust_remote_code: bool = False,
     ):
         self.tokenizer, self.stop_token_ids = load_tokenizer(folder, trust_remote_code)
         if chat_template is not None:
@@ -35,7 +35,7 @@ class PromptEncoder:
 
     @property
     def chat_template(self) -> str | None:
-        """What messages are rendered with; None where the model has no template."""
+        """Jinja text that messages are rendered with; None where the model has no template."""
         templates = self.tokenizer.chat_template
         return templates.get("default") if isinstance(templates, dict) else templates or None
 
@@ -58,17 +58,21 @@ class PromptEncoder:
         )
 
 
-def load_tokenizer(model: str, trust_remote_code: bool = False) -> tuple[Any, tuple[int, ...]]:
-    """Load the tokenizer, and the tokens that end a response: the generation config's and the tokenizer's own."""
-    if (Path(model) / "tokenizer.json").is_file():
+def load_tokenizer(folder: str, trust_remote_code: bool = False) -> tuple[Any, tuple[int, ...]]:
+    """Load a folder's tokenizer, and the tokens that end a response: the generation config's and the tokenizer's own.
+
+    Args:
+        trust_remote_code: whether code that the folder brings may run.
+    """
+    if (Path(folder) / "tokenizer.json").is_file():
         # The generic class reads tokenizer.json whole, and imports in a fifth of AutoTokenizer's time.
         from transformers import PreTrainedTokenizerFast as Loader
     else:
         from transformers import AutoTokenizer as Loader
-    tokenizer = Loader.from_pretrained(model, trust_remote_code=trust_remote_code)
+    tokenizer = Loader.from_pretrained(folder, trust_remote_code=trust_remote_code)
     stops = {tokenizer.eos_token_id}
     for name in ("generation_config.json", "config.json"):
-        path = Path(model) / name
+        path = Path(folder) / name
         if path.is_file():
             ends = json.loads(path.read_text()).get("eos_token_id")
             stops |= set(ends if isinstance(ends, list) else [ends])

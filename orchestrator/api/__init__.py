@@ -280,9 +280,9 @@ def export(
 
 
 def _absolute(folder: str) -> str:
-    from layersweep.orchestrator.spec.paths import absolute
+    from layersweep.orchestrator.spec.folders import absolute_folder
 
-    return absolute(folder)
+    return absolute_folder(folder)
 
 
 def _loop_is_running() -> bool:

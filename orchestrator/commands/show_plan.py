@@ -27,7 +27,7 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
         "model": f"{shape.name}, {shape.layers} layers, hidden {shape.hidden}, {shape.parameters:,} parameters, "
         f"{shape.layer_parameters:,} in a layer" + (f" ({plan.shape_source})" if plan.shape_source else ""),
         "task": f"{spec.task.type}, {spec.algorithm.type}",
-        **{section: str(report) for section, report in plan.data.items()},
+        **_data(plan),
         "each run": f"{training.steps} steps of {training.prompts_per_step} prompts x {training.group_size} responses, "
         f"{training.epochs * training.minibatches} optimizer steps each, at most {training.max_response_tokens} tokens "
         f"of a window of {plan.window}",
@@ -62,6 +62,12 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
     if plan.combined:
         console.print("The layers of combined runs are picked when the layer runs are finished; their sizes here are "
                       "those of as many layers in the middle.")  # fmt: skip
+
+
+def _data(plan: Plan) -> dict[str, str]:
+    """Rows of each data set, those dropped by reason, and prompts by split."""
+    names = {f"evaluation.suites[{i}]": f"data of {s.name}" for i, s in enumerate(plan.spec.evaluation.suites)}
+    return {names.get(section, "data"): str(report) for section, report in plan.data.items()}
 
 
 def _search(plan: Plan) -> dict[str, str]:

@@ -8,8 +8,8 @@ from typing import Any
 from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.folders import absolute_folder
 from layersweep.orchestrator.spec.load import load_spec
-from layersweep.orchestrator.spec.paths import absolute
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.orchestrator.spec.yaml_core import write_yaml
 from layersweep.workers.storage.files import located, write_atomically
@@ -67,9 +67,9 @@ def resume_sweep(
     """
     if sweep.endswith((".yaml", ".yml")):
         wanted = load_spec(spec or sweep, overrides)
-        folder = absolute(load_spec(sweep).folder)
+        folder = absolute_folder(load_spec(sweep).folder)
     else:
-        folder = absolute(sweep.rstrip("/"))
+        folder = absolute_folder(sweep.rstrip("/"))
         wanted = load_spec(spec or f"{folder}/sweep.yaml", overrides)
     try:
         experiment = SweepManifest.load(folder)

@@ -1,4 +1,4 @@
-"""From a spec to a plan: models resolved, layers numbered, everything checked that can be before a sweep starts."""
+"""Making a plan from a spec: models resolved, layers numbered, and all checked that can be before a sweep starts."""
 
 import contextlib
 import uuid
@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.folders import absolute_folder
 from layersweep.orchestrator.spec.layers import CombinedRun, resolve_layers
 from layersweep.orchestrator.spec.paths import with_absolute_paths
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
@@ -51,15 +52,15 @@ def make_plan(spec: SweepSpec, fetch: bool = True) -> Plan:
         raise SpecError(problems)
     selections = ([Selection.full()] if spec.include_full else []) + [Selection.layer(k) for k in layers]
     runs = tuple(Run(selection, seed) for seed in spec.seeds for selection in selections)
-    unchecked = tuple(dict.fromkeys(unchecked))
-    plan = Plan(spec, model.architecture, runs, model.shape_source, unchecked, source=model.source)
+    unchecked = list(dict.fromkeys(unchecked))
+    plan = Plan(spec, model.architecture, runs, model.shape_source, tuple(unchecked), source=model.source)
     if problems := _search_problems(plan) or _combine_problems(plan):
         raise SpecError(problems)
     return _with_prompts(plan, model, tasks)
 
 
 def _built_tasks(spec: SweepSpec, fetch: bool) -> tuple[dict[str, Any], list[str], list[str]]:
-    """The tasks by section of the spec; what is not on this machine; what is wrong with the others."""
+    """Build the tasks by section of the spec. Returns them, what is not on this machine, and the others' problems."""
     tasks: dict[str, Any] = {}
     unchecked: list[str] = []
     problems: list[str] = []
@@ -82,7 +83,7 @@ def _task_sections(spec: SweepSpec) -> Iterator[tuple[str, Any]]:
 
 
 def _with_prompts(plan: Plan, model: ResolvedModel, tasks: dict[str, Any]) -> Plan:
-    """The plan with what became of the rows, and the prompts' fingerprints.
+    """Complete the plan by the counts of rows and the prompts' fingerprints.
 
     Raises:
         SpecError: a section that has fewer prompts than it needs, prompts that the model cannot be shown.
@@ -101,11 +102,6 @@ def _with_prompts(plan: Plan, model: ResolvedModel, tasks: dict[str, Any]) -> Pl
     except TemplateError as error:
         raise SpecError([f"model.chat_template: it refuses a prompt ({error}); give another template"]) from error
     problems += fit.problems
-    for use in uses:
-        try:
-            use.task.prompts(use.split, use.count)
-        except ValueError as error:
-            problems.append(f"{use.section}: {error}")
     if problems:
         raise SpecError(problems)
     read = {section: task.data for section, task in tasks.items() if hasattr(task, "data")}
@@ -114,7 +110,7 @@ def _with_prompts(plan: Plan, model: ResolvedModel, tasks: dict[str, Any]) -> Pl
 
 
 def _encoder(spec: SweepSpec, model: ResolvedModel, sections: list[tuple[str, Any]]) -> tuple[Encode | None, list[str]]:
-    """What turns prompts into tokens, None where no tokenizer is at hand; and what is wrong with it."""
+    """Return the function that tokenizes prompts, None where no tokenizer is at hand; and the problems with it."""
     if not isinstance(spec.model, PretrainedModel):
         # The tiny model has a token for each character.
         return (lambda prompts: (prompt.text for prompt in prompts)), []
@@ -123,7 +119,12 @@ def _encoder(spec: SweepSpec, model: ResolvedModel, sections: list[tuple[str, An
     from layersweep.rollout.prompt_encoder import PromptEncoder  # transformers: seconds
 
     try:
-        encoder = PromptEncoder(str(model.tokenizer), spec.model.chat_template, spec.model.template_arguments)
+        encoder = PromptEncoder(
+            str(model.tokenizer),
+            spec.model.trust_remote_code,
+            spec.model.chat_template,
+            spec.model.template_arguments,
+        )
     except Exception as error:  # files that are no tokenizer raise anything
         reason = " ".join(str(error).split())
         return None, [f"model.path: the tokenizer of {model.tokenizer} cannot be loaded ({reason})"]
@@ -140,7 +141,7 @@ def _search_problems(plan: Plan) -> list[str]:
 
 
 def _combine_problems(plan: Plan) -> list[str]:
-    """Whether the profile is there and has layers enough; picking from this sweep itself comes later."""
+    """List what the profile lacks for combined runs; picking from this sweep itself comes later."""
     spec = plan.spec
     if not spec.profile:
         return [problem for i, run in enumerate(spec.combine) for problem in _pick_problems(plan, run, f"combine[{i}]")]
@@ -156,7 +157,7 @@ def _combine_problems(plan: Plan) -> list[str]:
 
 
 def _pick_problems(plan: Plan, run: CombinedRun, where: str) -> list[str]:
-    """Whether the sweep itself will have the layers to pick from."""
+    """List layer runs that a combined run picks from and that the sweep itself will not have."""
     kind, wanted = run.which
     if kind == "middle":
         there = plan.architecture.layers
@@ -176,7 +177,9 @@ def _output_problems(spec: SweepSpec) -> list[str]:
     """Reasons why no file can be written to the output; tried with one that is removed again, as is every folder made
     for it."""
     try:
-        filesystem, path = located(spec.output)
+        filesystem, path = located(absolute_folder(spec.output))
+    except SpecError as error:
+        return error.problems
     except (ValueError, ImportError) as error:
         return [f"output: {spec.output}: {error}"]
     if "http" in filesystem.protocol:

@@ -1,4 +1,4 @@
-"""The shape of the model that a spec means: from a folder, from the hub, or for a plan without hub from a table."""
+"""Resolving a spec's model on this machine: its shape, from a folder, the hub or a table, and its files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,13 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """What a spec's `model` section means on this machine."""
+    """Model of a spec as found on this machine."""
 
     architecture: Architecture
     shape_source: str = ""
-    """Where the architecture comes from, if not from the model's own config.json."""
+    """Origin of the architecture, if not the model's own config.json."""
     source: ModelSource | None = None
-    """What actors load from; None of the tiny model, and where the architecture is from the table."""
+    """Source that actors load from; None for the tiny model, and where the shape is from the table."""
     folder: Path | None = None
     """A local folder with the weights; None of a hub name and of the tiny model."""
     tokenizer: Path | None = None
@@ -38,21 +38,20 @@ def resolve_model(spec: SweepSpec, from_table: bool) -> ResolvedModel:
     Raises:
         ValueError: there is no such model, or it is of a kind that is not supported.
     """
-    model = spec.model
-    if isinstance(model, TinyModel):
+    if isinstance(spec.model, TinyModel):
         from layersweep.workers.startup.tiny_model import tiny_config
 
         # Two special tokens beside the alphabet.
         vocabulary = len(set(spec.task.build().alphabet)) + 2
-        return ResolvedModel(Architecture.from_config(tiny_config(model, vocabulary)))
+        return ResolvedModel(Architecture.from_config(tiny_config(spec.model, vocabulary)))
     try:
-        source, folder = resolve_source(model)
+        source, folder = resolve_source(spec.model)
         architecture = Architecture.from_folder(folder)
-        local = source.revision is None
-        if not local and not from_table:
-            folder = source.tokenizer_folder()
+        on_hub = source.revision is not None
+        if on_hub and not from_table:
+            folder = source.fetch(weights=False)
     except HubOutOfReach as error:
-        known = KNOWN_MODELS.get(model.path)
+        known = KNOWN_MODELS.get(spec.model.path)
         if not from_table or known is None:
             raise ValueError(f"model.path: {error}") from error
         return ResolvedModel(
@@ -60,5 +59,5 @@ def resolve_model(spec: SweepSpec, from_table: bool) -> ResolvedModel:
         )
     except ValueError as error:
         raise ValueError(f"model.path: {error}") from error
-    has_tokenizer = any((folder / name).is_file() for name in TOKENIZERS)
-    return ResolvedModel(architecture, "", source, folder if local else None, folder if has_tokenizer else None)
+    tokenizer = folder if any((folder / name).is_file() for name in TOKENIZERS) else None
+    return ResolvedModel(architecture, "", source, None if on_hub else folder, tokenizer)

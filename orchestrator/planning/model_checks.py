@@ -1,15 +1,16 @@
-"""Whether a model folder can be swept: everything in its files that would end a run, found before one starts."""
+"""Checks of a model folder: everything in its files that would end a run, found before one starts."""
 
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import PretrainedModel
 from layersweep.policies.model.architecture import Architecture
-from layersweep.policies.model.checkpoint import non_finite, stored_tensors
+from layersweep.policies.model.checkpoint import INDEX, StoredTensor, non_finite, shards, stored_tensors
 from layersweep.rollout.data.prompt_data import DataConfig
 from layersweep.rollout.types import Prompt
 
@@ -19,14 +20,20 @@ if TYPE_CHECKING:  # transformers, which a plan without local model does without
     from layersweep.rollout.prompt_encoder import PromptEncoder
 
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""Of vLLM's attention on CPUs; tests/orchestrator/planning/test_model_checks.py holds them against vLLM."""
-TRAINABLE_DTYPES = {"F32", "F16", "BF16"}
+"""Head sizes of vLLM's attention on CPUs; tests/orchestrator/planning/test_model_checks.py compares with vLLM."""
+DTYPES = {"F32", "F16", "BF16"}
 """Stored dtypes that can be trained, as safetensors names them."""
+SINGLE = "model.safetensors"
+READ_BY_PLAN = 1 << 30
+"""Bytes of weights that a plan looks through for NaN. Of larger models it reads vectors and the beginnings of matrices;
+a run reads all."""
+BEGINNING = 1 << 16
+"""Bytes of a matrix's beginning."""
 SHOWN = 3
 
 
 def model_problems(spec: SweepSpec, model: ResolvedModel, weights_needed: bool) -> list[str]:
-    """What is wrong with a model, a line each; none for what is not on this machine.
+    """List a model's problems, a line each; none of what is not on this machine.
 
     Args:
         spec: of the sweep.
@@ -55,7 +62,8 @@ def model_problems(spec: SweepSpec, model: ResolvedModel, weights_needed: bool) 
     try:
         _check_config(model.folder)
         if weights_needed or any(model.folder.glob("*.safetensors")):
-            _check_weights(model.folder, shape)
+            _check_files(model.folder)
+            _check_weights(model.folder, shape, read_all=weights_needed)
     except ValueError as error:
         problems.append(f"model.path: {model.folder}: {error}")
     if weights_needed and model.tokenizer is None:
@@ -64,7 +72,7 @@ def model_problems(spec: SweepSpec, model: ResolvedModel, weights_needed: bool) 
 
 
 def tokenizer_problems(encoder: "PromptEncoder", model: ResolvedModel) -> list[str]:
-    """Whether every token that the tokenizer knows, and every one that ends a response, has an embedding."""
+    """List tokens without an embedding: of all that the tokenizer knows, and those that end a response."""
     rows = model.architecture.vocabulary
     known = encoder.tokenizer.get_vocab()
     outside = sorted(token for token, number in known.items() if number >= rows)
@@ -81,7 +89,7 @@ def tokenizer_problems(encoder: "PromptEncoder", model: ResolvedModel) -> list[s
 def template_problems(
     encoder: "PromptEncoder", model: PretrainedModel, sections: Sequence[tuple[str, Any]]
 ) -> list[str]:
-    """Whether messages can be rendered where task sections have some, with the template's arguments as given."""
+    """List task sections whose messages cannot be rendered, and arguments that the template does not know."""
     problems = []
     template = encoder.chat_template
     for section, config in sections:
@@ -104,7 +112,7 @@ def template_problems(
 
 
 def _field_of_messages(section: str, config: Any) -> str | None:
-    """The field that has a task section's prompts sent as messages; None where they are text."""
+    """Return the field that has a task section's prompts sent as messages; None where they are text."""
     if isinstance(getattr(config, "data", None), DataConfig):
         section, config = f"{section}.data", config.data
     if getattr(config, "chat", False):
@@ -113,7 +121,7 @@ def _field_of_messages(section: str, config: Any) -> str | None:
 
 
 def _check_config(folder: Path) -> None:
-    """Refuses what config.json says of weights that cannot be swept.
+    """Refuse a config.json that describes weights which cannot be swept.
 
     Raises:
         ValueError: says which field it is.
@@ -130,8 +138,8 @@ def _check_config(folder: Path) -> None:
             raise ValueError(f"{field}: true of config.json is not supported for {name}; choose a model without")
 
 
-def _check_weights(folder: Path, shape: Architecture) -> None:
-    """Refuses weights that are not there, not whole, or not those that config.json describes.
+def _check_weights(folder: Path, shape: Architecture, read_all: bool) -> None:
+    """Refuse weights that are not there, damaged, or not those that config.json describes.
 
     Raises:
         ValueError: says what is wrong with them.
@@ -139,7 +147,7 @@ def _check_weights(folder: Path, shape: Architecture) -> None:
     tensors = stored_tensors(folder)
     expected = dict(_expected(shape))
     required = expected if not shape.tied else {k: v for k, v in expected.items() if k != "lm_head.weight"}
-    if foreign := sorted({tensor.dtype for tensor in tensors.values()} - TRAINABLE_DTYPES):
+    if foreign := sorted({tensor.dtype for tensor in tensors.values()} - DTYPES):
         raise ValueError(f"weights stored as {', '.join(foreign)} cannot be trained; take the model in 16 or 32 bits")
     if missing := [name for name in required if name not in tensors]:
         raise ValueError(f"the weights lack {_listed(missing)}; download the model again")
@@ -149,12 +157,13 @@ def _check_weights(folder: Path, shape: Architecture) -> None:
     for name, wanted in expected.items():
         if name in tensors and tensors[name].shape != wanted:
             raise ValueError(f"{name} is {tensors[name].shape}, by config.json it is {wanted}; one of the two is wrong")
-    if broken := non_finite(tensors):
-        raise ValueError(f"{_listed(broken)} hold NaN or infinite numbers; the model is damaged")
+    read_all = read_all or sum(len(tensor.content) for tensor in tensors.values()) <= READ_BY_PLAN
+    if broken := non_finite({name: _looked_at(tensor, read_all) for name, tensor in tensors.items()}):
+        raise ValueError(f"{broken} holds NaN or infinite values: the checkpoint is damaged")
 
 
 def _expected(shape: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of all weights but biases."""
+    """Yield names and shapes of all weights but biases."""
     q, kv, hidden = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden
     yield "model.embed_tokens.weight", (shape.vocabulary, hidden)
     for k in range(shape.layers):
@@ -173,6 +182,32 @@ def _expected(shape: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{block}.mlp.down_proj.weight", (hidden, shape.intermediate)
     yield "model.norm.weight", (hidden,)
     yield "lm_head.weight", (shape.vocabulary, hidden)
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse files of which transformers and vLLM would not load the same.
+
+    Raises:
+        ValueError: says which files.
+    """
+    there = {path.name for path in folder.glob("*.safetensors")}
+    if (folder / INDEX).is_file():
+        if SINGLE in there and SINGLE not in {path.name for path in shards(folder)}:
+            raise ValueError(f"{SINGLE} and {INDEX} name two sets of weights; remove one")
+    elif SINGLE in there:
+        if others := sorted(there - {SINGLE}):
+            raise ValueError(f"beside {SINGLE} there is {_listed(others)}, which vLLM loads too; remove it")
+    else:
+        pickled = any(path.suffix in (".bin", ".pt", ".pth") for path in folder.iterdir())
+        found = (
+            f"; there is {_listed(sorted(there))}" if there else
+            "; pickled weights (*.bin, *.pt) are not loaded: they can run code" if pickled else ""
+        )  # fmt: skip
+        raise ValueError(f"it holds neither {SINGLE} nor {INDEX}{found}")
+
+
+def _looked_at(tensor: StoredTensor, whole: bool) -> StoredTensor:
+    return tensor if whole or len(tensor.shape) < 2 else replace(tensor, content=tensor.content[:BEGINNING])
 
 
 def _json(path: Path) -> dict[str, Any]:

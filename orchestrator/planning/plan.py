@@ -1,4 +1,4 @@
-"""What a sweep will do: its runs, their sizes and counts. checks.py makes it from a spec."""
+"""The plan of a sweep: its runs, their sizes and counts. checks.py makes it from a spec."""
 
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ class Run:
     selection: Selection
     seed: int
     learning_rate: float | None = None
-    """Of a trial; None is that of the run's kind."""
+    """Learning rate of a trial; None is that of the run's kind."""
 
     @property
     def trial(self) -> bool:
@@ -36,23 +36,24 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep will do."""
+    """Everything that a sweep will do."""
 
     spec: SweepSpec
     architecture: Architecture
     runs: tuple[Run, ...]
     """Every run that trains; the base is evaluated besides."""
     shape_source: str = ""
-    """Where the architecture comes from, if not from the model's own config.json."""
+    """Origin of the architecture, if not the model's own config.json."""
     unchecked: tuple[str, ...] = ()
-    """What only a run fetches, and only a run checks therefore."""
+    """Names of what only a run fetches, and therefore only a run checks."""
     fingerprints: dict[str, str] = field(default_factory=dict)
-    """Of the prompts and their answers by section of the spec, where a section reads data; of the prompts' tokens by
+    """Hashes of prompts and their answers by section of the spec, where a section reads data; of the prompts' tokens by
     section and split, where the tokenizer is at hand."""
     source: ModelSource | None = None
-    """Where all actors load a pretrained base from: folder or hub name, commit, trust. None for the tiny model."""
+    """Source that all actors load a pretrained base from: folder or hub name, commit, trust, template. None for the
+    tiny model."""
     data: dict[str, DataReport] = field(default_factory=dict)
-    """What became of the rows of a data set, by section of the spec."""
+    """Counts of what became of a data set's rows, by section of the spec."""
 
     @property
     def folder(self) -> str:
@@ -92,7 +93,7 @@ class Plan:
         )
 
     def steps(self, run: Run) -> int:
-        """That a run trains."""
+        """Training steps of a run."""
         return self.spec.training.learning_rate.steps if run.trial else self.spec.training.steps
 
     @property
@@ -105,7 +106,7 @@ class Plan:
         return len(selection.layers) * self.architecture.layer_parameters
 
     def push_bytes(self, selection: Selection) -> int:
-        """What travels from trainer to engine after each step."""
+        """Bytes that travel from trainer to engine after each step."""
         return self.trainable_parameters(selection) * self.element_bytes
 
     def trainer_bytes(self, selection: Selection) -> int:
@@ -116,7 +117,7 @@ class Plan:
 
     @property
     def rungs(self) -> "list[Rung]":
-        """Of the spec's search; empty without one."""
+        """Rungs of the spec's search; empty without one."""
         if not isinstance(self.spec.layers, LayerSearch):
             return []
         from layersweep.orchestrator.statistics.halving_schedule import HalvingSchedule
@@ -136,7 +137,8 @@ class Plan:
         return self.architecture.parameters * self.element_bytes
 
     def expected_steps(self, run: Run) -> float:
-        """That a run trains; of a search's layers, which may stop at any rung, the mean over all of them."""
+        """Expected training steps of a run. For layers in a search this is the mean over all of them, since each may be
+        pruned."""
         if run.selection.kind != "layer" or run.trial or not self.rungs:
             return self.steps(run)
         from layersweep.orchestrator.statistics.halving_schedule import cost
@@ -145,14 +147,15 @@ class Plan:
 
     @property
     def training_responses(self) -> int:
-        """Over all runs and trials; the first step's batch is shared by those of a seed."""
+        """Training responses over all runs and trials; the first step's batch is shared by those of a seed."""
         training, runs = self.spec.training, (*self.runs, *self.trials, *self.combined)
         steps = round(sum(self.expected_steps(run) for run in runs))
         return training.prompts_per_step * training.group_size * (steps - len(runs) + len(self.spec.seeds))
 
     @property
     def evaluation_responses_by_suite(self) -> list[int]:
-        """Over base, trials, runs and all times that they are scored, the final split included."""
+        """Evaluation responses by suite, over base, trials, runs and all times that they are scored; with the final
+        split."""
         evaluation, seeds, rungs = self.spec.evaluation, len(self.spec.seeds), self.rungs
         layers = sum(run.selection.kind == "layer" for run in self.runs)
         others = len(self.runs) - layers + len(self.combined)

@@ -2,26 +2,15 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from layersweep.policies.config import PretrainedModel
 from layersweep.rollout.data.prompt_data import DataConfig
 from layersweep.workers.startup.gguf_model import PACKAGED
 
 from .errors import SpecError
+from .folders import absolute_folder
 from .sweep_spec import SweepSpec
-
-
-def absolute(path: str) -> str:
-    """A path as every process sees it: actors and jobs have working folders of their own. URIs stay as they are.
-
-    Raises:
-        SpecError: it begins with `~name`, and this machine knows no home folder of that name.
-    """
-    try:
-        return path if "://" in path else str(Path(path).expanduser().absolute())
-    except RuntimeError as error:
-        user = path.partition("/")[0]
-        raise SpecError([f"{path}: {user} names no home folder on this machine; write the path out"]) from error
 
 
 def with_absolute_paths(spec: SweepSpec, taken_along: str | None = None) -> SweepSpec:
@@ -32,28 +21,35 @@ def with_absolute_paths(spec: SweepSpec, taken_along: str | None = None) -> Swee
         taken_along: a folder that travels with a job, which runs in it: what is found there stays relative.
 
     Raises:
-        SpecError: a chat template that cannot be read.
+        SpecError: a chat template that cannot be read, a home folder that this machine does not know.
     """
 
-    def outside(path: str) -> str:
+    def outside(path: str, field: str) -> str:
         inside = taken_along is not None and not os.path.isabs(path) and Path(taken_along, path).exists()
-        return path if inside else absolute(path)
+        return path if inside else absolute_folder(path, field)
 
-    def located(section: object) -> object:
-        data = getattr(section, "data", None)
+    def with_data(task: Any, field: str) -> Any:
+        data = getattr(task, "data", None)
         if not isinstance(data, DataConfig) or data.path is None:
-            return section
-        return section.model_copy(update={"data": data.model_copy(update={"path": outside(data.path)})})
+            return task
+        path = outside(data.path, f"{field}.data.path")
+        return task.model_copy(update={"data": data.model_copy(update={"path": path})})
 
-    changes: dict[str, object] = {"output": absolute(spec.output), "task": located(spec.task)}
-    suites = tuple(suite.model_copy(update={"task": located(suite.task)}) for suite in spec.evaluation.suites)
-    changes["evaluation"] = spec.evaluation.model_copy(update={"suites": suites})
+    suites = tuple(
+        suite.model_copy(update={"task": with_data(suite.task, f"evaluation.suites[{i}].task")})
+        for i, suite in enumerate(spec.evaluation.suites)
+    )
+    changes: dict[str, Any] = {
+        "output": absolute_folder(spec.output),
+        "task": with_data(spec.task, "task"),
+        "evaluation": spec.evaluation.model_copy(update={"suites": suites}),
+    }
     if spec.profile is not None:
-        changes["profile"] = outside(spec.profile)
+        changes["profile"] = outside(spec.profile, "profile")
     if isinstance(spec.model, PretrainedModel):
         here = {"chat_template": _template(spec.model.chat_template)}
         if spec.model.path not in PACKAGED and os.path.exists(os.path.expanduser(spec.model.path)):
-            here["path"] = outside(spec.model.path)
+            here["path"] = outside(spec.model.path, "model.path")
         changes["model"] = spec.model.model_copy(update=here)
     return spec.model_copy(update=changes)
 

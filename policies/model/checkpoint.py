@@ -12,14 +12,7 @@ from pathlib import Path
 import numpy as np
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-LFS_POINTER = b"version https://git-lfs"
-SHOWN = 3
-"""Names in an error, at most."""
-READ_WHOLE = 1 << 30
-"""Bytes of weights that are looked through for NaN; of larger models only vectors and the beginnings of matrices."""
-BEGINNING = 1 << 17
-"""Bytes of a matrix's beginning."""
+INDEX = "model.safetensors.index.json"
 CHUNK = 1 << 22
 """Bytes that are looked at in one go."""
 EXPONENT = {
@@ -50,41 +43,28 @@ class StoredTensor:
 
 
 def shards(folder: Path) -> list[Path]:
-    """Return a folder's weight files: those that its index names, else model.safetensors.
+    """Return a folder's weight files: those that its index names, else every *.safetensors.
 
     Raises:
-        ValueError: a file that is missing, or files of which it is not clear which belong to the model.
+        ValueError: the index names a file that is not there, or is not an index.
     """
-    index, single = folder / INDEX, folder / SINGLE
-    found = {path.name for path in folder.glob("*.safetensors")}
-    if index.is_file():
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{INDEX} is not an index of safetensors files: {error!r}") from error
-        if missing := sorted(name for name in names if not (folder / name).is_file()):
-            raise ValueError(f"{_listed(missing)} of {INDEX} is missing; download the model again")
-        if SINGLE in found and SINGLE not in names:
-            raise ValueError(f"{SINGLE} and {INDEX} name two sets of weights; remove one")
-        return [folder / name for name in sorted(names)]
-    if single.is_file():
-        if others := sorted(found - {SINGLE}):
-            raise ValueError(f"beside {SINGLE} there is {_listed(others)}, which vLLM loads too; remove it")
-        return [single]
-    pickled = any(path.suffix in (".bin", ".pt", ".pth") for path in folder.iterdir())
-    instead = (
-        f"; there is {_listed(sorted(found))}" if found else
-        "; pickled weights (*.bin, *.pt) are not loaded: they can run code" if pickled else ""
-    )  # fmt: skip
-    raise ValueError(f"it holds neither {SINGLE} nor {INDEX}{instead}")
+    index = folder / INDEX
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is not an index of safetensors files: {error!r}") from error
+    if absent := [name for name in names if not (folder / name).is_file()]:
+        raise ValueError(f"{folder} lacks {', '.join(absent)}, which {INDEX} names")
+    return [folder / name for name in names]
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Return every tensor of a model folder by name; nothing is read but the files' headers.
 
     Raises:
-        ValueError: a file that is missing, cut off, or no safetensors (a Git LFS pointer, for one), or
-            files of which it is not clear which belong to the model.
+        ValueError: a file that is missing, cut off, or no safetensors (a Git LFS pointer, for one).
     """
     return {tensor.name: tensor for path in shards(folder) for tensor in _tensors(path)}
 
@@ -103,45 +83,36 @@ def head_is_tied(tensors: dict[str, StoredTensor]) -> bool | None:
     return all(a == b for a, b in zip(embedding.chunks(), head.chunks(), strict=True))
 
 
-def non_finite(tensors: dict[str, StoredTensor]) -> list[str]:
-    """Return the names of tensors with NaN or infinity; of large models as far as the beginnings of matrices show."""
-    total = sum(len(tensor.content) for tensor in tensors.values())
-    return [
-        name
-        for name, tensor in tensors.items()
-        if tensor.dtype in EXPONENT and _lacks_numbers(tensor, whole=total <= READ_WHOLE or len(tensor.shape) < 2)
-    ]
-
-
-def _lacks_numbers(tensor: StoredTensor, whole: bool) -> bool:
-    kind, ones = EXPONENT[tensor.dtype]
-    chunks = tensor.chunks() if whole else [tensor.content[:BEGINNING]]
-    return any(bool(((np.frombuffer(chunk, kind) & ones) == ones).any()) for chunk in chunks)
+def non_finite(tensors: dict[str, StoredTensor]) -> str | None:
+    """Name the first tensor with a NaN or infinite value, and its file; None where all values are finite."""
+    for tensor in tensors.values():
+        if tensor.dtype not in EXPONENT:
+            continue
+        kind, ones = EXPONENT[tensor.dtype]
+        for chunk in tensor.chunks():
+            if ((np.frombuffer(chunk, kind) & ones) == ones).any():
+                return f"{tensor.name} in {tensor.path}"
+    return None
 
 
 def _tensors(path: Path) -> list[StoredTensor]:
-    """Read the header of a safetensors file: 8 bytes of length, then JSON, then the tensors."""
-    size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
-        if start and LFS_POINTER.startswith(start):
-            raise ValueError(f"{path.name} is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`")
         length = int.from_bytes(start, "little")
-        if len(start) < 8 or length > size - 8:
-            raise ValueError(f"{path.name} is no safetensors file, or cut off; download the model again")
+        if start == b"version ":
+            raise ValueError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` there")
+        if len(start) < 8 or length > path.stat().st_size - 8:
+            raise ValueError(f"{path} is no safetensors file, or is cut off")
         try:
             header = json.loads(file.read(length))
         except ValueError as error:
-            raise ValueError(f"{path.name} is no safetensors file; download the model again") from error
+            raise ValueError(f"{path} is no safetensors file: {error}") from error
         header.pop("__metadata__", None)
-        if max((entry["data_offsets"][1] for entry in header.values()), default=0) != size - 8 - length:
-            raise ValueError(f"{path.name} is cut off, or was written over; download the model again")
         whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[8 + length :]
-    return [
+    tensors = [
         StoredTensor(path, name, entry["dtype"], tuple(entry["shape"]), whole[slice(*entry["data_offsets"])])
         for name, entry in header.items()
     ]
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    if any(entry["data_offsets"][1] > len(whole) for entry in header.values()):
+        raise ValueError(f"{path} is cut off: its header promises more than its {path.stat().st_size:,} bytes")
+    return tensors

@@ -9,7 +9,7 @@ from layersweep.rollout.config import SuiteConfig
 from layersweep.rollout.types import Prompt, Split
 
 SHOWN = 5
-"""Over-long prompts that a message names."""
+"""Number of over-long prompts that a message names."""
 
 Encode = Callable[[Sequence[Prompt]], Iterable[Sequence[int]]]
 
@@ -52,7 +52,7 @@ def prompt_uses(task: Any, suites: Sequence[tuple[SuiteConfig, Any]], prompts_pe
 
 @dataclass
 class Fit:
-    """What came of holding prompts against the window."""
+    """Result of holding prompts against the window."""
 
     problems: list[str] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
@@ -60,7 +60,8 @@ class Fit:
 
 
 def fit_prompts(uses: Iterable[PromptUse], encode: Encode | None, window: int) -> Fit:
-    """Holds every prompt and its longest response against the window; drops over-long prompts where the data says so.
+    """Holds every prompt and its longest response against the window; drops over-long prompts where the data says so,
+    and sees that enough are left.
 
     Of data sets all prompts count, of endless tasks the first batch and those of the suites.
 
@@ -71,20 +72,28 @@ def fit_prompts(uses: Iterable[PromptUse], encode: Encode | None, window: int) -
     """
     fit = Fit()
     for use in uses:
-        room = window - use.response_tokens
-        if room < 1:
-            problem = (
-                f"{use.limit_field}: {use.response_tokens} leaves no room for a prompt in the model's window of "
-                f"{window} tokens; lower it, or raise rollout.max_model_len if that is what bounds the window"
-            )
+        try:
+            if use.response_tokens >= window:
+                raise ValueError(
+                    f"{use.limit_field}: {use.response_tokens} leaves no room for a prompt in the model's window of "
+                    f"{window} tokens; lower it, or raise rollout.max_model_len if that is what bounds the window"
+                )
+            if encode is not None and not getattr(use.task, "multi_turn", False):
+                _fit_use(fit, use, encode, window)
+            use.task.prompts(use.split, use.count)
+        except ValueError as error:
+            problem = str(error) if str(error).startswith(use.limit_field) else f"{use.section}: {error}"
             fit.problems += [problem] if problem not in fit.problems else []
-        elif encode is not None and not getattr(use.task, "multi_turn", False):
-            _fit_use(fit, use, encode, window, room)
     return fit
 
 
-def _fit_use(fit: Fit, use: PromptUse, encode: Encode, window: int, room: int) -> None:
-    data = getattr(use.task, "data", None)
+def _fit_use(fit: Fit, use: PromptUse, encode: Encode, window: int) -> None:
+    """Counts the prompts of one use.
+
+    Raises:
+        ValueError: there are too few, or some are too long and are not to be dropped.
+    """
+    data, room = getattr(use.task, "data", None), window - use.response_tokens
     prompts = use.task.prompts(use.split, use.count) if data is None else data.all_prompts(use.split)
     digest = hashlib.sha256()
     overlong: list[tuple[Prompt, int]] = []
@@ -93,10 +102,10 @@ def _fit_use(fit: Fit, use: PromptUse, encode: Encode, window: int, room: int) -
             overlong.append((prompt, len(tokens)))
         else:
             digest.update(f"{prompt.id} {' '.join(map(str, tokens))}\n".encode())
-    if overlong and data is not None and data.drops_overlong:
+    if overlong and not (data is not None and data.drops_overlong):
+        raise ValueError(_refusal(use, overlong, len(prompts), window, room))
+    if overlong:
         data.drop_overlong(use.split, {prompt.id for prompt, _ in overlong})
-    elif overlong:
-        fit.problems.append(_refusal(use, overlong, len(prompts), window, room))
     fit.digests[f"{use.section}, {use.split} prompts as tokens"] = digest.hexdigest()
 
 
@@ -110,7 +119,7 @@ def _refusal(use: PromptUse, overlong: Sequence[tuple[Prompt, int]], count: int,
     more = len(overlong) - len(named)
     fix = f"lower {use.limit_field}" + ("" if data is None else ", or set overlong_prompts: drop in its data section")
     return (
-        f"{use.section}: {len(overlong):,} of {count:,} {use.split} prompts are longer than the {room:,} tokens that "
+        f"{len(overlong):,} of {count:,} {use.split} prompts are longer than the {room:,} tokens that "
         f"the model's window of {window:,} leaves beside a response of {use.response_tokens:,}: {', '.join(named)}"
         f"{f' and {more} more' if more else ''}; {fix}"
     )

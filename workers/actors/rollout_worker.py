@@ -42,7 +42,7 @@ class RolloutWorker:
     ):
         self.training, self.window = training, window
         self.encoder = PromptEncoder(
-            model.here(), model.chat_template, model.template_arguments, model.trust_remote_code
+            model.here(), model.trust_remote_code, model.chat_template, model.template_arguments
         )
         self.tokenizer, self.stop_token_ids = self.encoder.tokenizer, self.encoder.stop_token_ids
         self.task = task.build()
@@ -183,7 +183,7 @@ class RolloutWorker:
         return np.array(self.encoder.encode(prompt), np.int32)
 
     def _drop_overlong_prompts(self, suites: Sequence[SuiteConfig]) -> None:
-        """Drops the prompts that the plan counted as dropped. What it refuses does not come this far."""
+        """Drop the prompts that the plan counted as dropped. What it refuses does not come this far."""
         pairs = [(suite, self.suite_tasks[suite.name]) for suite in suites]
         uses = prompt_uses(self.task, pairs, self.training.prompts_per_step, self.training.max_response_tokens)
         dropping = [use for use in uses if hasattr(use.task, "data") and use.task.data.drops_overlong]

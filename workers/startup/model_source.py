@@ -13,11 +13,9 @@ from layersweep.policies.config import PretrainedModel
 from .gguf_model import gguf_folder, is_gguf
 from .model_cache import exists, publish
 
-TOKENIZER_FILES = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-                   "chat_template*", "*config.json"]  # fmt: skip
-"""Files of a hub model that are fetched to count prompts in tokens."""
 LOADED = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken"]
 """Files of a hub model that are fetched: weights, configuration, tokenizer. Never pickles."""
+WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 
 
 class HubOutOfReach(ValueError):
@@ -43,7 +41,7 @@ class ModelSource:
     chat_template: str | None = None
     """Jinja text in place of the model's own template."""
     template_arguments: dict[str, Any] = field(default_factory=dict)
-    """Variables of the chat template."""
+    """Further variables of the chat template."""
 
     def here(self) -> str:
         """Return the folder to load from on this node; what is not there yet is fetched first.
@@ -52,10 +50,7 @@ class ModelSource:
             HubOutOfReach: the hub does not give it, and it is not in the cache of this node.
         """
         if self.revision is not None:
-            folder = self._fetch(LOADED + ["*.py"] * self.trust_remote_code)
-            if not any(folder.glob("*.safetensors")):
-                raise HubOutOfReach(f"{self.path} at {self.revision}: no *.safetensors in {folder}")
-            return str(folder)
+            return str(self.fetch())
         if is_gguf(self.path):
             return str(gguf_folder(self.path))
         folder = Path(self.path)
@@ -65,25 +60,35 @@ class ModelSource:
             write_folder(ray.get(self.files), folder)
         return self.path
 
-    def tokenizer_folder(self) -> Path:
-        """Return a folder with the tokenizer of a hub model, fetched unless it is in the cache."""
-        return self._fetch(TOKENIZER_FILES)
+    def fetch(self, weights: bool = True) -> Path:
+        """Return the folder of a hub model in this node's cache; what is not there yet is fetched first.
 
-    def _fetch(self, wanted: list[str]) -> Path:
+        Args:
+            weights: whether they are needed.
+
+        Raises:
+            HubOutOfReach: the hub does not give it.
+        """
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+        wanted = LOADED + ["*.py"] * self.trust_remote_code
         try:
-            return Path(
-                snapshot_download(
-                    self.path, revision=self.revision, allow_patterns=wanted, local_files_only=not hub_resolves()
-                )
+            folder = snapshot_download(
+                self.path,
+                revision=self.revision,
+                allow_patterns=wanted,
+                ignore_patterns=None if weights else WEIGHTS,
+                local_files_only=not hub_resolves(),
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise HubOutOfReach(
                 f"{self.path} at {self.revision} is not in this node's cache, and the model hub did not give it "
                 f"({type(error).__name__})"
             ) from error
+        if weights and not any(Path(folder).glob("*.safetensors")):
+            raise HubOutOfReach(f"{self.path} at {self.revision}: no *.safetensors in {folder}")
+        return Path(folder)
 
 
 def resolve_source(model: PretrainedModel) -> tuple[ModelSource, Path]:
@@ -96,11 +101,11 @@ def resolve_source(model: PretrainedModel) -> tuple[ModelSource, Path]:
         HubOutOfReach: a hub name that neither the hub nor the cache knows.
         ValueError: a GGUF file or its reader is missing.
     """
-    given = {"chat_template": model.chat_template, "template_arguments": model.template_arguments}
+    shared = {"chat_template": model.chat_template, "template_arguments": model.template_arguments}
     if is_gguf(model.path):
-        return ModelSource(model.path, **given), gguf_folder(model.path)
+        return ModelSource(model.path, **shared), gguf_folder(model.path)
     path = Path(model.path).expanduser()
-    source = ModelSource(str(path), trust_remote_code=model.trust_remote_code, **given)
+    source = ModelSource(str(path), trust_remote_code=model.trust_remote_code, **shared)
     looks_local = path.is_absolute() or model.path.startswith(".") or model.path.count("/") != 1
     if path.is_dir() or looks_local:
         return source, path

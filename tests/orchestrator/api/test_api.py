@@ -100,13 +100,15 @@ def test_compare_gives_a_row_per_pair(tmp_path):
 def test_events_count_the_steps_of_all_runs():
     events: list[ProgressEvent] = []
     progress = Progress(["a", "b"], steps=3, interval=1e9, listen=events.append)
+    progress.entered("a", RunState.UPDATING)
     progress.stepped("a", 1, {"reward_mean": 0.25, "tokens": 10, "note": "text"}, seconds=1.0)
     progress.add("c", steps=2)
-    progress.ended("b", "failed", "no gradient")
-    assert events[0] == ProgressEvent("a", "training", 1, 3, {"reward_mean": 0.25, "tokens": 10.0}, "", 1, 6)
+    progress.entered("b", RunState.FAILED)
+    progress.ended("b", "no gradient")
+    assert events[0] == ProgressEvent("a", "updating", 1, 3, {"reward_mean": 0.25, "tokens": 10.0}, "", 1, 6)
     assert (events[-1].run, events[-1].status, events[-1].message) == ("b", "failed", "no gradient")
     assert (events[-1].sweep_step, events[-1].sweep_steps) == (1, 8)
-    assert str(events[0]) == "[1/6] a training, step 1 of 3, reward 0.250"
+    assert str(events[0]) == "[1/6] a updating, step 1 of 3, reward 0.250"
     assert str(events[-1]) == "[1/8] b failed, step 0 of 3: no gradient"
 
 

@@ -152,7 +152,7 @@ WRONG = {
     "missing shard": (
         {"shard": "20KB"},
         lambda folder: min(folder.glob("*.safetensors")).unlink(),
-        r"model\.path: .*model-00001-of-\d+\.safetensors of model\.safetensors\.index\.json is missing",
+        r"model\.path: .*lacks model-00001-of-\d+\.safetensors, which model\.safetensors\.index\.json names",
     ),
     "missing index": (
         {"shard": "20KB"},
@@ -172,7 +172,7 @@ WRONG = {
     "LFS pointer": (
         {},
         _lfs("model.safetensors"),
-        r"model\.path: .*model\.safetensors is a pointer of Git LFS.*lfs pull",
+        r"model\.path: .*model\.safetensors is a Git LFS pointer.*lfs pull",
     ),
     "LFS pointer for a tokenizer": ({}, _lfs("tokenizer.json"), r"model\.path: the tokenizer of .* cannot be loaded"),
     "LFS pointer for a config": ({}, _lfs("config.json"), r"model\.path: .*config\.json is not JSON"),
@@ -180,7 +180,7 @@ WRONG = {
     "empty file": (
         {},
         lambda folder: (folder / "model.safetensors").write_bytes(b""),
-        r"model\.path: .*model\.safetensors is no safetensors file, or cut off",
+        r"model\.path: .*model\.safetensors is no safetensors file, or is cut off",
     ),
     "no tokenizer": (
         {},
@@ -193,12 +193,12 @@ WRONG = {
         r"model\.path: the tokenizer has 1 tokens outside .*<think>",
     ),
     "end token outside": ({"eos_token_id": VOCABULARY}, None, r"model\.path: eos_token_id \d+ is outside"),
-    "NaN in float32": ({}, _poison, r"model\.path: .*layers\.1\.mlp\.up_proj\.weight hold NaN"),
-    "NaN in bfloat16": ({"dtype": torch.bfloat16}, _poison, r"model\.path: .*up_proj\.weight hold NaN"),
+    "NaN in float32": ({}, _poison, r"model\.path: .*layers\.1\.mlp\.up_proj\.weight in .* holds NaN"),
+    "NaN in bfloat16": ({"dtype": torch.bfloat16}, _poison, r"model\.path: .*up_proj\.weight in .* holds NaN"),
     "infinity in float16": (
         {"dtype": torch.float16},
         lambda folder: edit_weights(folder, lambda w: w["model.norm.weight"].fill_(float("inf"))),
-        r"model\.path: .*model\.norm\.weight hold NaN or infinite",
+        r"model\.path: .*model\.norm\.weight in .* holds NaN or infinite",
     ),
     "quantised by its config": (
         {},
