@@ -5,7 +5,7 @@ from pathlib import Path
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import TinyModel
 from layersweep.policies.model.architecture import Architecture
-from layersweep.policies.model.checkpoint import non_finite, stored_tensors
+from layersweep.policies.model.checkpoint import refuse_non_finite
 from layersweep.policies.model.known_models import KNOWN_MODELS
 from layersweep.workers.startup.model_source import HubOutOfReach, ModelSource, resolve_source
 
@@ -55,5 +55,4 @@ def _check_weights(folder: Path) -> None:
         raise ValueError(f"{folder} holds no *.safetensors{pickled}")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
         raise ValueError(f"{folder} holds no tokenizer (tokenizer.json)")
-    if found := non_finite(stored_tensors(folder)):
-        raise ValueError(f"{found} holds NaN or infinite values: the checkpoint is damaged")
+    refuse_non_finite(folder)

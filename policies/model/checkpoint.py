@@ -83,16 +83,21 @@ def head_is_tied(tensors: dict[str, StoredTensor]) -> bool | None:
     return all(a == b for a, b in zip(embedding.chunks(), head.chunks(), strict=True))
 
 
-def non_finite(tensors: dict[str, StoredTensor]) -> str | None:
-    """Name the first tensor with a NaN or infinite value, and its file; None where all values are finite."""
-    for tensor in tensors.values():
+def refuse_non_finite(folder: Path) -> None:
+    """Look at every weight of a folder.
+
+    Raises:
+        ValueError: one is NaN or infinite; or the files cannot be read.
+    """
+    for tensor in stored_tensors(folder).values():
         if tensor.dtype not in EXPONENT:
             continue
         kind, ones = EXPONENT[tensor.dtype]
         for chunk in tensor.chunks():
             if ((np.frombuffer(chunk, kind) & ones) == ones).any():
-                return f"{tensor.name} in {tensor.path}"
-    return None
+                raise ValueError(
+                    f"{tensor.path}: {tensor.name} holds NaN or infinite values: the checkpoint is damaged"
+                )
 
 
 def _tensors(path: Path) -> list[StoredTensor]:

@@ -15,6 +15,8 @@ from layersweep.workers.storage.run_store import CheckpointRecord, RunStore, run
 from layersweep.workers.trackers import build
 from layersweep.workers.trackers.config import TrackingConfig
 
+from .portable_errors import portable_errors
+
 logger = logging.getLogger(__name__)
 
 STEP_COLUMNS = (
@@ -38,6 +40,7 @@ def places_file(folder: str) -> str:
     return f"{folder}/checkpoints/places.json"
 
 
+@portable_errors
 class Collector:
     """Aggregates a sweep into its tables while it runs, and keeps its ledger.
 

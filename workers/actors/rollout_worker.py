@@ -19,7 +19,10 @@ from layersweep.rollout.types import Completions, Experience, Prompt, Response, 
 from layersweep.workers.config import TrainingConfig
 from layersweep.workers.startup.model_source import ModelSource
 
+from .portable_errors import portable_errors
 
+
+@portable_errors
 class RolloutWorker:
     """Tokenizes prompts, asks the engine, decodes and scores, all off the engine's and the trainers' processes.
 

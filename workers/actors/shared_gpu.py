@@ -19,6 +19,7 @@ from layersweep.workers.config import ActorResources
 from layersweep.workers.startup.model_source import ModelSource
 
 from .gpu_share import BASE_WEIGHTS_CPUS, BASE_WEIGHTS_SHARE, aboard, berth_cpus
+from .portable_errors import portable_errors
 
 
 def gang(needs: ActorResources, ranks: int) -> PlacementGroup:
@@ -51,6 +52,7 @@ def on(group: PlacementGroup, rank: int) -> PlacementGroupSchedulingStrategy:
     return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
 
 
+@portable_errors
 class BaseWeightsActor:
     """Holds the frozen base on one GPU for the trainers aboard."""
 
