@@ -69,6 +69,9 @@ LearningRatePolicy = Annotated[
 ]
 
 
+StopString = Annotated[str, Field(min_length=1)]
+
+
 class TrainingConfig(StrictModel):
     """How every run trains."""
 
@@ -94,6 +97,11 @@ class TrainingConfig(StrictModel):
     gradient_clip: float = Field(1.0, gt=0)
     """Gradients are scaled down to this global L2 norm."""
     max_response_tokens: PositiveInt = 1024
+    """Tokens of a response at most; one that reaches it without an end of its own counts as truncated."""
+    stop: tuple[StopString, ...] = ()
+    """Strings that end a response, such as a line break after a few-shot prompt; evaluation stops at them too."""
+    include_stop: bool = False
+    """Leave the stop string in the text that is scored. The tokens up to its end are trained on either way."""
     temperature: float = Field(1.0, gt=0, le=2)
     """Sampling temperature of the rollouts; the trainer's log-probabilities are taken at the same."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -21,7 +21,7 @@ from layersweep.workers.storage.files import located
 from layersweep.workers.storage.run_store import read_json, write_json
 
 FREE = ("resources.", "recovery.", "tracking.", "rollout.", "training.micro_batch_tokens", "training.prefix_cache",
-        "evaluation.every", "evaluation.finalists", "output")  # fmt: skip
+        "evaluation.every", "evaluation.finalists", "evaluation.seed_sd", "output")  # fmt: skip
 """Where and how fast, not what."""
 BOUND = ("rollout.dtype", "resources.trainer_ranks", "resources.full_trainer_ranks")
 """Except these: the numbers depend on them, or the layout of checkpoints."""

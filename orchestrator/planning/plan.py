@@ -1,11 +1,13 @@
 """From a spec to what will be run: models resolved, layers numbered, runs listed, sizes computed. Starts nothing."""
 
+import contextlib
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.folders import absolute_folder
 from layersweep.orchestrator.spec.layers import CombinedRun, LayerSearch, middle_layers, resolve_layers
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.model.architecture import Architecture
@@ -279,26 +281,39 @@ def _check_prompts(path: str, config: TaskConfig, counts: dict[Split, int]) -> d
 
 
 def _output_problems(spec: SweepSpec) -> list[str]:
-    """Whether a file can be written there, tried with one that is removed again with every folder made for it."""
+    """Reasons why no file can be written to the output; tried with one that is removed again, as is every folder made
+    for it."""
     try:
-        filesystem, path = located(spec.output)
+        filesystem, path = located(absolute_folder(spec.output))
+    except SpecError as error:
+        return error.problems
     except (ValueError, ImportError) as error:
         return [f"output: {spec.output}: {error}"]
-    probe = f"{path.rstrip('/')}/.layersweep-{uuid.uuid4().hex}"
+    if "http" in filesystem.protocol:
+        return [f"output: {spec.output}: web addresses can only be read; name a folder or bucket"]
+    folder = path.rstrip("/")
+    probe = f"{folder}/.layersweep-{uuid.uuid4().hex}"
     missing = []
-    parent = probe.rsplit("/", 1)[0]
     try:
-        if not is_object_store(filesystem):  # nobody wants a bucket made for a name that is misspelt
-            while parent and not filesystem.exists(parent):
-                missing.append(parent)
-                parent = parent.rsplit("/", 1)[0]
-            filesystem.makedirs(probe.rsplit("/", 1)[0], exist_ok=True)
+        if not is_object_store(filesystem):  # a bucket is never made: its name may be misspelt
+            missing = _missing_folders(filesystem, folder)
+            filesystem.makedirs(folder, exist_ok=True)
         filesystem.pipe_file(probe, b"")
         filesystem.rm_file(probe)
-        for folder in missing:
-            if filesystem.exists(folder):
-                filesystem.rmdir(folder)
-    except Exception as error:  # object stores raise what they please, OSError the least of it
+    except Exception as error:  # object stores raise classes of their own, often none of OSError's
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         return [f"output: cannot write to {spec.output} ({reason}); name a folder or bucket that you may write to"]
+    finally:
+        for made in missing:
+            with contextlib.suppress(Exception):  # it was never made
+                filesystem.rmdir(made)
     return []
+
+
+def _missing_folders(filesystem: Any, folder: str) -> list[str]:
+    """The folder and its parents as far as they do not exist, innermost first."""
+    missing = []
+    while folder and not filesystem.exists(folder):
+        missing.append(folder)
+        folder = folder.rpartition("/")[0]  # empty where there is no parent
+    return missing

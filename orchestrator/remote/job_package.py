@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
-import yaml
-
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.folders import absolute_folder
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
+from layersweep.orchestrator.spec.yaml_core import write_yaml
 
 PACKAGES = ("orchestrator", "workers", "rollout", "policies", "deploy")
 """Of `layersweep`."""
@@ -40,16 +40,14 @@ def shipment(spec: SweepSpec, folder: str | None) -> Iterator[str]:
         for package in PACKAGES:
             hidden = shutil.ignore_patterns("__pycache__", "api")  # api: the root package itself, in a checkout
             shutil.copytree(str(files(f"layersweep.{package}")), f"{staging}/layersweep/{package}", ignore=hidden)
-        data = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+        data = write_yaml(spec.model_dump(mode="json"))
         Path(staging, SPEC).write_text(data, encoding="utf-8")
         yield staging
 
 
 def at_home(spec: SweepSpec) -> SweepSpec:
     """The spec with an output that means the same in a job, whose working folder vanishes with it."""
-    if "://" in spec.output:
-        return spec
-    return spec.model_copy(update={"output": os.path.abspath(os.path.expanduser(spec.output))})
+    return spec.model_copy(update={"output": absolute_folder(spec.output)})
 
 
 def environment(variables: list[str]) -> dict[str, str]:

@@ -17,9 +17,10 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .base import EnvironmentConfig
+if TYPE_CHECKING:  # base imports this module where it makes an environment
+    from .base import EnvironmentConfig
 
 START_SECONDS = 120
 """A process imports its libraries within this time, or something is wrong with the machine."""
@@ -65,7 +66,7 @@ class EnvironmentLost:
 class EnvironmentProcesses:
     """The processes of one section. Episodes of a start state always go to the same one, which may cache it."""
 
-    def __init__(self, config: EnvironmentConfig):
+    def __init__(self, config: "EnvironmentConfig"):
         self._all = [EnvironmentProcess(config) for _ in range(config.processes)]
 
     def of(self, seed: int) -> "EnvironmentProcess":
@@ -80,7 +81,7 @@ class EnvironmentProcesses:
 class EnvironmentProcess:
     """One worker process after another. Calls of several rollouts take turns, in the order they came."""
 
-    def __init__(self, config: EnvironmentConfig):
+    def __init__(self, config: "EnvironmentConfig"):
         self._config = config
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="environment")
         self._numbers = itertools.count()
@@ -140,7 +141,7 @@ class EnvironmentProcess:
 class _Child:
     """One child process, as seen from its parent."""
 
-    def __init__(self, config: EnvironmentConfig):
+    def __init__(self, config: "EnvironmentConfig"):
         self._config = config
         self._buffer = b""
         self._ended = False

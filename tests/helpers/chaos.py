@@ -1,6 +1,6 @@
 """Seeded faults against a sweep that is running, and what must hold afterwards.
 
-    python -m tests.chaos --faults 30 --seed 0      # about 20 minutes; prints a line per fault and a verdict
+    python -m tests.helpers.chaos --faults 30 --seed 0      # about 20 minutes; prints a line per fault and a verdict
 
 Each sweep is the demo made smaller. Faults come one after another at random moments until the sweep ends; where it
 cannot go on by itself (its driver is gone) it is resumed. In the end every run is completed, every (run, step) is there

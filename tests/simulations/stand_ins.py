@@ -1,6 +1,6 @@
 """Stand-ins for Ray and for the actors of a sweep: each call answers after as long as the real actor would take.
 
-Everything else of a sweep is real: driver, courses, stage, watch, deadlines, progress.
+Everything else of a sweep is real: driver, run controllers, placement, health checks, timeouts, progress.
 """
 
 import asyncio
@@ -12,12 +12,10 @@ from typing import Any
 
 import ray
 
-from layersweep.orchestrator.execution.actors import SweepActors
-from layersweep.orchestrator.planning.plan import Plan
+from layersweep.orchestrator.execution.shared_gpus import SharedGpuPool
 from layersweep.policies.selection import Selection
 from layersweep.workers.actors.collector import SPARING
 from layersweep.workers.actors.gpu_share import aboard
-from layersweep.workers.actors.shared_gpu import SharedGpuPool
 from layersweep.workers.config import ActorResources
 from tests.simulations.virtual_time import Server
 
@@ -93,7 +91,7 @@ class Actor:
 
 
 class Engine(Actor):
-    """Writes one batch at a time: at the batch sizes of the study one fills the GPU."""
+    """Generates one batch at a time: at the batch sizes of the study one fills the GPU."""
 
     def __init__(self, world: "World", number: int):
         super().__init__(world)
@@ -141,8 +139,10 @@ class Trainer(Actor):
     async def do_update(self, experience: Any, step: int) -> dict[str, float]:
         await self.gpu.serve(self.world.durations.update(self.selection) / self.ranks)
         self.steps = step + 1
-        names = ("reward_mean", "tokens", "rollout_seconds", "reward_seconds", "update_seconds")
-        return dict.fromkeys(names, 1.0)
+        names = ("reward_mean", "tokens", "rollout_seconds", "reward_seconds", "update_seconds", "learning_rate")
+        return dict.fromkeys(names, 1.0) | {
+            "update_norm": float(self.steps), "grad_norm": 1.0, "no_signal_fraction": 0.0, "logprob_mismatch": 0.0,
+        }  # fmt: skip
 
     async def do_completed(self) -> int:
         return self.steps
@@ -212,10 +212,12 @@ class Collector(Actor):
 
 
 class SharedGpu:
-    """A berth's placement group; trainers aboard learn from it which GPU is theirs."""
+    """Trainers learn which GPU is theirs from what is Ray's scheduling strategy elsewhere."""
 
-    def __init__(self, room: int):
-        self.gpu, self.room, self.shared, self.aboard = Server(), room, None, 0
+    base_weights = None
+
+    def __init__(self, capacity: int):
+        self.gpu, self.capacity = Server(), capacity
 
     def strategy(self) -> Server:
         return self.gpu
@@ -236,16 +238,16 @@ class World:
         """Runs by how they ended, or by why they failed."""
         self.killed: Counter[str] = Counter()
         """Actors, by kind, that the driver took for dead; trainers of finished runs too."""
-        self.rooms = 0
-        """For runs, at the end."""
         self.engines: list[Server] = []
         self.shared: list[Server] = []
         """GPUs of layer trainers."""
         self.whole: list[Server] = []
         """GPUs of whole-model trainers, as many as there have been."""
 
-    def actor(self, cls: type, scheduling_strategy: Server | None = None, **options: Any) -> SimpleNamespace:
-        """What `ray.remote(cls).options(...)` is; its `remote` takes what the real actor's __init__ does."""
+    def create_actor(
+        self, cls: type, name: str, needs: ActorResources, scheduling_strategy: Server | None = None, **options: Any
+    ) -> SimpleNamespace:
+        """In place of layersweep.orchestrator.execution.actors.create_actor."""
         make = {
             "Engine": lambda number: Engine(self, number),
             "Collector": lambda *args: Collector(self),
@@ -271,25 +273,15 @@ class World:
     def _kill(self, actor: Actor, no_restart: bool = True) -> None:
         self.killed[type(actor).__name__] += 1
 
+    def shared_gpu_pool(self) -> type[SharedGpuPool]:
+        """Trainers hold shared GPUs as ever; there are no placement groups behind them."""
+        world = self
 
-class SimulatedSharedGpuPool(SharedGpuPool):
-    """Trainers board and leave as ever; there are no placement groups behind it."""
+        class SimulatedSharedGpuPool(SharedGpuPool):
+            @classmethod
+            async def create(cls, shares: Sequence[float], trainer: ActorResources, *args: Any) -> SharedGpuPool:
+                pool = cls([SharedGpu(aboard(share, trainer.gpus)) for share in shares])
+                world.shared = [gpu.gpu for gpu in pool.gpus]
+                return pool
 
-    def __init__(self, world: World, shares: Sequence[float], trainer: ActorResources):
-        self.berths = [SharedGpu(aboard(share, trainer.gpus)) for share in shares]
-        self.changed = asyncio.Condition()
-        world.shared = [berth.gpu for berth in self.berths]
-
-    async def load(self, *args: Any) -> None:
-        pass
-
-
-class SimulatedStage(SweepActors):
-    """The real one, whose actors are stand-ins."""
-
-    def __init__(self, plan: Plan, world: World):
-        super().__init__(plan, {})
-        self.world = world
-
-    def _actor(self, cls: type, name: str, needs: ActorResources, **options: Any) -> Any:
-        return self.world.actor(cls, **options)
+        return SimulatedSharedGpuPool

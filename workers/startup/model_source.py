@@ -1,7 +1,6 @@
 """The base model of a sweep: one object, resolved once by the plan, from which every actor loads."""
 
 import os
-import shutil
 import socket
 import tempfile
 from dataclasses import dataclass, replace
@@ -10,6 +9,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from layersweep.policies.config import PretrainedModel
+
+from .gguf_model import gguf_folder, is_gguf
+from .model_cache import exists, publish
 
 LOADED = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken"]
 """Files of a hub model that are fetched: weights, configuration, tokenizer. Never pickles."""
@@ -23,10 +25,10 @@ class HubOutOfReach(ValueError):
 class ModelSource:
     """Where the base model comes from, as every actor gets it.
 
-    `path` is a folder that every node can read, or a hub name; then `revision` is the commit that the spec's revision
-    meant when the sweep was planned. Of the tiny model, which one node has made, `files` is a reference in Ray's object
-    store to the content of its files by name; a reference, because Ray repeats the arguments of an actor that it starts
-    again, and does not keep large ones.
+    `path` is a folder that every node can read, a GGUF file or packaged model (gguf_model), or a hub name; then
+    `revision` is the commit that the spec's revision meant when the sweep was planned. Of the tiny model, which one
+    node has made, `files` is a reference in Ray's object store to the content of its files by name; a reference,
+    because Ray repeats the arguments of an actor that it starts again, and does not keep large ones.
     """
 
     path: str
@@ -44,6 +46,8 @@ class ModelSource:
         """
         if self.revision is not None:
             return str(self._fetch())
+        if is_gguf(self.path):
+            return str(gguf_folder(self.path))
         folder = Path(self.path)
         if self.files is not None and not exists(folder):
             import ray
@@ -73,11 +77,15 @@ class ModelSource:
 def resolve_source(model: PretrainedModel) -> tuple[ModelSource, Path]:
     """Find a pretrained model: its source for the actors, and a folder with at least its config.json on this machine.
 
-    A local folder is taken as it is. Of a hub name only config.json is fetched; its commit is what `revision` becomes.
+    A local folder is taken as it is, a GGUF file is converted into the cache. Of a hub name only config.json is
+    fetched; its commit is what `revision` becomes.
 
     Raises:
         HubOutOfReach: a hub name that neither the hub nor the cache knows.
+        ValueError: a GGUF file or its reader is missing.
     """
+    if is_gguf(model.path):
+        return ModelSource(model.path), gguf_folder(model.path)
     path = Path(model.path).expanduser()
     source = ModelSource(str(path), trust_remote_code=model.trust_remote_code)
     looks_local = path.is_absolute() or model.path.startswith(".") or model.path.count("/") != 1
@@ -123,16 +131,3 @@ def write_folder(files: dict[str, bytes], folder: Path) -> None:
     for name, content in files.items():
         (scratch / name).write_bytes(content)
     publish(scratch, folder)
-
-
-def publish(scratch: Path, folder: Path) -> None:
-    """Rename a finished model's folder into place."""
-    try:
-        scratch.rename(folder)
-    except OSError:  # another process was faster
-        shutil.rmtree(scratch)
-
-
-def exists(folder: Path) -> bool:
-    """Return whether a model is in its folder: it is moved there whole."""
-    return (folder / "config.json").is_file()

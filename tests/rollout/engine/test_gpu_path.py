@@ -18,8 +18,8 @@ from tests.workers.training.test_update_loop import experience, one_rank, settin
 
 
 def elsewhere(path: str, folder: str, dtype: str = "float32") -> dict:
-    """What tests.engine_elsewhere saw."""
-    command = [sys.executable, "-m", "tests.engine_elsewhere", path, folder, dtype]
+    """What tests.helpers.engine_elsewhere saw."""
+    command = [sys.executable, "-m", "tests.helpers.engine_elsewhere", path, folder, dtype]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
