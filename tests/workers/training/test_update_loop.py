@@ -237,7 +237,7 @@ def test_a_token_outside_the_embedding_is_named(trunk, one_rank):
 def test_signal_without_any_gradient_is_an_error(trunk, one_rank):
     """A loss that has lost its way to the weights; without signal the same loss is none."""
     from layersweep.policies.algorithms.loss import LossTerms
-    from layersweep.workers.training.update_loop import UpdateWithoutEffect
+    from layersweep.workers.training.update_loop import GradientMissing
 
     class Blind(GRPO):
         def loss(self, logp, old_logp, advantage, weight, ref_logp=None):
@@ -246,7 +246,7 @@ def test_signal_without_any_gradient_is_an_error(trunk, one_rank):
 
     _, training = settings(0.0, 1e-3, 0.5, 40)
     loop = update_loop(trunk, Selection.layer(2), Blind(), training)
-    with pytest.raises(UpdateWithoutEffect, match="groups of responses have advantages other than 0"):
+    with pytest.raises(GradientMissing, match="groups of responses have advantages other than 0"):
         loop.update(experience(), step=1)
     exp = experience()
     exp.reward[:] = 1.0
