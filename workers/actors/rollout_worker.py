@@ -20,7 +20,10 @@ from layersweep.rollout.types import Completions, Experience, Prompt, Response, 
 from layersweep.workers.config import TrainingConfig
 from layersweep.workers.startup.model_source import ModelSource
 
+from .portable_errors import portable_errors
 
+
+@portable_errors
 class RolloutWorker:
     """Tokenizes prompts, asks the engine, decodes and scores, all off the engine's and the trainers' processes.
 
@@ -55,14 +58,14 @@ class RolloutWorker:
         return "RolloutWorker()"
 
     async def alive(self) -> None:
-        """Answers while this actor does."""
+        """Answer a health check."""
 
     async def rollout(self, *args: Any) -> tuple[None, Experience]:
-        """`experience`, after a nothing that a driver can wait for without having all of it sent."""
+        """Return (None, experience). The driver waits for the None, and the experience is not sent to its process."""
         return None, await self.experience(*args)
 
     async def experience(self, engine: Any, run: str | None, version: int, seed: int, step: int) -> Experience:
-        """One training batch: `prompts_per_step` prompts, `group_size` responses each, scored.
+        """Make one training batch: `prompts_per_step` prompts, `group_size` responses each, scored.
 
         Prompts and sampling seeds follow from sweep seed and step alone, so all runs of a seed see the same.
         """
@@ -114,14 +117,17 @@ class RolloutWorker:
         )
 
     async def evaluation(self, *args: Any) -> tuple[None, dict[str, np.ndarray]]:
-        """`evaluate`, after a nothing that a driver can wait for without having all of it sent."""
+        """Return (None, scores). The driver waits for the None, so that the scores are not sent to its process."""
         return None, await self.evaluate(*args)
 
     async def evaluate(
         self, engine: Any, run: str | None, version: int, suite_name: str, split: Split, seed: int, samples: int,
         greedy: bool = False,
     ) -> dict[str, np.ndarray]:  # fmt: skip
-        """Columns of scores.parquet, one row per response, for one suite. Sampling seeds are common to all runs."""
+        """Return columns of scores.parquet, one row per response, for one suite.
+
+        Sampling seeds are common to all runs.
+        """
         suite, task = self.suites[suite_name], self.suite_tasks[suite_name]
         prompts = task.prompts(split, suite.prompts if split == "selection" else suite.final_prompts)
         samples = 1 if greedy or suite.temperature == 0 else samples  # greedy responses are all the same
@@ -163,7 +169,7 @@ class RolloutWorker:
         self, engine: Any, run: str | None, version: int, task: Any, starts: Sequence[InitialState], samples: int,
         sampling: Sampling, scope: tuple[object, ...],
     ) -> EpisodeBatch:  # fmt: skip
-        """Episodes of an environment section; `sampling` is of one response each."""
+        """Play episodes of an environment section; `sampling` is of one response each."""
 
         async def generate(prompts: list[np.ndarray], seeds: list[int]) -> Completions:
             return await engine.generate.remote(run, version, prompts, seeds, sampling)
@@ -193,7 +199,7 @@ class RolloutWorker:
     async def _score(
         self, task: Any, prompts: Sequence[Prompt], done: Completions, sampling: Sampling, samples: int
     ) -> tuple[list[Score], float]:
-        """Scores in the responses' order, and the CPU seconds of this process that they took."""
+        """Return scores in the responses' order, and the CPU seconds of this process that they took."""
         texts = self._decode(done.responses(), sampling.stop)
         responses = [Response(text, bool(end)) for text, end in zip(texts, done.finished, strict=True)]
         asked = [prompts[i // samples] for i in range(len(responses))]

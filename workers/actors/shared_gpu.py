@@ -1,4 +1,4 @@
-"""Where actors are placed, and the actor that holds the base weights for the trainers of a shared GPU."""
+"""Placement of actors, and the actor that holds the base weights for the trainers of a shared GPU."""
 
 import asyncio
 import socket
@@ -11,11 +11,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from layersweep.workers.config import ActorResources
 from layersweep.workers.startup.model_source import ModelSource
 
+from .portable_errors import portable_errors
+
 
 def gang(needs: ActorResources, ranks: int) -> PlacementGroup:
-    """Places for all ranks of a run, taken together or not at all.
+    """Make a placement group for all ranks of a run: all its bundles are reserved together, or none.
 
-    Half crews, of one sweep or of two on the same cluster, would wait for each other for ever.
+    Runs with half of their ranks, of one sweep or of two on a cluster, would wait for each other for ever.
     """
     asked = {"CPU": needs.cpus, "GPU": needs.gpus}
     return placement_group([{kind: count for kind, count in asked.items() if count}] * ranks, strategy="PACK")
@@ -28,28 +30,29 @@ def host_and_gpus() -> str:
 
 
 async def placed(group: PlacementGroup, seconds: float = 1.0) -> bool:
-    """Whether a gang has its places, now or within so long."""
+    """Wait up to `seconds` for a placement group; return whether it is reserved."""
     return await asyncio.to_thread(group.wait, seconds)
 
 
 def near(node: str) -> NodeAffinitySchedulingStrategy:
-    """On a node, or where there is room if that one is full or gone."""
+    """Return a soft affinity to a node: elsewhere if that one is full or gone."""
     return NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
 
 
 def on(group: PlacementGroup, rank: int) -> PlacementGroupSchedulingStrategy:
-    """Where a rank's actor goes."""
+    """Return the strategy that puts a rank's actor into its bundle."""
     return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
 
 
+@portable_errors
 class BaseWeightsActor:
-    """Holds the frozen base on one GPU for the trainers aboard."""
+    """Holds the frozen base on one GPU for the layer trainers that share it."""
 
     def __repr__(self) -> str:
         return "BaseWeightsActor()"
 
     def load(self, model: ModelSource, dtype: str) -> dict[str, Any]:
-        """Load the base onto the GPU; returns what Trunk.attach needs."""
+        """Load the base onto the GPU; return what Trunk.attach needs."""
         from layersweep.policies.model.trunk import Trunk
 
         self.trunk = Trunk.load(model.here(), dtype, "cuda", model.trust_remote_code)

@@ -24,7 +24,7 @@ class HubOutOfReach(ValueError):
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where the base model comes from, as every actor gets it.
+    """Source of the base model, as every actor gets it.
 
     `path` is a folder that every node can read, a GGUF file or packaged model (gguf_model), or a hub name; then
     `revision` is the commit that the spec's revision meant when the sweep was planned. Of the tiny model, which one

@@ -1,4 +1,4 @@
-"""Where a sweep's numbers go besides its parquet files: Prometheus, TensorBoard, Weights & Biases, MLflow.
+"""Trackers, to which a sweep's numbers go besides its parquet files: Prometheus, TensorBoard, Weights & Biases, MLflow.
 
 The collector hands every tracker each row of steps.parquet as it arrives, and the contribution table each time it is
 written. A row may come again, with the same or other values: a run that goes on from a checkpoint repeats the steps

@@ -15,6 +15,7 @@ import pytest
 import layersweep
 from layersweep.cli import DEMO
 from layersweep.orchestrator.execution.progress import Progress, ProgressEvent
+from layersweep.orchestrator.execution.run_state import RunState
 
 SMALL = {
     "layers": [1],
