@@ -26,6 +26,7 @@ class Trunk:
     """
 
     def __init__(self, model: nn.Module):
+        model.set_attn_implementation(NAME)
         self.model = model.eval().requires_grad_(False)
         if model.device.type == "cpu" and model.dtype == torch.float32:
             fuse(model)
@@ -37,7 +38,6 @@ class Trunk:
         model = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, dtype),
-            attn_implementation=NAME,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
         )
@@ -52,7 +52,7 @@ class Trunk:
         """The trunk that another process on the same GPU shared: its memory, not a copy."""
         config = shared["config"]
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
+            model = AutoModelForCausalLM.from_config(config)
         model.load_state_dict(to_tensors(shared["weights"], device), assign=True)
         model.tie_weights()
         # Not in the state dict: frequencies are recomputed, where `load` has them computed.

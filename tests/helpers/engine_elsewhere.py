@@ -30,14 +30,15 @@ def crowded(engine, folder: str) -> dict:
     responses that are being written."""
     import numpy as np
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from layersweep.rollout.engine import selfcheck
+    from layersweep.rollout.engine.plain_forward import BLOCK, ChangedWeights, PlainForward, ScoredResponse
     from layersweep.rollout.types import Sampling
 
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    noise = torch.Generator().manual_seed(1)
-    states = {None: {}} | {f"block-{k}": selfcheck._noisy(base, f"model.layers.{k}.", noise) for k in (1, 2)}
+    plain = PlainForward(folder, "float32")
+    states = {None: {}}
+    for k in (1, 2):
+        amounts = {name: 0.5 for name in plain.weights if name.startswith(BLOCK.format(k))}
+        states[f"block-{k}"] = ChangedWeights(plain.weights, amounts, seed=k)
     for run, state in states.items():
         if run:
             engine.push(run, 1, state).result(60)
@@ -48,8 +49,15 @@ def crowded(engine, folder: str) -> dict:
         for run, mine in prompts.items()
     }
     done = {run: future.result(300) for run, future in futures.items()}
-    difference = {run: selfcheck._difference(base, states[run], prompts[run], done[run]) for run in states}
-    control = {run: selfcheck._difference(base, {}, prompts[run], done[run]) for run in states if run}
+
+    def largest_difference(run, state) -> float:
+        responses = np.split(done[run].tokens, np.cumsum(done[run].lengths)[:-1])
+        scored = [ScoredResponse(state, *pair) for pair in zip(prompts[run], responses, strict=True)]
+        found = torch.cat(plain.logprobs(scored, torch.float32))
+        return float((found - torch.from_numpy(done[run].logprobs.copy())).abs().max())
+
+    difference = {run: largest_difference(run, state) for run, state in states.items()}
+    control = {run: largest_difference(run, {}) for run in states if run}
     again = engine.generate(None, 0, prompts[None][:1], [0], Sampling(1, max_tokens=24)).result(300)
     return {
         "worst": max(difference.values()),
