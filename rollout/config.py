@@ -46,9 +46,11 @@ class RolloutConfig(StrictModel):
     max_num_batched_tokens: PositiveInt = 8192
     """Tokens of one forward pass at most."""
     max_model_len: int | None = Field(None, ge=64)
-    """Prompt and response tokens at most; null is the model's own limit. The engine's self-check needs 64."""
+    """Prompt and response tokens at most. null is the model's own limit, on CPUs at most `max_num_batched_tokens`.
+    The engine's self-check needs 64."""
     kv_cache_memory_mib: PositiveInt | None = None
-    """KV cache; null is 512 MiB on CPU, and on GPUs what `gpu_memory_utilization` leaves."""
+    """KV cache; null is 512 MiB on CPUs, or more where one sequence of `max_model_len` needs it, and on GPUs what
+    `gpu_memory_utilization` leaves."""
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
     """Share of a GPU's memory that the engine takes (weights and KV cache)."""
     sleep: bool = False
@@ -81,6 +83,14 @@ class SuiteConfig(StrictModel):
     """Responses per prompt; a prompt's score is their mean (pass@1). Below 4 the interval widens."""
     temperature: float = Field(1.0, ge=0, le=2)
     """0 is greedy; then one sample is enough."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Sample among the likeliest tokens that hold this share of the probability; 1 is all tokens."""
+    top_k: int = Field(0, ge=0)
+    """Sample among this many likeliest tokens; 0 is all."""
+    min_p: float = Field(0.0, ge=0, le=1)
+    """Leave out tokens of less than this share of the likeliest token's probability; 0 leaves out none."""
+    stop: tuple[str, ...] | None = None
+    """Strings that end a response; null is `training.stop`."""
     max_response_tokens: PositiveInt | None = None
     """null is the training limit."""
 

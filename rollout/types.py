@@ -69,6 +69,12 @@ class Sampling:
     max_tokens: int = 16
     stop_token_ids: tuple[int, ...] = ()
     """Any of these ends a response, and is its last token."""
+    stop: tuple[str, ...] = ()
+    """Any of these strings ends a response; the token that completes it is the last one."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 is all tokens."""
+    min_p: float = 0.0
     logprobs: bool = False
 
 

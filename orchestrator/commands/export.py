@@ -17,6 +17,8 @@ from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import PretrainedModel
+from layersweep.policies.model.checkpoint import HEAD, head_is_tied, stored_tensors
+from layersweep.workers.startup.gguf_model import gguf_folder, is_gguf
 from layersweep.workers.startup.tiny_model import cache_folder
 from layersweep.workers.storage.files import located, read_bytes
 
@@ -130,6 +132,8 @@ def base_folder(spec: SweepSpec) -> Path:
                 [f"model: the tiny base that {spec.name} started from is not in this machine's cache, {folder}"]
             )
         return folder
+    if is_gguf(spec.model.path):
+        return gguf_folder(spec.model.path)
     folder = Path(spec.model.path).expanduser()
     if (folder / "config.json").is_file():
         return folder
@@ -157,7 +161,8 @@ def merge(base: Path, overlay: "dict[str, torch.Tensor]", target: Path) -> None:
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     shards = _shards(base)
     dtype = next(iter(overlay.values())).dtype
-    tied = {"lm_head.weight"} if config.get("tie_word_embeddings") else set()
+    config["tie_word_embeddings"] = bool(head_is_tied(stored_tensors(base)))
+    tied = {HEAD} if config["tie_word_embeddings"] else set()
     left, weight_map, total = {name: overlay[name] for name in overlay.keys() - tied}, {}, 0
     for shard in shards:
         tensors = {}

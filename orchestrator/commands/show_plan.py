@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from layersweep.orchestrator.planning.cluster_shape import H200
-from layersweep.orchestrator.planning.cost_model import Assumptions, activation_bytes, estimate
+from layersweep.orchestrator.planning.cost_model import Assumptions, activation_bytes, estimate, micro_batch
 from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.report.format import size, wide_console
 
@@ -25,6 +25,7 @@ def show_plan(plan: Plan, hours: bool = True) -> None:
         "to generate": f"{plan.training_responses:,} training and {plan.evaluation_responses:,} evaluation responses",
         "shared trunk": f"{size(plan.trunk_bytes)} once per node, in {training.dtype}",
         "an engine": engine_memory(plan),
+        "micro batches": micro_batches(plan),
     }
     if hours and spec.resources.on_gpu():
         cost, assumed = estimate(plan), Assumptions()
@@ -84,3 +85,13 @@ def engine_memory(plan: Plan) -> str:
         share = f"{rollout.gpu_memory_utilization:.0%} of {rollout.tensor_parallel_size} GPU"
         return f"{weights}, {cache}" if cache else f"{share}: {weights}, the rest KV cache"
     return f"{weights}, {cache or 'KV cache 128.0 MiB'}"
+
+
+def micro_batches(plan: Plan) -> str:
+    """Say how many tokens a trainer computes at a time, and where the number comes from."""
+    sizes = sorted({micro_batch(plan, run.selection) for run in (*plan.runs, *plan.combined)})
+    several = f"{sizes[0]:,}" + (f" to {sizes[-1]:,}" if len(sizes) > 1 else "")
+    if plan.spec.training.micro_batch_tokens:
+        return f"{several} tokens, by training.micro_batch_tokens"
+    place = f"an {H200.name}" if plan.spec.resources.on_gpu() else "this machine"
+    return f"{several} tokens by run, chosen from the memory of {place}"

@@ -20,7 +20,9 @@ from layersweep.workers.actors.rollout_worker import RolloutWorker
 from layersweep.workers.actors.shared_gpu import SharedGpu, SharedGpuPool, gang, near, on, placed
 from layersweep.workers.actors.trainer import Trainer
 from layersweep.workers.config import ActorResources, LearningRates
-from layersweep.workers.startup.tiny_model import ModelSource, cache_folder, is_made, pack
+from layersweep.workers.startup.model_cache import exists
+from layersweep.workers.startup.model_source import ModelSource, read_folder
+from layersweep.workers.startup.tiny_model import cache_folder
 
 from .engine_slot import EngineSlot
 from .ray_nodes import alive_nodes, cpus_of, resources_of
@@ -91,7 +93,7 @@ class SweepActors:
         await asyncio.gather(*(place.start() for place in self.places))
         if self.gpu and (shares := places(self.plan, resources_of(nodes)).berths):
             self.berths = SharedGpuPool(shares, resources.trainer)
-            await self.berths.load(self.model, spec.training.dtype, self._trusted())
+            await self.berths.load(self.model, spec.training.dtype)
 
     def rooms(self) -> int:
         """How many runs can train at the same time: as asked, else what the cluster has room for now."""
@@ -158,7 +160,7 @@ class SweepActors:
             facts = await asyncio.gather(
                 *(
                     trainer.start.remote(
-                        self.model, address, spec.algorithm.build(), training, spec.deepspeed, self._trusted(),
+                        self.model, address, spec.algorithm.build(), training, spec.deepspeed,
                         engine_device, spec.rollout.weight_transfer, crew.berths[rank].shared if crew.berths else None,
                     )
                     for rank, trainer in enumerate(crew.trainers)
@@ -194,7 +196,7 @@ class SweepActors:
                 options["scheduling_strategy"] = on(crew.group, rank)
             name = f"Trainer-{run.name}" + (f"-rank{rank}" if ranks > 1 else "")
             actor = self._actor(Trainer, name, needs, **options)
-            crew.trainers.append(actor.remote(run.selection, run.seed, rank, ranks, self.gpu))
+            crew.trainers.append(actor.remote(run.selection, run.seed, rank, ranks, needs.gpus))
         addresses = await asyncio.gather(*(trainer.address.remote() for trainer in crew.trainers))
         if not self.gpu:
             crew.nodes = await asyncio.gather(*(trainer.node.remote() for trainer in crew.trainers))
@@ -229,19 +231,16 @@ class SweepActors:
     def _actor(self, cls: type, name: str, needs: ActorResources, **options: Any) -> Any:
         return _remote(cls).options(name=name, num_cpus=needs.cpus, num_gpus=needs.gpus, **options)
 
-    def _trusted(self) -> bool:
-        return isinstance(self.spec.model, PretrainedModel) and self.spec.model.trust_remote_code
-
     async def _base_model(self, say: Callable[[str], None]) -> ModelSource:
         model = self.spec.model
         if isinstance(model, PretrainedModel):
-            return ModelSource(model.path)
-        if is_made(folder := cache_folder(model, self.spec.task)):
-            return ModelSource(str(folder), ray.put(pack(folder)))
+            return self.plan.source
+        if exists(folder := cache_folder(model, self.spec.task)):
+            return ModelSource(str(folder), files=ray.put(read_folder(folder)))
         say("warming up the tiny base model (cached afterwards)")
         made = ray.remote(_make_tiny_model).options(name="warm-up", num_cpus=0.1).remote(model, self.spec.task)
         place, files = await made
-        return ModelSource(place, ray.put(files))
+        return ModelSource(place, files=ray.put(files))
 
     def _constants(self) -> dict[str, str]:
         spec = self.spec
@@ -263,10 +262,10 @@ def _remote(cls: type) -> Any:
 
 def _make_tiny_model(model: TinyModel, task: Any) -> tuple[str, dict[str, bytes]]:
     folder = cache_folder(model, task)
-    if not is_made(folder):  # on this node
+    if not exists(folder):  # on this node
         from layersweep.workers.startup.tiny_model_training import (
             make_tiny_model,  # imports torch and transformers: seconds
         )
 
         make_tiny_model(model, task)
-    return str(folder), pack(folder)
+    return str(folder), read_folder(folder)

@@ -13,6 +13,7 @@ from layersweep.policies.selection import Selection
 from layersweep.rollout.config import TaskConfig
 from layersweep.rollout.types import Split
 from layersweep.workers.config import LearningRateTuning
+from layersweep.workers.startup.model_source import ModelSource
 from layersweep.workers.storage.files import is_object_store, located
 
 from .model_architecture import shape_of
@@ -54,6 +55,8 @@ class Plan:
     """What only a run fetches, and only a run checks therefore."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Of the prompts and their answers, by section of the spec; of sections that read data."""
+    source: ModelSource | None = None
+    """Where all actors load a pretrained base from: folder or hub name, commit, trust. None for the tiny model."""
 
     @property
     def folder(self) -> str:
@@ -183,7 +186,7 @@ def make_plan(spec: SweepSpec, fetch: bool = True) -> Plan:
     problems: list[str] = []
     architecture = None
     try:
-        architecture, source = shape_of(spec, from_table=not fetch)
+        architecture, shape_source, source = shape_of(spec, from_table=not fetch)
         layers = resolve_layers(spec.layers, architecture.layers)
     except ValueError as error:
         problems.append(str(error))
@@ -207,7 +210,7 @@ def make_plan(spec: SweepSpec, fetch: bool = True) -> Plan:
         raise SpecError(problems)
     selections = ([Selection.full()] if spec.include_full else []) + [Selection.layer(k) for k in layers]
     runs = tuple(Run(selection, seed) for seed in spec.seeds for selection in selections)
-    plan = Plan(spec, architecture, runs, source, tuple(dict.fromkeys(unchecked)), fingerprints)
+    plan = Plan(spec, architecture, runs, shape_source, tuple(dict.fromkeys(unchecked)), fingerprints, source)
     if problems := _search_problems(plan) or _combine_problems(plan):
         raise SpecError(problems)
     return plan

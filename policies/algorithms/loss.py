@@ -14,7 +14,7 @@ from .base import Aggregation, PolicyGradient
 
 
 def token_weights(lengths: Tensor, aggregation: Aggregation, max_length: int) -> Tensor:
-    """The weight of each response's tokens in the loss of one optimizer batch.
+    """Return the weight of each response's tokens in the loss of one optimizer batch.
 
     Args:
         lengths: [responses] tokens of each response of the optimizer batch (skipped ones included).
@@ -52,7 +52,7 @@ def policy_loss(
     weight: Tensor,
     ref_logp: Tensor | None = None,
 ) -> LossTerms:
-    """The clipped surrogate plus the KL penalty, summed with the given weights.
+    """Return the clipped surrogate plus the KL penalty, summed with the given weights.
 
     Per token, with rho = exp(logp - old_logp) truncated at importance_cap:
     -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), at most dual_clip |A| where A < 0 (Schulman et al.

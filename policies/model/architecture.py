@@ -1,9 +1,11 @@
 """A model's shape from its config.json alone: what a plan needs, without torch and without weights."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from .checkpoint import head_is_tied, stored_tensors
 
 SUPPORTED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -58,10 +60,10 @@ class Architecture:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Architecture":
-        """From a folder's config.json.
+        """Read a folder's config.json; whether the LM head is tied is read from the weights, where there are any.
 
         Raises:
-            ValueError: no folder, no config.json in it, or one that does not parse.
+            ValueError: no folder, no config.json in it, or one that does not parse; weights that cannot be read.
         """
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")
@@ -69,9 +71,11 @@ class Architecture:
         if not path.is_file():
             raise ValueError(f"{folder} has no config.json: it is not a Hugging Face model folder")
         try:
-            return cls.from_config(json.loads(path.read_text()))
+            architecture = cls.from_config(json.loads(path.read_text()))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
+        tied = head_is_tied(stored_tensors(folder))
+        return architecture if tied is None else replace(architecture, tied=tied)
 
     @property
     def layer_parameters(self) -> int:

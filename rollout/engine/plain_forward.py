@@ -13,7 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+
+from layersweep.policies.model.pretrained import load_pretrained
 
 BLOCK = "model.layers.{}."
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
@@ -52,6 +53,10 @@ class ChangedWeights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.amounts)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process as the tensors, without the base."""
+        return dict, (dict(self),)
+
 
 @dataclass(frozen=True)
 class ScoredResponse:
@@ -71,8 +76,8 @@ class PlainForward:
         dtype: of the engine's weights, a torch dtype's name. The checkpoint is mapped where it is stored in it.
     """
 
-    def __init__(self, folder: str, dtype: str):
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    def __init__(self, folder: str, dtype: str, trust_remote_code: bool = False):
+        self.model = load_pretrained(folder, dtype, trust_remote_code).eval()
         self.model.requires_grad_(False)
         self.weights: dict[str, Tensor] = dict(self.model.named_parameters())
         """By Hugging Face name; a tied LM head appears once, as the embedding."""

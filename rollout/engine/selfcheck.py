@@ -57,7 +57,7 @@ class RoutingMismatch(RuntimeError):
     """Engine or trainer do not compute what they were given, or the check cannot tell; they must not be used."""
 
 
-def check(engine: RolloutEngine, folder: str, dtype: str, whole: bool = True) -> float:
+def check(engine: RolloutEngine, folder: str, dtype: str, whole: bool = True, trust_remote_code: bool = False) -> float:
     """Compare the engine's and the trainer's forward with transformers'; return the largest difference, in nats (rms).
 
     Args:
@@ -69,7 +69,7 @@ def check(engine: RolloutEngine, folder: str, dtype: str, whole: bool = True) ->
     Raises:
         RoutingMismatch: a path differs from the plain forward, or could not be told from another run's.
     """
-    plain = PlainForward(folder, dtype)
+    plain = PlainForward(folder, dtype, trust_remote_code)
     runs = _changed_weights(plain, whole)
     random = np.random.default_rng(0)
     vocabulary = plain.model.config.vocab_size

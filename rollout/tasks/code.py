@@ -11,7 +11,7 @@ from layersweep.rollout.data.prompt_data import DataConfig, PromptData
 from layersweep.rollout.sandbox import Limits, Sandbox, Setting
 from layersweep.rollout.types import Prompt, Response, Score, Split
 
-from .code_data import parse_tests, question_of, with_program
+from .code_data import COLUMNS, parse_tests, question_of, with_program
 
 _LANGUAGES = ("", "python", "python3", "py")
 
@@ -50,7 +50,7 @@ class CodeTask:
         self._sandbox = Sandbox(
             config.sandbox, Limits(config.cpu_seconds, config.memory_mib << 20), workers=config.processes
         )
-        self.data = _CodeData(config.data, lambda raw: parse_tests(raw, config.data.columns))
+        self.data = _CodeData(config.data, lambda raw: parse_tests(raw, config.data.columns), COLUMNS)
 
     def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
         """See `layersweep.rollout.data.prompt_data.PromptData.prompts`."""

@@ -16,6 +16,10 @@ from typing import Any
 from layersweep.rollout.data.prompt_data import Columns, ground_truth
 from layersweep.rollout.sandbox import AssertTests, CallTests, Program, ScriptTests
 
+COLUMNS = ("question_content", "problem", "text", "starter_code", "fn_name", "metadata", "public_test_cases",
+           "private_test_cases", "input_output", "tests", "test", "entry_point", "test_list", "test_imports",
+           "test_setup_code", "code", "inputs", "outputs")  # fmt: skip
+"""Read of a row beside `data.columns`."""
 _MAX_UNPACKED = 1 << 28
 _TEXT_OPCODES = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 _IDLE_OPCODES = {"PROTO", "FRAME", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "STOP"}
@@ -27,7 +31,7 @@ def question_of(raw: dict[str, Any], columns: Columns) -> dict[str, Any]:
     """The row with the question as it is put to the model, in the prompt column; rows that have one keep it."""
     if raw.get(columns.prompt) is not None and not isinstance(raw[columns.prompt], str):
         return raw
-    names = (columns.prompt, columns.question, "question_content", "problem", "text")
+    names = (columns.prompt, *columns.questions, "question_content", "text")
     text = next((raw[name] for name in names if isinstance(raw.get(name), str)), None)
     if text is None:
         return raw

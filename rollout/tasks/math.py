@@ -14,6 +14,7 @@ from layersweep.rollout.subprocess_pool import Failure, LimitedCalls
 from layersweep.rollout.types import Prompt, Response, Score, Split
 
 from .math_answer import MAX_ANSWER_CHARS, final_answer, marked_answer, plainly_equal
+from .math_truth import is_prose, readable
 
 logger = logging.getLogger(__name__)
 
@@ -95,10 +96,11 @@ def _truth_of(value: Any) -> str:
         raise ValueError(f"the answer is neither text nor a number but {type(value).__name__}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("the answer is not a finite number")
-    text = str(value).strip()
+    text = readable(f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value))
     if not text:
         raise ValueError("the answer is empty")
-    answer = (marked_answer(text) if "\\boxed" in text or "####" in text else text) or ""
-    if not answer or len(answer) > MAX_ANSWER_CHARS:
+    marked = "\\boxed" in text or "####" in text
+    answer = (marked_answer(text) if marked else text) or ""
+    if not answer or len(answer) > MAX_ANSWER_CHARS or (not marked and is_prose(text)):
         raise ValueError(f"no final answer in a solution of {len(text)} characters; see data.columns.answer")
     return answer

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,12 @@ import numpy as np
 
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.config import SuiteConfig
+from layersweep.rollout.data.prompt_data import decontaminate_across
 from layersweep.rollout.environments.base import InitialState
 from layersweep.rollout.environments.episodes import EpisodeBatch, play
 from layersweep.rollout.types import Completions, Experience, Prompt, Response, Sampling, Score, Split, seeds_for
 from layersweep.workers.config import TrainingConfig
-from layersweep.workers.startup.tiny_model import ModelSource
+from layersweep.workers.startup.model_source import ModelSource
 
 
 class RolloutWorker:
@@ -32,11 +33,11 @@ class RolloutWorker:
 
     def __init__(self, model: ModelSource, task: StrictModel, suites: Sequence[SuiteConfig], training: TrainingConfig):
         self.training = training
-        self.tokenizer, self.stop_token_ids = load_tokenizer(model.here())
+        self.tokenizer, self.stop_token_ids = load_tokenizer(model.here(), model.trust_remote_code)
         self.task = task.build()
         self.suites = {suite.name: suite for suite in suites}
         self.suite_tasks = {suite.name: suite.task.build() if suite.task else self.task for suite in suites}
-        self.contaminated = _decontaminate(self.task, self.suite_tasks.values())
+        decontaminate_across(self.task, self.suite_tasks.values())
 
     def __repr__(self) -> str:
         return "RolloutWorker()"
@@ -61,6 +62,7 @@ class RolloutWorker:
             temperature=training.temperature,
             max_tokens=training.max_response_tokens,
             stop_token_ids=self.stop_token_ids,
+            stop=training.stop,
             logprobs=True,
         )
         if multi_turn:
@@ -77,7 +79,7 @@ class RolloutWorker:
         seeds = seeds_for([prompt.id for prompt in prompts], "train", seed, step)
         done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
         generated = time.perf_counter()
-        scores, cpu = await self._score(self.task, prompts, done, training.group_size)
+        scores, cpu = await self._score(self.task, prompts, done, sampling, training.group_size)
         rows = np.arange(len(done.lengths))
         return Experience(
             prompts=[tokens[row // training.group_size] for row in rows],
@@ -110,13 +112,17 @@ class RolloutWorker:
         """Columns of scores.parquet, one row per response, for one suite. Sampling seeds are common to all runs."""
         suite, task = self.suites[suite_name], self.suite_tasks[suite_name]
         prompts = task.prompts(split, suite.prompts if split == "selection" else suite.final_prompts)
-        samples = 1 if greedy else samples
+        samples = 1 if greedy or suite.temperature == 0 else samples  # greedy responses are all the same
         multi_turn = getattr(task, "multi_turn", False)
         sampling = Sampling(
             samples=1 if multi_turn else samples,
             temperature=0.0 if greedy else suite.temperature,
             max_tokens=suite.max_response_tokens or self.training.max_response_tokens,
             stop_token_ids=self.stop_token_ids,
+            stop=self.training.stop if suite.stop is None else suite.stop,
+            top_p=suite.top_p,
+            top_k=suite.top_k,
+            min_p=suite.min_p,
         )
         scope = ("evaluate", suite_name, split, seed)
         count = len(prompts) * samples
@@ -129,7 +135,7 @@ class RolloutWorker:
         tokens = [self._encode(prompt) for prompt in prompts]
         seeds = seeds_for([prompt.id for prompt in prompts], *scope)
         done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
-        scores, _ = await self._score(task, prompts, done, samples)
+        scores, _ = await self._score(task, prompts, done, sampling, samples)
         return named | {
             "prompt": np.array([prompt.id for prompt in prompts], object).repeat(samples),
             "sample": np.tile(np.arange(samples), len(prompts)),
@@ -154,8 +160,12 @@ class RolloutWorker:
             messages = ({"role": "user", "content": text},) if task.config.chat else None
             return self._encode(Prompt("", text, messages))
 
-        decode = partial(self.tokenizer.batch_decode, skip_special_tokens=True)
-        return await play(task, starts, samples, generate, encode, decode, scope)
+        return await play(task, starts, samples, generate, encode, partial(self._decode, stop=sampling.stop), scope)
+
+    def _decode(self, responses: Sequence[np.ndarray], stop: Sequence[str]) -> list[str]:
+        """Texts of responses without special tokens, cut at the first stop string."""
+        texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
+        return [cut_at_stop(text, stop, self.training.include_stop) for text in texts] if stop else texts
 
     def _encode(self, prompt: Prompt) -> np.ndarray:
         if prompt.messages is not None:
@@ -164,23 +174,25 @@ class RolloutWorker:
         return np.array(self.tokenizer.encode(prompt.text), np.int32)
 
     async def _score(
-        self, task: Any, prompts: Sequence[Prompt], done: Completions, samples: int
+        self, task: Any, prompts: Sequence[Prompt], done: Completions, sampling: Sampling, samples: int
     ) -> tuple[list[Score], float]:
         """Scores in the responses' order, and the CPU seconds of this process that they took."""
-        texts = self.tokenizer.batch_decode(done.responses(), skip_special_tokens=True)
+        texts = self._decode(done.responses(), sampling.stop)
         responses = [Response(text, bool(end)) for text, end in zip(texts, done.finished, strict=True)]
         asked = [prompts[i // samples] for i in range(len(responses))]
         return await asyncio.to_thread(_timed_score, task, asked, responses)
 
 
-def _decontaminate(task: Any, suites: Iterable[Any]) -> int:
-    """Drop training questions that an evaluation suite over other data asks too; how many were dropped."""
-    others = [suite.data for suite in suites if suite is not task and hasattr(suite, "data")]
-    if not hasattr(task, "data") or not others:
-        return 0
-    return task.data.decontaminate(
-        [text for data in others for split in ("selection", "final") for text in data.questions(split)]
-    )
+def cut_at_stop(text: str, stop: Sequence[str], include: bool) -> str:
+    """Cut a response at the stop string that ends first, which stays in the text with `include`.
+
+    The response's last token completes the stop string and may hold more text after it.
+    """
+    ends = [(at + len(string), at) for string in stop if (at := text.find(string)) >= 0]
+    if not ends:
+        return text
+    end, start = min(ends)
+    return text[: end if include else start]
 
 
 def _timed_score(task: Any, prompts: Sequence[Prompt], responses: Sequence[Response]) -> tuple[list[Score], float]:
@@ -192,17 +204,21 @@ def _batch_seed(seed: int, step: int) -> int:
     return seed * 1_000_003 + step
 
 
-def load_tokenizer(model: str) -> tuple[Any, tuple[int, ...]]:
-    """The tokenizer and the tokens that end a response: the generation config's and the tokenizer's own."""
-    if (Path(model) / "tokenizer.json").is_file():
+def load_tokenizer(folder: str, trust_remote_code: bool = False) -> tuple[Any, tuple[int, ...]]:
+    """Load a folder's tokenizer, and the tokens that end a response: the generation config's and the tokenizer's own.
+
+    Args:
+        trust_remote_code: whether code that the folder brings may run.
+    """
+    if (Path(folder) / "tokenizer.json").is_file():
         # The generic class reads tokenizer.json whole, and imports in a fifth of AutoTokenizer's time.
         from transformers import PreTrainedTokenizerFast as Loader
     else:
         from transformers import AutoTokenizer as Loader
-    tokenizer = Loader.from_pretrained(model)
+    tokenizer = Loader.from_pretrained(folder, trust_remote_code=trust_remote_code)
     stops = {tokenizer.eos_token_id}
     for name in ("generation_config.json", "config.json"):
-        path = Path(model) / name
+        path = Path(folder) / name
         if path.is_file():
             ends = json.loads(path.read_text()).get("eos_token_id")
             stops |= set(ends if isinstance(ends, list) else [ends])

@@ -16,7 +16,7 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from layersweep.workers.config import ActorResources
-from layersweep.workers.startup.tiny_model import ModelSource
+from layersweep.workers.startup.model_source import ModelSource
 
 from .gpu_share import BASE_WEIGHTS_CPUS, BASE_WEIGHTS_SHARE, aboard, berth_cpus
 
@@ -30,8 +30,8 @@ def gang(needs: ActorResources, ranks: int) -> PlacementGroup:
     return placement_group([{kind: count for kind, count in asked.items() if count}] * ranks, strategy="PACK")
 
 
-def whereabouts() -> str:
-    """Host and GPUs of the actor that asks."""
+def host_and_gpus() -> str:
+    """Return host and GPUs of the actor that asks."""
     gpus = ", ".join(map(str, ray.get_gpu_ids()))
     return socket.gethostname() + (f" GPU {gpus}" if gpus else "")
 
@@ -57,11 +57,11 @@ class BaseWeightsActor:
     def __repr__(self) -> str:
         return "BaseWeightsActor()"
 
-    def load(self, model: ModelSource, dtype: str, trust_remote_code: bool) -> dict[str, Any]:
+    def load(self, model: ModelSource, dtype: str) -> dict[str, Any]:
         """Load the base onto the GPU; returns what Trunk.attach needs."""
         from layersweep.policies.model.trunk import Trunk
 
-        self.trunk = Trunk.load(model.here(), dtype, "cuda", trust_remote_code)
+        self.trunk = Trunk.load(model.here(), dtype, "cuda", model.trust_remote_code)
         return self.trunk.share()
 
 
@@ -96,7 +96,7 @@ class SharedGpuPool:
             self.berths.append(SharedGpu(placement_group([bundle], strategy="PACK"), room))
         self.changed = asyncio.Condition()
 
-    async def load(self, model: ModelSource, dtype: str, trust_remote_code: bool) -> None:
+    async def load(self, model: ModelSource, dtype: str) -> None:
         """Wait for the GPUs and have each host load the base."""
         for number, berth in enumerate(self.berths):
             await berth.group.ready()
@@ -111,7 +111,7 @@ class SharedGpuPool:
                 .remote()
             )
             berth.host = host
-            berth.shared = host.load.remote(model, dtype, trust_remote_code)
+            berth.shared = host.load.remote(model, dtype)
 
     async def board(self) -> SharedGpu:
         """The emptiest berth, once one has room."""

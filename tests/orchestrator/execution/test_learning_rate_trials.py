@@ -13,7 +13,7 @@ from layersweep.orchestrator.report.results import Results
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.orchestrator.statistics.contribution import contribution_table
-from layersweep.orchestrator.statistics.intervals import Estimate
+from layersweep.orchestrator.statistics.intervals import MeanAndCovariance
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import LearningRates, LearningRateTuning
 from layersweep.workers.storage.run_store import CheckpointRecord, RunStore
@@ -93,7 +93,9 @@ def test_trials_cost_what_they_generate():
 
 def estimate(means, variance, covariance):
     size = len(means)
-    return Estimate(np.array(means), np.full((size, size), covariance) + (variance - covariance) * np.eye(size), 100)
+    return MeanAndCovariance(
+        np.array(means), np.full((size, size), covariance) + (variance - covariance) * np.eye(size), 100
+    )
 
 
 @pytest.mark.parametrize(

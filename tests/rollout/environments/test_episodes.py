@@ -289,7 +289,7 @@ def test_the_rollout_worker_plays_environment_sections(tmp_path):
     from layersweep.workers.actors.collector import SCORE_COLUMNS, STEP_COLUMNS
     from layersweep.workers.actors.rollout_worker import RolloutWorker
     from layersweep.workers.config import TrainingConfig
-    from layersweep.workers.startup.tiny_model import ModelSource
+    from layersweep.workers.startup.model_source import ModelSource
     from layersweep.workers.startup.tiny_model_training import character_tokenizer
 
     config = GridWorldConfig(size=3, holes=1, max_turns=2, processes=1)

@@ -89,7 +89,7 @@ def fenced(program, language="python"):
 
 def test_humaneval(tmp_path):
     task = task_of(tmp_path, [HUMANEVAL])
-    assert task.prompts("train", 1)[0].messages[0]["content"] == HUMANEVAL["prompt"].strip()
+    assert task.prompts("train", 1)[0].messages[0]["content"] == HUMANEVAL["prompt"]
     whole = "def find_zero(xs: list):\n    return -xs[0] / xs[1]"
     answers = {
         HUMANEVAL["canonical_solution"]: (1, True),

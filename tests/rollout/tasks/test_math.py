@@ -225,6 +225,13 @@ def test_prompts_come_with_the_final_answer(task):
         (["1", "2"], ["1", "2"]),
         ('["[0,1]"]', ["[0,1]"]),
         ("[0, 1]", ["[0, 1]"]),
+        (27.0, ["27"]),
+        ("½", ["1/2"]),
+        ("2½", ["2 1/2"]),
+        ("1\u200b2", ["12"]),
+        ("9 (apples)", ["9"]),
+        ("(9, 10)", ["(9, 10)"]),
+        ("concave up when $x<-1$ or $x>1$", ["concave up when $x<-1$ or $x>1$"]),
     ],
 )
 def test_ground_truths(value, truths):
@@ -244,6 +251,9 @@ def test_ground_truths(value, truths):
         ("\\boxed{}", "no final answer"),
         ("a proof " * 100, "no final answer in a solution of 799 characters"),
         ('["1", ', "Expecting"),
+        ("\u200b", "empty"),
+        # open-r1 #503: a proof below the limit of an answer's length
+        ("Since $n$ is even, so is $n^2$, and therefore no odd number can be its square root.", "no final answer"),
     ],
 )
 def test_ground_truths_that_are_none(value, says):

@@ -88,7 +88,8 @@ ENGINE = (
     "vllm.v1.attention.backends.cpu_attn",
 )
 TRAINER = (
-    "layersweep.workers.training.learner",
+    "layersweep.workers.training.deepspeed_backend",
+    "layersweep.workers.training.update_loop",
     "layersweep.workers.actors.trainer",
     "transformers.models.llama.modeling_llama",
     "transformers.models.qwen2.modeling_qwen2",

@@ -105,6 +105,16 @@ def settings(kl: float, rate: float, clip: float, tokens: int):
     return algorithm, training
 
 
+def update_loop(trunk, selection: Selection, algorithm, training, section=None, rank: int = 0, ranks: int = 1):
+    """An update loop over DeepSpeed, as the trainer makes it."""
+    from layersweep.policies.model.trunk import Policy
+    from layersweep.workers.training.deepspeed_backend import DeepSpeedBackend
+    from layersweep.workers.training.update_loop import UpdateLoop
+
+    backend = DeepSpeedBackend(Policy(trunk, selection), training, section or DeepSpeedConfig(), ranks)
+    return UpdateLoop(trunk, backend, algorithm, training, rank, ranks)
+
+
 @pytest.fixture(scope="session")
 def one_rank():
     from layersweep.workers.training.distributed import free_port, prepare
@@ -117,17 +127,15 @@ def one_rank():
 def test_an_update_is_a_plain_torch_update(model_folder, trunk, one_rank, selection, kl, micro):
     """Loss, gradient norm and new weights agree to float32 rounding, whatever the micro-batch split; frozen
     parameters stay what they were bit for bit, trained ones all change."""
-    from layersweep.workers.training.learner import Learner
-
     exp, rate = experience(), 1e-3
     loss, norm, weights = plain_loop(model_folder, selection, exp, kl, rate, clip=0.5)
     before = {n: p.clone() for n, p in trunk.model.named_parameters()}
-    learner = Learner(trunk, selection, *settings(kl, rate, 0.5, micro), DeepSpeedConfig())
-    metrics = learner.update(exp, step=0)
+    loop = update_loop(trunk, selection, *settings(kl, rate, 0.5, micro), DeepSpeedConfig())
+    metrics = loop.update(exp, step=0)
     assert metrics["loss"] == pytest.approx(loss, abs=2e-6)
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert metrics["gradient_agreement"] == pytest.approx(plain_agreement(model_folder, selection, exp), abs=1e-4)
-    trained = learner.weights()
+    trained = loop.backend.weights()
     assert set(trained) == {n for n in before if selection.trains(n)}
     for name, weight in trained.items():
         assert_same_step(weight, weights[name], rate)
@@ -158,29 +166,26 @@ def twins(flip: bool) -> Experience:
 def test_halves_alike_agree_and_opposite_rewards_oppose(trunk, one_rank):
     """Equal halves have equal gradients, cosine 1. GRPO advantages of 1 - r are those of r negated, and with a
     ratio that nothing clips the gradient is linear in them: cosine -1. A single prompt has no other half."""
-    from layersweep.workers.training.learner import Learner
-
     _, training = settings(0.0, 1e-3, 0.5, 1000)
     unclipped = GRPO(clip_low=0.99, clip_high=1e6, importance_cap=1e6)
-    learner = Learner(trunk, Selection.layer(2), unclipped, training, DeepSpeedConfig())
-    same = learner.update(twins(flip=False), step=0)
+    loop = update_loop(trunk, Selection.layer(2), unclipped, training, DeepSpeedConfig())
+    same = loop.update(twins(flip=False), step=0)
     assert same["gradient_agreement"] == pytest.approx(1.0, abs=1e-5)
-    assert "gradient_agreement" not in learner.update(twins(flip=False), step=1)
-    learner = Learner(trunk, Selection.layer(2), unclipped, training, DeepSpeedConfig())
-    assert learner.update(twins(flip=True), step=0)["gradient_agreement"] == pytest.approx(-1.0, abs=1e-5)
-    assert np.isnan(learner.update(experience(groups=1), step=0)["gradient_agreement"])
+    assert "gradient_agreement" not in loop.update(twins(flip=False), step=1)
+    loop = update_loop(trunk, Selection.layer(2), unclipped, training, DeepSpeedConfig())
+    assert loop.update(twins(flip=True), step=0)["gradient_agreement"] == pytest.approx(-1.0, abs=1e-5)
+    assert np.isnan(loop.update(experience(groups=1), step=0)["gradient_agreement"])
 
 
 def _rank(rank: int, port: int, folder: str, selection: Selection, stage: int, out) -> None:
     from layersweep.policies.model.trunk import Trunk
     from layersweep.workers.training.distributed import prepare
-    from layersweep.workers.training.learner import Learner
 
     prepare(rank, 2, "127.0.0.1", port, gpu=False)
     section = DeepSpeedConfig(layer_zero_stage=min(stage, 1), full_zero_stage=stage)
-    learner = Learner(Trunk.load(folder, "float32"), selection, *settings(0.1, 1e-3, 0.5, 40), section, rank, 2)
-    metrics = learner.update(experience(), step=0)
-    weights = learner.weights()  # gathered: every rank takes part
+    loop = update_loop(Trunk.load(folder, "float32"), selection, *settings(0.1, 1e-3, 0.5, 40), section, rank, 2)
+    metrics = loop.update(experience(), step=0)
+    weights = loop.backend.weights()  # gathered: every rank takes part
     if rank == 0:
         out.put((metrics, {n: w.numpy() for n, w in weights.items()}))
     # A rank that ends while the other still reads from it makes gloo abort that one, now and then.
