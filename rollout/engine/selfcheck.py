@@ -74,7 +74,11 @@ def check(engine: RolloutEngine, folder: str, dtype: str, whole: bool = True, tr
     random = np.random.default_rng(0)
     vocabulary = plain.model.config.vocab_size
     prompts = [random.integers(0, vocabulary, length).astype(np.int32) for length in PROMPT_TOKENS]
-    completions = _serve(engine, runs, prompts)
+    try:
+        completions = _serve(engine, runs, prompts)
+    finally:
+        for run in filter(None, runs):
+            engine.drop(run).result()
 
     own = {run: _responses(weights, prompts, completions[run]) for run, weights in runs.items()}
     first, *_, last = runs.values()
@@ -99,9 +103,6 @@ def check(engine: RolloutEngine, folder: str, dtype: str, whole: bool = True, tr
     trained = _trainer_logprobs(plain, prompts, completions[None])
     difference = _rms(trained - exact[None])
     _require(difference, limits[None], "the trainer's base")
-    for run in runs:
-        if run:
-            engine.drop(run).result()
     logger.info("self-check: %.2g nats at most from transformers (limits from %.2g)", worst, min(limits.values()))
     return max(worst, difference)
 
