@@ -177,7 +177,7 @@ def applies(fault: str, config, dtype: str) -> bool:
 
 
 def main(folder: str, architecture: str, dtype: str) -> None:
-    config = RolloutConfig(max_num_seqs=32, max_num_batched_tokens=2048, kv_cache_memory_mib=64)
+    config = RolloutConfig(batching="mixed", max_num_seqs=32, max_num_batched_tokens=2048, kv_cache_memory_mib=64)
     engine = RolloutEngine(folder, architecture, config, dtype, seed=0)
     sound = check(engine, folder, dtype)
     refusals = {}
