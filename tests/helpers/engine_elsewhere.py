@@ -1,8 +1,8 @@
 """The routed engine on the paths that only GPUs take, run without one; a program, as both are chosen before vLLM is
-imported: `python -m tests.engine_elsewhere v2|spans MODEL_FOLDER [DTYPE]`, which prints what it saw as JSON.
+imported: `python -m tests.helpers.engine_elsewhere v2|spans|wrong_shard MODEL_FOLDER [DTYPE]`, which prints what it saw as JSON.
 
 `v2`: vLLM's own V2 model runner, its Triton kernels carried out by Triton's interpreter. `spans`: two tensor-parallel
-workers, spawned as they are from a Ray actor.
+workers, spawned as they are from a Ray actor. `wrong_shard`: the same, with a fault: both keep the first one's shards.
 """
 
 import json
@@ -15,7 +15,7 @@ from layersweep.workers.startup.environment import worker_environment
 
 def prepare(path: str) -> None:
     os.environ.update(worker_environment(gpu=False))
-    if path == "spans":
+    if path != "v2":
         os.environ.update(VLLM_WORKER_MULTIPROC_METHOD="spawn", VLLM_CPU_OMP_THREADS_BIND="0|1")
         return
     os.environ.update(TRITON_INTERPRET="1", VLLM_USE_V2_MODEL_RUNNER="1")
@@ -70,13 +70,15 @@ def main(path: str, folder: str, dtype: str = "float32") -> None:
     prepare(path)
     from layersweep.rollout.config import RolloutConfig
     from layersweep.rollout.engine import engine as module
-    from layersweep.rollout.engine.selfcheck import check
+    from layersweep.rollout.engine.selfcheck import RoutingMismatch, check
 
-    spans, build = 2 if path == "spans" else 1, module.engine_args
+    spans, build = 1 if path == "v2" else 2, module.engine_args
 
     def as_on_a_gpu(*args):
         arguments = build(*args)
         arguments.enable_chunked_prefill = path == "v2" or arguments.enable_chunked_prefill
+        if path == "wrong_shard":
+            arguments.worker_extension_cls = "tests.rollout.engine.faults.FirstShardWorker"
         return arguments
 
     module.engine_args = as_on_a_gpu
@@ -84,8 +86,11 @@ def main(path: str, folder: str, dtype: str = "float32") -> None:
         max_num_seqs=32, max_num_batched_tokens=256, kv_cache_memory_mib=1, tensor_parallel_size=spans
     )
     engine = module.RolloutEngine(folder, "Qwen3ForCausalLM", config, dtype, seed=0)
-    v2, worst = engine._engine.vllm_config.use_v2_model_runner, check(engine, folder, dtype, whole=spans == 1)
-    seen = {"v2": v2, "self_check": worst}
+    seen = {"v2": engine._engine.vllm_config.use_v2_model_runner}
+    try:
+        seen["self_check"] = check(engine, folder, dtype, whole=spans == 1)
+    except RoutingMismatch as mismatch:
+        seen["refused"] = str(mismatch)
     if path == "v2" and dtype == "float32":
         seen |= crowded(engine, folder)
     print(json.dumps(seen), flush=True)

@@ -1,5 +1,5 @@
 """Faults of routing, model and trainer, planted one after the other into an engine that is then self-checked; a
-program: `python -m tests.rollout.engine.faults MODEL_FOLDER ARCHITECTURE DTYPE`.
+program: `python -m tests.rollout.engine.faults MODEL_FOLDER ARCHITECTURE DTYPE [FAULT ...]`; without names, all.
 
 It prints as JSON what a sound engine differs by, and of each fault the check's refusal, or null where it passed.
 """
@@ -15,12 +15,20 @@ os.environ.update(worker_environment(gpu=False))
 
 from layersweep.policies.model import fused_cpu, tree_attention  # noqa: E402
 from layersweep.rollout.config import RolloutConfig  # noqa: E402
-from layersweep.rollout.engine import model  # noqa: E402
+from layersweep.rollout.engine import model, overlay  # noqa: E402
 from layersweep.rollout.engine.engine import RolloutEngine  # noqa: E402
 from layersweep.rollout.engine.overlay import EngineOverlay, LayerOverlay  # noqa: E402
 from layersweep.rollout.engine.route import RowRouting  # noqa: E402
 from layersweep.rollout.engine.selfcheck import RoutingMismatch, check  # noqa: E402
 from layersweep.rollout.engine.worker import OverlayWorker  # noqa: E402
+
+
+class FirstShardWorker(OverlayWorker):
+    """A worker that keeps the first rank's shard of every overlay, whatever its rank."""
+
+    def push_overlay(self, run, version, weights):
+        with patch.object(overlay, "_shard", lambda weight, dim, rank, parts: weight.chunk(parts, dim)[0]):
+            return super().push_overlay(run, version, weights)
 
 
 def in_block(change):
@@ -176,13 +184,13 @@ def applies(fault: str, config, dtype: str) -> bool:
     return True
 
 
-def main(folder: str, architecture: str, dtype: str) -> None:
+def main(folder: str, architecture: str, dtype: str, *chosen: str) -> None:
     config = RolloutConfig(batching="mixed", max_num_seqs=32, max_num_batched_tokens=2048, kv_cache_memory_mib=64)
     engine = RolloutEngine(folder, architecture, config, dtype, seed=0)
     sound = check(engine, folder, dtype)
     refusals = {}
     for fault, plant in FAULTS.items():
-        if applies(fault, engine._engine.vllm_config.model_config.hf_config, dtype):
+        if (not chosen or fault in chosen) and applies(fault, engine._engine.vllm_config.model_config.hf_config, dtype):
             try:
                 with plant():
                     refusals[fault] = check(engine, folder, dtype) and None

@@ -18,8 +18,8 @@ from tests.workers.training.test_update_loop import experience, one_rank, settin
 
 
 def elsewhere(path: str, folder: str, dtype: str = "float32") -> dict:
-    """What tests.engine_elsewhere saw."""
-    command = [sys.executable, "-m", "tests.engine_elsewhere", path, folder, dtype]
+    """What tests.helpers.engine_elsewhere saw."""
+    command = [sys.executable, "-m", "tests.helpers.engine_elsewhere", path, folder, dtype]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -54,6 +54,11 @@ def test_an_engine_over_two_workers_serves_its_shards(wide_folder):
     """Spawned, as from a Ray actor: they know the routed model, each has its part of an overlay, and together they
     agree with transformers."""
     assert elsewhere("spans", wide_folder)["self_check"] < 1e-5
+
+
+@pytest.mark.slow
+def test_two_workers_with_one_shard_are_refused(wide_folder):
+    assert "selfcheck-0: log-probabilities differ" in elsewhere("wrong_shard", wide_folder)["refused"]
 
 
 def test_where_torch_has_the_parts_of_a_handle():
