@@ -9,15 +9,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from .checkpoint import head_is_tied, stored_tensors
 
 
-def load_pretrained(
-    folder: str, dtype: str, trust_remote_code: bool = False, attention: str | None = None
-) -> PreTrainedModel:
+def load_pretrained(folder: str, dtype: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """Load the model in a folder; in the dtype stored on disk its weights are the mapped files themselves.
 
     Args:
         dtype: name of a torch dtype.
         trust_remote_code: whether code that the folder brings may run.
-        attention: transformers' `attn_implementation`; None is its own choice.
 
     Raises:
         ValueError: weights that cannot be read.
@@ -27,8 +24,6 @@ def load_pretrained(
     tied = head_is_tied(stored_tensors(Path(folder)))
     if tied is not None:
         config.tie_word_embeddings = tied
-    if attention:
-        named["attn_implementation"] = attention
     return AutoModelForCausalLM.from_pretrained(
         folder, config=config, dtype=getattr(torch, dtype), use_safetensors=True, **named
     )

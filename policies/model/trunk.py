@@ -28,6 +28,7 @@ class Trunk:
     """
 
     def __init__(self, model: nn.Module):
+        model.set_attn_implementation(NAME)
         self.model = model.eval().requires_grad_(False)
         if model.device.type == "cpu" and model.dtype == torch.float32:
             fuse(model)
@@ -36,7 +37,7 @@ class Trunk:
     @classmethod
     def load(cls, path: str, dtype: str, device: str = "cpu", trust_remote_code: bool = False) -> "Trunk":
         """Load a folder. `dtype` is a torch dtype's name."""
-        return cls(load_pretrained(path, dtype, trust_remote_code, NAME).to(device))
+        return cls(load_pretrained(path, dtype, trust_remote_code).to(device))
 
     def share(self) -> dict[str, Any]:
         """What another process on the same GPU needs to attach to this trunk, which must outlive it."""
@@ -47,7 +48,7 @@ class Trunk:
         """The trunk that another process on the same GPU shared: its memory, not a copy."""
         config = shared["config"]
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
+            model = AutoModelForCausalLM.from_config(config)
         model.load_state_dict(to_tensors(shared["weights"], device), assign=True)
         model.tie_weights()
         # Not in the state dict: frequencies are recomputed, where `load` has them computed.

@@ -61,7 +61,7 @@ def test_every_algorithm_has_the_hooks():
 
 
 def test_every_task_has_the_hooks():
-    """See rollout.tasks.base.Task: `build` of the section makes it. The toy tasks need no data, and can be built here."""
+    """See rollout.tasks.base.Task: `build` of the section makes it. The toy tasks need no data, so they are built."""
     for cls in choices(TaskConfig):
         assert callable(cls.build), cls
         if hasattr(cls, "tiny"):

@@ -56,6 +56,11 @@ def test_an_engine_over_two_workers_serves_its_shards(wide_folder):
     assert elsewhere("spans", wide_folder)["self_check"] < 1e-5
 
 
+@pytest.mark.slow
+def test_two_workers_with_one_shard_are_refused(wide_folder):
+    assert "selfcheck-0: log-probabilities differ" in elsewhere("wrong_shard", wide_folder)["refused"]
+
+
 def test_where_torch_has_the_parts_of_a_handle():
     names = list(inspect.signature(rebuild_cuda_tensor).parameters)
     assert (names[tensors.DEVICE_INDEX], names[tensors.WAITS]) == ("storage_device", "event_sync_required")
