@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Any, NewType
+from typing import Any, NamedTuple, NewType
 
 import pandas as pd
 import ray
@@ -33,8 +33,7 @@ class Produced:
     value: Reference
 
 
-@dataclass(frozen=True)
-class Updated:
+class Updated(NamedTuple):
     """What an update gave."""
 
     metrics: dict[str, float]
