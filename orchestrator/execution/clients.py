@@ -260,8 +260,9 @@ class TrainerGroup:
         if self.step is None:
             return False
         try:
-            answers = asyncio.gather(*(trainer.completed.remote() for trainer in self.trainers))
-            return set(await asyncio.wait_for(answers, timeout)) == {self.step}
+            async with asyncio.timeout(timeout):
+                steps = await asyncio.gather(*(trainer.completed.remote() for trainer in self.trainers))
+            return set(steps) == {self.step}
         except (ray.exceptions.RayError, TimeoutError):
             return False
 

@@ -62,6 +62,29 @@ def test_later_calls_have_ten_times_the_longest_of_their_kind_and_the_minimum_at
     assert waits([("push", 1), ("load", 299)]) == [1, 299]
 
 
+def test_a_cancellation_that_comes_with_the_answer_is_not_lost():
+    """asyncio.wait_for in Python 3.11 returns the answer then, and a run that is told to stop trains on."""
+
+    async def scene() -> bool:
+        answer = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(AdaptiveTimeouts(30.0).wait("push", answer))
+        await asyncio.sleep(1)
+        answer.set_result("answer")
+        task.cancel()
+        await asyncio.wait({task})
+        return task.cancelled()
+
+    assert simulated(scene())
+
+
+def test_a_timeout_of_the_call_itself_is_its_own_error():
+    async def call() -> None:
+        raise TimeoutError("of a socket")
+
+    with pytest.raises(TimeoutError, match="of a socket"):
+        simulated(AdaptiveTimeouts(30.0).wait("push", call()))
+
+
 # -- retries --------------------------------------------------------------------------------------------------
 
 
