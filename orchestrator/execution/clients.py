@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Any, NewType
+from typing import Any, NamedTuple, NewType
 
 import pandas as pd
 import ray
@@ -33,8 +33,7 @@ class Produced:
     value: Reference
 
 
-@dataclass(frozen=True)
-class Updated:
+class Updated(NamedTuple):
     """What an update gave."""
 
     metrics: dict[str, float]
@@ -261,8 +260,9 @@ class TrainerGroup:
         if self.step is None:
             return False
         try:
-            answers = asyncio.gather(*(trainer.completed.remote() for trainer in self.trainers))
-            return set(await asyncio.wait_for(answers, timeout)) == {self.step}
+            async with asyncio.timeout(timeout):
+                steps = await asyncio.gather(*(trainer.completed.remote() for trainer in self.trainers))
+            return set(steps) == {self.step}
         except (ray.exceptions.RayError, TimeoutError):
             return False
 

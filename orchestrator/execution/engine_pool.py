@@ -66,9 +66,9 @@ class EnginePool:
         holds no memory: the run that needs it next has it replaced."""
 
         async def change(engine: EngineClient) -> None:
-            answer = engine.wake() if phase == "generation" else engine.sleep()
             try:
-                await asyncio.wait_for(answer, self.spec.recovery.patience)
+                async with asyncio.timeout(self.spec.recovery.patience):
+                    await (engine.wake() if phase == "generation" else engine.sleep())
             except (ray.exceptions.RayError, TimeoutError):
                 engine.kill()
 

@@ -98,8 +98,12 @@ class AdaptiveTimeouts:
         clock = asyncio.get_running_loop().time
         limit, began = max(self.minimum, TIMEOUT_FACTOR * self.longest.get(kind, self.minimum)), clock()
         try:
-            result = await asyncio.wait_for(answer, limit)
+            # Not asyncio.wait_for: in Python 3.11 it loses a cancellation that comes together with the answer.
+            async with asyncio.timeout(limit) as timeout:
+                result = await answer
         except TimeoutError as error:
+            if not timeout.expired():  # the answer's own
+                raise
             raise CallTimeout(kind, limit) from error
         self.longest[kind] = max(self.longest.get(kind, 0.0), clock() - began)
         return result

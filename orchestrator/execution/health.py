@@ -55,7 +55,8 @@ class HealthMonitor:
         while True:
             await asyncio.sleep(min(NODE_CHECK_SECONDS, self.timeout / CHECKS_PER_TIMEOUT))
             try:
-                nodes = await asyncio.wait_for(asyncio.to_thread(ray.nodes), self.timeout)
+                async with asyncio.timeout(self.timeout):
+                    nodes = await asyncio.to_thread(ray.nodes)
             except TimeoutError as error:
                 raise RayLost(f"Ray's head does not answer for {self.timeout:.0f} s") from error
             if not any(node["NodeID"] == own_node and node["Alive"] for node in nodes):
@@ -68,7 +69,8 @@ class HealthMonitor:
                 continue
             generation = slot.generation
             try:
-                stuck = await asyncio.wait_for(slot.engine.stuck_for(), self.timeout)
+                async with asyncio.timeout(self.timeout):
+                    stuck = await slot.engine.stuck_for()
                 if stuck < self.timeout:
                     continue
                 problem = f"has work and finished no step of it for {stuck:.0f} s"
@@ -86,7 +88,8 @@ class HealthMonitor:
         while True:
             await asyncio.sleep(self.timeout / CHECKS_PER_TIMEOUT)
             try:
-                await asyncio.wait_for(actor.alive(), self.timeout)
+                async with asyncio.timeout(self.timeout):
+                    await actor.alive()
             except TimeoutError:
                 self.say(f"{name} does not answer for {self.timeout:.0f} s: starting it again")
                 actor.restart()

@@ -154,13 +154,13 @@ class RunController:
         self.lifecycle.enter(RunState.UPDATING)
         async with actors.engines.phases.hold("training"), actors.update_slots.hold_all(cpus):
             # An update cannot be taken back: once begun it is seen to its end, also when the sweep is told to stop.
-            update = timeouts.wait("update", self.trainers.update(experience.value, step))
-            updated = await to_the_end(update, unless=lambda: self.context.ray_lost)
-            self._add_step(updated.metrics, updated.weights, began)
+            await to_the_end(self._update(experience.value, began), unless=lambda: self.context.ray_lost)
 
-    def _add_step(self, metrics: dict[str, float], weights: Reference, began: float) -> None:
-        """Count a step whose update is done."""
-        updated, step = time.monotonic(), self.step
+    async def _update(self, experience: Reference, began: float) -> None:
+        """Train on the experience, and count the step."""
+        step = self.step
+        metrics, weights = await self.context.timeouts.wait("update", self.trainers.update(experience, step))
+        updated = time.monotonic()
         worked = sum(metrics[f"{phase}_seconds"] for phase in ("rollout", "reward", "update"))
         row = {
             "step": step,

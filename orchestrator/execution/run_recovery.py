@@ -56,6 +56,7 @@ class RunRecovery:
         self.context.first_rollouts.pop(self.run.seed, None)
         try:
             await self.slot.wait_until_stable()  # another run, or the health monitor, may be replacing it
-            await asyncio.wait_for(self.slot.engine.stuck_for(), timeout)
+            async with asyncio.timeout(timeout):
+                await self.slot.engine.stuck_for()
         except (ray.exceptions.RayError, TimeoutError):
             await self.slot.replace(generation)

@@ -117,10 +117,13 @@ def durations(plan: Plan, faster: float = 1.0) -> Durations:
     )
 
 
-def simulate(plan: Plan, world: World, worked: Callable[[World], float] | None = None) -> Outcome:
+def simulate(
+    plan: Plan, world: World, worked: Callable[[World], float] | None = None, limit: float | None = None
+) -> Outcome:
     """The sweep to its end.
 
     Args:
+        limit: seconds of the virtual clock after which it is given up, with TimeoutError.
         worked: gives the seconds that the driver has been busy; its own CPU time and its calls of Ray by default.
     """
     began = time.process_time()
@@ -143,8 +146,8 @@ def simulate(plan: Plan, world: World, worked: Callable[[World], float] | None =
         stack.enter_context(patch(f"{package}.actors.placed", AsyncMock(return_value=True)))
         stack.enter_context(patch(f"{package}.actors.SharedGpuPool", world.shared_gpu_pool()))
         with asyncio.Runner(loop_factory=partial(VirtualLoop, busy)) as runner:
-            seconds = runner.run(_drive(plan))
-        limit = max_concurrent_runs(plan)
+            seconds = runner.run(_drive(plan, limit))
+        concurrent = max_concurrent_runs(plan)
     return Outcome(
         ends=world.ends,
         seconds=seconds,
@@ -157,13 +160,13 @@ def simulate(plan: Plan, world: World, worked: Callable[[World], float] | None =
         collector_wait=world.collector.longest_wait,
         mended=world.calls["device"] - len(plan.runs),
         restarts=world.killed["Collector"] + world.killed["RolloutWorker"],
-        concurrent=min(len(plan.runs), limit),
+        concurrent=min(len(plan.runs), concurrent),
     )
 
 
-async def _drive(plan: Plan) -> float:
+async def _drive(plan: Plan, limit: float | None) -> float:
     progress = Progress([run.name for run in plan.runs], plan.spec.training.steps)
-    await drive(plan, SweepManifest.begin(plan), progress, {})
+    await asyncio.wait_for(drive(plan, SweepManifest.begin(plan), progress, {}), limit)
     return asyncio.get_running_loop().time()
 
 

@@ -91,12 +91,13 @@ class RunStore:
 
         Raises:
             CorruptFile: it is gone, or not what the record says.
+            OSError: it could not be read now.
         """
         path = f"{self.path}/step-{record.step:06d}/{name}"
         try:
             content = self.filesystem.cat_file(path)
-        except OSError as error:
-            raise CorruptFile(f"{path}: {error}") from error
+        except FileNotFoundError as error:
+            raise CorruptFile(f"{path} is gone") from error
         if checksum(content) != record.files.get(name):
             raise CorruptFile(f"{path} is damaged: its checksum is not the one recorded")
         return content
@@ -184,13 +185,14 @@ def read_json(filesystem: Any, path: str) -> dict[str, Any]:
     """Read what `write_json` wrote.
 
     Raises:
-        CorruptFile: it is not what was written.
+        CorruptFile: it is gone, or not what was written.
+        OSError: it could not be read now; a store that does not answer says nothing about the file.
     """
     try:
         whole = json.loads(filesystem.cat_file(path))
         content = whole["content"]
         intact = whole["xxh3_128"] == checksum(json.dumps(content, indent=1).encode())
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise CorruptFile(f"{path} is damaged: {error}") from error
     if not intact:
         raise CorruptFile(f"{path} is damaged: its checksum is not the one recorded")

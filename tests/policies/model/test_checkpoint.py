@@ -76,9 +76,7 @@ def test_one_value_that_is_not_finite_is_found(folder, dtype, value):
     refuse_non_finite(folder)
     weights["model.layers.2.mlp.up_proj.weight"][5, 7] = value
     save_file(weights, folder / "model.safetensors")
-    with pytest.raises(
-        ValueError, match="model.layers.2.mlp.up_proj.weight in .*model.safetensors holds NaN or infinite"
-    ):
+    with pytest.raises(ValueError, match="layers.2.mlp.up_proj.weight in .*model.safetensors holds NaN or infinite"):
         refuse_non_finite(folder)
 
 
