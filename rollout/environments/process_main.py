@@ -6,12 +6,12 @@ JSON lines in and out. First the section; then frames `{"forget": [number], "cal
 
 import hashlib
 import importlib
-import json
-import os
 import signal
-import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from layersweep.rollout.child_process import answer_requests
 
 from .base import Environment, EnvironmentConfig
 
@@ -73,20 +73,10 @@ def _key(anchor: str) -> str:
     return anchor if len(anchor) <= ANCHOR_CHARS else hashlib.blake2b(anchor.encode(), digest_size=16).hexdigest()
 
 
-def serve() -> None:
-    """Reads and answers until the pipe is closed."""
-    out = os.fdopen(os.dup(1), "w", buffering=1)
-    # What an environment prints must not end up among the replies.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    try:
-        section = json.loads(sys.stdin.readline())
-        host = Host(getattr(importlib.import_module(section["module"]), section["name"])(**section["config"]))
-    except Exception as error:
-        out.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
-        raise
-    out.write(json.dumps({"ready": True}) + "\n")
-    for line in sys.stdin:
-        frame = json.loads(line)
+def _prepare(section: dict[str, Any]) -> Callable[[Any], Iterator[dict[str, Any]]]:
+    host = Host(getattr(importlib.import_module(section["module"]), section["name"])(**section["config"]))
+
+    def answer(frame: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for number in frame["forget"]:
             host.forget(number)
         for call in frame["calls"]:
@@ -99,8 +89,10 @@ def serve() -> None:
                 host.living.pop(call["number"], None)  # in no known state: not to be used again
                 reply = {"error": f"{type(error).__name__}: {error}"[:500]}
             signal.setitimer(signal.ITIMER_REAL, 0)
-            out.write(json.dumps(reply | {"cpu_seconds": time.process_time() - began}) + "\n")
+            yield reply | {"cpu_seconds": time.process_time() - began}
+
+    return answer
 
 
 if __name__ == "__main__":
-    serve()
+    answer_requests(_prepare)
