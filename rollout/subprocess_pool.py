@@ -19,10 +19,10 @@ from layersweep.rollout.child_process import ChildProcess, answer_requests
 
 MEMORY_BYTES = 4 << 30
 FRAME = 64
-"""Calls sent to a worker at a time."""
+"""Number of calls sent to a worker at a time."""
 SECOND_TRY = 4
-"""A call that ran out of time is tried once more, in a frame of its own, with this multiple of the time: whether there
-is a result should not depend on how busy the machine is."""
+"""Multiple of the time with which a call that ran out of it is tried once more, in a frame of its own: whether there is
+a result should not depend on how busy the machine is."""
 
 
 @dataclass(frozen=True)

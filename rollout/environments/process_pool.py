@@ -1,7 +1,7 @@
-"""Worker processes with environments in them, as a rollout sees them: killed and replaced when they hang or die.
+"""Worker processes in which environments run; one that hangs or dies is killed and replaced.
 
-An environment's fault costs its own episode alone. The others of its process are brought back in a fresh one by
-playing their actions again, which is exact because environments are functions of seed and actions.
+A fault of one environment costs its own episode alone. The others of its process are restored in a new one by repeating
+their actions, which is exact because environments are functions of seed and actions.
 """
 
 import asyncio
@@ -20,23 +20,23 @@ if TYPE_CHECKING:  # the section's module imports this one
 
 @dataclass(frozen=True)
 class Call:
-    """Wanted: the state of an episode after its actions, of which all but the last were called before."""
+    """Request for the state of an episode after its actions; all but the last were requested before."""
 
     number: int
-    """Of the episode, from `EnvironmentProcess.number`."""
+    """Number of the episode, from `EnvironmentProcess.number`."""
     seed: int
     actions: Sequence[str]
     anchor: str
-    """The state's key before the last action; "" at the start."""
+    """Key of the state before the last action; "" at the start."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What the environment answered; the fields are those of its protocol."""
+    """Answer of an environment; the fields are those of its protocol."""
 
     observation: str
     cut: bool
-    """The observation was longer than the section allows."""
+    """Whether the observation was longer than the section allows."""
     anchor: str
     actions: list[str]
     category: str | None
@@ -50,44 +50,45 @@ class StepResult:
 
 @dataclass(frozen=True)
 class EnvironmentLost:
-    """There will be no answer: the environment raised, hung, or took its process with it."""
+    """Answer of an environment that raised, hung, or ended its process."""
 
     reason: str
 
 
 class EnvironmentProcesses:
-    """The processes of one section. Episodes of a start state always go to the same one, which may cache it."""
+    """The processes of one section. Episodes of a start state always run in the same one, which may cache it."""
 
     def __init__(self, config: "EnvironmentConfig"):
         self._all = [EnvironmentProcess(config) for _ in range(config.processes)]
 
     def of(self, seed: int) -> "EnvironmentProcess":
+        """Returns the process of a start state."""
         return self._all[seed % len(self._all)]
 
     def close(self) -> None:
-        """End them all; they also end by themselves when this process does."""
+        """Ends all processes; they also end by themselves when this process does."""
         for process in self._all:
             process.close()
 
 
 class EnvironmentProcess:
-    """One worker process after another. Calls of several rollouts take turns, in the order they came."""
+    """One worker process, replaced when it ends. Calls of several rollouts are served in the order they came."""
 
     def __init__(self, config: "EnvironmentConfig"):
         self._config = config
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="environment")
         self._numbers = itertools.count()
         self._child: ChildProcess | None = None
-        self._here: set[int] = set()
-        """Episodes whose environment lives in the child as it is now."""
-        self._over: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._hosted: set[int] = set()
+        """Numbers of the episodes whose environment is in the current child."""
+        self._forgotten: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def number(self) -> int:
-        """A number for a new episode."""
+        """Returns a number for a new episode."""
         return next(self._numbers)
 
     async def run(self, calls: Sequence[Call]) -> list[StepResult | EnvironmentLost]:
-        """The answer to each call.
+        """Returns the answer to each call.
 
         Raises:
             RuntimeError: the process cannot even start, with its own error.
@@ -95,11 +96,12 @@ class EnvironmentProcess:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, calls)
 
     def forget(self, numbers: Sequence[int]) -> None:
-        """These episodes are over, by other means than their environment's word."""
+        """Frees the environments of episodes that end without their environment having said so."""
         for number in numbers:
-            self._over.put(number)
+            self._forgotten.put(number)
 
     def close(self) -> None:
+        """Ends the worker process."""
         self._thread.shutdown()
         self._stop()
 
@@ -108,22 +110,22 @@ class EnvironmentProcess:
         while len(answers) < len(calls):
             child = self._child = self._child or _start(self._config)
             left = calls[len(answers) :]
-            forget = [self._over.get() for _ in range(self._over.qsize())]
-            self._here.difference_update(forget)
+            forget = [self._forgotten.get() for _ in range(self._forgotten.qsize())]
+            self._hosted.difference_update(forget)
             frame = [self._request(call) for call in left]
             child.send({"forget": forget, "calls": frame})
             for call, request in zip(left, frame, strict=True):
                 if (reply := child.receive(request["seconds"])) is None:
                     break
                 ended = "error" in reply or reply["terminated"] or reply["truncated"]
-                (self._here.discard if ended else self._here.add)(call.number)
+                (self._hosted.discard if ended else self._hosted.add)(call.number)
                 answers.append(EnvironmentLost(reply["error"]) if "error" in reply else StepResult(**reply))
             if len(answers) < len(calls):  # the next call is the one that ended it
                 answers.append(EnvironmentLost(self._stop()))
         return answers
 
     def _request(self, call: Call) -> dict[str, Any]:
-        replay = call.number not in self._here
+        replay = call.number not in self._hosted
         actions = call.actions if replay else call.actions[-1:]
         seconds = len(actions) * self._config.step_seconds + replay * self._config.reset_seconds
         return vars(call) | {"replay": replay, "actions": actions, "seconds": seconds}
@@ -131,7 +133,7 @@ class EnvironmentProcess:
     def _stop(self) -> str:
         reason = self._child.kill()[0] if self._child else ""
         self._child = None
-        self._here.clear()
+        self._hosted.clear()
         return reason
 
 

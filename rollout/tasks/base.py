@@ -1,4 +1,4 @@
-"""What every single-turn task is: prompts, and a score for each response."""
+"""The protocol of a single-turn task: prompts, and a score for each response."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -14,7 +14,7 @@ class Task(Protocol):
     """
 
     def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
-        """`count` prompts of a split.
+        """Draws `count` prompts of a split.
 
         For `train`, `seed` names the batch (it differs by sweep seed and step), so the batches form an endless
         stream; a task over a finite data set draws without replacement within one pass. For `selection` and
@@ -25,4 +25,4 @@ class Task(Protocol):
         """
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Score]:
-        """The verdict on each response to the prompt at the same position. Bounded in time, never raises on text."""
+        """Scores each response to the prompt at the same position. Bounded in time; no text makes it raise."""

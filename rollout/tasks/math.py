@@ -35,27 +35,31 @@ class MathConfig(StrictModel):
 
     @property
     def fetched(self) -> str | None:
-        """What a run fetches from elsewhere, so that a plan does not check it."""
+        """Name of what is fetched when the run starts, so that a plan cannot check it; None where all is here."""
         return self.data.fetched
 
     def build(self) -> "MathTask":
-        """Reads the data; a DataError says what is wrong with it."""
+        """Reads the data.
+
+        Raises:
+            DataError: it cannot be read, or a row has no answer.
+        """
         return MathTask(self)
 
 
 class MathTask:
-    """The task of a MathConfig. Reward 1 for a right final answer, else 0."""
+    """Task of a MathConfig. The reward is 1 for a right final answer, else 0."""
 
     def __init__(self, config: MathConfig):
         self.data = PromptData(config.data, lambda raw: truths_of(ground_truth(raw, config.data.columns)))
         self._equal = comparisons(config.cpu_seconds, config.processes)
 
     def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
-        """See `layersweep.rollout.data.prompt_data.PromptData.prompts`."""
+        """Draws prompts, see `layersweep.rollout.data.prompt_data.PromptData.prompts`."""
         return self.data.prompts(split, count, seed)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Score]:
-        """See `rollout.tasks.base.Task.score`; `format_ok` says that there was a final answer, right or wrong."""
+        """Scores responses; `format_ok` says that there was a final answer, right or wrong."""
         pairs = [self._pairs(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         # Samples of one prompt often agree, so each pair is looked at once.
         verdicts: dict[tuple[str, str], Any] = {pair: plainly_equal(*pair) for each in pairs for pair in each or ()}
@@ -73,7 +77,7 @@ class MathTask:
         return scores
 
     def _pairs(self, prompt: Prompt, response: Response) -> list[tuple[str, str]] | None:
-        """Each right answer with what the response has for it; None where the response has no answer."""
+        """Pairs each right answer with what the response has for it; None where the response has no answer."""
         if (answer := final_answer(response.text, response.finished)) is None:
             return None
         parts = {right: len(split_list(canonical(right))) for right in prompt.truth}
@@ -102,7 +106,7 @@ def comparisons(cpu_seconds: float, processes: int) -> LimitedCalls:
 
 
 def truths_of(value: Any) -> list[str]:
-    """The right answers that a ground truth stands for.
+    """Lists the right answers that a ground truth stands for.
 
     Raises:
         ValueError: when it holds no answer.

@@ -34,17 +34,18 @@ _PHRASE = re.compile(
 )
 _HOPE = re.compile(r"\b(?:hope|check|verify|whether|if)\b[^.\n]{0,20}$", re.IGNORECASE)
 _ABOUT = re.compile(
-    r"(?:in)?correct\b|wrong\b|helpful\b|useful\b|(?:un)?clear\b|as follows\b|(?:given |found |shown )?(?:below|above)\b|found\b"
-    r"|obtained\b|based on\b|reasonable\b|complete\b",
+    r"(?:(?:in)?correct|wrong|helpful|useful|(?:un)?clear|as follows|(?:given |found |shown )?(?:below|above)|found"
+    r"|obtained|based on|reasonable|complete)\b",
     re.IGNORECASE,
 )
 _FILLER = re.compile(
-    r"(?:that|the|a|an|just|simply|exactly|approximately|about|roughly|around|only|equal to|given by|option|choice|letter|"
-    r"therefore|thus|then|indeed|now|is)\b[\s:,]*|(?:=|\\approx)\s*",
+    r"(?:that|the|a|an|just|simply|exactly|approximately|about|roughly|around|only|equal to|given by|option|choice"
+    r"|letter|therefore|thus|then|indeed|now|is)\b[\s:,]*|(?:=|\\approx)\s*",
     re.IGNORECASE,
 )
 _BOUND = re.compile(
-    r"(?:not|between|from|at (?:least|most)|(?:less|more|greater|fewer|smaller|larger) than|under|over|up to|no|either)\b",
+    r"(?:not|between|from|at (?:least|most)|(?:less|more|greater|fewer|smaller|larger) than|under|over|up to|no|either)"
+    r"\b",
     re.IGNORECASE,
 )
 _NAMED = re.compile(r"[A-Z][a-z]+:? \d+")  # August 5
@@ -95,8 +96,8 @@ class Box:
 def final_answer(text: str, finished: bool, parts: int = 1) -> str | None:
     """Reads the answer of a response: the marked one, else what the last line ends with.
 
-    What a model thinks between `<think>` tags is no answer. A response that was cut at the token limit has no last line,
-    what stands there is somewhere in the working: only a marked answer counts.
+    Text between `<think>` tags is no answer. A response that was cut at the token limit has no last line, what stands
+    there is somewhere in the working: only a marked answer counts.
 
     Args:
         finished: whether the model ended the response itself.
@@ -113,10 +114,10 @@ def final_answer(text: str, finished: bool, parts: int = 1) -> str | None:
 
 
 def marked_answer(text: str, parts: int = 1) -> str | None:
-    r"""Reads the answer that a text marks as such: the last `\boxed{}`, else the last `####`, else "answer is" or "answer:".
+    r"""Reads the answer that a text marks: the last `\boxed{}`, else the last `####`, else "answer is" or "answer:".
 
-    Boxes with nothing but "and" or a comma between them are one answer. Where `parts` answers are wanted and the last box
-    holds one, the last so many boxes are the answer.
+    Boxes with nothing but "and" or a comma between them are one answer. Where `parts` answers are wanted and the last
+    box holds one, the last so many boxes are the answer.
 
     Returns:
         None when there is no mark; "" when what it marks is no answer.
@@ -200,7 +201,7 @@ def boxes(text: str) -> list[Box]:
 
 
 def _innermost(content: str) -> str:
-    """The content of the last box within a box, where there is one."""
+    """Returns the content of the last box within a box; the content itself where there is none."""
     if len(content) > 4 * MAX_ANSWER_CHARS:
         return content
     return next((box.content for box in reversed(boxes(content)) if box.content), content)
@@ -225,7 +226,7 @@ def _are_one(between: str) -> bool:
 
 
 def _headed(text: str) -> str | None:
-    """What stands after the last `####` that is no heading of a section; "" where that is no answer."""
+    """Reads what is after the last `####` that is no section heading; "" where that is no answer."""
     for mark in reversed(list(re.finditer(r"####+", text))):
         line, _, rest = text[mark.end() : mark.end() + 4 * MAX_ANSWER_CHARS].strip().partition("\n")
         line = line.strip(" *_")
@@ -250,7 +251,7 @@ def _last_line(line: str) -> str | None:
 
 
 def _reading(text: str) -> str | None:
-    """The answer that a text states first, without what explains it."""
+    """Reads the answer that a text states first, without what explains it."""
     text = text.lstrip(" \t\n*_:\"'`>")
     if re.match(r"\$\$|\\\[", text) and (formulas := _FORMULAS.match(text)):
         return _usable(formulas[0])
@@ -283,7 +284,7 @@ def _reading(text: str) -> str | None:
 
 
 def _formulas(line: str) -> list[str]:
-    """Formulas between dollars or brackets, several in a row as one; not "$5 a day and $2"."""
+    """Finds formulas between dollars or brackets, several in a row as one; not "$5 a day and $2"."""
     found = (match[0] for match in _FORMULAS.finditer(line))
     texts = re.compile(r"\\(?:text|mathrm|mbox|textbf)\s*\{[^{}]*\}")
     return [f for f in found if not (re.match(r"\$\s*\d", f) and _WORD.search(texts.sub("", f.partition("$ and")[0])))]
@@ -295,7 +296,7 @@ def _with_multiple(formula: str, rest: str) -> str:
 
 
 def _usable(answer: str) -> str | None:
-    r"""The answer, unless it is none: too long, without a letter or digit, or with braces that do not match."""
+    r"""Returns the answer, or None if it is too long, has no letter or digit, or braces that do not match."""
     answer = answer.strip()
     if len(answer) > MAX_ANSWER_CHARS or not (any(c.isalnum() or c in "∅∞" for c in answer) or "\\{" in answer):
         return None

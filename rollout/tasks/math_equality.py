@@ -1,4 +1,4 @@
-"""When two mathematical answers are plainly equal or plainly different, before any computer algebra."""
+"""Equality of mathematical answers as strings and numbers, before any computer algebra."""
 
 import re
 
@@ -57,7 +57,10 @@ def plainly_equal(right: str, given: str) -> bool | None:
 
 
 def sides(right: str, given: str) -> tuple[str, str]:
-    """Both answers in plain notation, without what only one of them says: the letter of a choice, the name of a value."""
+    """Brings both answers into plain notation.
+
+    Leaves out what only one of them says: the letter of a choice, a label, the name of a value.
+    """
     one, other = canonical(right), canonical(given)
     letter, rest = _choice(one)
     given_letter, given_rest = _choice(other)
@@ -77,7 +80,7 @@ def sides(right: str, given: str) -> tuple[str, str]:
 
 
 def _key(answer: str) -> str:
-    """Equal for equal answers in plain notation: without spaces but those between digits."""
+    """Removes the spaces that change nothing: all but those between digits."""
     answer = re.sub(r"([_^])\{(\w)\}", r"\1\2", answer)
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", answer)
 
@@ -91,13 +94,13 @@ def _same_choice(right: str, given: str) -> bool | None:
 
 
 def _choice(answer: str) -> tuple[str, str]:
-    """The letter of a choice and what it stands for; "" for what is not there."""
+    """Splits "(B) 18" into letter and content; "" for what is not there."""
     match = _CHOICE.fullmatch(answer)
     return (match[1] or match[2], match[3]) if match else ("", "")
 
 
 def _named(answer: str) -> tuple[str, str | None]:
-    """What stands before the first and after the last equals sign of a single equation without inequalities."""
+    """Splits a single equation into what is before the first and after the last equals sign; "", None for others."""
     several = len(split_list(answer)) > 1 or _COMMA.search(_BRACKETS.sub("", answer))
     if several or _RELATION.search(answer) or not _EQUALS.search(answer):
         return "", None

@@ -1,4 +1,4 @@
-"""Whether two mathematical answers are equal, by math-verify. Runs in a worker process of `rollout.subprocess_pool`."""
+"""Equality of two mathematical answers by math-verify, in a worker process of `rollout.subprocess_pool`."""
 
 import logging
 from typing import Any
@@ -13,7 +13,7 @@ logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 _TARGETS = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
 
 SIGNIFICANT = 5e-4
-"""A decimal may differ from the right value by this share of it. math-verify rounds to six places behind the point, so
+"""Share of the right value by which a decimal may differ. math-verify rounds to six places behind the point, so
 that all that is smaller would be equal. Exact values must be equal exactly."""
 
 
@@ -44,7 +44,7 @@ def _near(right: Any, given: Any, percent: bool) -> bool:
 
 
 def _numbers(expression: Any) -> list[Expr]:
-    """What is to be compared one by one: elements in order of their size, ends of an interval, or the whole."""
+    """Lists what is to be compared: elements in order of their size, ends of an interval, or the whole."""
     if isinstance(expression, Interval):
         parts = [expression.start, expression.end]
     elif isinstance(expression, FiniteSet | Tuple):

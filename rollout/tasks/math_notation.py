@@ -8,7 +8,7 @@ import unicodedata
 from fractions import Fraction
 
 MAX_EXPONENT = 400
-"""Powers of ten above it are left to math-verify."""
+"""Largest power of ten that is multiplied out; larger ones are left to math-verify."""
 
 _SYMBOLS = {
     **dict.fromkeys("−–—‒‐‑﹣－", "-"),
@@ -21,7 +21,7 @@ _ROOT_SIGN = re.compile(r"√\s*(\d+(?:\.\d+)?|[A-Za-z])")
 _SYNONYMS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
-        (r"(?<!\\)\\[\[\]()]|\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\displaystyle|\\!|\\(?:big|Big|bigg|Bigg)[lr]?(?![a-z])", ""),
+        (r"(?<!\\)\\[\[\]()!]|\\(?:left|right|displaystyle|[bB]igg?[lr]?)(?![a-zA-Z])", ""),
         (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![a-z])|\\(?:thin|med|thick)space", " "),
         (r"\\[dtc]frac", r"\\frac"),
         (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
@@ -61,12 +61,12 @@ _REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(
 _DECIMAL = re.compile(r"\d+\.?\d*|\.\d+")
 _MULTIPLES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SHORT_UNITS = (
-    "km m cm mm nm mi ft in yd kg g mg lb lbs oz l ml s h hr hrs min sec ms mph kph kmph kmh rpm hz khz mhz j kj n w kw "
-    "kwh v mv a ma k c f pa kpa mol gal sq cu pts yrs yr usd eur gbp cad aud inr rs am pm p deg rad db gb mb kb"
+    "km m cm mm nm mi ft in yd kg g mg lb lbs oz l ml s h hr hrs min sec ms mph kph kmph kmh rpm hz khz mhz j kj n w "
+    "kw kwh v mv a ma k c f pa kpa mol gal sq cu pts yrs yr usd eur gbp cad aud inr rs am pm p deg rad db gb mb kb"
 ).split()
 _NO_UNITS = {
-    "and", "or", "to", "pi", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "mod", "inf", "infinity",
-    "if", "otherwise", "choose", "not", "factorial", "squared",
+    "and", "or", "to", "pi", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "mod", "inf",
+    "infinity", "if", "otherwise", "choose", "not", "factorial", "squared",
     "cubed", "where", "for", "is", "base", "remainder", "union", "but",
 }  # fmt: skip
 _UNIT = re.compile(
@@ -77,7 +77,7 @@ _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 
 def plain_unicode(text: str) -> str:
-    """Unicode's signs as ASCII or LaTeX: minus signs, vulgar fractions, superscripts, spaces, digits of any script."""
+    """Writes Unicode's signs as ASCII or LaTeX: minus signs, vulgar fractions, superscripts, digits of any script."""
     if text.isascii():
         return text
     text = _ROOT_SIGN.sub(r"\\sqrt{\1}", text)
@@ -117,7 +117,7 @@ def _plain(char: str) -> str:
 
 
 def split_list(answer: str) -> list[str]:
-    """The answers of a list: "2, 100", "x and y", "1;2". A comma without a space may be part of a number."""
+    """Splits a list such as "2, 100", "x and y", "1;2". A comma without a space may be part of a number."""
     parts, depth, start, at = [], 0, 0, 0
     breaks = {m.start(): m.end() for m in re.finditer(r",\s+(?:and|or)\s+|,\s+|;\s*|\s+(?:and|or)\s+", answer)}
     while at < len(answer):
@@ -132,7 +132,7 @@ def split_list(answer: str) -> list[str]:
 
 
 def canonical(answer: str) -> str:
-    """The answer in plain notation, without what never changes its meaning: dollars, sizes of brackets, units."""
+    """Writes an answer in plain notation, without what does not change its value: dollars, bracket sizes, units."""
     text = plain_unicode(answer).strip().strip("$*`").strip()
     text = re.sub(r"^\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r"\1 ", text)
     for pattern, replacement in _SYNONYMS:
@@ -150,7 +150,7 @@ def canonical(answer: str) -> str:
 
 
 def number(answer: str) -> Fraction | None:
-    """The exact value of a canonical answer that is a single number without a percent sign."""
+    """Computes the exact value of a canonical answer; None unless it is a single number without a percent sign."""
     sign, digits = _signed(answer)
     if match := _FRACTION.fullmatch(digits):
         above, below = Fraction(match[1] or match[3]), Fraction(match[2] or match[4])
@@ -172,7 +172,7 @@ def _tidy(text: str) -> str:
 
 
 def _without_unit(text: str) -> tuple[str, str]:
-    """A quantity and its unit; multiples such as "million" are multiplied out."""
+    """Splits a quantity and its unit; multiples such as "million" are multiplied out."""
     text, unit = text.strip().removesuffix(".").strip(), ""
     if match := _FINAL_TEXT.search(text):
         words = match[1].split()
@@ -207,7 +207,7 @@ def _is_unit(unit: str, words: list[str], gap: bool) -> bool:
 
 
 def _number(text: str) -> str:
-    """A number, however it is written, as an integer, fraction or decimal; any other text as it is."""
+    """Writes a number of any notation as an integer, fraction or decimal; returns other text as it is."""
     if text.endswith("\\%"):
         return _number(text[:-2].strip()) + "\\%"
     sign, digits = _signed(text)

@@ -61,7 +61,7 @@ def test_workers_end_with_the_process():
 
 
 def test_a_late_call_is_tried_once_more_with_more_time():
-    """0.4 s of CPU time do not fit into 0.2, but into 4 times as much. The seven others of its frame are not repeated."""
+    """0.4 s of CPU time do not fit into 0.2, but into 4 times as much."""
     calls = LimitedCalls("tests.helpers.pool_functions:burn", cpu_seconds=0.2)
     seconds = [0, 0.4, 0, 0, 0, 0, 0, 9]
     results = calls.map(seconds)

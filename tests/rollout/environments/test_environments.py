@@ -149,7 +149,7 @@ def test_forgotten_episodes_free_their_environment(process):
     run(process, *[(n, 0, [], "") for n in range(3)])
     process.forget([0, 1, 2])
     assert run(process, (3, 5, [], ""))[0].anchor == "5:0"
-    assert process._here == {3}
+    assert process._hosted == {3}
 
 
 def test_a_process_ends_when_nobody_is_there(process):
