@@ -58,6 +58,7 @@ _EXPLANATION = re.compile(
     r"|\s+(?:because|since|which|where|when|whereas|so|as|after|while|if|for|from|by|with|at|is|are|was|were)\b"
     r"|\s+(?:in|on|per|each|every)\s+(?!(?:total|all)\b)(?=[A-Za-z$])|(?<=[A-Za-z])\s+in\s+(?=\d)"
 )
+_REASON = re.compile(r",\s+(?:since|because|as)\b|\s+(?:since|because)\b")
 
 # What an answer looks like
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
@@ -139,7 +140,7 @@ def marked_answer(text: str, parts: int = 1) -> str | None:
 
 
 def statements(text: str, finished: bool) -> list[str]:
-    """Lists what follows the last mark other than a box, unread: all of it, its line, and its first sentence.
+    """Lists what follows the last mark other than a box, unread: all, its line, its first sentence, what precedes a reason.
 
     Where one is the right answer letter by letter, as "Mr. Doyle, at 5:30", no reading of it has to be found.
     """
@@ -149,7 +150,8 @@ def statements(text: str, finished: bool) -> list[str]:
         return []
     rest = text[max(mark.end() for mark in marks) :].strip(" \n*_")
     line = rest[: 4 * MAX_ANSWER_CHARS].partition("\n")[0].strip(" *_")
-    return [part for part in dict.fromkeys((rest, line, _SENTENCE_END.split(line)[0])) if _usable(part)]
+    parts = rest, line, _SENTENCE_END.split(line)[0], _REASON.split(line)[0]
+    return [part for part in dict.fromkeys(parts) if _usable(part)]
 
 
 def all_boxed(text: str) -> str | None:
@@ -275,7 +277,7 @@ def _reading(text: str) -> str | None:
     cut = _EXPLANATION.search(line, digit.end()) if digit else None
     head = (line[: cut.start()] if cut else line).strip(" ,;:")
     if not digit:
-        head = re.split(r",\s+(?:since|because|as)\b|\s+(?:since|because)\b", head)[0]
+        head = _REASON.split(head)[0]
     elif _WORD.match(head) and not (_FUNCTION.match(head) or _BOUND.match(head) or _NAMED.fullmatch(head)):
         if re.search(r"\d", head.rpartition("=")[2]) and "=" in head:
             return _usable(head.rpartition("=")[2])
