@@ -1,4 +1,4 @@
-"""What every single-turn task is: prompts, and a score for each response."""
+"""The protocol of a single-turn task: prompts, and a score for each response."""
 
 from collections.abc import Sequence
 from typing import Protocol

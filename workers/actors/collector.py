@@ -26,7 +26,7 @@ STEP_COLUMNS = (
     "update_seconds", "sync_seconds", "wait_seconds", "generate_cpu_seconds", "reward_cpu_seconds",
     "update_cpu_seconds", "push_cpu_seconds", "checkpoint_cpu_seconds", "driver_cpu_seconds", "success_rate",
     "episode_length", "invalid_action_rate", "step_groups_larger_than_one", "lost_episodes", "given_up_episodes",
-    "cut_observations", "gradient_agreement",
+    "cut_observations", "gradient_agreement", "unjudged_fraction",
 )  # fmt: skip
 SCORE_COLUMNS = (
     "selection", "seed", "step", "suite", "split", "prompt", "sample", "score", "response_tokens", "truncated",

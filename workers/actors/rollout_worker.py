@@ -114,6 +114,7 @@ class RolloutWorker:
                 "generate_cpu_seconds": done.cpu_seconds,
                 "reward_cpu_seconds": cpu,
             },
+            metrics={"unjudged_fraction": float(np.mean([not score.judged for score in scores]))},
         )
 
     async def evaluation(self, *args: Any) -> tuple[None, dict[str, np.ndarray]]:
