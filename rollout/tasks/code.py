@@ -31,7 +31,7 @@ class CodeConfig(StrictModel):
     LiveCodeBench, DeepCoder or APPS. Programs see Python's standard library alone, not numpy; tested by standard input
     or by calls, they find the names that the judges of LiveCodeBench and verl import for them (`heappush`, `inf`)."""
     sandbox: Setting = "auto"
-    """Where programs run; `bubblewrap` refuses to fall back to a subprocess."""
+    """Backend in which programs run; `bubblewrap` refuses to fall back to a subprocess."""
     cpu_seconds: int = Field(6, ge=1)
     """Bound on each test: one standard input, one call of a function, or one block of asserts. All calls together may
     take 20 times as long. Sleeping, a program may take three times as long."""

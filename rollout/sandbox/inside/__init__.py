@@ -1,4 +1,4 @@
-"""What runs inside a sandbox: standard library only, one process start per sandbox, so imports are kept few.
+"""Code that runs inside a sandbox: standard library only, one process start per sandbox, so imports are kept few.
 
 `supervisor` speaks with the caller and forks a confined child (`confine`) for every program; `child` is what that
 process does; `common_names` are names that programs find beside Python's builtins; `value_codec` turns Python values

@@ -5,7 +5,7 @@ import os
 import sys
 
 _RECURSION_LIMIT = 600_000
-"""As verl's; LiveCodeBench's is 50,000. The stack has room for it even where calls pass through C."""
+"""Depth of calls, as verl has it; LiveCodeBench has 50,000. The stack has room for it where calls pass through C."""
 
 OK, FAILED, NO_PROGRAM, NO_MEMORY = 0, 1, 97, 98
 """Exit statuses. A program may fake them, for another reason of its own failure."""

@@ -10,8 +10,8 @@ import importlib
 _MODULES = """
 typing string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json
 """.split()
-"""In the order of their imports, by which a later name hides an earlier one; `typing`, which they import last, would
-hide `Counter` and `OrderedDict` of `collections`."""
+"""Modules in the order of their imports, by which a later name hides an earlier one. `typing`, which they import last,
+would hide `Counter` and `OrderedDict` of `collections`."""
 
 
 def _public(module):
