@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
                         "algorithm of your own")  # fmt: skip
     then = submit.add_mutually_exclusive_group()
     then.add_argument("--follow", action="store_true", help="print what the driver prints, until it ends")
-    then.add_argument("--detach", action="store_true", help="return at once (the default)")
+    then.add_argument("--detach", action="store_true", help="return once the sweep has begun (the default)")
     status = add("status", _status, "Tell how a sweep stands.")
     status.add_argument("--watch", action="store_true", help="until it ends")
     stop = add("stop", _stop, "Have a submitted sweep write its checkpoints and end.")
@@ -186,9 +186,16 @@ def _submit(args: argparse.Namespace) -> int:
     spec = with_absolute_paths(_spec(args.words), taken_along=args.working_dir)
     cluster = Cluster(args.address)
     job = cluster.submit(spec, args.resume, args.fresh, args.env, args.working_dir)
-    print(f"submitted as {job.id}, output {job.folder}")
+    print(f"submitted as {job.id}, output {job.folder}", flush=True)
     if args.follow:
-        return 0 if cluster.follow(job).status == "SUCCEEDED" else 1
+        job = cluster.follow(job)
+        return 0 if job.status == "SUCCEEDED" else job.exit_code or 1
+    job = cluster.wait_until_begun(job)
+    if job.over and not cluster.has_begun(job):
+        print(cluster.last_words(job), file=sys.stdout if job.status == "SUCCEEDED" else sys.stderr)
+        return 0 if job.status == "SUCCEEDED" else job.exit_code or 1
+    if not job.over and not cluster.has_begun(job):
+        print(f"{job.id}: {job.status.lower()}, not begun yet; it goes on without this terminal", file=sys.stderr)
     for command in ("status --watch", "logs --follow", "pull", "stop"):
         print(f"  layersweep {command} {spec.name} --address {args.address}")
     return 0

@@ -7,6 +7,7 @@ from typing import Any
 
 from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.planning.plan import Plan
+from layersweep.orchestrator.remote.job_package import BEGUN
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.folders import absolute_folder
 from layersweep.orchestrator.spec.load import load_spec
@@ -125,6 +126,7 @@ def carry_out(
         wait_for_room(plan)
         with claimed(plan.folder):
             experiment = begin()
+            print(f"layersweep: {BEGUN} {plan.folder}", file=sys.stderr, flush=True)
             progress = Progress([run.name for run in plan.runs], plan.spec.training.steps, listen=listen)
             try:
                 outcome, table = run_plan(plan, experiment, progress, actor_environment)
