@@ -17,8 +17,9 @@ from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import PretrainedModel
+from layersweep.policies.selection import parse_run_name
 from layersweep.workers.startup.tiny_model import cache_folder
-from layersweep.workers.storage.files import located, read_bytes
+from layersweep.workers.storage.files import find_files, located, read_bytes
 
 if TYPE_CHECKING:  # imported where weights are moved, so that errors come at once
     import torch
@@ -108,12 +109,12 @@ def find_overlay(sweep: str, selection: str, seed: int | None) -> OverlayFile:
 
 def overlays(sweep: str) -> list[OverlayFile]:
     """All overlays in a sweep's folder, by selection and seed."""
-    root = f"{sweep.rstrip('/')}/overlays"
-    filesystem, inner = located(root)
+    filesystem, folder = located(f"{sweep.rstrip('/')}/overlays")
     found = []
-    for path in filesystem.glob(f"{inner}/*/model.safetensors"):
-        if match := re.fullmatch(r"(.+)-seed(\d+)", path.split("/")[-2]):
-            found.append(OverlayFile(match[1], int(match[2]), filesystem.unstrip_protocol(path)))
+    for path in find_files(filesystem, folder, depth=2):
+        run, _, name = path.partition("/")
+        if name == "model.safetensors" and (parsed := parse_run_name(run)):
+            found.append(OverlayFile(*parsed, filesystem.unstrip_protocol(f"{folder}/{path}")))
     return sorted(found, key=lambda overlay: (overlay.selection, overlay.seed))
 
 

@@ -243,7 +243,8 @@ class SweepActors:
         place, files = await made
         return ModelSource(place, ray.put(files))
 
-    def _constants(self) -> dict[str, str]:
+    def _constants(self) -> dict[str, str | int]:
+        """Columns of the contribution table that are the same in every row."""
         spec = self.spec
         model = spec.model.path if isinstance(spec.model, PretrainedModel) else "tiny"
         return {
@@ -252,6 +253,7 @@ class SweepActors:
             "algorithm": spec.algorithm.type,
             "task": spec.task.type,
             "learning_rate_policy": spec.training.learning_rate.policy,
+            "model_layers": self.plan.architecture.layers,
         }
 
 

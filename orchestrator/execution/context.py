@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from layersweep.orchestrator.planning.plan import Plan
+from layersweep.policies.selection import run_name
 
 from .actors import SweepActors
 from .failures import AdaptiveTimeouts
@@ -39,7 +40,8 @@ class SweepContext:
     def first_rollout(self, seed: int, engine: Any) -> tuple[Any, Any]:
         """References to its metrics and experience; written once for all runs of a seed."""
         if seed not in self.first:
-            named = self.stage.rollouts.rollout.options(num_returns=2, name=f"RolloutWorker.rollout base-seed{seed}")
+            name = f"RolloutWorker.rollout {run_name('base', seed)}"
+            named = self.stage.rollouts.rollout.options(num_returns=2, name=name)
             self.first[seed] = tuple(named.remote(engine, None, 0, seed, 0))
         return self.first[seed]
 

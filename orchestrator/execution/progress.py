@@ -5,9 +5,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
+from layersweep.orchestrator.report.format import plain_console
 
 AT_WORK = ("training", "evaluating")
 NAMED = 8
@@ -39,7 +40,7 @@ class Progress:
     def __init__(self, runs: list[str], steps: int, interval: float = 5.0):
         self.rows = {name: _ProgressRow(steps) for name in runs}
         self.steps, self.interval = steps, interval
-        self.console = Console(file=sys.stderr)
+        self.console = plain_console(sys.stderr)
         self.live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
         self.began = self.ready = self.printed = time.monotonic()
         self.made = 0
@@ -49,7 +50,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         line = f"[{time.monotonic() - self.began:5.0f} s] {text}"
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(line, soft_wrap=True)
 
     def started(self, seconds: float) -> None:
         self.ready = time.monotonic()

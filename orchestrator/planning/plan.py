@@ -9,7 +9,7 @@ from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.layers import CombinedRun, LayerSearch, middle_layers, resolve_layers
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.model.architecture import Architecture
-from layersweep.policies.selection import Selection
+from layersweep.policies.selection import Selection, run_name
 from layersweep.rollout.config import TaskConfig
 from layersweep.rollout.types import Split
 from layersweep.workers.config import LearningRateTuning
@@ -37,7 +37,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.selection.name}-seed{self.seed}"
+        return run_name(self.selection.name, self.seed)
 
 
 @dataclass(frozen=True)

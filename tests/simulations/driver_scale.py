@@ -22,7 +22,6 @@ from tempfile import TemporaryDirectory
 from unittest.mock import AsyncMock, patch
 
 import yaml
-from rich.console import Console
 
 from layersweep.orchestrator.execution.driver import Driver
 from layersweep.orchestrator.execution.manifest import SweepManifest
@@ -30,6 +29,7 @@ from layersweep.orchestrator.execution.progress import Progress
 from layersweep.orchestrator.planning.cluster_shape import H200
 from layersweep.orchestrator.planning.cost_model import Assumptions, rollout_seconds, update_seconds
 from layersweep.orchestrator.planning.plan import Plan, Run
+from layersweep.orchestrator.report.format import plain_console
 from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.model.known_models import KNOWN_MODELS
@@ -134,7 +134,9 @@ def simulate(plan: Plan, world: World, worked: Callable[[World], float] | None =
             stack.enter_context(patch(f"layersweep.orchestrator.execution.{module}.time", VirtualClock))
         stack.enter_context(patch("layersweep.orchestrator.execution.run_slots.LOOK", 100.0))
         log = stack.enter_context(open(os.devnull, "w"))
-        stack.enter_context(patch("layersweep.orchestrator.execution.progress.Console", lambda **_: Console(file=log)))
+        stack.enter_context(
+            patch("layersweep.orchestrator.execution.progress.plain_console", lambda _: plain_console(log))
+        )
         stack.enter_context(patch("layersweep.orchestrator.execution.actors.gang", lambda *_: None))
         stack.enter_context(patch("layersweep.orchestrator.execution.actors.placed", AsyncMock(return_value=True)))
         stack.enter_context(

@@ -5,12 +5,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from layersweep.policies.algorithms.base import PolicyGradient
-from layersweep.policies.selection import Selection
+from layersweep.policies.selection import Selection, run_name
 from layersweep.rollout.types import Experience
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
 from layersweep.workers.startup.tiny_model import ModelSource
 from layersweep.workers.storage.files import write_atomically
 from layersweep.workers.storage.run_store import CheckpointRecord, CorruptFile, RunStore, rank_file
+from layersweep.workers.storage.tables import STEPS
 from layersweep.workers.training.distributed import free_port, prepare
 from layersweep.workers.training.memory import release_freed_memory
 
@@ -34,7 +35,7 @@ class Trainer:
 
     def __init__(self, selection: Selection, seed: int, rank: int = 0, ranks: int = 1, gpu: bool = False):
         self.selection, self.seed, self.rank, self.ranks, self.gpu = selection, seed, rank, ranks, gpu
-        self.run = f"{selection.name}-seed{seed}"
+        self.run = run_name(selection.name, seed)
         import layersweep.workers.training.learner  # noqa: F401
 
     def __repr__(self) -> str:
@@ -102,8 +103,13 @@ class Trainer:
         }
 
     def update(self, experience: Experience, step: int) -> "tuple[dict[str, float], TransportTensors | WeightManifest]":
-        """One rollout batch; returns its metrics and `weights()`."""
+        """One rollout batch; returns its metrics and `weights()`.
+
+        Raises:
+            UnknownColumn: a metric that steps.parquet has no column for.
+        """
         metrics = experience.seconds | experience.metrics | self.learner.update(experience, step)
+        STEPS.check(metrics)
         release_freed_memory(self.gpu)
         self.steps = step + 1
         return metrics, self.weights()
