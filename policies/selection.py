@@ -57,3 +57,14 @@ class Selection:
         """Return whether the parameter of this Hugging Face name belongs to one of `layers`."""
         match = re.match(r"model\.layers\.(\d+)\.", parameter)
         return match is not None and int(match[1]) in self.layers
+
+
+def run_name(selection: str, seed: int) -> str:
+    """A run's name: of its folders, actors and metrics everywhere."""
+    return f"{selection}-seed{seed}"
+
+
+def parse_run_name(name: str) -> tuple[str, int] | None:
+    """Selection and seed behind a run's name; None where it is not one."""
+    match = re.fullmatch(r"(.+)-seed(\d+)", name)
+    return (match[1], int(match[2])) if match else None

@@ -145,6 +145,24 @@ class Experience:
     """What else is known of the rollout, by column of steps.parquet (episodes: success rate, length, ...)."""
 
 
+@dataclass(frozen=True)
+class ScoredResponses:
+    """Evaluated responses, or episodes: columns of scores.parquet (workers/storage/tables.py), an entry per row."""
+
+    prompt: np.ndarray
+    """Identifiers of the prompts."""
+    sample: np.ndarray
+    """Which of its prompt's responses a row is, from 0."""
+    score: np.ndarray
+    response_tokens: np.ndarray
+    truncated: np.ndarray
+    format_ok: np.ndarray
+    category: np.ndarray
+    """Of the prompt, where an environment has categories; else None."""
+    losses: np.ndarray
+    """Times that the environment failed; 2: given up."""
+
+
 def stable_seed(*parts: object) -> int:
     """A seed from a name: 48 bits of BLAKE2b, the same on every machine and in every process."""
     return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=6).digest())

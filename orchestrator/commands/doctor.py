@@ -6,8 +6,7 @@ import os
 import shutil
 import sys
 
-from rich.console import Console
-
+from layersweep.orchestrator.report.format import plain_console
 from layersweep.rollout.sandbox import diagnose_backends
 
 REQUIRED = ("ray", "torch", "transformers", "deepspeed", "pydantic", "pandas")
@@ -15,7 +14,7 @@ REQUIRED = ("ray", "torch", "transformers", "deepspeed", "pydantic", "pandas")
 
 def examine() -> int:
     """Print one line per finding. Returns 0, or 1 when a sweep cannot run here."""
-    console = Console(highlight=False)
+    console = plain_console()
     missing = []
 
     def line(name: str, good: bool, text: str) -> None:

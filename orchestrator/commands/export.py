@@ -17,9 +17,10 @@ from layersweep.orchestrator.spec.load import load_spec
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import PretrainedModel
 from layersweep.policies.model.checkpoint import HEAD, head_is_tied, stored_tensors
+from layersweep.policies.selection import parse_run_name
 from layersweep.workers.startup.gguf_model import gguf_folder, is_gguf
 from layersweep.workers.startup.tiny_model import cache_folder
-from layersweep.workers.storage.files import located
+from layersweep.workers.storage.files import find_files, located
 
 if TYPE_CHECKING:  # imported where weights are moved, so that errors come at once
     import torch
@@ -97,12 +98,12 @@ def find_overlay(sweep: str, selection: str, seed: int | None) -> OverlayFile:
 
 def overlays(sweep: str) -> list[OverlayFile]:
     """All overlays in a sweep's folder, by selection and seed."""
-    root = f"{sweep.rstrip('/')}/overlays"
-    filesystem, inner = located(root)
+    filesystem, folder = located(f"{sweep.rstrip('/')}/overlays")
     found = []
-    for path in filesystem.glob(f"{inner}/*/model.safetensors"):
-        if match := re.fullmatch(r"(.+)-seed(\d+)", path.split("/")[-2]):
-            found.append(OverlayFile(match[1], int(match[2]), filesystem.unstrip_protocol(path)))
+    for path in find_files(filesystem, folder, depth=2):
+        run, _, name = path.partition("/")
+        if name == "model.safetensors" and (parsed := parse_run_name(run)):
+            found.append(OverlayFile(*parsed, filesystem.unstrip_protocol(f"{folder}/{path}")))
     return sorted(found, key=lambda overlay: (overlay.selection, overlay.seed))
 
 

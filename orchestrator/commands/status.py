@@ -2,7 +2,6 @@
 
 import json
 import time
-from io import BytesIO
 from typing import Any
 
 import pandas as pd
@@ -14,11 +13,13 @@ from rich.text import Text
 from layersweep.orchestrator.remote.ray_jobs import Job
 from layersweep.orchestrator.remote.sweep_view import SweepView
 from layersweep.orchestrator.report.format import interval_text, number_text, wide_console
+from layersweep.orchestrator.report.terminal_table import interval_title
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.yaml_core import read_yaml
+from layersweep.policies.selection import parse_run_name
 from layersweep.workers.storage.files import write_atomically
+from layersweep.workers.storage.tables import CONTRIBUTION, PHASES, STEPS, TableSchema
 
-PHASES = ("rollout", "reward", "update", "sync", "wait")
 SECONDS = 5.0
 """Between two looks at a folder."""
 SECONDS_BY_JOB = 30.0
@@ -46,14 +47,26 @@ def pull(sweep: SweepView, output: str) -> str:
     """Copy the contribution table as it is now to `output`; returns a line that says how complete it is.
 
     Raises:
-        SpecError: there is none yet.
+        SpecError: there is none yet, or it is none of ours.
     """
     (content,) = sweep.read(["contribution.parquet"])
     if content is None:
         raise SpecError([f"{sweep.folder}: no contribution.parquet yet; it is there after the first steps"])
+    states = _parse(CONTRIBUTION, sweep, content)["status"].value_counts()
     write_atomically(output, lambda file: file.write(content))
-    states = pd.read_parquet(BytesIO(content), columns=["status"])["status"].value_counts()
     return f"{output}: {states.sum()} selections, {', '.join(f'{n} {status}' for status, n in states.items())}"
+
+
+def _parse(schema: TableSchema, sweep: SweepView, content: bytes) -> pd.DataFrame:
+    """A table of the sweep.
+
+    Raises:
+        SpecError: it is not one.
+    """
+    try:
+        return schema.parse(content)
+    except ValueError as error:
+        raise SpecError([f"{sweep.folder}/{schema.name}.parquet: {error}"]) from error
 
 
 def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
@@ -61,7 +74,10 @@ def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
     files = ["sweep.yaml", "checkpoints/places.json", "contribution.parquet", "steps.parquet"]
     spec, places, *contents = sweep.read(files)
     places = json.loads(places or b"{}")
-    table, steps = (None if content is None else pd.read_parquet(BytesIO(content)) for content in contents)
+    table, steps = (
+        None if content is None else _parse(schema, sweep, content)
+        for schema, content in zip((CONTRIBUTION, STEPS), contents, strict=True)
+    )
     lines = [f"sweep   {sweep.job.sweep if sweep.job else read_yaml(spec.decode())['name']} -> {sweep.folder}"]
     over = table is not None and not (table["status"] == "running").any()
     failed = table is not None and bool((table["status"] == "failed").any())
@@ -94,7 +110,7 @@ def overview(table: pd.DataFrame, steps: pd.DataFrame, total: int, places: dict[
         places: host and GPUs by run; a column where there are any.
     """
     latest = _latest(steps)
-    shown = Table("selection", "step", "reward", "tokens/s", "score", "contribution", "95 %", "status")
+    shown = Table("selection", "step", "reward", "tokens/s", "score", "contribution", interval_title(table), "status")
     where = {row: _hosts(row, places) for row in table["selection"]}
     if any(where.values()):
         shown.add_column("on")
@@ -111,8 +127,9 @@ def overview(table: pd.DataFrame, steps: pd.DataFrame, total: int, places: dict[
 
 
 def _hosts(selection: str, places: dict[str, str]) -> str:
-    """Of all seeds' trainers."""
-    return "; ".join(dict.fromkeys(where for who, where in places.items() if who.rpartition("-seed")[0] == selection))
+    """Host and GPUs of all its seeds' trainers."""
+    own = (where for run, where in places.items() if (parse_run_name(run) or ("",))[0] == selection)
+    return "; ".join(dict.fromkeys(own))
 
 
 def _latest(steps: pd.DataFrame) -> dict[str, dict[str, Any]]:

@@ -258,7 +258,8 @@ def _make_tiny_model(model: TinyModel, task: Any) -> tuple[str, dict[str, bytes]
     return str(folder), read_folder(folder)
 
 
-def _table_constants(plan: Plan) -> dict[str, str]:
+def _table_constants(plan: Plan) -> dict[str, str | int]:
+    """Columns of the contribution table that are the same in every row."""
     spec = plan.spec
     return {
         "sweep": spec.name,
@@ -266,4 +267,5 @@ def _table_constants(plan: Plan) -> dict[str, str]:
         "algorithm": spec.algorithm.type,
         "task": spec.task.type,
         "learning_rate_policy": spec.training.learning_rate.policy,
+        "model_layers": plan.architecture.layers,
     }

@@ -14,6 +14,7 @@ import pandas as pd
 import ray
 
 from layersweep.policies.algorithms.base import PolicyGradient
+from layersweep.policies.selection import run_name
 from layersweep.rollout.config import RolloutConfig
 from layersweep.rollout.types import Pushed
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
@@ -136,7 +137,7 @@ class RolloutClient(RestartableClient):
             run: None is the base.
             version: of the run's weights that the engine must have.
         """
-        call = self.actor.rollout.options(num_returns=2, name=f"RolloutWorker.rollout {run or f'base-seed{seed}'}")
+        call = self.actor.rollout.options(num_returns=2, name=f"RolloutWorker.rollout {run or run_name('base', seed)}")
         return Produced(*call.remote(engine.actor, run, version, seed, step))
 
     def evaluate(

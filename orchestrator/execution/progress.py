@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
+from layersweep.orchestrator.report.format import plain_console
 
 from .run_state import RunState
 
@@ -77,7 +78,7 @@ class Progress:
         self.listen = listen
         self.rows = {name: _ProgressRow(steps) for name in runs}
         self.steps, self.interval = steps, interval
-        self.console = Console(file=sys.stderr)
+        self.console = plain_console(sys.stderr)
         self.live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
         self.began = self.ready = self.printed = time.monotonic()
         self.made = 0
@@ -87,7 +88,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         line = f"[{time.monotonic() - self.began:5.0f} s] {text}"
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(line, soft_wrap=True)
         self._tell("", message=text)
 
     def started(self, seconds: float) -> None:

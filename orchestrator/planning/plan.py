@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from layersweep.orchestrator.spec.layers import LayerSearch, middle_layers
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.model.architecture import Architecture
-from layersweep.policies.selection import Selection
+from layersweep.policies.selection import Selection, run_name
 from layersweep.rollout.data.prompt_data import DataReport
 from layersweep.workers.config import LearningRateTuning
 from layersweep.workers.startup.model_source import ModelSource
@@ -31,7 +31,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.selection.name}-seed{self.seed}"
+        return run_name(self.selection.name, self.seed)
 
 
 @dataclass(frozen=True)

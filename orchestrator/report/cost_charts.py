@@ -1,16 +1,15 @@
 """Where the time and the tokens went, by run: wall seconds and CPU seconds per phase, bytes pushed."""
 
 import pandas as pd
-from markupsafe import Markup
 
 from layersweep.orchestrator.report.format import size
+from layersweep.workers.storage.tables import PHASES
 
+from .chart import Chart, Panel, axis_number, ticks
 from .results import Results
-from .svg import Panel, Plot, compact, ticks
 
-WALL = {"rollout": "rollout", "reward": "reward", "update": "update", "sync": "sync", "wait": "wait"}
 CPU = {"generate_cpu": "rollout", "reward_cpu": "reward", "update_cpu": "update"}
-"""Phases by the columns `<name>_seconds` of steps.parquet, with the class that colours them."""
+"""CPU time by the columns `<name>_seconds` of steps.parquet, with the phase whose colour it takes."""
 ROW = 19
 
 
@@ -21,9 +20,9 @@ def cost_charts(results: Results) -> list[Panel]:
         return []
     order = [name for name in results.table["selection"] if name in set(steps["selection"])]
     seeds = steps.groupby("selection")["seed"].nunique()
-    totals = steps.groupby("selection")[[f"{p}_seconds" for p in (*WALL, *CPU)] + ["pushed_bytes"]].sum()
+    totals = steps.groupby("selection")[[f"{p}_seconds" for p in (*PHASES, *CPU)] + ["pushed_bytes"]].sum()
     per_run = totals.div(seeds, axis=0).loc[order].astype(float)
-    wall = per_run[[f"{phase}_seconds" for phase in WALL]].set_axis(list(WALL.values()), axis=1)
+    wall = per_run[[f"{phase}_seconds" for phase in PHASES]].set_axis(list(PHASES), axis=1)
     cpu = per_run[[f"{phase}_seconds" for phase in CPU]].set_axis(list(CPU.values()), axis=1)
     count = steps.groupby("selection")["step"].nunique().loc[order]
     pushed = (per_run["pushed_bytes"] / count / 2**20).to_frame("sync")
@@ -47,9 +46,9 @@ def totals(results: Results) -> list[tuple[str, str]]:
         return []
     pushed = float(steps["pushed_bytes"].sum())
     facts = [
-        ("training steps", compact(float(len(steps)))),
-        ("tokens generated in training", compact(float(steps["tokens"].sum()))),
-        ("responses scored", compact(float(len(results.scores)))),
+        ("training steps", axis_number(float(len(steps)))),
+        ("tokens generated in training", axis_number(float(steps["tokens"].sum()))),
+        ("responses scored", axis_number(float(len(results.scores)))),
         ("pushed to engines", size(pushed)),
     ]
     parameters = results.table.set_index("selection")["trainable_parameters"]
@@ -60,26 +59,25 @@ def totals(results: Results) -> list[tuple[str, str]]:
     return facts
 
 
-def _bars(rows: pd.DataFrame, title: str, unit: str) -> Markup:
+def _bars(rows: pd.DataFrame, title: str, unit: str) -> Chart:
     """One stacked bar per run; columns are phases."""
     longest = float(rows.sum(axis=1).max()) or 1.0
-    left = 14 + 6 * max(len(name) for name in rows.index)
-    left = min(left, 130)
-    plot = Plot((344, ROW * len(rows) + 26), (0, longest * 1.02), (0, 1), (left, 12, 2, 22))
+    left = min(14 + 6 * max(len(name) for name in rows.index), 130)
+    chart = Chart(title, (344, ROW * len(rows) + 26), (0, longest * 1.02), (0, 1), (left, 12, 2, 22))
     bottom = 2 + ROW * len(rows)
     for value in ticks(0, longest, 4):
-        x = plot.x(value)
-        plot.add("line", cls="grid", x1=x, x2=x, y1=2, y2=bottom)
-        plot.add("text", compact(value), cls="tick", x=x, y=bottom + 15, text_anchor="middle")
+        x = chart.x(value)
+        chart.add("line", "grid", x1=x, x2=x, y1=2, y2=bottom)
+        chart.add("text", "tick", axis_number(value), x=x, y=bottom + 15, text_anchor="middle")
     for at, (name, row) in enumerate(rows.iterrows()):
         y, begun = 2 + ROW * at, 0.0
-        plot.add("text", name, cls="tick", x=left - 6, y=y + 13, text_anchor="end")
+        chart.add("text", "tick", name, x=left - 6, y=y + 13, text_anchor="end")
         for phase, value in row.items():
             if value > 0:
-                start, end = plot.x(begun), plot.x(begun + value)
-                plot.add(
-                    "rect", cls=f"phase {phase}", x=start, y=y + 3, width=end - start, height=ROW - 6,
+                start, end = chart.x(begun), chart.x(begun + value)
+                chart.add(
+                    "rect", f"phase {phase}", x=start, y=y + 3, width=end - start, height=ROW - 6,
                     data_tip=f"{name}\n{phase} {value:.3g} {unit}",
                 )  # fmt: skip
                 begun += value
-    return plot.markup(title, "chart")
+    return chart

@@ -4,12 +4,9 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 
-from layersweep.orchestrator.statistics.contribution import kind_and_layer
-
+from .chart import Blend, Chart, Panel, axis_range, depth_colour, whole_ticks
 from .results import Results
-from .svg import Panel, Plot, depth_colour, span, ticks
 
 POINTS = 120
 """Longer curves are averaged down to about this many points."""
@@ -38,13 +35,15 @@ HEALTH = {
 
 
 def curves(results: Results, column: str) -> dict[str, pd.Series]:
-    """Per selection, trials of a learning rate apart, the mean over seeds by step (counted from 1), averaged down where
-    long; full last, on top."""
+    """The mean over seeds by step (counted from 1), of each selection but trials of a learning rate.
+
+    Long ones are averaged down; full comes last, on top.
+    """
     steps = results.steps.dropna(subset=[column]) if column in results.steps else results.steps.iloc[:0]
     means = steps.groupby(["selection", "step"])[column].mean().astype(float)
     found = {}
     for selection in means.index.unique("selection"):
-        if kind_and_layer(str(selection))[0] == "trial":
+        if results.kind(selection) == "trial":
             continue
         curve = means[selection]
         curve.index = curve.index.astype(int) + 1
@@ -52,38 +51,40 @@ def curves(results: Results, column: str) -> dict[str, pd.Series]:
         if every > 1:
             block = np.arange(len(curve)) // every
             curve = pd.Series(curve.groupby(block).mean().values, curve.index.to_series().groupby(block).mean().values)
-        found[str(selection)] = curve
+        found[selection] = curve
     return {name: found[name] for name in sorted(found, key=lambda name: (name == "full", name))}
 
 
-def curve_chart(results: Results, column: str, title: str, size: tuple[int, int]) -> Markup | None:
+def curve_chart(results: Results, column: str, title: str, size: tuple[int, int]) -> Chart | None:
     """The chart of one column; None where no run has it."""
     lines = curves(results, column)
     if not lines:
         return None
-    last = max(curve.index.max() for curve in lines.values())
+    last = max(2, *(curve.index.max() for curve in lines.values()))
     values = [value for curve in lines.values() for value in curve]
     floor = [0.0] if min(values) >= 0 and min(values) < 0.6 * max(values) else []
+    y = axis_range(values, include=floor, margin=0.04)
+    chart = Chart(title, size, (1, last), y, (44, 10, 10, 20), "chart curves")
+    chart.y_axis(4)
+    chart.x_axis(sorted({*whole_ticks(1, last, 5), 1}))
     many = " many" if len(lines) > 12 else ""
-    plot = Plot(size, (1, max(last, 2)), span(values, include=floor, margin=0.04), (44, 10, 10, 20))
-    plot.y_axis(4)
-    plot.x_axis(sorted({v for v in ticks(1, max(last, 2), 5) if v == int(v)} | {1}))
     for name, curve in lines.items():
-        plot.open(cls=f"run {kind(name)}", data_run=name, style=colour(results, name))
-        plot.line(zip(curve.index, curve, strict=True))
-        plot.close()
-    return plot.markup(title, f"chart curves{many}")
+        drawn_as = line_class(results, name)
+        with chart.group(f"run {drawn_as}", line_colour(results, name), data_run=name):
+            chart.line(zip(curve.index, curve, strict=True), f"line {drawn_as}{many}")
+    return chart
 
 
-def kind(selection: str) -> str:
-    """The class of a run's line."""
-    return selection if selection in ("full", "base") else "layer" if selection.startswith("layer-") else "several"
+def line_class(results: Results, selection: str) -> str:
+    """The CSS class of a run's line: full, layer, or several for combined runs."""
+    kind = results.kind(selection)
+    return "several" if kind == "layers" else kind
 
 
-def colour(results: Results, selection: str) -> str | None:
+def line_colour(results: Results, selection: str) -> Blend | None:
     """A layer's own colour; the others' are the style sheet's."""
     depth = results.depth(selection)
-    return f"--c: {depth_colour(depth)}" if np.isfinite(depth) else None
+    return depth_colour(depth) if np.isfinite(depth) else None
 
 
 def health_charts(results: Results, columns: Iterable[str] = HEALTH) -> list[Panel]:

@@ -2,9 +2,10 @@
 
 import pandas as pd
 
-from .profile_chart import between, number, standing
+from .chart import axis_number
+from .format import format_interval, format_number
+from .profile_chart import row_class
 from .results import Results
-from .svg import compact
 
 OVERSTATES = (
     "The best of many noisy values overstates itself: in simulations of 28 layers with the usual evaluation noise, by "
@@ -34,8 +35,11 @@ def headline(results: Results) -> list[str]:
     several = results.several[results.several["contribution"].notna()]
     if len(several):
         row = several.loc[several["contribution"].idxmax()]
-        interval = between(row["contribution_low"], row["contribution_high"])
-        said.append(f"Of the combined runs {row['selection']} does best: C {number(row['contribution'])}, {interval}.")
+        interval = format_interval(row["contribution_low"], row["contribution_high"])
+        said.append(
+            f"Of the combined runs {row['selection']} does best: C {format_number(row['contribution'])}, {interval}"
+            f"{results.one_run_each}."
+        )
     if pd.notna(best["imprecise"]) and best["imprecise"]:
         said.append("The full run's gain is small against its noise, so every contribution is imprecise.")
     return said
@@ -53,7 +57,8 @@ def _recovers(results: Results, best: pd.Series) -> str:
     size = ""
     if full is not None and pd.notna(own) and pd.notna(full["trainable_parameters"]):
         size = f" by training {100 * own / full['trainable_parameters']:.2g} % of the parameters"
-    said = f"Layer {best['layer']} alone recovers {share} of what full training gains (95 % interval {interval}){size}"
+    known = f"95 % interval {interval}{results.one_run_each}"
+    said = f"Layer {best['layer']} alone recovers {share} of what full training gains ({known}){size}"
     if pd.notna(best["final_contribution"]):
         said += f"; {100 * best['final_contribution']:.0f} % on prompts that had no part in choosing it"
     return said.replace("-", "−") + "."
@@ -65,12 +70,14 @@ def tiles(results: Results) -> list[tuple[str, str, str]]:
     for kind, name in (("base", "base score"), ("full", "full training")):
         row = results.only(kind)
         if row is not None:
-            found.append((name, number(row["score"], 3), between(row["score_low"], row["score_high"], 3)))
+            interval = format_interval(row["score_low"], row["score_high"], 3)
+            once = results.one_run_each if kind == "full" else ""
+            found.append((name, format_number(row["score"], 3), interval + once))
     layers = results.layers
     if layers["contribution"].notna().any():
         best = _best(layers)
-        interval = between(best["contribution_low"], best["contribution_high"])
-        found.append((f"best layer: {best['layer']}", f"C {number(best['contribution'])}", interval))
+        interval = format_interval(best["contribution_low"], best["contribution_high"]) + results.one_run_each
+        found.append((f"best layer: {best['layer']}", f"C {format_number(best['contribution'])}", interval))
     done = results.table["status"].eq("completed")
     found.append(("completed", f"{int(done.sum())} of {len(done)}", "selections, the base included"))
     return found
@@ -86,15 +93,15 @@ def finalists(results: Results) -> list[dict]:
     return [
         {
             "selection": row["selection"],
-            "score": number(row["score"], 3),
-            "final_score": number(row["final_score"], 3),
-            "final_score_interval": between(row["final_score_low"], row["final_score_high"], 3),
-            "contribution": number(row["contribution"]),
-            "final_contribution": number(row["final_contribution"]),
+            "score": format_number(row["score"], 3),
+            "final_score": format_number(row["final_score"], 3),
+            "final_score_interval": format_interval(row["final_score_low"], row["final_score_high"], 3),
+            "contribution": format_number(row["contribution"]),
+            "final_contribution": format_number(row["final_contribution"]),
             "final_contribution_interval": ""
             if row["kind"] in order
-            else between(row["final_contribution_low"], row["final_contribution_high"]),
-            "mark": standing(row),
+            else format_interval(row["final_contribution_low"], row["final_contribution_high"]),
+            "mark": row_class(row),
         }
         for row in rows.to_dict("records")
     ]
@@ -107,8 +114,8 @@ def unfinished(results: Results) -> list[dict]:
         {
             "selection": row["selection"],
             "status": row["status"],
-            "steps": number(row["steps"], 0),
-            "contribution": number(row["contribution"]),
+            "steps": format_number(row["steps"], 0),
+            "contribution": format_number(row["contribution"]),
             "reason": "; ".join(str(r) for r in (row["reason"], row["contribution_note"]) if pd.notna(r) and r) or "–",
         }
         for row in rows.to_dict("records")
@@ -135,7 +142,7 @@ def rates(results: Results) -> str | None:
     if not len(found):
         return None
     names = {"layer": "single layers", "layers": "several layers", "boost": "boosted", "full": "full"}
-    rates = {kind: _list([compact(rate) for rate in sorted(found[kind])]) for kind in names if kind in found}
+    rates = {kind: _list([axis_number(rate) for rate in sorted(found[kind])]) for kind in names if kind in found}
     trials = results.table[results.table["kind"] == "trial"]
     tried = f" ({results.table['learning_rate_policy'].iloc[0]}, by {len(trials)} trials)" if len(trials) else ""
     if len(set(rates.values())) == 1:

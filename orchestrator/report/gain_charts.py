@@ -3,11 +3,10 @@
 import math
 
 import pandas as pd
-from markupsafe import Markup
 
-from .profile_chart import number
+from .chart import Chart, Panel, axis_range, depth_colour, whole_ticks
+from .format import format_number
 from .results import Results
-from .svg import Panel, Plot, depth_colour, span, ticks
 
 SIZE = (344, 190)
 
@@ -49,44 +48,45 @@ def _of_layers(results: Results, column: str, base: float, scale: float) -> tupl
     return change, math.nan if full is None or pd.isna(full[column]) else (float(full[column]) - base) * scale
 
 
-def _plot(results: Results, y: tuple[float, float]) -> Plot:
+def _chart(results: Results, title: str, y: tuple[float, float]) -> Chart:
     count = max(results.model_layers, 1)
-    plot = Plot(SIZE, (-0.7, count - 0.3), y, (44, 28, 10, 20))
-    plot.y_axis(4)
-    plot.x_axis(sorted({v for v in ticks(0, count - 1, 7) if v == int(v)}) if count > 1 else [0])
-    return plot
+    chart = Chart(title, SIZE, (-0.7, count - 0.3), y, (44, 28, 10, 20))
+    chart.y_axis(4)
+    chart.x_axis(whole_ticks(0, count - 1, 7) if count > 1 else [0])
+    return chart
 
 
-def _bars(results: Results, title: str, values: pd.Series, full: float) -> Markup:
-    plot = _plot(results, span([*values, full], include=[0.0]))
-    width = min(26.0, 0.66 * (plot.x(1) - plot.x(0)))
+def _bars(results: Results, title: str, values: pd.Series, full: float) -> Chart:
+    chart = _chart(results, title, axis_range([*values, full], include=[0.0]))
+    width = min(26.0, 0.66 * (chart.x(1) - chart.x(0)))
     depths = results.layers.set_index("layer")["depth"]
     for layer, value in values.items():
         if math.isfinite(value):
-            top, bottom = sorted((plot.y(value), plot.y(0.0)))
-            plot.add(
-                "rect", cls="bar", x=plot.x(layer) - width / 2, y=top, width=width, height=max(bottom - top, 0.5),
-                rx=1.5, style=f"--c: {depth_colour(depths[layer])}", data_tip=f"layer {layer}\n{number(value, 3)}",
+            top, bottom = sorted((chart.y(value), chart.y(0.0)))
+            chart.add(
+                "rect", "bar", colour=depth_colour(depths[layer]), x=chart.x(layer) - width / 2, y=top, width=width,
+                height=max(bottom - top, 0.5), rx=1.5, data_tip=f"layer {layer}\n{format_number(value, 3)}",
             )  # fmt: skip
-    plot.level(0.0, "level zero")
+    chart.reference_line(0.0, "zero")
     if math.isfinite(full):
-        plot.level(full, "level full", "full")
-    return plot.markup(title, "chart")
+        chart.reference_line(full, "full", "full")
+    return chart
 
 
-def _untruncated(results: Results) -> Markup:
+def _untruncated(results: Results) -> Chart:
     layers = results.layers
-    kept, all_of_them = layers["contribution_untruncated"].astype(float), layers["contribution"].astype(float)
-    plot = _plot(results, span([*kept, *all_of_them], include=[0.0, 1.0]))
-    plot.level(0.0, "level base")
-    plot.level(1.0, "level full", "full")
+    kept, all_of_them = layers["contribution_untruncated"], layers["contribution"]
+    title = "C of each layer with and without truncated responses"
+    chart = _chart(results, title, axis_range([*kept, *all_of_them], include=[0.0, 1.0]))
+    chart.reference_line(0.0, "base")
+    chart.reference_line(1.0, "full", "full")
     for layer, ring, dot, depth in zip(layers["layer"], kept, all_of_them, layers["depth"], strict=True):
         if not (math.isfinite(ring) and math.isfinite(dot)):
             continue
-        tip = f"layer {layer}\nC {number(dot)}, without truncated {number(ring)}"
-        plot.open(cls="pair", style=f"--c: {depth_colour(depth)}", data_tip=tip)
-        plot.add("line", cls="whisker", x1=plot.x(layer), x2=plot.x(layer), y1=plot.y(ring), y2=plot.y(dot))
-        plot.add("circle", cls="dot", cx=plot.x(layer), cy=plot.y(dot), r=3)
-        plot.add("circle", cls="ring", cx=plot.x(layer), cy=plot.y(ring), r=4.5)
-        plot.close()
-    return plot.markup("C of each layer with and without truncated responses", "chart")
+        tip = f"layer {layer}\nC {format_number(dot)}, without truncated {format_number(ring)}"
+        x = chart.x(layer)
+        with chart.group("pair", depth_colour(depth), data_tip=tip):
+            chart.add("line", "whisker", x1=x, x2=x, y1=chart.y(ring), y2=chart.y(dot))
+            chart.add("circle", "dot", cx=x, cy=chart.y(dot), r=3)
+            chart.add("circle", "ring", cx=x, cy=chart.y(ring), r=4.5)
+    return chart

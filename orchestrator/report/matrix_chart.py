@@ -1,58 +1,63 @@
 """What single-layer models solve, as a small matrix with the vote's figures."""
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
-from markupsafe import Markup
 
 from layersweep.orchestrator.statistics.solved_prompts import SolvedOverlap
 
-from .svg import Plot
+from .chart import Blend, Chart
 
 
-def matrix_chart(square: pd.DataFrame, title: str, signed: bool = False) -> Markup:
-    """A square table of numbers as shaded cells; `signed` ones run from -1 to 1, others from 0 to 1."""
+def matrix_chart(square: pd.DataFrame, title: str, labels: Sequence[str] | None = None, signed: bool = False) -> Chart:
+    """A square table of numbers as shaded cells.
+
+    Args:
+        square: [names, names] the numbers.
+        title: read out where the chart cannot be seen.
+        labels: for the margins, where they differ from the names.
+        signed: numbers run from -1 to 1 instead of from 0 to 1.
+    """
     names = [str(name) for name in square.columns]
-    short = [_short(name) for name in names]
+    short = [_short(name) for name in labels or names]
     cell = 42 if len(names) <= 12 else max(9, 420 // len(names))
     left = min(10 + int(6.2 * max(map(len, short))), 150)
     top = 18 if left < 60 else left
     side = cell * len(names)
-    plot = Plot((left + side + 4, top + side + 4), (0, len(names)), (len(names), 0), (left, 4, top, 4))
+    size, axis = (left + side + 4, top + side + 4), (0, len(names))
+    chart = Chart(title, size, axis, axis[::-1], (left, 4, top, 4), "chart matrix", natural=True)
     every = -(-18 // cell)
     for i, name in enumerate(short):
         if i % every == 0:
             middle = cell * (i + 0.5)
-            plot.add("text", name, cls="tick", x=left - 5, y=top + middle + 4, text_anchor="end")
-            x, y = left + middle, top - 6
-            slant = None if left < 60 else f"rotate(-50 {x:.1f} {y:.1f})"
-            anchor = "middle" if left < 60 else "start"
-            plot.add("text", name, cls="tick", x=x, y=y, text_anchor=anchor, transform=slant)
+            chart.add("text", "tick", name, x=left - 5, y=top + middle + 4, text_anchor="end")
+            anchor, slant = ("middle", None) if left < 60 else ("start", -50)
+            chart.add("text", "tick", name, x=left + middle, y=top - 6, text_anchor=anchor, rotate=slant)
     for i, row in enumerate(names):
         for j, column in enumerate(names):
             value = float(square.iat[i, j])
-            _cell(plot, left + cell * j, top + cell * i, cell, value, f"{row} and {column}", signed)
-    return plot.markup(title, "chart matrix", natural=True)
+            _cell(chart, left + cell * j, top + cell * i, cell, value, f"{row} and {column}", signed)
+    return chart
 
 
 def _short(name: str) -> str:
     """For the margin; the cell's tip has the whole name."""
-    name = name.removeprefix("layer-")
     return name if len(name) <= 22 else f"{name[:10]}…{name[-11:]}"
 
 
-def _cell(plot: Plot, x: float, y: float, side: int, value: float, tip: str, signed: bool) -> None:
+def _cell(chart: Chart, x: float, y: float, side: int, value: float, tip: str, signed: bool) -> None:
     known = math.isfinite(value)
     text = f"{value:.2f}".replace("-", "−") if known else "–"
-    strength = min(abs(value), 1.0) * 100 if known else 0
-    kind = "cell negative" if signed and known and value < 0 else "cell"
-    plot.add(
-        "rect", cls=kind, x=x + 0.5, y=y + 0.5, width=side - 1, height=side - 1, rx=2,
-        style=f"--share: {strength:.0f}%", data_tip=f"{tip}\n{text}",
+    strength = min(abs(value), 1.0) if known else 0.0
+    full = "final" if signed and value < 0 else "accent"
+    chart.add(
+        "rect", "cell", colour=Blend("panel", full, strength), x=x + 0.5, y=y + 0.5, width=side - 1, height=side - 1,
+        rx=2, data_tip=f"{tip}\n{text}",
     )  # fmt: skip
     if side >= 30:
-        shade = "number strong" if strength > 72 else "number"
-        plot.add("text", text, cls=shade, x=x + side / 2, y=y + side / 2 + 4, text_anchor="middle")
+        shade = "number strong" if strength > 0.72 else "number"
+        chart.add("text", shade, text, x=x + side / 2, y=y + side / 2 + 4, text_anchor="middle")
 
 
 def vote_rows(found: SolvedOverlap) -> list[tuple[str, str]]:

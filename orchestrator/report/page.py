@@ -16,9 +16,12 @@ from layersweep.orchestrator.report import matrix_chart as agreement
 from layersweep.orchestrator.report import profile_chart as profile
 from layersweep.orchestrator.report import table_rows as rows
 from layersweep.orchestrator.statistics.early_signals import early_signals
-from layersweep.orchestrator.statistics.solved_prompts import overlap
+from layersweep.orchestrator.statistics.solved_prompts import solved_overlap
 
+from .chart import Chart
+from .format import format_number
 from .results import Results
+from .svg import css_colour, svg
 
 WIDE, NARROW = 880, 358
 """Widths of the two versions of the large charts: a laptop's and a phone's, of which the page shows one."""
@@ -26,7 +29,7 @@ WIDE, NARROW = 880, 358
 
 def render_page(results: Results) -> str:
     """The report of a sweep, finished or not."""
-    shared = overlap(results.scores) if len(results.scores) else None
+    shared = solved_overlap(results.scores, results.table) if len(results.scores) else None
     signals = early_signals(results.table, results.steps)
     return environment().get_template("page.html.j2").render(
         results=results,
@@ -35,6 +38,7 @@ def render_page(results: Results) -> str:
         tiles=findings.tiles(results),
         running=bool(results.table["status"].eq("running").any()),
         measure=profile.measure(results),
+        legend=profile.legend(results),
         profile=_both(lambda width, height: profile.profile_chart(results, width, height), 330, 270),
         learning=_both(
             lambda width, height: curves.curve_chart(results, "reward_mean", "mean training reward", (width, height)),
@@ -45,7 +49,11 @@ def render_page(results: Results) -> str:
         gains=gains.gain_charts(results),
         rates=findings.rates(results),
         shared=shared and {
-            "matrix": agreement.matrix_chart(shared.jaccard, "Jaccard overlap of what single-layer models solve"),
+            "matrix": agreement.matrix_chart(
+                shared.jaccard,
+                "Jaccard overlap of what single-layer models solve",
+                [results.label(name) for name in shared.layers],
+            ),
             "rows": agreement.vote_rows(shared),
             "mean": agreement.mean_overlap(shared.jaccard),
             "beyond": agreement.mean_overlap(shared.beyond_base),
@@ -67,7 +75,7 @@ def render_page(results: Results) -> str:
 
 @cache
 def environment() -> Environment:
-    """Templates, with the style sheet and the script as variables to put inline."""
+    """Templates, with the style sheets and the script as variables to put inline."""
     folder = Path(__file__).parent
     made = Environment(
         loader=FileSystemLoader(folder),
@@ -76,9 +84,10 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals["style"] = Markup((folder / "style.css").read_text(encoding="utf-8"))
+    style = "".join((folder / name).read_text(encoding="utf-8") for name in ("chart.css", "style.css"))
+    made.globals["style"] = Markup(style)
     made.globals["script"] = Markup((folder / "page.js").read_text(encoding="utf-8"))
-    made.filters["number"] = profile.number
+    made.filters |= {"number": format_number, "svg": svg}
     return made
 
 
@@ -87,7 +96,7 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _both(draw, wide: int, narrow: int) -> tuple[Markup, Markup] | None:
+def _both(draw, wide: int, narrow: int) -> tuple[Chart, Chart] | None:
     """A chart for laptops and the same for phones."""
     charts = draw(WIDE, wide), draw(NARROW, narrow)
     return None if charts[0] is None else charts
@@ -108,7 +117,11 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     return facts
 
 
-def _runs(results: Results) -> list[tuple[str, str, str]]:
-    """The legend of the curves: selection, class, colour."""
-    lines = curves.curves(results, "reward_mean")
-    return [(name, curves.kind(name), curves.colour(results, name) or "") for name in lines]
+def _runs(results: Results) -> list[tuple[str, str, str, str]]:
+    """The legend of the curves: selection, short name, class, style."""
+    found = []
+    for name in curves.curves(results, "reward_mean"):
+        colour = curves.line_colour(results, name)
+        style = f"--c: {css_colour(colour)}" if colour else ""
+        found.append((name, results.label(name), curves.line_class(results, name), style))
+    return found

@@ -3,20 +3,14 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import pandas as pd
 
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.yaml_core import read_yaml
-from layersweep.orchestrator.statistics.contribution import interval_covers
-from layersweep.orchestrator.statistics.contribution_table import FINAL, FIRST
-from layersweep.workers.storage.files import read_bytes, read_table
-
-STATISTICS = (
-    *("contribution_sd", "contribution_untruncated", "contribution_note", "imprecise"),
-    *("p_best", "p_top", "tied_with_best", *(f"final_{name}" for name in FINAL)),
-)
-"""Columns that a contribution table may lack while nothing is scored yet."""
+from layersweep.orchestrator.statistics.score_arrays import KINDS, responses_of_split
+from layersweep.orchestrator.statistics.seeds import interval_covers, one_run_each, seeds_trained
+from layersweep.workers.storage.files import read_bytes
+from layersweep.workers.storage.tables import CONTRIBUTION, SCORES, STEPS, TableSchema
 
 
 @dataclass(frozen=True)
@@ -53,28 +47,42 @@ class Results:
 
     @property
     def model_layers(self) -> int:
-        """Layers of the model, as far as the scanned ones tell."""
-        rows = self.table[self.table["layer"].notna()]
-        if not len(rows):
-            return 0
-        layer, depth = rows["layer"].astype(float), rows["depth"]
-        inner = (depth > 0) & (layer > 0)
-        return int(round((layer[inner] / depth[inner]).median())) + 1 if inner.any() else int(layer.max()) + 1
+        """Layers of the model; in an old table that tells nothing of it, one more than the last layer scanned."""
+        known = pd.concat([self.table["model_layers"], self.table["layer"] + 1]).dropna()
+        return int(known.max()) if len(known) else 0
+
+    def kind(self, selection: str) -> str:
+        """base, full, layer, layers or trial."""
+        return self._rows[selection]["kind"]
 
     def depth(self, selection: str) -> float:
         """0 for the model's first layer, 1 for its last; NaN for what is not one layer."""
-        return self._depths.get(selection, np.nan)
+        return self._rows[selection]["depth"]
+
+    def label(self, selection: str) -> str:
+        """A short name: the number of a single layer, else the selection."""
+        row = self._rows[selection]
+        return f"{row['layer']:02d}" if row["kind"] == "layer" else selection
 
     @cached_property
-    def _depths(self) -> dict[str, float]:
-        return dict(zip(self.table["selection"], self.table["depth"], strict=True))
+    def _rows(self) -> dict[str, dict]:
+        return {row["selection"]: row for row in self.table.to_dict("records")}
+
+    @property
+    def seeds(self) -> int:
+        """Training runs of a selection, the most there are."""
+        return seeds_trained(self.table)
 
     @property
     def covers(self) -> str:
         """The sentence on what the intervals speak about."""
-        trained = self.table.loc[self.table["kind"] != "base", "seeds"].dropna()
         spec = read_yaml(self.spec) or {}
-        return interval_covers(int(trained.max()) if len(trained) else 1, spec.get("evaluation", {}).get("seed_sd"))
+        return interval_covers(self.seeds, spec.get("evaluation", {}).get("seed_sd"))
+
+    @property
+    def one_run_each(self) -> str:
+        """What follows an interval that knows no other seed."""
+        return f", {said}" if (said := one_run_each(self.seeds)) else ""
 
 
 def read(source: str) -> tuple[Results, str]:
@@ -87,34 +95,47 @@ def read(source: str) -> tuple[Results, str]:
     """
     source = str(source).rstrip("/")
     path = source if source.endswith(".parquet") else f"{source}/contribution.parquet"
-    try:
-        table = read_table(path)
-    except FileNotFoundError as error:
+    table = _read(path, CONTRIBUTION)
+    if table is None:
         fix = "name a sweep's folder (OUTPUT/NAME) or a contribution table"
-        raise SpecError([f"{path}: no such table; {fix}"]) from error
-    except (ValueError, OSError) as error:
-        raise SpecError([f"{path}: cannot be read as parquet: {error}"]) from error
-    if absent := [name for name in ("selection", "kind", "score", "status") if name not in table]:
-        raise SpecError([f"{path}: not a contribution table of layersweep: it lacks {', '.join(absent)}"])
-    table = table.reindex(columns=[*FIRST, *STATISTICS, *(c for c in table if c not in {*FIRST, *STATISTICS})])
-    for name in ("score", "contribution", "contribution_low", "contribution_high", "depth", "final_contribution"):
-        table[name] = pd.to_numeric(table[name]).astype("float64")
+        raise SpecError([f"{path}: no such table; {fix}"])
+    if problem := _problem(table):
+        raise SpecError([f"{path}: {problem}"])
     folder, _, name = path.rpartition("/")
     folder = folder or "."
     if name != "contribution.parquet":
-        return Results(table, _none("steps"), _none("scores"), ""), path.removesuffix(".parquet") + "-report"
-    spec = (read_bytes(f"{folder}/sweep.yaml") or b"").decode()
-    return Results(table, _beside(folder, "steps"), _beside(folder, "scores"), spec), folder
-
-
-def _beside(folder: str, name: str) -> pd.DataFrame:
+        return Results(table, STEPS.frame([]), SCORES.frame([]), ""), path.removesuffix(".parquet") + "-report"
+    steps, scores = (_read(f"{folder}/{schema.name}.parquet", schema) for schema in (STEPS, SCORES))
+    steps, scores = (STEPS.frame([]) if steps is None else steps), (SCORES.frame([]) if scores is None else scores)
+    for name, rows in (("steps", steps), ("scores", scores)):
+        if strange := sorted(set(rows["selection"].dropna()) - set(table["selection"])):
+            raise SpecError([f"{folder}/{name}.parquet: {path} has no row of its selection {strange[0]}"])
     try:
-        return read_table(f"{folder}/{name}.parquet")
+        for split in ("selection", "final"):
+            responses_of_split(scores, split)
+    except ValueError as error:
+        raise SpecError([f"{folder}/scores.parquet: {error}"]) from error
+    spec = (read_bytes(f"{folder}/sweep.yaml") or b"").decode(errors="replace")
+    return Results(table, steps, scores, spec), folder
+
+
+def _problem(table: pd.DataFrame) -> str | None:
+    """What a contribution table has that no sweep writes; None where there is nothing."""
+    if table["selection"].isna().any() or table["selection"].duplicated().any():
+        return "each selection has one row, and a name"
+    if strange := sorted(set(table["kind"].fillna("nothing")) - {*KINDS}):
+        return f"{strange[0]} is no kind of selection; there are {', '.join(KINDS)}"
+    layers = table.loc[table["kind"] == "layer", "layer"]
+    if layers.isna().any() or layers.duplicated().any() or (layers < 0).any():
+        return "each single layer has one row, and a number from 0"
+    return None
+
+
+def _read(path: str, schema: TableSchema) -> pd.DataFrame | None:
+    """A table; None where there is no such file."""
+    try:
+        return schema.read(path)
     except FileNotFoundError:
-        return _none(name)
-
-
-def _none(name: str) -> pd.DataFrame:
-    from layersweep.workers.actors.collector import SCORE_COLUMNS, STEP_COLUMNS
-
-    return pd.DataFrame(columns=list({"steps": STEP_COLUMNS, "scores": SCORE_COLUMNS}[name]))
+        return None
+    except (ValueError, OSError) as error:
+        raise SpecError([f"{path}: {error}"]) from error

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
-from markupsafe import Markup
 
-from .profile_chart import between, limits, number, shown, standing
+from .chart import Chart
+from .format import format_interval, format_number
+from .profile_chart import plotted_rows, row_class, y_range
 from .results import Results
-from .svg import Plot
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class Cell:
 class TableRow:
     selection: str
     mark: str
-    """How its dot is drawn: see `profile.standing`."""
+    """How its dot is drawn: see `profile_chart.row_class`."""
     cells: list[Cell]
     status: str
-    glyph: Markup
+    glyph: Chart | None
     """C and its interval, drawn on the scale of all rows."""
 
 
 def _decimals(title: str, meaning: str, name: str, digits: int = 2, scale: float = 1) -> Column:
-    return Column(title, meaning, name, lambda row: number(row[name] * scale, digits))
+    return Column(title, meaning, name, lambda row: format_number(row[name] * scale, digits))
 
 
 def _count(title: str, meaning: str, name: str) -> Column:
@@ -49,11 +49,13 @@ def _count(title: str, meaning: str, name: str) -> Column:
 
 def _interval_of_c(row: dict) -> str:
     """Those of base and full are 0 and 1 by definition."""
-    return "–" if row["kind"] in ("base", "full") else between(row["contribution_low"], row["contribution_high"])
+    return (
+        "–" if row["kind"] in ("base", "full") else format_interval(row["contribution_low"], row["contribution_high"])
+    )
 
 
 def _score_interval(row: dict) -> str:
-    return between(row["score_low"], row["score_high"], 3)
+    return format_interval(row["score_low"], row["score_high"], 3)
 
 
 def _rate(row: dict) -> str:
@@ -87,12 +89,12 @@ COLUMNS = (
 def table_rows(results: Results) -> list[TableRow]:
     """One row per selection, in the order of the table."""
     lines = {"base": 0.0, "full": 1.0}
-    scale = limits(shown(results), "contribution", lines) if results.has_contribution else None
+    scale = y_range(plotted_rows(results), "contribution", lines) if results.has_contribution else None
     rows = []
     for row in results.table.to_dict("records"):
         cells = [Cell(column.text(row), _sort(row[column.name])) for column in COLUMNS]
-        glyph = _glyph(row, scale) if scale and pd.notna(row["contribution"]) else Markup("")
-        rows.append(TableRow(row["selection"], standing(row), cells, row["status"], glyph))
+        glyph = _glyph(row, scale) if scale and pd.notna(row["contribution"]) else None
+        rows.append(TableRow(row["selection"], row_class(row), cells, row["status"], glyph))
     return rows
 
 
@@ -100,11 +102,12 @@ def _sort(value: object) -> str:
     return "" if pd.isna(value) else str(value)
 
 
-def _glyph(row: dict, scale: tuple[float, float]) -> Markup:
-    plot = Plot((124, 16), scale, (0, 1), (4, 4, 1, 1))
-    for value, cls in ((0.0, "level base"), (1.0, "level full")):
-        plot.add("line", cls=cls, x1=plot.x(value), x2=plot.x(value), y1=1, y2=15)
-    low, high = plot.x(row["contribution_low"]), plot.x(row["contribution_high"])
-    plot.add("line", cls="whisker", x1=low, x2=high, y1=8, y2=8)
-    plot.add("circle", cls="dot", cx=plot.x(row["contribution"]), cy=8, r=2.6)
-    return plot.markup(f"C {number(row['contribution'])}", f"glyph point {standing(row)}")
+def _glyph(row: dict, scale: tuple[float, float]) -> Chart:
+    chart = Chart(f"C {format_number(row['contribution'])}", (124, 16), scale, (0, 1), (4, 4, 1, 1), "glyph")
+    for value, name in ((0.0, "base"), (1.0, "full")):
+        chart.add("line", f"reference {name}", x1=chart.x(value), x2=chart.x(value), y1=1, y2=15)
+    low, high = chart.x(row["contribution_low"]), chart.x(row["contribution_high"])
+    with chart.group(f"point {row_class(row)}"):
+        chart.add("line", "whisker wide", x1=low, x2=high, y1=8, y2=8)
+        chart.add("circle", "dot", cx=chart.x(row["contribution"]), cy=8, r=2.6)
+    return chart

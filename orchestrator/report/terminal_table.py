@@ -4,12 +4,20 @@ from typing import Any
 
 from rich.table import Table
 
+from layersweep.orchestrator.statistics.seeds import one_run_each, seeds_trained
+
 from .format import interval_text, number_text, plain_text, wide_console
+
+
+def interval_title(table: Any) -> str:
+    """The head of a column of intervals; with one seed it says so."""
+    return "95 %" if not (said := one_run_each(seeds_trained(table))) else "95 %,\n" + said.replace(" run", "\nrun")
 
 
 def show_table(table: Any) -> None:
     """The contribution table on the terminal."""
-    shown = Table("selection", "score", "95 %", "contribution", "95 %", "rank", "steps", "status")
+    interval = interval_title(table)
+    shown = Table("selection", "score", interval, "contribution", interval, "rank", "steps", "status")
     for row in table.itertuples():
         shown.add_row(
             row.selection, number_text(row.score), interval_text(row.score_low, row.score_high),

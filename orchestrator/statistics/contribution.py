@@ -4,66 +4,59 @@
 
 S is the mean over suites of the mean over prompts, base the untouched model, full the run that trains everything. The
 statistics are in `intervals` (paired Fieller interval, pooled seed variance) and `depth_gp` (ranks), the way from rows
-to arrays in `scores`.
+to arrays in `score_arrays`. Scores name their selection only; its kind and layer come from the table of the runs.
 """
-
-import re
 
 import numpy as np
 import pandas as pd
 
 from layersweep.orchestrator.statistics import depth_gp, intervals
+from layersweep.workers.storage.tables import CONTRIBUTION
 
-from .score_arrays import ScoreArrays, counted, last_steps
+from .score_arrays import KINDS, ScoreArrays, SelectionFacts, last_steps, responses_of_split, selection_facts
+from .seeds import interval_covers, seeds_trained
 
 DRAWS = 4000
 """Draws of the layers' true values from which probabilities of rank are counted."""
 
 
-def kind_and_layer(selection: str) -> tuple[str, int | None]:
-    """`layer-07` -> ("layer", 7); `base` and `full` are kinds of their own, trials of a learning rate such as
-    `full@lr-1e-06` too; all else ("layers", None)."""
-    if match := re.fullmatch(r"layer-(\d+)", selection):
-        return "layer", int(match[1])
-    if "@lr-" in selection:
-        return "trial", None
-    return (selection, None) if selection in ("base", "full") else ("layers", None)
-
-
-def interval_covers(seeds: int, seed_sd: float | None = None) -> str:
-    """What the intervals of a table speak about, in a sentence to print under it."""
-    if seeds > 1:
-        return f"95 % intervals cover the choice of prompts, the sampling of responses and RL seeds ({seeds} trained)."
-    if seed_sd is not None:
-        return (
-            "95 % intervals cover the choice of prompts, the sampling of responses, and RL seeds by the given standard "
-            f"deviation of {seed_sd:g}; one seed was trained."
-        )
-    return "95 % intervals cover the evaluation noise of these models only: another RL seed may differ."
-
-
 def contribution_table(
-    scores: pd.DataFrame, *, split: str = "final", top: int = 3, seed_sd: float | None = None
+    scores: pd.DataFrame,
+    selections: pd.DataFrame,
+    *,
+    split: str = "final",
+    top: int = 3,
+    seed_sd: float | None = None,
 ) -> pd.DataFrame:
-    """One row per selection of `scores` (the columns of scores.parquet), at the last step it was scored at.
+    """One row per selection that has scores, at the last step it was scored at.
 
-    Everything is computed on the prompts of one `split`: pick layers on "selection" and report them on "final".
     A run counts at a step once it has been scored there on every suite. A layer that is behind the full run (pruned,
-    or still training) is set against the full run at the layer's own step where that was scored. `top` is the k of
-    `p_top`; `seed_sd` is a standard deviation of S between RL seeds, in the unit of the scores, known from elsewhere.
+    or still training) is set against the full run at the layer's own step where that was scored.
+
+    Args:
+        scores: the columns of scores.parquet.
+        selections: what each selection is: the columns selection, kind and layer, of runs or of selections.
+        split: whose prompts everything is computed on: pick layers on "selection" and report them on "final".
+        top: the k of `p_top`.
+        seed_sd: a standard deviation of S between RL seeds, in the unit of the scores, known from elsewhere.
 
     Columns: selection, kind, layer, step, seeds, prompts, score, score_low, score_high, contribution,
     contribution_low, contribution_high, contribution_sd (standard error of C relative to the mean layer: the noise
     that can change ranks), contribution_untruncated, contribution_reason (why C is null), contribution_note (what to
     know about one that is not), imprecise, rank, p_best, p_top, tied_with_best (single layers at the furthest step
     only), response_tokens, truncated_fraction, format_fraction. `attrs["interval_covers"]` is the sentence to print.
+
+    Raises:
+        ValueError: scores lack a column, repeat a response, or are of a selection that is not in `selections`.
     """
-    rows = counted(scores, split)
+    rows = responses_of_split(scores, split)
     suites = sorted(rows["suite"].unique())
-    table = _rows(rows, suites, top, seed_sd) if suites else pd.DataFrame(columns=_COLUMNS).astype(_TYPES)
-    trained = table.loc[table["kind"] != "base", "seeds"].dropna()
+    facts = selection_facts(selections)
+    if unknown := set(rows["selection"]) - facts.keys():
+        raise ValueError(f"there are scores of selections that no run has: {', '.join(sorted(unknown))}")
+    table = _rows(rows, suites, facts, top, seed_sd) if suites else pd.DataFrame(columns=_COLUMNS).astype(_TYPES)
     table.attrs = {
-        "interval_covers": interval_covers(int(trained.max()) if len(trained) else 1, seed_sd),
+        "interval_covers": interval_covers(seeds_trained(table), seed_sd),
         "split": split,
         "suites": [str(suite) for suite in suites],
         "top": top,
@@ -71,27 +64,19 @@ def contribution_table(
     return table
 
 
-def _rows(rows: pd.DataFrame, suites: list[str], top: int, seed_sd: float | None) -> pd.DataFrame:
+def _rows(
+    rows: pd.DataFrame, suites: list[str], facts: dict[str, SelectionFacts], top: int, seed_sd: float | None
+) -> pd.DataFrame:
     last, missing = last_steps(rows, suites)
-    sweep = ScoredRuns(rows, suites, last, seed_sd)
-    names = sorted([*last, *missing], key=_order)
-    table = pd.DataFrame(
-        [sweep.row(name) if name in last else _unscored(name, missing[name]) for name in names], columns=_COLUMNS
-    ).astype(_TYPES)
+    sweep = ScoredRuns(rows, suites, last, facts, seed_sd)
+    names = sorted([*last, *missing], key=lambda name: _order(name, facts[name]))
+    columns = [sweep.row(name) if name in last else {"contribution_reason": missing[name]} for name in names]
+    known = [{"selection": name, "kind": facts[name].kind, "layer": facts[name].layer} for name in names]
+    table = pd.DataFrame([a | b for a, b in zip(known, columns, strict=True)], columns=_COLUMNS).astype(_TYPES)
     _rank(table, sweep, top)
     return table
 
 
-_FLOATS = (
-    *("score", "score_low", "score_high", "contribution", "contribution_low", "contribution_high", "contribution_sd"),
-    *("contribution_untruncated", "p_best", "p_top", "response_tokens", "truncated_fraction", "format_fraction"),
-)
-_TYPES = (
-    {name: "float64" for name in _FLOATS}
-    | {name: "Int64" for name in ("layer", "step", "seeds", "prompts", "rank")}
-    | {name: "boolean" for name in ("imprecise", "tied_with_best")}
-    | {name: "string" for name in ("selection", "kind", "contribution_reason", "contribution_note")}
-)
 _COLUMNS = [
     *("selection", "kind", "layer", "step", "seeds", "prompts", "score", "score_low", "score_high"),
     *("contribution", "contribution_low", "contribution_high", "contribution_sd", "contribution_untruncated"),
@@ -100,26 +85,31 @@ _COLUMNS = [
 ]
 
 
-def _order(name: str) -> tuple:
+_TYPES = {name: CONTRIBUTION.types.get(name, "Int64") for name in _COLUMNS}
+"""As in contribution.parquet; `step` is a whole number."""
+
+
+def _order(name: str, facts: SelectionFacts) -> tuple[int, int, str]:
     """Base, full, the layers by depth, then the rest by name, trials last."""
-    kind, layer = kind_and_layer(name)
-    return ("base", "full", "layer", "layers", "trial").index(kind), layer or 0, name
-
-
-def _unscored(name: str, reason: str) -> dict:
-    kind, layer = kind_and_layer(name)
-    return {"selection": name, "kind": kind, "layer": layer, "contribution_reason": reason}
+    return KINDS.index(facts.kind), facts.layer or 0, name
 
 
 class ScoredRuns:
     """The runs of a sweep, each selection at its last step, and full at every step that one of them ended at."""
 
-    def __init__(self, rows: pd.DataFrame, suites: list[str], last: dict[str, int], seed_sd: float | None):
-        self.last = last
+    def __init__(
+        self,
+        rows: pd.DataFrame,
+        suites: list[str],
+        last: dict[str, int],
+        facts: dict[str, SelectionFacts],
+        seed_sd: float | None,
+    ):
+        self.last, self.facts = last, facts
         scored = ScoreArrays(rows, suites, {*last.items(), *(("full", step) for step in last.values())})
-        self.runs, self.seeds, self.habits = scored.runs, scored.seeds, scored.habits
+        self.runs, self.seeds, self.response_stats = scored.runs, scored.seeds, scored.response_stats
         self.means = intervals.seed_means(scored.suites)
-        self.kept_means = intervals.seed_means(scored.kept_suites)
+        self.untruncated_means = intervals.seed_means(scored.untruncated_suites)
         trained = [self.runs[run] for run in last.items() if run[0] != "base"]
         self.seed = intervals.seed_variance(scored.suites, trained, seed_sd)
         self.t = intervals.critical(self.seed.dof)
@@ -138,23 +128,19 @@ class ScoredRuns:
     def row(self, name: str) -> dict:
         """All columns of a selection but those that rank it among the layers."""
         run = self.of(name)
-        kind, layer = kind_and_layer(name)
         own = intervals.paired(self.means, [run])
         half = self.t * np.sqrt(own.covariance[0, 0] + self.seed_part(name, run))
-        habits = self.habits.loc[(name, self.last[name])]
+        stats = self.response_stats.loc[(name, self.last[name])]
         return {
-            "selection": name,
-            "kind": kind,
-            "layer": layer,
             "step": self.last[name],
             "seeds": int(self.seeds[run]),
             "prompts": own.prompts,
             "score": own.mean[0],
             "score_low": own.mean[0] - half,
             "score_high": own.mean[0] + half,
-            "response_tokens": habits["response_tokens"],
-            "truncated_fraction": habits["truncated"],
-            "format_fraction": habits["format_ok"],
+            "response_tokens": stats["response_tokens"],
+            "truncated_fraction": stats["truncated"],
+            "format_fraction": stats["format_ok"],
             **self.contribution(name, own.prompts),
         }
 
@@ -165,7 +151,7 @@ class ScoredRuns:
 
     def contribution(self, name: str, prompts: int) -> dict:
         """C with its interval, or the reason why there is none."""
-        if kind_and_layer(name)[0] == "trial":
+        if self.facts[name].kind == "trial":
             return {"contribution_reason": "a trial of a learning rate"}
         base, run = self.of("base"), self.of(name)
         if base is None or "full" not in self.last:
@@ -221,7 +207,7 @@ class ScoredRuns:
 
     def untruncated(self, run: int, full: int, base: int) -> float:
         """C on the responses that were not truncated; NaN where these alone show no gain of the full run."""
-        gain = intervals.paired(self.kept_means, [run, full], base)
+        gain = intervals.paired(self.untruncated_means, [run, full], base)
         if not np.isfinite(gain.covariance).all():
             return np.nan
         var_full = gain.covariance[1, 1] + self.seed_part("full", full)

@@ -1,4 +1,4 @@
-"""A layer profile (the contribution of every layer scanned) read from a table of ours or of anybody's."""
+"""A layer profile (the contribution of every layer scanned) read from a table of layersweep's or any other."""
 
 import re
 from dataclasses import dataclass
@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from layersweep.workers.storage.files import read_table
+from layersweep.workers.storage.tables import model_layers_from_depth
 
 from .intervals import Z95
 
@@ -27,17 +30,24 @@ class Profile:
     noise: np.ndarray
     """[layers] standard deviation of the noise in it, that which can change ranks; NaN where unknown"""
     model_layers: int
+    """Layers of the model, scanned or not."""
     is_contribution: bool
+    """Whether `contribution` holds contributions rather than scores."""
     pruned: int = 0
     """Layers left out because a search stopped them early: their contributions are extrapolations."""
 
 
 def load_profile(path: str | Path, *, noise: float | None = None) -> Profile:
-    """The profile in a .parquet or .csv file, named after the file, or after its folder for a contribution.parquet."""
+    """The profile in a .parquet or .csv file, named after the file, or after its folder for a contribution.parquet.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no such file, or holds no profile.
+    """
     path = Path(path)
     if path.suffix not in (".parquet", ".csv"):
         raise ValueError(f"{path.name} is neither a .parquet nor a .csv")
-    table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    table = read_table(str(path)) if path.suffix == ".parquet" else pd.read_csv(path)
     return profile(table, path.parent.name if path.stem == "contribution" else path.stem, noise=noise)
 
 
@@ -50,8 +60,13 @@ def profile(table: pd.DataFrame, name: str, *, noise: float | None = None) -> Pr
     `contribution_sd`, else half the width of `contribution_low..high`, else `noise`, a standard deviation of C that
     the user gives, else unknown. Rows without a layer or without a value are left out, and so are those with the
     `status` pruned.
+
+    Raises:
+        ValueError: there is no profile in the table, or not one alone.
     """
     table = table.rename(columns=lambda column: str(column).strip().lower())
+    if (twice := table.columns[table.columns.duplicated()]).size:
+        raise ValueError(f"{name} has more than one column `{twice[0]}`")
     if "layer" not in table:
         raise ValueError(f"{name} has no column `layer`; it has {', '.join(table.columns)}")
     layer = pd.to_numeric(table["layer"], errors="coerce").to_numpy(float, na_value=np.nan)
@@ -63,9 +78,11 @@ def profile(table: pd.DataFrame, name: str, *, noise: float | None = None) -> Pr
     pruned = known & (table["status"] == "pruned").to_numpy() if "status" in table else np.zeros_like(known)
     kept = np.flatnonzero(known & ~pruned)
     kept = kept[np.argsort(layer[kept], kind="stable")]
-    layers = layer[kept].astype(int)
-    if not len(layers):
+    if not len(kept):
         raise ValueError(f"{name} has no layer with a contribution")
+    if (strange := layer[kept][(layer[kept] < 0) | (layer[kept] % 1 != 0)]).size:
+        raise ValueError(f"{name} has a layer {strange[0]:g}; layers are whole numbers from 0")
+    layers = layer[kept].astype(int)
     if (twice := layers[1:][np.diff(layers) == 0]).size:
         raise ValueError(f"{name} has more than one row for layer {twice[0]}")
     model_layers = _model_layers(table, layer)
@@ -83,7 +100,7 @@ def _contribution(table: pd.DataFrame, name: str) -> tuple[np.ndarray, bool]:
         suites = [
             column
             for column in table.select_dtypes("number")
-            if column not in ("layer", "kind") and not DERIVED.search(column)
+            if column not in ("layer", "kind", "model_layers") and not DERIVED.search(column)
         ]
         if not suites:
             raise ValueError(f"{name} has neither `contribution` nor `score` nor a numeric column per suite")
@@ -110,14 +127,22 @@ def _noise(table: pd.DataFrame, given: float | None) -> np.ndarray:
 
 
 def _model_layers(table: pd.DataFrame, layer: np.ndarray) -> int:
-    """Layers of the model: from `depth` = layer / (L - 1) where the table has it, else one more than the last named."""
-    if "depth" in table:
-        depth = _numbers(table["depth"])
-        known = np.isfinite(layer) & np.isfinite(depth) & (depth > 0)
-        if known.any():
-            return int(round(float(np.median(layer[known] / depth[known])))) + 1
-    return int(np.nanmax(layer)) + 1
+    """Layers of the model: as stored, else from `depth` = layer / (L - 1), else one more than the last named."""
+    if "model_layers" in table and (stored := table["model_layers"].dropna()).size:
+        count = int(_numbers(stored).max())
+    else:
+        depth = pd.Series(_numbers(table["depth"])) if "depth" in table else pd.Series(dtype=float)
+        count = model_layers_from_depth(pd.Series(layer).reindex(depth.index), depth) or 0
+    return max(count, int(np.nanmax(layer)) + 1)
 
 
 def _numbers(column: pd.Series) -> np.ndarray:
-    return pd.to_numeric(column, errors="raise").to_numpy(float, na_value=np.nan)
+    """[rows] a column as floats, NaN where null.
+
+    Raises:
+        ValueError: it holds something else than numbers.
+    """
+    try:
+        return pd.to_numeric(column, errors="raise").to_numpy(float, na_value=np.nan)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"column `{column.name}`: {error}") from error

@@ -1,40 +1,67 @@
 """From the rows of scores.parquet to the arrays that the statistics work on."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from layersweep.orchestrator.statistics import intervals
 
-SCORE_COLUMNS = (
-    *("selection", "seed", "step", "suite", "split", "prompt", "sample"),
-    *("score", "response_tokens", "truncated", "format_ok"),
-)
+IDENTITY = ["selection", "seed", "step", "suite", "prompt", "sample"]
+"""What tells one response of a split from another."""
 GREEDY = "@greedy"
 """Suites whose name ends so are one greedy answer a prompt, shown beside the score and no part of it."""
-HABITS = ["response_tokens", "truncated", "format_ok"]
+RESPONSE_STATS = ["response_tokens", "truncated", "format_ok"]
+"""What is said of responses beside their scores; unknown where a table lacks it."""
 
 
-def counted(scores: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The responses that count, the base's pooled: it is one model, whatever seed or step it was scored under."""
-    if absent := [name for name in SCORE_COLUMNS if name not in scores]:
+KINDS = ("base", "full", "layer", "layers", "trial")
+"""What a selection can be, in the order of the table: `layers` are combined runs, which train or boost several."""
+
+
+@dataclass(frozen=True)
+class SelectionFacts:
+    """What a selection is."""
+
+    kind: str
+    """One of KINDS."""
+    layer: int | None
+    """Index of a single layer; None of all others."""
+
+
+def selection_facts(selections: pd.DataFrame) -> dict[str, SelectionFacts]:
+    """Facts by selection, from a table with the columns selection, kind and layer, of runs or of selections."""
+    known = selections[["selection", "kind", "layer"]].drop_duplicates("selection")
+    return {
+        name: SelectionFacts(kind, None if pd.isna(layer) else int(layer))
+        for name, kind, layer in known.itertuples(index=False)
+    }
+
+
+def responses_of_split(scores: pd.DataFrame, split: str) -> pd.DataFrame:
+    """The responses of a split that count, the base's pooled: it is one model, whatever seed or step it was scored at.
+
+    Raises:
+        ValueError: a column is missing, a response has no score, or one is there twice.
+    """
+    if absent := [name for name in (*IDENTITY, "split", "score") if name not in scores]:
         raise ValueError(f"scores lack the columns {', '.join(absent)}")
     if split not in ("selection", "final"):
         raise ValueError(f'split must be "selection" or "final", not {split!r}')
     counted = [suite for suite in scores["suite"].unique() if not str(suite).endswith(GREEDY)]
-    rows = scores.loc[(scores["split"] == split) & scores["suite"].isin(counted), list(SCORE_COLUMNS)].copy()
-    identity = ["selection", "seed", "step", "suite", "prompt", "sample"]
+    kept = (scores["split"] == split) & scores["suite"].isin(counted)
+    rows = scores.loc[kept].reindex(columns=[*IDENTITY, "score", *RESPONSE_STATS])
     if rows["score"].isna().any():
         raise ValueError(f"{int(rows['score'].isna().sum())} responses have no score")
-    if (repeated := rows.duplicated(identity)).any():
-        raise ValueError(f"a response is recorded twice: {rows.loc[repeated, identity].iloc[0].to_dict()}")
-    for name in ("score", "response_tokens", "truncated", "format_ok"):
+    if (repeated := rows.duplicated(IDENTITY)).any():
+        raise ValueError(f"a response is recorded twice: {rows.loc[repeated, IDENTITY].iloc[0].to_dict()}")
+    for name in ("score", *RESPONSE_STATS):
         rows[name] = pd.to_numeric(rows[name], errors="raise").astype("Float64").to_numpy(float, na_value=np.nan)
     for name in ("selection", "suite"):
         rows[name] = rows[name].astype(object)
     rows.loc[rows["selection"] == "base", ["seed", "step"]] = 0
-    rows["kept_score"] = rows["score"].where(rows["truncated"] != 1.0)
+    rows["untruncated_score"] = rows["score"].where(rows["truncated"] != 1.0)
     return rows
 
 
@@ -64,15 +91,18 @@ class ScoreArrays:
         self.runs = {run: index for index, run in enumerate(found)}
         """Where each run that was found lies in the arrays."""
         seeds = sorted(rows["seed"].unique())
-        cells = rows.groupby(["suite", "selection", "step", "seed", "prompt"])[["score", "kept_score", *HABITS]].mean()
+        values = ["score", "untruncated_score", *RESPONSE_STATS]
+        cells = rows.groupby(["suite", "selection", "step", "seed", "prompt"])[values].mean()
         by_suite = [cells[cells.index.get_level_values("suite") == suite].droplevel("suite") for suite in suites]
         self.suites = [_array(suite["score"], self.runs, seeds) for suite in by_suite]
-        """[runs, seeds, prompts] per suite, see `intervals`"""
-        self.kept_suites = [_array(suite["kept_score"], self.runs, seeds) for suite in by_suite]
+        """[runs, seeds, prompts] per suite, see `intervals`."""
+        self.untruncated_suites = [_array(suite["untruncated_score"], self.runs, seeds) for suite in by_suite]
         """The same from the responses that were not truncated."""
         self.seeds = intervals.seeds_of(self.suites).sum(axis=1)
-        """[runs] number of seeds"""
-        self.habits = cells.groupby(["selection", "step", "suite"])[HABITS].mean().groupby(["selection", "step"]).mean()
+        """[runs] number of seeds."""
+        self.response_stats = (
+            cells.groupby(["selection", "step", "suite"])[RESPONSE_STATS].mean().groupby(["selection", "step"]).mean()
+        )
         """Response tokens, truncated and well-formed fraction by (selection, step), a mean over suites as the score."""
 
 
@@ -99,7 +129,7 @@ def gains_at(
     What a search decides on at a rung. All of them, and the base, must have been scored on every suite that one of
     them was scored on there.
     """
-    rows = counted(scores, split)
+    rows = responses_of_split(scores, split)
     there = rows["selection"].isin(list(selections)) & (rows["step"] == step)
     suites = sorted(rows.loc[there, "suite"].unique())
     rows = rows[there | ((rows["selection"] == "base") & rows["suite"].isin(suites))]

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .contribution import kind_and_layer
-from .score_arrays import counted, last_steps
+from .score_arrays import last_steps, responses_of_split, selection_facts
 
 RIGHT = 0.5
 """A response with at least this score is right; a model solves a prompt when at least half its responses are."""
@@ -35,10 +34,16 @@ class SolvedOverlap:
     """Share of prompts solved by `any` layer, by `all` of them, and by `base` and `full` where these were scored."""
 
 
-def overlap(scores: pd.DataFrame, split: str = "selection") -> SolvedOverlap | None:
-    """Compare the single layers scored furthest; None where there are fewer than two."""
-    answers = right_answers(scores, split)
-    layers = [name for name in answers if kind_and_layer(name)[0] == "layer"]
+def solved_overlap(scores: pd.DataFrame, selections: pd.DataFrame, split: str = "selection") -> SolvedOverlap | None:
+    """Compare the single layers scored furthest; None where there are fewer than two.
+
+    Args:
+        scores: the content of scores.parquet.
+        selections: what each selection is: the columns selection, kind and layer, of runs or of selections.
+        split: whose prompts.
+    """
+    answers = right_answers(scores, selections, split)
+    layers = [name for name in answers if name not in ("base", "full")]
     if len(layers) < 2:
         return None
     solves = solved(answers)
@@ -56,25 +61,24 @@ def overlap(scores: pd.DataFrame, split: str = "selection") -> SolvedOverlap | N
     )
 
 
-def right_answers(scores: pd.DataFrame, split: str) -> pd.DataFrame:
+def right_answers(scores: pd.DataFrame, selections: pd.DataFrame, split: str) -> pd.DataFrame:
     """[responses, selections] 1 where right, 0 where wrong, NaN where not scored; base, full, then layers by depth.
 
     Rows are indexed by suite, prompt, seed and sample. Layers are those at the furthest step that one was scored at:
     what a pruned one solved says little of what it would have.
     """
-    rows = counted(scores, split)
+    rows = responses_of_split(scores, split)
     suites = sorted(rows["suite"].unique())
     last = last_steps(rows, suites)[0] if suites else {}
-    furthest = max((step for name, step in last.items() if kind_and_layer(name)[0] == "layer"), default=0)
+    layer_of = {name: facts.layer for name, facts in selection_facts(selections).items() if facts.kind == "layer"}
+    furthest = max((step for name, step in last.items() if name in layer_of), default=0)
     wanted = {
-        name: step
-        for name, step in last.items()
-        if name in ("base", "full") or (kind_and_layer(name)[0] == "layer" and step == furthest)
+        name: step for name, step in last.items() if name in ("base", "full") or (name in layer_of and step == furthest)
     }
     rows = rows[rows["step"] == rows["selection"].map(wanted)]
     right = rows.assign(right=(rows["score"] >= RIGHT).astype(float))
     wide = right.pivot_table(index=["suite", "prompt", "seed", "sample"], columns="selection", values="right")
-    layers = sorted((name for name in wanted if name.startswith("layer-")), key=lambda name: kind_and_layer(name)[1])
+    layers = sorted(wanted.keys() & layer_of.keys(), key=layer_of.get)
     return wide[[name for name in ("base", "full") if name in wide] + layers]
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from layersweep.rollout.types import Completions, Experience, stable_seed
+from layersweep.rollout.types import Completions, Experience, ScoredResponses, stable_seed
 
 from .base import EnvironmentConfig, EnvironmentTask, InitialState
 from .process_pool import Call, EnvironmentLost, EnvironmentProcess, StepResult
@@ -119,19 +119,19 @@ class EpisodeBatch:
             },
         )
 
-    def scores(self) -> dict[str, np.ndarray]:
-        """Makes columns of scores.parquet, a row per episode. One that was given up (losses: 2) counts as failed."""
+    def scores(self) -> ScoredResponses:
+        """Makes a row per episode. One that was given up (losses: 2) counts as failed."""
         episodes = self.episodes
-        return {
-            "prompt": np.array([e.start.id for e in episodes], object),
-            "sample": np.array([e.sample for e in episodes]),
-            "score": np.array([0.0 if e.given_up else e.success for e in episodes]),
-            "response_tokens": np.array([sum(len(turn.tokens) for turn in e.turns) for e in episodes]),
-            "truncated": np.array([not e.terminated for e in episodes]),
-            "format_ok": np.array([bool(e.turns) and all(turn.valid for turn in e.turns) for e in episodes]),
-            "category": np.array([e.category for e in episodes], object),
-            "losses": np.array([e.losses for e in episodes]),
-        }
+        return ScoredResponses(
+            prompt=np.array([e.start.id for e in episodes], object),
+            sample=np.array([e.sample for e in episodes]),
+            score=np.array([0.0 if e.given_up else e.success for e in episodes]),
+            response_tokens=np.array([sum(len(turn.tokens) for turn in e.turns) for e in episodes]),
+            truncated=np.array([not e.terminated for e in episodes]),
+            format_ok=np.array([bool(e.turns) and all(turn.valid for turn in e.turns) for e in episodes]),
+            category=np.array([e.category for e in episodes], object),
+            losses=np.array([e.losses for e in episodes]),
+        )
 
 
 async def play(

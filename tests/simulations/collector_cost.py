@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from layersweep.orchestrator.statistics.contribution_table import sweep_table
-from layersweep.workers.actors.collector import STEP_COLUMNS, Collector
+from layersweep.workers.actors.collector import Collector
+from layersweep.workers.storage.tables import STEPS
 from layersweep.workers.trackers.config import TrackingConfig
 from tests.simulations.stand_ins import CollectorCost
 
@@ -60,7 +61,7 @@ def measure(runs: int, steps: int, prompts: int) -> Measured:
         constants = dict.fromkeys(("sweep", "model", "algorithm", "task"), "-")
         collector = Collector(folder, facts, partial(sweep_table, constants), steps, "-", TrackingConfig())
         collector.due = float("inf")  # written below, when everything is there
-        row = dict.fromkeys(STEP_COLUMNS[3:30], 0.5)
+        row = {column.name: 1 for column in STEPS.columns if not column.required}
         with _cpu() as adding:
             for step in range(steps):
                 for name in names:

@@ -22,7 +22,6 @@ from tempfile import TemporaryDirectory
 from unittest.mock import AsyncMock, patch
 
 import yaml
-from rich.console import Console
 
 from layersweep.orchestrator.execution.actors import max_concurrent_runs
 from layersweep.orchestrator.execution.driver import drive
@@ -31,6 +30,7 @@ from layersweep.orchestrator.execution.progress import Progress
 from layersweep.orchestrator.planning.cluster_shape import H200
 from layersweep.orchestrator.planning.cost_model import Assumptions, rollout_seconds, update_seconds
 from layersweep.orchestrator.planning.plan import Plan, Run
+from layersweep.orchestrator.report.format import plain_console
 from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.model.known_models import KNOWN_MODELS
@@ -139,7 +139,7 @@ def simulate(
             stack.enter_context(patch(f"{package}.{module}.time", VirtualClock))
         stack.enter_context(patch(f"{package}.driver.CLUSTER_CHECK_SECONDS", 100.0))
         log = stack.enter_context(open(os.devnull, "w"))
-        stack.enter_context(patch(f"{package}.progress.Console", lambda **_: Console(file=log)))
+        stack.enter_context(patch(f"{package}.progress.plain_console", lambda _: plain_console(log)))
         stack.enter_context(patch(f"{package}.actors.create_actor", world.create_actor))
         stack.enter_context(patch(f"{package}.actors.gang", lambda *_: None))
         stack.enter_context(patch(f"{package}.actors.remove_placement_group", lambda group: None))

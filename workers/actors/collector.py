@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from layersweep.policies.selection import run_name
 from layersweep.workers.storage.files import read_bytes, write_atomically
 from layersweep.workers.storage.run_store import CheckpointRecord, RunStore, runs_of
+from layersweep.workers.storage.tables import CONTRIBUTION, SCORES, STEPS
 from layersweep.workers.trackers import build
 from layersweep.workers.trackers.config import TrackingConfig
 
@@ -19,19 +21,6 @@ from .portable_errors import portable_errors
 
 logger = logging.getLogger(__name__)
 
-STEP_COLUMNS = (
-    "selection", "seed", "step", "reward_mean", "reward_std", "no_signal_fraction", "loss", "kl", "entropy",
-    "clip_fraction", "grad_norm", "update_norm", "logprob_mismatch", "response_tokens", "truncated_fraction",
-    "format_fraction", "learning_rate", "tokens", "pushed_bytes", "rollout_seconds", "reward_seconds",
-    "update_seconds", "sync_seconds", "wait_seconds", "generate_cpu_seconds", "reward_cpu_seconds",
-    "update_cpu_seconds", "push_cpu_seconds", "checkpoint_cpu_seconds", "driver_cpu_seconds", "success_rate",
-    "episode_length", "invalid_action_rate", "step_groups_larger_than_one", "lost_episodes", "given_up_episodes",
-    "cut_observations", "gradient_agreement", "unjudged_fraction",
-)  # fmt: skip
-SCORE_COLUMNS = (
-    "selection", "seed", "step", "suite", "split", "prompt", "sample", "score", "response_tokens", "truncated",
-    "format_ok", "category", "losses",
-)  # fmt: skip
 SPARING = 20
 """The tables are written again after this many times the seconds that it took, at the earliest."""
 
@@ -93,16 +82,24 @@ class Collector:
         ledger = self._ledger(selection, seed)
         self.runs[selection, seed] = run | {"status": "running", "reason": None} | ledger.facts()
         records, _ = ledger.records()
-        self.steps[selection, seed] = {row["step"]: row for row in records[0].rows} if records else {}
+        rows = records[0].rows if records else []
+        # A ledger of another version may have columns that are none any more.
+        self.steps[selection, seed] = {row["step"]: {k: v for k, v in row.items() if k in STEPS.types} for row in rows}
         for (step, split, suite), frame in ledger.scores():
             if split == "selection" or step in (0, self.last):
-                self.scores[selection, seed, step, split, suite] = frame
+                self.scores[selection, seed, step, split, suite] = SCORES.frame(frame)
 
     def record_step(self, selection: str, seed: int, step: int, metrics: dict[str, float]) -> None:
+        """One row of steps.parquet, as soon as the step is done; `commit` sends it once more, for good.
+
+        Raises:
+            UnknownColumn: a metric that steps.parquet has no column for.
+        """
         row = {"selection": selection, "seed": seed, "step": step, **metrics}
+        STEPS.check(row)
         self.steps[selection, seed][step] = row
         for tracker in self.trackers:
-            tracker.step(row)
+            tracker.step(self.runs[selection, seed], row)
         self._write_if_due()
 
     def commit(
@@ -113,14 +110,18 @@ class Collector:
 
         Args:
             files: name and checksum of each rank's file, which are written already.
-            rows: of the steps since the last commit at least, as given to record_step.
+            rows: of the steps since the last commit at least, as given to record_step; they come twice because this
+                actor may have been started again since.
             keep: how many of the run's checkpoints.
 
         Raises:
             ValueError: steps are missing.
+            UnknownColumn: a metric that steps.parquet has no column for.
             OSError: the record could not be written.
         """
         cpu, mine = time.process_time(), self.steps[selection, seed]
+        for row in rows:
+            STEPS.check(row)
         mine |= {row["step"]: {"selection": selection, "seed": seed} | row for row in rows}
         if missing := [k for k in range(step) if k not in mine]:
             raise ValueError(f"{selection} seed {seed}: no record of step {missing[0]} at the checkpoint of {step}")
@@ -129,8 +130,12 @@ class Collector:
         return time.process_time() - cpu
 
     def record_scores(self, selection: str, seed: int, step: int, columns: dict[str, np.ndarray]) -> None:
-        """One suite of one evaluation; in the ledger once this returns."""
-        frame = pd.DataFrame({"selection": selection, "seed": seed, "step": step, **columns})[list(SCORE_COLUMNS)]
+        """One suite of one evaluation; in the ledger once this returns.
+
+        Raises:
+            UnknownColumn: a column that scores.parquet does not have.
+        """
+        frame = SCORES.frame(pd.DataFrame({"selection": selection, "seed": seed, "step": step, **columns}))
         split, suite = columns["split"][0], columns["suite"][0]
         self._ledger(selection, seed).write_scores(step, split, suite, frame)
         self.scores[selection, seed, step, split, suite] = frame
@@ -166,12 +171,12 @@ class Collector:
         """
         began = time.monotonic()
         steps, scores = self._frames()
-        tables = {"steps": steps, "scores": scores, "contribution": self.table()}
-        for name, frame in tables.items():
-            write_atomically(f"{self.folder}/{name}.parquet", partial(frame.to_parquet, index=False))
+        table = self.summarise(pd.DataFrame(self.runs.values()), steps, scores)
+        for schema, frame in ((STEPS, steps), (SCORES, scores), (CONTRIBUTION, table)):
+            write_atomically(f"{self.folder}/{schema.name}.parquet", partial(schema.write, frame))
         write_atomically(places_file(self.folder), lambda file: file.write(json.dumps(self.places).encode()))
         for tracker in self.trackers:
-            tracker.table(tables["contribution"])
+            tracker.table(table)
         now = time.monotonic()
         self.due = now + max(self.interval, SPARING * (now - began))
 
@@ -192,10 +197,10 @@ class Collector:
                 self.due = time.monotonic() + self.interval
 
     def _ledger(self, selection: str, seed: int) -> RunStore:
-        return RunStore(self.folder, f"{selection}-seed{seed}")
+        return RunStore(self.folder, run_name(selection, seed))
 
     def _frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The contents of steps.parquet and scores.parquet as of now."""
         rows = [row for run in self.steps.values() for _, row in sorted(run.items())]
-        steps = pd.DataFrame(rows, columns=list(STEP_COLUMNS))
-        empty = pd.DataFrame(columns=list(SCORE_COLUMNS))
-        return steps, pd.concat(self.scores.values(), ignore_index=True) if self.scores else empty
+        scores = pd.concat(self.scores.values(), ignore_index=True) if self.scores else SCORES.frame([])
+        return STEPS.frame(rows), scores

@@ -16,7 +16,17 @@ from layersweep.rollout.data.window import fit_prompts, prompt_uses
 from layersweep.rollout.environments.base import InitialState
 from layersweep.rollout.environments.episodes import EpisodeBatch, play
 from layersweep.rollout.prompt_encoder import PromptEncoder
-from layersweep.rollout.types import Completions, Experience, Prompt, Response, Sampling, Score, Split, seeds_for
+from layersweep.rollout.types import (
+    Completions,
+    Experience,
+    Prompt,
+    Response,
+    Sampling,
+    Score,
+    ScoredResponses,
+    Split,
+    seeds_for,
+)
 from layersweep.workers.config import TrainingConfig
 from layersweep.workers.startup.model_source import ModelSource
 
@@ -150,21 +160,23 @@ class RolloutWorker:
             "split": np.full(count, split, object),
         }
         if multi_turn:
-            return named | (await self._play(engine, run, version, task, prompts, samples, sampling, scope)).scores()
+            played = await self._play(engine, run, version, task, prompts, samples, sampling, scope)
+            return named | vars(played.scores())
         tokens = [self._encode(prompt) for prompt in prompts]
         seeds = seeds_for([prompt.id for prompt in prompts], *scope)
         done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
         scores, _ = await self._score(task, prompts, done, sampling, samples)
-        return named | {
-            "prompt": np.array([prompt.id for prompt in prompts], object).repeat(samples),
-            "sample": np.tile(np.arange(samples), len(prompts)),
-            "score": np.array([score.reward for score in scores]),
-            "response_tokens": done.lengths,
-            "truncated": ~done.finished,
-            "format_ok": np.array([score.format_ok for score in scores]),
-            "category": np.full(count, None),
-            "losses": np.zeros(count, np.int64),
-        }
+        scored = ScoredResponses(
+            prompt=np.array([prompt.id for prompt in prompts], object).repeat(samples),
+            sample=np.tile(np.arange(samples), len(prompts)),
+            score=np.array([score.reward for score in scores]),
+            response_tokens=done.lengths,
+            truncated=~done.finished,
+            format_ok=np.array([score.format_ok for score in scores]),
+            category=np.full(count, None),
+            losses=np.zeros(count, np.int64),
+        )
+        return named | vars(scored)
 
     async def _play(
         self, engine: Any, run: str | None, version: int, task: Any, starts: Sequence[InitialState], samples: int,

@@ -5,12 +5,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from layersweep.policies.algorithms.base import PolicyGradient
-from layersweep.policies.selection import Selection
+from layersweep.policies.selection import Selection, run_name
 from layersweep.rollout.types import Experience
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
 from layersweep.workers.startup.model_source import ModelSource
 from layersweep.workers.storage.files import write_atomically
 from layersweep.workers.storage.run_store import CheckpointRecord, CorruptFile, RunStore, rank_file
+from layersweep.workers.storage.tables import STEPS
 from layersweep.workers.training.distributed import free_port, prepare
 from layersweep.workers.training.memory import release_unused
 
@@ -38,7 +39,7 @@ class Trainer:
     def __init__(self, selection: Selection, seed: int, rank: int = 0, ranks: int = 1, gpus: float = 0.0):
         self.selection, self.seed, self.rank, self.ranks = selection, seed, rank, ranks
         self.gpus, self.gpu = gpus, gpus > 0
-        self.run = f"{selection.name}-seed{seed}"
+        self.run = run_name(selection.name, seed)
         import layersweep.workers.training.deepspeed_backend
         import layersweep.workers.training.update_loop  # noqa: F401
 
@@ -121,8 +122,13 @@ class Trainer:
         }
 
     def update(self, experience: Experience, step: int) -> "tuple[dict[str, float], TransportTensors | WeightManifest]":
-        """Train on one rollout batch; return its metrics and `weights()`."""
+        """Train on one rollout batch; return its metrics and `weights()`.
+
+        Raises:
+            UnknownColumn: a metric that steps.parquet has no column for.
+        """
         metrics = experience.seconds | experience.metrics | self.loop.update(experience, step)
+        STEPS.check(metrics)
         release_unused(self.gpu)
         self.steps = step + 1
         return metrics, self.weights()

@@ -69,11 +69,52 @@ def write_atomically(target: str, write: Callable[[BinaryIO], object], durable: 
             if durable and "file" in filesystem.protocol:
                 file.flush()
                 os.fsync(file.fileno())
-        filesystem.mv(scratch, path)
+        _rename(filesystem, scratch, path)
     except BaseException:
         if filesystem.exists(scratch):
             filesystem.rm_file(scratch)
         raise
+
+
+def _rename(filesystem: Any, source: str, target: str) -> None:
+    """Replace `target` by `source`. fsspec's own `mv`, where a filesystem has no other, takes brackets for patterns."""
+    if type(filesystem).mv is fsspec.AbstractFileSystem.mv:
+        filesystem.cp_file(source, target)
+        filesystem.rm_file(source)
+    else:
+        filesystem.mv(source, target)
+
+
+def find_files(filesystem: Any, folder: str, depth: int | None = None) -> list[str]:
+    """Paths of all files in a folder, relative to it and sorted; none where there is no such folder.
+
+    Nothing in this tree globs: in fsspec's patterns the brackets of a folder called `lr[2e-3]` mean something else.
+
+    Args:
+        filesystem, folder: as `located` gives them.
+        depth: levels to descend; 1 is the folder itself, None all.
+    """
+    prefix = folder.rstrip("/") + "/"
+    found = filesystem.find(folder, maxdepth=depth)
+    return sorted(path.removeprefix(prefix) for path in found if path.startswith(prefix))
+
+
+def remove_folder(filesystem: Any, folder: str) -> None:
+    """Remove a folder and all that is in it; fsspec's own `rm` takes brackets for patterns."""
+    if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
+        filesystem.rm(folder, recursive=True)
+        return
+    for path, entry in sorted(filesystem.find(folder, withdirs=True, detail=True).items(), reverse=True):
+        if entry["type"] == "directory":
+            _remove_empty(filesystem, path)
+        else:
+            filesystem.rm_file(path)
+    _remove_empty(filesystem, folder)
+
+
+def _remove_empty(filesystem: Any, folder: str) -> None:
+    if not is_object_store(filesystem) and filesystem.isdir(folder):
+        filesystem.rmdir(folder)
 
 
 def read_bytes(target: str) -> bytes | None:
@@ -98,10 +139,14 @@ def read_table(target: str) -> "pd.DataFrame":
         ValueError: it is not parquet.
     """
     import pandas as pd
+    import pyarrow as pa
 
     if (content := read_bytes(target)) is None:
         raise FileNotFoundError(f"{target}: no such file")
-    return pd.read_parquet(BytesIO(content))
+    try:
+        return pd.read_parquet(BytesIO(content))
+    except pa.ArrowException as error:
+        raise ValueError(f"cannot be read as parquet: {error}") from error
 
 
 @contextlib.contextmanager

@@ -12,8 +12,10 @@ follow from the sweep's seed and the step alone.
 
 import io
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any
 
 import pandas as pd
@@ -21,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from .files import located, write_atomically
+from .files import find_files, located, remove_folder, write_atomically
 
 
 class CorruptFile(RuntimeError):
@@ -106,18 +108,20 @@ class RunStore:
         """Write the record, from which on the checkpoint exists; of older ones keep the newest `keep` - 1."""
         write_json(f"{self.place(record.step)}/record.json", vars(record))
         for step in self.steps()[keep:]:
-            self.filesystem.rm(f"{self.path}/step-{step:06d}", recursive=True)
+            remove_folder(self.filesystem, f"{self.path}/step-{step:06d}")
 
     def release(self) -> None:
         """Delete weights and optimizer state of a run that will not continue; rows and scores stay."""
-        for path in self.filesystem.glob(f"{self.path}/step-*/rank-*"):
-            self.filesystem.rm_file(path)
+        for path in find_files(self.filesystem, self.path, depth=2):
+            if fnmatch(path, "step-*/rank-*"):
+                self.filesystem.rm_file(f"{self.path}/{path}")
 
     def steps(self) -> list[int]:
         """Return the steps with a checkpoint, newest first, damaged or not."""
         self.filesystem.invalidate_cache()
-        found = self.filesystem.glob(f"{self.path}/step-*/record.json")
-        return sorted((int(path.split("/")[-2].removeprefix("step-")) for path in found), reverse=True)
+        found = find_files(self.filesystem, self.path, depth=2)
+        matches = (re.fullmatch(r"step-(\d+)/record\.json", path) for path in found)
+        return sorted((int(match[1]) for match in matches if match), reverse=True)
 
     def records(self) -> tuple[list[CheckpointRecord], list[str]]:
         """Return all intact records, newest first, and what is wrong with the others."""
@@ -148,9 +152,11 @@ class RunStore:
     def scores(self) -> list[tuple[tuple[int, str, str], pd.DataFrame]]:
         """Return every evaluation that is done. A damaged file counts as none: the evaluation is cheap to repeat."""
         found = []
-        for path in sorted(self.filesystem.glob(f"{self.path}/scores/*.parquet")):
-            step, split, suite = path.rsplit("/", 1)[1].removesuffix(".parquet").split(".", 2)
-            content = io.BytesIO(self.filesystem.cat_file(path))
+        for name in find_files(self.filesystem, f"{self.path}/scores", depth=1):
+            if not name.endswith(".parquet"):
+                continue
+            step, split, suite = name.removesuffix(".parquet").split(".", 2)
+            content = io.BytesIO(self.filesystem.cat_file(f"{self.path}/scores/{name}"))
             try:
                 frame = pq.read_table(content, page_checksum_verification=True).to_pandas()
             except (pa.ArrowException, OSError):
@@ -162,16 +168,16 @@ class RunStore:
 def runs_of(folder: str) -> list[str]:
     """Return the names of all runs that have begun."""
     filesystem, path = located(f"{folder}/checkpoints")
-    return sorted(found.split("/")[-2] for found in filesystem.glob(f"{path}/*/run.json"))
+    return [name.removesuffix("/run.json") for name in find_files(filesystem, path, 2) if name.endswith("/run.json")]
 
 
 def drop_torn(folder: str, names: Iterable[str]) -> None:
     """Remove partial files that a killed process left below the runs' folders."""
-    for name in names:
-        filesystem, path = located(f"{folder}/checkpoints/{name}")
-        for part in filesystem.find(path):
-            if part.endswith(".part"):
-                filesystem.rm_file(part)
+    for run in names:
+        filesystem, path = located(f"{folder}/checkpoints/{run}")
+        for name in find_files(filesystem, path):
+            if name.endswith(".part"):
+                filesystem.rm_file(f"{path}/{name}")
 
 
 def write_json(target: str, content: dict[str, Any]) -> None:

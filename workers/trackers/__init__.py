@@ -19,8 +19,13 @@ log = logging.getLogger(__name__)
 class Tracker(Protocol):
     """One place where numbers go."""
 
-    def step(self, row: dict[str, Any]) -> None:
-        """One row of steps.parquet: selection, seed, step, and the metrics (None or NaN where there is none)."""
+    def step(self, run: dict[str, Any], row: dict[str, Any]) -> None:
+        """One row of steps.parquet.
+
+        Args:
+            run: what is known of its run: selection, seed, kind, layer, ...
+            row: selection, seed, step, and the metrics (None or NaN where there is none).
+        """
 
     def table(self, frame: "pd.DataFrame") -> None:
         """The contribution table as of now."""
@@ -35,8 +40,8 @@ class FailSafeTracker:
     def __init__(self, tracker: Tracker):
         self.tracker: Tracker | None = tracker
 
-    def step(self, row: dict[str, Any]) -> None:
-        self._call("step", row)
+    def step(self, run: dict[str, Any], row: dict[str, Any]) -> None:
+        self._call("step", run, row)
 
     def table(self, frame: "pd.DataFrame") -> None:
         self._call("table", frame)

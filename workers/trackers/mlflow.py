@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
-from layersweep.workers.trackers.step_rows import metrics, run_name
+from layersweep.policies.selection import run_name
+from layersweep.workers.trackers.step_rows import metrics
 
 from .config import MLflowConfig
 
@@ -29,12 +30,12 @@ class MLflow:
         self.last: dict[str, int] = {}
         self.logged: dict[str, float] = {}
 
-    def step(self, row: dict[str, Any]) -> None:
-        name, step, now = run_name(row), int(row["step"]), int(time.time() * 1000)
-        run = self._run(name)
+    def step(self, run: dict[str, Any], row: dict[str, Any]) -> None:
+        name, step, now = run_name(run["selection"], run["seed"]), int(row["step"]), int(time.time() * 1000)
+        known = self._run(name)
         if step > self.last[name]:
             self.last[name] = step
-            self.client.log_batch(run, [Metric(key, value, now, step) for key, value in metrics(row).items()])
+            self.client.log_batch(known, [Metric(key, value, now, step) for key, value in metrics(row).items()])
 
     def table(self, frame: "pd.DataFrame") -> None:
         run, now = self._run(self.sweep), int(time.time() * 1000)

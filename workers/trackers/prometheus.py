@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 from ray.util.metrics import Counter, Gauge
 
-from layersweep.workers.trackers.step_rows import run_name
+from layersweep.policies.selection import run_name
+from layersweep.workers.storage.tables import PHASES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PHASES = ("rollout", "reward", "update", "sync", "wait")
 LABELS = ("sweep", "run", "layer")
 
 
@@ -34,8 +34,8 @@ class Prometheus:
         self.contribution = Gauge("layersweep_contribution", "Contribution of the selection so far.", LABELS)
         self.failures = Counter("layersweep_failures", "Selections of which a run failed.", LABELS)
 
-    def step(self, row: dict[str, Any]) -> None:
-        labels = self._labels(row["selection"], run_name(row))
+    def step(self, run: dict[str, Any], row: dict[str, Any]) -> None:
+        labels = self._labels(run, run_name(run["selection"], run["seed"]))
         seconds = {phase: row[f"{phase}_seconds"] for phase in PHASES}
         self.reward.set(row["reward_mean"], labels)
         self.tokens.set(row["tokens"] / max(1e-9, sum(seconds.values())), labels)
@@ -44,11 +44,11 @@ class Prometheus:
         if row["step"] > self.last.get(labels["run"], -1):
             self.last[labels["run"]] = row["step"]
             self.steps.inc(1, labels)
-            self.pushed.inc(row["pushed_bytes"], labels)
+            self.pushed.inc(row.get("pushed_bytes") or 0, labels)
 
     def table(self, frame: "pd.DataFrame") -> None:
         for row in frame.to_dict("records"):
-            labels = self._labels(row["selection"], row["selection"])
+            labels = self._labels(row, row["selection"])
             for gauge, value in ((self.score, row["score"]), (self.contribution, row["contribution"])):
                 if value == value:
                     gauge.set(value, labels)
@@ -59,5 +59,12 @@ class Prometheus:
     def close(self) -> None:
         """Ray exports what was set last."""
 
-    def _labels(self, selection: str, run: str) -> dict[str, str]:
-        return {"sweep": self.sweep, "run": run, "layer": selection.removeprefix("layer-")}
+    def _labels(self, facts: dict[str, Any], name: str) -> dict[str, str]:
+        """The labels of a run, or of a selection over all its seeds.
+
+        Args:
+            facts: `selection`, `kind` and `layer` of it.
+            name: the label `run`.
+        """
+        layer = f"{facts['layer']:02d}" if facts["kind"] == "layer" else facts["selection"]
+        return {"sweep": self.sweep, "run": name, "layer": layer}

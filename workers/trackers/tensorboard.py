@@ -10,8 +10,9 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from layersweep.policies.selection import run_name
 from layersweep.workers.storage.files import located
-from layersweep.workers.trackers.step_rows import metrics, run_name
+from layersweep.workers.trackers.step_rows import metrics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,16 +38,16 @@ class TensorBoard:
         self.last: dict[str, int] = {}
         self.changed: set[str] = set()
 
-    def step(self, row: dict[str, Any]) -> None:
-        run, step = run_name(row), int(row["step"])
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics(row).items()]
+    def step(self, run: dict[str, Any], row: dict[str, Any]) -> None:
+        name, step = run_name(run["selection"], run["seed"]), int(row["step"])
+        values = [Summary.Value(tag=metric, simple_value=value) for metric, value in metrics(row).items()]
         events = [Event(step=step, summary=Summary(value=values))]
-        if step <= self.last.get(run, step):  # also at this file's beginning: an older file may have gone further
+        if step <= self.last.get(name, step):  # also at this file's beginning: an older file may have gone further
             events.insert(0, Event(step=step, session_log=SessionLog(status=SessionLog.START)))
-        if run not in self.last:
+        if name not in self.last:
             events.insert(0, Event(file_version="brain.Event:2"))
-        self.last[run] = step
-        self._append(run, events)
+        self.last[name] = step
+        self._append(name, events)
 
     def table(self, frame: "pd.DataFrame") -> None:
         self._upload()

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import wandb
 
+from layersweep.policies.selection import run_name
 from layersweep.workers.storage.files import located
-from layersweep.workers.trackers.step_rows import metrics, run_name
+from layersweep.workers.trackers.step_rows import metrics
 
 from .config import WandbConfig
 
@@ -27,8 +28,8 @@ class WeightsAndBiases:
         self.runs: dict[str, Any] = {}
         self.frame: pd.DataFrame | None = None
 
-    def step(self, row: dict[str, Any]) -> None:
-        self._run(run_name(row)).log(metrics(row), step=int(row["step"]))
+    def step(self, run: dict[str, Any], row: dict[str, Any]) -> None:
+        self._run(run_name(run["selection"], run["seed"])).log(metrics(row), step=int(row["step"]))
 
     def table(self, frame: "pd.DataFrame") -> None:
         self.frame = frame

@@ -13,13 +13,12 @@ from layersweep.orchestrator.report.findings import rates as said_of_rates
 from layersweep.orchestrator.report.results import Results
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import parse_spec
-from layersweep.orchestrator.statistics.contribution import contribution_table
 from layersweep.orchestrator.statistics.intervals import MeanAndCovariance
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import LearningRates, LearningRateTuning
 from layersweep.workers.storage.run_store import CheckpointRecord, RunStore
 from tests.orchestrator.spec.test_spec import demo
-from tests.orchestrator.statistics.test_contribution import BASE, FULL, LAYER, frame, responses
+from tests.orchestrator.statistics.test_contribution import BASE, FULL, LAYER, frame, responses, table_of
 
 TUNING = {"tune": [1e-3, 1e-4, "1e-5"], "steps": 10}
 
@@ -148,8 +147,8 @@ def test_a_trial_has_a_score_and_is_nobodys_layer():
     """C of the layer is 0.5 with and without trials in the table; a trial has a score, no C and no rank."""
     runs = [responses("base", BASE, step=0), responses("full", FULL), responses("layer-00", LAYER)]
     trials = [responses("full@lr-0.001", LAYER, step=5), responses("layer-00@lr-0.001", FULL, step=5)]
-    table = contribution_table(frame(*runs, *trials)).set_index("selection")
-    pd.testing.assert_frame_equal(table.iloc[:3], contribution_table(frame(*runs)).set_index("selection"))
+    table = table_of(frame(*runs, *trials)).set_index("selection")
+    pd.testing.assert_frame_equal(table.iloc[:3], table_of(frame(*runs)).set_index("selection"))
     assert table.loc["layer-00", "contribution"] == pytest.approx(0.5)
     own = table.iloc[3:]
     assert own["kind"].tolist() == ["trial"] * 2 and own["layer"].isna().all() and own["rank"].isna().all()

@@ -11,16 +11,21 @@ from PIL import Image
 
 from layersweep.cli import main
 from layersweep.orchestrator.report import write_report
-from layersweep.orchestrator.report.svg import compact, span, ticks
+from layersweep.orchestrator.report.chart import axis_number, axis_range, ticks
 from layersweep.orchestrator.statistics.contribution_table import sweep_table
 from layersweep.orchestrator.statistics.early_signals import early_signals
-from layersweep.orchestrator.statistics.score_arrays import SCORE_COLUMNS
-from layersweep.orchestrator.statistics.solved_prompts import overlap
-from layersweep.workers.actors.collector import STEP_COLUMNS
+from layersweep.orchestrator.statistics.solved_prompts import solved_overlap
+from layersweep.workers.storage.tables import CONTRIBUTION, SCORES, STEPS
+from tests.helpers.tables import selections_in
 
 SECTIONS = {"profile", "table", "final", "gain", "learning", "health", "overlap", "signals", "cost", "unfinished"}
 KINDS = {"base": "base", "full": "full"} | {f"layer-{k:02d}": "layer" for k in range(4)} | {"layers-best-2": "layers"}
-STEPS = 6
+LAST = 6
+METRICS = [name for name, kind in STEPS.types.items() if kind == "float64"]
+COLUMNS = (
+    *("selection", "seed", "step", "suite", "split", "prompt", "sample"),
+    *("score", "response_tokens", "truncated", "format_ok"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,29 +44,30 @@ def tables():
         for name, kind in KINDS.items()
     ]  # fmt: skip
     steps = [
-        dict.fromkeys(STEP_COLUMNS[3:27], 0.25) | {
-            "selection": name, "seed": 0, "step": step, "reward_mean": rates[name] * (step + 1) / STEPS,
+        dict.fromkeys(METRICS, 0.25) | {
+            "selection": name, "seed": 0, "step": step, "reward_mean": rates[name] * (step + 1) / LAST,
             "entropy": 0.9 - 0.1 * step, "tokens": 100, "pushed_bytes": 4 * (1000 if name == "full" else 100),
         }
-        for name in KINDS if name != "base" for step in range(STEPS)
+        for name in KINDS if name != "base" for step in range(LAST)
     ]  # fmt: skip
     scores = [
-        (name, 0, 0 if name == "base" else STEPS, "suite", split, f"{split}-{prompt}", sample, float(right), 20, cut,
+        (name, 0, 0 if name == "base" else LAST, "suite", split, f"{split}-{prompt}", sample, float(right), 20, cut,
          True)
         for name, rate in rates.items()
         for split in (("selection", "final") if name in ("base", "full", "layer-02") else ("selection",))
         for prompt in range(40)
         for sample, (right, cut) in enumerate(zip(rng.random(4) < rate, rng.random(4) < 0.1, strict=True))
     ]  # fmt: skip
-    return pd.DataFrame(runs), pd.DataFrame(steps, columns=STEP_COLUMNS), pd.DataFrame(scores, columns=SCORE_COLUMNS)
+    return pd.DataFrame(runs), STEPS.frame(steps), SCORES.frame(pd.DataFrame(scores, columns=COLUMNS))
 
 
 def write(folder, runs, steps, scores):
     folder.mkdir(parents=True, exist_ok=True)
-    constants = {"sweep": "tiny-sweep", "model": "tiny", "algorithm": "grpo", "task": "sort_digits"}
+    constants = {"sweep": "tiny-sweep", "model": "tiny", "algorithm": "grpo", "task": "sort_digits", "model_layers": 4}
     table = sweep_table(constants, runs, steps, scores)
-    for name, frame in (("contribution", table), ("steps", steps), ("scores", scores)):
-        frame.to_parquet(folder / f"{name}.parquet", index=False)
+    for schema, frame in ((CONTRIBUTION, table), (STEPS, steps), (SCORES, scores)):
+        with open(folder / f"{schema.name}.parquet", "wb") as file:
+            schema.write(frame, file)
     return table
 
 
@@ -150,7 +156,7 @@ def keep(selections, splits=("selection", "final"), status="running"):
 def no_gain(runs, steps, scores):
     """The full run as good as the base."""
     base = scores[scores["selection"] == "base"]
-    return runs, steps, pd.concat([scores[scores["selection"] != "full"], base.assign(selection="full", step=STEPS)])
+    return runs, steps, pd.concat([scores[scores["selection"] != "full"], base.assign(selection="full", step=LAST)])
 
 
 def pruned(runs, steps, scores):
@@ -203,7 +209,12 @@ def answers(**rights):
             for sample, right in enumerate(samples):
                 step = 0 if name == "base" else 8
                 rows.append((selection, 0, step, "s", "selection", f"p{prompt}", sample, float(right), 5, False, True))
-    return pd.DataFrame(rows, columns=SCORE_COLUMNS)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def solved(scores):
+    """The overlap of selections that are what their names say."""
+    return solved_overlap(scores, selections_in(scores))
 
 
 def test_overlap_on_hand_made_numbers():
@@ -213,7 +224,7 @@ def test_overlap_on_hand_made_numbers():
     where at least two of three are: 1/2 of prompt 0 (10, 00, 11), all of 1 (11, 11, 10: 3 and 2 of 3), of prompt 2
     (10, 11, 00) the first, of prompt 3 (00, 11, 00) none.
     """
-    found = overlap(answers(base="10 00 00 00", layer_00="10 11 10 00", layer_01="00 11 11 11", layer_02="11 10 00 00"))
+    found = solved(answers(base="10 00 00 00", layer_00="10 11 10 00", layer_01="00 11 11 11", layer_02="11 10 00 00"))
     assert found.layers == ["layer-00", "layer-01", "layer-02"]
     assert found.jaccard.to_numpy() == pytest.approx(np.array([[1, 0.5, 2 / 3], [0.5, 1, 0.25], [2 / 3, 0.25, 1]]))
     beyond = found.beyond_base.to_numpy()
@@ -225,17 +236,17 @@ def test_overlap_on_hand_made_numbers():
 
 def test_overlap_needs_two_layers_at_the_same_step():
     two = answers(layer_00="1 0", layer_01="0 0")
-    assert math.isnan(overlap(answers(layer_00="0 0", layer_01="0 0")).jaccard.iloc[0, 1])
-    assert overlap(two).jaccard.iloc[0, 1] == 0
-    assert math.isnan(overlap(two).beyond_base.iloc[0, 1])  # no base: nothing is known to be beyond it
+    assert math.isnan(solved(answers(layer_00="0 0", layer_01="0 0")).jaccard.iloc[0, 1])
+    assert solved(two).jaccard.iloc[0, 1] == 0
+    assert math.isnan(solved(two).beyond_base.iloc[0, 1])  # no base: nothing is known to be beyond it
     two.loc[two["selection"] == "layer-01", "step"] = 4  # pruned
-    assert overlap(two) is None and overlap(two.iloc[:0]) is None
+    assert solved(two) is None and solved(two.iloc[:0]) is None
 
 
 def test_axes():
     assert ticks(-0.3, 1.2, 4) == [0, 0.5, 1] and ticks(0, 30, 4) == [0, 10, 20, 30]
-    assert [compact(v) for v in (0, 0.25, -1200, 3e6, 2e-5)] == ["0", "0.25", "−1.2k", "3M", "2e-5"]
-    assert span([1, 3, math.inf, math.nan], margin=0.5) == (0, 4) and span([]) != (0, 0)
+    assert [axis_number(v) for v in (0, 0.25, -1200, 3e6, 2e-5)] == ["0", "0.25", "−1.2k", "3M", "2e-5"]
+    assert axis_range([1, 3, math.inf, math.nan], margin=0.5) == (0, 4) and axis_range([]) != (0, 0)
 
 
 def test_early_signals_on_hand_made_numbers():

@@ -4,8 +4,10 @@ import pytest
 from scipy import stats
 
 from layersweep.orchestrator.statistics import depth_gp, intervals
-from layersweep.orchestrator.statistics.contribution import contribution_table, interval_covers, kind_and_layer
+from layersweep.orchestrator.statistics.contribution import contribution_table
 from layersweep.orchestrator.statistics.score_arrays import gains_at
+from layersweep.orchestrator.statistics.seeds import interval_covers
+from tests.helpers.tables import selections_in
 from tests.simulations.coverage import World, coverage, simulate
 from tests.simulations.profiles import PUBLISHED, published
 
@@ -33,6 +35,11 @@ def frame(*parts):
     return pd.concat(parts, ignore_index=True)
 
 
+def table_of(scores, **options):
+    """The contribution table of selections that are what their names say."""
+    return contribution_table(scores, selections_in(scores), **options)
+
+
 BASE, FULL, LAYER = np.tile([0, 0, 0, 1], 10), np.tile([1, 1, 0, 1], 10), np.tile([1, 0, 0, 1], 10)
 """40 prompts: gains per block of four are 1,1,0,0 of full and 1,0,0,0 of the layer, so C = 0.25 / 0.5."""
 
@@ -46,10 +53,19 @@ def row(table, selection):
     return table.set_index("selection").loc[selection]
 
 
-def test_names_tell_kind_and_layer():
-    assert [kind_and_layer(name) for name in ("base", "full", "layer-07", "layer-11", "layers-best-5", "boost-3")] == [
-        *(("base", None), ("full", None), ("layer", 7), ("layer", 11), ("layers", None), ("layers", None)),
-    ]
+def test_kind_and_layer_come_from_the_runs_not_from_the_name():
+    """A layer run under another name is the same layer; scores that no run has are refused."""
+    scores = sweep(base=BASE, full=FULL, layer_03=LAYER)
+    runs = pd.DataFrame({"selection": ["base", "full", "layer-03"], "kind": ["base", "full", "layers"], "layer": None})
+    assert contribution_table(scores, runs)["kind"].tolist() == ["base", "full", "layers"]
+    renamed = scores.replace({"selection": {"layer-03": "third block"}})
+    runs = pd.DataFrame(
+        {"selection": ["base", "full", "third block"], "kind": ["base", "full", "layer"], "layer": [None, None, 3]}
+    )
+    found = row(contribution_table(renamed, runs), "third block")
+    assert (found["layer"], found["rank"], found["contribution"]) == (3, 1, pytest.approx(0.5))
+    with pytest.raises(ValueError, match="no run has: layer-03"):
+        contribution_table(scores, runs)
 
 
 def test_contribution_and_interval_by_hand():
@@ -59,7 +75,7 @@ def test_contribution_and_interval_by_hand():
     a = .25 - .024625 = .225375, b = .125 - .012312 = .112688, c = .0625 - .018469 = .044031,
     root = sqrt(.0126985 - .0099236) = .052678, ends (.112688 -+ .052678) / .225375.
     """
-    table = contribution_table(sweep(base=BASE, full=FULL, layer_03=LAYER))
+    table = table_of(sweep(base=BASE, full=FULL, layer_03=LAYER))
     layer = row(table, "layer-03")
     assert table["selection"].tolist() == ["base", "full", "layer-03"]
     assert layer["contribution"] == pytest.approx(0.5)
@@ -149,7 +165,7 @@ def test_interval_of_several_suites_and_seeds_against_loops():
                     values = rng.random(n) < moved
                     parts.append(responses(name, values, seed=seed, suite=suite, sample=sample))
     scores = frame(*parts)
-    table = contribution_table(scores.sample(frac=1, random_state=0))
+    table = table_of(scores.sample(frac=1, random_state=0))
     for layer in ("layer-00", "layer-01"):
         seen = row(table, layer)[["contribution", "contribution_low", "contribution_high"]].tolist()
         assert seen == pytest.approx(reference_interval(scores, layer), rel=1e-9)
@@ -159,7 +175,7 @@ def test_interval_of_several_suites_and_seeds_against_loops():
 def test_given_seed_sd_widens_by_its_variance():
     """0.05^2 = .0025 joins var_layer and, (2 * .0025 + 0) / 2 at one seed, var_full."""
     scores = sweep(base=BASE, full=FULL, layer_03=LAYER)
-    layer = row(contribution_table(scores, seed_sd=0.05), "layer-03")
+    layer = row(table_of(scores, seed_sd=0.05), "layer-03")
     t2 = 1.959964**2
     v_layer, v_full, shared = 7.5 / 1560 + 0.0025, 10 / 1560 + 0.0025, 5 / 1560
     ends = sorted(np.roots([0.25 - t2 * v_full, -2 * (0.125 - t2 * shared), 0.0625 - t2 * v_layer]))
@@ -170,10 +186,10 @@ def test_null_rule_needs_a_gain_of_2_58_standard_errors():
     """Of 40 prompts full gains p: variance p (1 - p) / 39. p = 6/40 gives z = 2.62, p = 5/40 z = 2.36."""
     zero = np.zeros(40)
     gains = {n: np.r_[np.ones(n), np.zeros(40 - n)] for n in (5, 6)}
-    shown = contribution_table(sweep(base=zero, full=gains[6], layer_00=gains[5]))
+    shown = table_of(sweep(base=zero, full=gains[6], layer_00=gains[5]))
     assert row(shown, "layer-00")["contribution"] == pytest.approx(5 / 6)
     assert row(shown, "layer-00")["imprecise"]
-    null = contribution_table(sweep(base=zero, full=gains[5], layer_00=gains[6]))
+    null = table_of(sweep(base=zero, full=gains[5], layer_00=gains[6]))
     assert null[["contribution", "contribution_low", "contribution_high"]].isna().all(axis=None)
     assert null["contribution_reason"].str.contains("z = 2.36").all()
     assert row(null, "layer-00")["rank"] == 1
@@ -181,7 +197,7 @@ def test_null_rule_needs_a_gain_of_2_58_standard_errors():
 
 def test_reasons_for_a_null_contribution():
     def reasons(scores):
-        return set(contribution_table(scores)["contribution_reason"])
+        return set(table_of(scores)["contribution_reason"])
 
     assert reasons(sweep(base=BASE)) == {"no full run"}
     assert reasons(sweep(base=BASE, layer_00=LAYER)) == {"no full run"}
@@ -199,11 +215,11 @@ def test_a_run_counts_once_scored_on_every_suite():
         *(responses(name, values, suite=s) for s in "ab" for name, values in (("base", BASE), ("full", FULL))),
         responses("layer-00", LAYER, suite="a"),
     )
-    table = contribution_table(scores)
+    table = table_of(scores)
     assert row(table, "layer-00")["contribution_reason"] == "not scored yet on b"
     assert pd.isna(row(table, "layer-00")["score"])
     assert row(table, "full")["contribution"] == 1
-    none = contribution_table(frame(responses("base", BASE, suite="a"), responses("full", FULL, suite="b")))
+    none = table_of(frame(responses("base", BASE, suite="a"), responses("full", FULL, suite="b")))
     assert none["contribution_reason"].tolist() == ["not scored yet on b", "not scored yet on a"]
 
 
@@ -215,10 +231,10 @@ def test_base_is_shared_by_all_seeds_and_seeds_may_be_missing():
         responses("full", LAYER, seed=1),
         responses("layer-00", LAYER, seed=1),
     )
-    table = contribution_table(scores, seed_sd=0.01)
+    table = table_of(scores, seed_sd=0.01)
     assert row(table, "layer-00")["contribution"] == pytest.approx(2 / 3)
     assert table["seeds"].tolist() == [1, 2, 1]
-    again = contribution_table(frame(scores, responses("base", BASE, seed=1)), seed_sd=0.01)
+    again = table_of(frame(scores, responses("base", BASE, seed=1)), seed_sd=0.01)
     pd.testing.assert_frame_equal(again, table)
 
 
@@ -233,7 +249,7 @@ def test_suites_weigh_the_same_and_greedy_ones_nothing():
         ),
         *(responses(name, np.ones(40), suite="a@greedy", response_tokens=999) for name in ("base", "full")),
     )
-    table = contribution_table(scores)
+    table = table_of(scores)
     assert row(table, "layer-00")["contribution"] == pytest.approx(0.75)
     assert row(table, "base")["score"] == 0.25
     assert table["response_tokens"].eq(100).all()
@@ -243,11 +259,11 @@ def test_suites_weigh_the_same_and_greedy_ones_nothing():
 def test_runs_are_paired_on_the_prompts_they_share():
     """The layer lacks the first two prompts, where full gained 1 each: 9/38 over 18/38."""
     scores = frame(responses("base", BASE), responses("full", FULL), responses("layer-00", LAYER[2:], first=2))
-    layer = row(contribution_table(scores), "layer-00")
+    layer = row(table_of(scores), "layer-00")
     assert layer["contribution"] == pytest.approx(9 / 18)
     assert layer["prompts"] == 38
     missing_in_base = frame(responses("base", BASE[2:], first=2), responses("full", FULL), responses("layer-00", LAYER))
-    assert "paired on 38 of 40 prompts" in row(contribution_table(missing_in_base), "layer-00")["contribution_note"]
+    assert "paired on 38 of 40 prompts" in row(table_of(missing_in_base), "layer-00")["contribution_note"]
 
 
 def test_a_layer_behind_full_is_set_against_full_at_its_own_step():
@@ -260,7 +276,7 @@ def test_a_layer_behind_full_is_set_against_full_at_its_own_step():
         responses("layer-01", LAYER, step=5),
         responses("layer-01", LAYER, step=10),
     )
-    table = contribution_table(scores)
+    table = table_of(scores)
     behind, done = row(table, "layer-00"), row(table, "layer-01")
     assert behind["contribution"] == pytest.approx(1.0)
     assert behind["contribution_note"] == "an extrapolation: scored at step 5 of 10"
@@ -280,7 +296,7 @@ def test_contribution_untruncated_tells_brevity_from_reasoning():
         responses("full", full),
         responses("layer-00", layer, format_ok=np.tile([True, False], 20)),
     )
-    table = contribution_table(scores)
+    table = table_of(scores)
     found = row(table, "layer-00")
     assert found["contribution"] == pytest.approx(1 / 3)
     assert found["contribution_untruncated"] == pytest.approx(0.0)
@@ -291,14 +307,14 @@ def test_contribution_untruncated_tells_brevity_from_reasoning():
 def test_unknown_format_stays_unknown():
     scores = sweep(base=BASE, full=FULL, layer_00=LAYER)
     scores["format_ok"] = pd.array([None] * len(scores), dtype="boolean")
-    table = contribution_table(scores)
+    table = table_of(scores)
     assert table["format_fraction"].isna().all() and table["truncated_fraction"].eq(0).all()
 
 
 def test_ranks_ties_and_probabilities():
     """Two layers alike to the prompt are tied for certain; the one far behind is neither tied nor likely."""
     bad = np.tile([0, 0, 0, 0], 10)
-    table = contribution_table(sweep(base=BASE, full=FULL, layer_00=FULL, layer_01=FULL, layer_02=bad), top=2)
+    table = table_of(sweep(base=BASE, full=FULL, layer_00=FULL, layer_01=FULL, layer_02=bad), top=2)
     layers = table[table["kind"] == "layer"].set_index("layer")
     assert layers["rank"].tolist() == [1, 2, 3]
     assert layers["tied_with_best"].tolist() == [True, True, False]
@@ -311,7 +327,7 @@ def test_contribution_sd_leaves_out_what_all_layers_share():
     """Two layers that differ by the same on every prompt cannot swap ranks, however noisy the base: 0."""
     rng = np.random.default_rng(0)
     base, full = rng.random(40), rng.random(40) + 2
-    table = contribution_table(sweep(base=base, full=full, layer_00=full - 0.5, layer_01=full - 1))
+    table = table_of(sweep(base=base, full=full, layer_00=full - 0.5, layer_01=full - 1))
     layers = table[table["kind"] == "layer"]
     assert layers["contribution_sd"].to_numpy() == pytest.approx([0, 0], abs=1e-9)
     assert (layers["contribution_high"] - layers["contribution_low"]).gt(0.01).all()
@@ -338,33 +354,33 @@ def test_gains_at_a_rung_by_hand():
 
 
 def test_sentence_about_the_interval():
-    assert "another RL seed may differ" in contribution_table(sweep(base=BASE, full=FULL)).attrs["interval_covers"]
+    assert "another RL seed may differ" in table_of(sweep(base=BASE, full=FULL)).attrs["interval_covers"]
     assert "0.02" in interval_covers(1, 0.02) and "3 trained" in interval_covers(3)
 
 
 def test_selection_and_final_prompts_are_kept_apart():
     scores = sweep(base=BASE, full=FULL, layer_00=LAYER)
     mixed = frame(scores, responses("layer-00", FULL, split="selection"), responses("base", BASE, split="selection"))
-    pd.testing.assert_frame_equal(contribution_table(mixed), contribution_table(scores))
-    assert contribution_table(mixed, split="selection")["selection"].tolist() == ["base", "layer-00"]
+    pd.testing.assert_frame_equal(table_of(mixed), table_of(scores))
+    assert table_of(mixed, split="selection")["selection"].tolist() == ["base", "layer-00"]
 
 
 def test_bad_tables_are_refused_and_empty_ones_answered():
     scores = sweep(base=BASE, full=FULL)
     with pytest.raises(ValueError, match="recorded twice"):
-        contribution_table(frame(scores, scores))
+        table_of(frame(scores, scores))
     with pytest.raises(ValueError, match="lack the columns score"):
-        contribution_table(scores.drop(columns="score"))
+        table_of(scores.drop(columns="score"))
     with pytest.raises(ValueError, match="split"):
-        contribution_table(scores, split="test")
+        table_of(scores, split="test")
     with pytest.raises(ValueError, match="have no score"):
-        contribution_table(scores.assign(score=np.nan))
-    empty = contribution_table(scores.iloc[:0])
-    assert len(empty) == 0 and empty.columns.tolist() == contribution_table(scores).columns.tolist()
+        table_of(scores.assign(score=np.nan))
+    empty = table_of(scores.iloc[:0])
+    assert len(empty) == 0 and empty.columns.tolist() == table_of(scores).columns.tolist()
 
 
 def test_table_survives_parquet(tmp_path):
-    table = contribution_table(sweep(base=BASE, full=FULL, layer_00=LAYER))
+    table = table_of(sweep(base=BASE, full=FULL, layer_00=LAYER))
     table.to_parquet(tmp_path / "contribution.parquet")
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "contribution.parquet"), table)
 
@@ -377,7 +393,7 @@ def test_published_contributions_from_the_four_benchmarks():
         name = line["setting"].lower() if pd.isna(line["layer"]) else f"layer-{int(line['layer']):02d}"
         for suite in ("math500", "gsm8k", "olympiad", "amc"):
             parts.append(responses(name, [line[suite] - 0.01, line[suite] + 0.01], suite=suite))
-    found = contribution_table(frame(*parts)).set_index("layer").loc[0:]
+    found = table_of(frame(*parts)).set_index("layer").loc[0:]
     assert np.abs(found["contribution"] - table.dropna().set_index("layer")["c_math"]).max() < 0.02
     assert set(found.nsmallest(5, "rank").index) == {10, 12, 9, 2, 13}
 

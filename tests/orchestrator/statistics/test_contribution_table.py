@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from layersweep.orchestrator.statistics.contribution_table import sweep_table
-from layersweep.workers.actors.collector import SCORE_COLUMNS, STEP_COLUMNS
+from layersweep.workers.storage.tables import SCORES, STEPS
 
 SWEEP = {"sweep": "s", "model": "m", "algorithm": "grpo", "task": "t"}
 
@@ -30,11 +30,9 @@ def test_runs_that_all_failed_before_their_first_step():
         {
             "selection": "base", "seed": 0, "step": 0, "suite": "a", "split": "selection", "prompt": list("abcd"),
             "sample": 0, "score": [1.0, 0.0, 1.0, 0.0], "response_tokens": 3, "truncated": False, "format_ok": True,
-            "category": None,
         },
-        columns=SCORE_COLUMNS,
     )  # fmt: skip
-    table = sweep_table(SWEEP, runs, pd.DataFrame(columns=STEP_COLUMNS), scores).set_index("selection")
+    table = sweep_table(SWEEP, runs, STEPS.frame([]), SCORES.frame(scores)).set_index("selection")
     assert table.index.tolist() == ["base", "full", "layer-00"]
     assert table.loc["base", "score"] == 0.5
     assert table["status"].tolist() == ["completed", "failed", "failed"]
@@ -55,7 +53,7 @@ def test_a_spec_s_seed_sd_reaches_both_splits():
          "score": score, "response_tokens": 3, "truncated": False, "format_ok": True, "category": None}
         for name, (_, score) in kinds.items() for split in ("selection", "final") for prompt in "abcd"
     ])  # fmt: skip
-    steps = pd.DataFrame(columns=STEP_COLUMNS)
+    steps = STEPS.frame([])
     given = sweep_table(SWEEP, runs, steps, scores, seed_sd=0.1).set_index("selection").loc["layer-00"]
     t2 = 1.959964**2 * 0.01
     ends = sorted(np.roots([1 - t2, -1, 0.25 - t2]))

@@ -81,7 +81,7 @@ def test_rows_of_an_experience_by_hand():
 def test_scores_of_an_evaluation():
     config = CounterConfig(goal=2, max_turns=3)
     done = episodes(config, [4, 5], 2, in_turn(["add", "add"], ["wait", "dance", "wait"], starts=("s4", "s5")))
-    scores = {name: column.tolist() for name, column in done.scores().items()}
+    scores = {name: column.tolist() for name, column in vars(done.scores()).items()}
     assert scores == {
         "prompt": ["s4", "s4", "s5", "s5"],
         "sample": [0, 1, 0, 1],
@@ -193,14 +193,14 @@ def test_an_episode_lost_twice_is_given_up_and_counted():
     assert rows.trajectory.tolist() == [0] * 3 + [2] * 4
     assert (rows.metrics["lost_episodes"], rows.metrics["given_up_episodes"]) == (2, 1)
     assert rows.metrics["success_rate"] == 1.0
-    assert done.scores()["score"].tolist() == [1.0, 0.0, 1.0]
-    assert done.scores()["truncated"].tolist() == [False, True, False]
-    assert done.scores()["losses"].tolist() == [0, 2, 0]
+    assert done.scores().score.tolist() == [1.0, 0.0, 1.0]
+    assert done.scores().truncated.tolist() == [False, True, False]
+    assert done.scores().losses.tolist() == [0, 2, 0]
 
 
 def test_nothing_to_learn_from_is_an_error():
     done = episodes(CounterConfig(), [0], 2, lambda prompt, seed: "die")
-    assert done.scores()["score"].tolist() == [0.0, 0.0]
+    assert done.scores().score.tolist() == [0.0, 0.0]
     with pytest.raises(RuntimeError, match="no episode has a turn to learn from"):
         done.experience()
 
@@ -286,11 +286,11 @@ def test_the_rollout_worker_plays_environment_sections(tmp_path):
     from types import SimpleNamespace
 
     from layersweep.rollout.config import SuiteConfig
-    from layersweep.workers.actors.collector import SCORE_COLUMNS, STEP_COLUMNS
     from layersweep.workers.actors.rollout_worker import RolloutWorker
     from layersweep.workers.config import TrainingConfig
     from layersweep.workers.startup.model_source import ModelSource
     from layersweep.workers.startup.tiny_model_training import character_tokenizer
+    from layersweep.workers.storage.tables import SCORES, STEPS
 
     config = GridWorldConfig(size=3, holes=1, max_turns=2, processes=1)
     tokenizer = character_tokenizer(config.build().alphabet)
@@ -317,10 +317,10 @@ def test_the_rollout_worker_plays_environment_sections(tmp_path):
     assert set(rows.group.tolist()) == {0, 1, 2} and rows.version == 7 and rows.lengths.tolist() == [2] * len(rows.step)
     grid = tokenizer.decode(rows.prompts[0])
     assert grid.endswith("=") and grid.removesuffix("=") == rows.anchor[0]
-    assert {*rows.metrics, *rows.seconds} <= set(STEP_COLUMNS)
+    assert {*rows.metrics, *rows.seconds} <= set(STEPS.types)
     # Who always walks right wins where the goal is on the right of the start, in the same row, at most two away.
     wins = ["@G" in name or "@.G" in name for name in scores["prompt"]]
     assert scores["score"].tolist() == [float(win) for win in wins]
-    assert {*scores, "selection", "seed", "step"} == set(SCORE_COLUMNS)
+    assert {*scores, "selection", "seed", "step"} == set(SCORES.types)
     assert scores["sample"].tolist() == [0, 1, 2, 3] * 5 and set(scores["suite"]) == {"maps"}
     assert len(greedy["score"]) == 5 and set(greedy["suite"]) == {"maps@greedy"}

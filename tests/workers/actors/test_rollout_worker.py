@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from layersweep.orchestrator.statistics.contribution import contribution_table
 from layersweep.rollout.config import SuiteConfig
 from layersweep.rollout.tasks.demo.sort_digits import SortDigitsConfig
 from layersweep.rollout.tasks.math import MathConfig
@@ -16,6 +15,7 @@ from layersweep.workers.actors.rollout_worker import RolloutWorker
 from layersweep.workers.config import TrainingConfig
 from layersweep.workers.startup.model_source import ModelSource
 from layersweep.workers.startup.tiny_model_training import character_tokenizer
+from tests.orchestrator.statistics.test_contribution import table_of
 
 ALPHABET = "0123456789="
 END = 1
@@ -119,7 +119,7 @@ def test_greedy_is_one_answer_beside_the_score(worker, tokenizer):
     assert set(greedy["suite"]) == {"four@greedy"} and greedy["prompt"].is_unique
     assert greedy["score"].mean() == 1.0
     # One of four samples is right; the greedy answers, all right, change nothing.
-    table = contribution_table(pd.concat([sampled, greedy]), split="selection").set_index("selection")
+    table = table_of(pd.concat([sampled, greedy]), split="selection").set_index("selection")
     assert table.loc["base", "score"] == 0.25
 
 
@@ -129,7 +129,7 @@ def test_the_score_is_the_mean_over_suites(worker, tokenizer):
     right = {None: (1, 0), "full": (4, 2), "layer-02": (3, 1)}
     engine = Engine(tokenizer, {(run, n): many[n - 4] for run, many in right.items() for n in (4, 5)})
     rows = [scores(worker, engine, suite, run=run) for run in right for suite in ("four", "five")]
-    table = contribution_table(pd.concat(rows), split="selection").set_index("selection")
+    table = table_of(pd.concat(rows), split="selection").set_index("selection")
     assert table["score"].to_dict() == pytest.approx({"base": 0.125, "full": 1.0, "layer-02": 0.625})
     assert table.loc["layer-02", "contribution"] == pytest.approx(4 / 7)
     assert table.loc["base", "prompts"] == 48

@@ -14,7 +14,9 @@ from layersweep.workers.trackers.tensorboard import TensorBoard
 
 
 def row(step, selection="layer-03", seed=0, **metrics):
-    return {"selection": selection, "seed": seed, "step": step, **metrics}
+    """What a tracker gets: the run, and one row of its steps."""
+    run = {"selection": selection, "seed": seed, "kind": "layer", "layer": 3}
+    return run, {"selection": selection, "seed": seed, "step": step, **metrics}
 
 
 def read_back(folder, run) -> pd.DataFrame:
@@ -31,9 +33,9 @@ def read_back(folder, run) -> pd.DataFrame:
 
 def test_scalars_read_back_and_what_is_missing_is_left_out(tmp_path):
     board = TensorBoard(str(tmp_path))
-    board.step(row(0, reward_mean=0.25, kl=None, tokens=448))
-    board.step(row(1, reward_mean=0.5, kl=math.nan, tokens=450))
-    board.step(row(0, seed=1, reward_mean=0.125, kl=0.75, tokens=449))
+    board.step(*row(0, reward_mean=0.25, kl=None, tokens=448))
+    board.step(*row(1, reward_mean=0.5, kl=math.nan, tokens=450))
+    board.step(*row(0, seed=1, reward_mean=0.125, kl=0.75, tokens=449))
     board.close()
     frame = read_back(tmp_path, "layer-03-seed0")
     assert frame.to_dict("index") == {0: {"reward_mean": 0.25, "tokens": 448}, 1: {"reward_mean": 0.5, "tokens": 450}}
@@ -42,7 +44,7 @@ def test_scalars_read_back_and_what_is_missing_is_left_out(tmp_path):
 
 def test_a_float64_reads_back_as_the_nearest_float32(tmp_path):
     board = TensorBoard(str(tmp_path))
-    board.step(row(0, loss=1 / 3))
+    board.step(*row(0, loss=1 / 3))
     assert read_back(tmp_path, "layer-03-seed0").loc[0, "loss"] == float(np.float32(1 / 3)) != 1 / 3
 
 
@@ -51,24 +53,24 @@ def test_steps_after_a_checkpoint_are_replaced(tmp_path):
     what lies above them is gone."""
     board = TensorBoard(str(tmp_path))
     for step, reward in [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0), (1, 10.0), (2, 20.0)]:
-        board.step(row(step, reward_mean=reward))
+        board.step(*row(step, reward_mean=reward))
     assert read_back(tmp_path, "layer-03-seed0")["reward_mean"].to_dict() == {0: 0, 1: 10, 2: 20}
     again = TensorBoard(str(tmp_path))
-    again.step(row(2, reward_mean=200.0))
+    again.step(*row(2, reward_mean=200.0))
     assert read_back(tmp_path, "layer-03-seed0")["reward_mean"].to_dict() == {0: 0, 1: 10, 2: 200}
     replayed = TensorBoard(str(tmp_path))
     for step in range(2):
-        replayed.step(row(step, reward_mean=-step))
+        replayed.step(*row(step, reward_mean=-step))
     assert read_back(tmp_path, "layer-03-seed0")["reward_mean"].to_dict() == {0: 0, 1: -1}
 
 
 def test_a_remote_folder_is_brought_up_to_date_with_each_table(tmp_path):
     board = TensorBoard("memory://bucket/demo/tensorboard")
     remote = fsspec.filesystem("memory")
-    board.step(row(0, reward_mean=0.5))
+    board.step(*row(0, reward_mean=0.5))
     assert not remote.exists("/bucket/demo/tensorboard")
     board.table(pd.DataFrame())
-    board.step(row(1, reward_mean=0.75))
+    board.step(*row(1, reward_mean=0.75))
     board.close()
     remote.get("/bucket/demo/tensorboard", str(tmp_path / "copy"), recursive=True)
     assert read_back(tmp_path / "copy", "layer-03-seed0")["reward_mean"].to_dict() == {0: 0.5, 1: 0.75}
@@ -79,14 +81,14 @@ def test_a_tracker_that_fails_ends_and_says_so_once(caplog):
         def __init__(self):
             self.calls = 0
 
-        def step(self, row):
+        def step(self, run, row):
             self.calls += 1
             raise ConnectionError("no route to host")
 
     broken = Unreachable()
     tracker = FailSafeTracker(broken)
-    tracker.step(row(0))
-    tracker.step(row(1))
+    tracker.step(*row(0))
+    tracker.step(*row(1))
     tracker.close()
     assert broken.calls == 1
     assert caplog.text.count("Unreachable failed") == 1
@@ -107,8 +109,8 @@ def test_wandb_offline_keeps_every_step(tmp_path):
 
     tracker = WeightsAndBiases(WandbConfig(mode="offline"), "demo", str(tmp_path))
     for step, reward in [(0, 0.25), (1, 0.5), (1, 0.5), (2, 0.75)]:
-        tracker.step(row(step, reward_mean=reward))
-    tracker.step(row(0, selection="full", reward_mean=0.125))
+        tracker.step(*row(step, reward_mean=reward))
+    tracker.step(*row(0, selection="full", reward_mean=0.125))
     tracker.table(table())
     tracker.close()
     logs = {file.stem.removeprefix("run-demo-"): file for file in tmp_path.glob("wandb/*/run-*.wandb")}
@@ -149,7 +151,7 @@ def test_mlflow_finds_its_runs_again(tmp_path):
     for steps in (range(2), range(3)):
         tracker = MLflow(config, "demo")
         for step in steps:
-            tracker.step(row(step, reward_mean=step / 4))
+            tracker.step(*row(step, reward_mean=step / 4))
         tracker.table(table())
         tracker.table(table())
         tracker.close()
