@@ -8,6 +8,7 @@ import argparse
 import os
 import re
 import sys
+from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,20 @@ def main(argv: list[str] | None = None) -> int:
         rest = [word for word in rest if not _is_override(word)]
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if args.command in (_run, _resume):
+        from layersweep.orchestrator.execution.own_session import in_own_session, stoppable
+
+        # Called by other code, as by a test, it stays in that process.
+        sweep = partial(stoppable, partial(_carry_out, args))
+        return in_own_session(sweep) if argv is None and args.address is None else sweep()
+    try:
+        return _carry_out(args)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _carry_out(args: argparse.Namespace) -> int:
+    """Run a command; errors that the user can mend are printed. Returns the exit code."""
     try:
         code = args.command(args)
         sys.stdout.flush()
@@ -45,8 +60,6 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `layersweep schema | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
         return 141
-    except KeyboardInterrupt:  # of a command that only shows; a driver has a handler of its own
-        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -48,7 +48,7 @@ weights from the trainers to the engine, scores to the collector.
 import asyncio
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -79,6 +79,7 @@ from .failures import (
 from .halving_barrier import SuccessiveHalvingBarrier
 from .health import HealthMonitor
 from .manifest import SweepManifest
+from .own_session import STOP_SIGNALS, leave_terminal
 from .progress import Progress
 from .run_controller import RunController
 from .run_state import RunState
@@ -86,7 +87,6 @@ from .run_state import RunState
 Outcome = Literal["completed", "failed", "stopped"]
 CLUSTER_CHECK_SECONDS = 5.0
 """Seconds between looks at the cluster's size."""
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_plan(
@@ -107,7 +107,12 @@ def run_plan(
         RayLost: Ray does not run any more on this node.
         asyncio.CancelledError: stopped at once.
     """
-    return asyncio.run(drive(plan, manifest, progress, actor_environment))
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        return asyncio.run(drive(plan, manifest, progress, actor_environment))
+    finally:  # the loop leaves the defaults behind
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 async def drive(
@@ -115,20 +120,27 @@ async def drive(
 ) -> tuple[Outcome, Any]:
     """`run_plan`, on the current event loop."""
     loop, main, began = asyncio.get_running_loop(), asyncio.current_task(), time.monotonic()
-    for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, main.cancel)  # nothing to save yet
+    _on_stop_signals(loop, main.cancel)  # nothing to save yet
     try:
         actors = await SweepActors.create(plan, actor_environment, progress.say)
         progress.started(time.monotonic() - began)
         async with asyncio.TaskGroup() as tasks:
             driver = Driver(plan, manifest, progress, actors, tasks)
-            for number in STOP_SIGNALS:
-                loop.add_signal_handler(number, driver.stop, main)
+            _on_stop_signals(loop, partial(driver.stop, main))
             return await driver.run()
     except BaseExceptionGroup as group:
         raise first_error(group) from group
     finally:
         progress.close()
+
+
+def _on_stop_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], object]) -> None:
+    def hang_up() -> None:
+        leave_terminal()
+        stop()
+
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, hang_up if number == signal.SIGHUP else stop)
 
 
 class Driver:
@@ -158,7 +170,7 @@ class Driver:
             tasks,
             AdaptiveTimeouts(self.spec.recovery.patience),
             max_concurrent_runs=limit,
-            record_base_digest=manifest.know_trunk,
+            record_base_digest=manifest.record_base_digest,
             base_digest=manifest.trunk,
             learning_rates=None if isinstance(rates, LearningRateTuning) else rates,
             halving=self._halving(),
@@ -309,7 +321,7 @@ class Driver:
         gains = gains_at(await self.actors.collector.all_scores(), names, rung.step)
         promoted = survivors(layers, gains.mean, gains.covariance, rung.keep)
         self.progress.say(f"search: after step {rung.step} layers {', '.join(map(str, promoted))} go on")
-        await reach_files("the sweep's manifest", self.manifest.decide, rung.step, promoted)
+        await reach_files("the sweep's manifest", self.manifest.record_rung, rung.step, promoted)
         return promoted
 
     async def _combined_runs(self) -> list[Run]:

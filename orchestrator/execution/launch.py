@@ -13,12 +13,13 @@ from layersweep.orchestrator.spec.folders import absolute_folder
 from layersweep.orchestrator.spec.load import load_spec
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.orchestrator.spec.yaml_core import write_yaml
-from layersweep.workers.storage.files import located, write_atomically
+from layersweep.workers.storage.files import write_atomically
 from layersweep.workers.storage.run_store import CorruptFile, drop_torn, runs_of
 
-from .manifest import SweepManifest, experiment_file
+from .manifest import SweepManifest
 from .progress import Listener
-from .sweep_lock import check_owner, claimed
+from .sweep_folder import check_folder, clear
+from .sweep_lock import check_owner, hold_lock
 
 EXIT = {"completed": 0, "failed": 1, "stopped": 3}
 """Exit codes by how a sweep ended."""
@@ -36,12 +37,13 @@ def run_sweep(spec: SweepSpec, address: str | None, fresh: bool, listen: Listene
         SpecError: what the spec refers to is not there, or its folder has an earlier sweep in it.
     """
     plan = make_plan(spec)
-    check_folder(plan, fresh)
+    check_folder(plan.folder, fresh)
+    check_owner(plan.folder)
 
     def begin() -> SweepManifest:
-        filesystem, path = located(plan.folder)
-        if fresh and filesystem.exists(path):
-            filesystem.rm(path, recursive=True)
+        check_folder(plan.folder, fresh)  # once more, now that the sweep is ours
+        if fresh:
+            clear(plan.folder)
         write_spec(plan)
         return SweepManifest.begin(plan)
 
@@ -73,10 +75,10 @@ def resume_sweep(
         folder = absolute_folder(sweep.rstrip("/"))
         wanted = load_spec(spec or f"{folder}/sweep.yaml", overrides)
     try:
-        experiment = SweepManifest.load(folder)
+        manifest = SweepManifest.load(folder)
     except CorruptFile as error:
         raise SpecError([f"{error}; the sweep cannot go on, start it again with `layersweep run --fresh`"]) from error
-    if experiment is None:
+    if manifest is None:
         raise SpecError([f"{folder}: no sweep has begun there; start it with `layersweep run`"])
     output, _, name = folder.rpartition("/")
     if name != wanted.name:
@@ -84,15 +86,15 @@ def resume_sweep(
     wanted = wanted.model_copy(update={"output": output})  # where it is now: it may have been moved
     plan = make_plan(wanted)
     check_owner(folder)
-    if experiment.asks_no_more_than_done(plan):
+    if manifest.asks_no_more_than_done(plan):
         print(f"nothing to do: all of {folder} is done, see {folder}/contribution.parquet")
         return 0
 
     def go_on() -> SweepManifest:
-        experiment.go_on(plan)
+        manifest.update_spec(plan)
         drop_torn(folder, runs_of(folder))
         write_spec(plan)
-        return experiment
+        return manifest
 
     return carry_out(plan, go_on, address, listen)
 
@@ -124,42 +126,35 @@ def carry_out(
         from .ray_nodes import wait_for_room
 
         wait_for_room(plan)
-        with claimed(plan.folder):
-            experiment = begin()
+        with hold_lock(plan.folder):
+            manifest = begin()
             print(f"layersweep: {BEGUN} {plan.folder}", file=sys.stderr, flush=True)
             progress = Progress([run.name for run in plan.runs], plan.spec.training.steps, listen=listen)
             try:
-                outcome, table = run_plan(plan, experiment, progress, actor_environment)
+                outcome, table = run_plan(plan, manifest, progress, actor_environment)
             except (RayError, RayLost) as error:
                 print(f"layersweep: the sweep stopped: {reason_of(error)}; {again}", file=sys.stderr)
                 return EXIT["failed"]
             except asyncio.CancelledError:
                 print(f"layersweep: stopped at once; {again}", file=sys.stderr)
                 return EXIT["stopped"]
-    write_report(plan.folder)
+            except OSError as error:  # a full disk, a store that does not answer
+                print(f"layersweep: the sweep stopped: {plan.folder}: {error}; {again}", file=sys.stderr)
+                return EXIT["failed"]
     show_table(table)
-    print(f"table: {plan.folder}/contribution.parquet\nreport: {plan.folder}/report.html")
+    print(f"table: {plan.folder}/contribution.parquet")
+    try:
+        write_report(plan.folder)
+        print(f"report: {plan.folder}/report.html")
+    except OSError as error:
+        print(f"layersweep: the report could not be written: {error}; once it can, `layersweep report {plan.folder}`",
+              file=sys.stderr)  # fmt: skip
     if outcome != "completed":
         print(f"layersweep: {'some runs failed' if outcome == 'failed' else 'stopped'}; {again}", file=sys.stderr)
     return EXIT[outcome]
 
 
-def check_folder(plan: Plan, fresh: bool) -> None:
-    """Whether the sweep may begin in its folder.
-
-    Raises:
-        SpecError: an earlier run of this sweep has begun there, and `fresh` was not asked for; or it is running.
-    """
-    filesystem, path = located(plan.folder)
-    begun = any(filesystem.exists(file) for file in (f"{path}/contribution.parquet", experiment_file(path)))
-    if begun and not fresh:
-        raise SpecError([
-            f"name: {plan.folder} holds a sweep already; go on with it (layersweep resume {plan.folder}), choose "
-            "another name, or give --fresh"
-        ])  # fmt: skip
-    check_owner(plan.folder)
-
-
 def write_spec(plan: Plan) -> None:
+    """Write the resolved spec into the sweep's folder."""
     resolved = write_yaml(plan.spec.model_dump(mode="json"))
     write_atomically(f"{plan.folder}/sweep.yaml", lambda file: file.write(resolved.encode()))

@@ -20,12 +20,14 @@ from layersweep.policies.config import PretrainedModel
 from layersweep.workers.storage.files import located
 from layersweep.workers.storage.run_store import read_json, write_json
 
-FREE = ("resources.", "recovery.", "tracking.", "rollout.", "training.micro_batch_tokens", "training.prefix_cache",
-        "evaluation.every", "evaluation.finalists", "evaluation.seed_sd", "output")  # fmt: skip
+MAY_CHANGE = (
+    "resources.", "recovery.", "tracking.", "rollout.", "training.micro_batch_tokens", "training.prefix_cache",
+    "evaluation.every", "evaluation.finalists", "evaluation.seed_sd", "output",
+)  # fmt: skip
 """Where and how fast, not what."""
-BOUND = ("rollout.dtype", "resources.trainer_ranks", "resources.full_trainer_ranks")
+MUST_NOT_CHANGE = ("rollout.dtype", "resources.trainer_ranks", "resources.full_trainer_ranks")
 """Except these: the numbers depend on them, or the layout of checkpoints."""
-GROWN = ("layers", "seeds", "training.steps", "combine", "include_full")
+MAY_GROW = ("layers", "seeds", "training.steps", "combine", "include_full")
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*.json",
                "tokenizer.model", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
                "chat_template*")  # fmt: skip
@@ -38,7 +40,7 @@ class SweepManifest:
 
     path: str
     spec: dict[str, Any]
-    """Resolved."""
+    """The resolved spec, as plain data."""
     model: dict[str, str]
     """XXH3-128 of each file of a model folder; empty for a hub name and for the tiny model, whose weights the
     trainers tell apart by their digest."""
@@ -55,19 +57,19 @@ class SweepManifest:
 
     @classmethod
     def begin(cls, plan: Plan) -> "SweepManifest":
-        """Of a sweep that starts now."""
-        experiment = cls(experiment_file(plan.folder), _dump(plan.spec), model_files(plan.spec), plan.fingerprints)
-        experiment._write()
-        return experiment
+        """Write the manifest of a sweep that starts now."""
+        manifest = cls(manifest_file(plan.folder), _dump(plan.spec), model_files(plan.spec), plan.fingerprints)
+        manifest._write()
+        return manifest
 
     @classmethod
     def load(cls, folder: str) -> "SweepManifest | None":
-        """Of the sweep in a folder; None where none began.
+        """Read the manifest of the sweep in a folder; None where none began.
 
         Raises:
             Damaged: the record is not what was written.
         """
-        path = experiment_file(folder)
+        path = manifest_file(folder)
         filesystem, place = located(path)
         if not filesystem.exists(place):
             return None
@@ -75,7 +77,7 @@ class SweepManifest:
         content["rungs"] = {int(step): layers for step, layers in content["rungs"].items()}
         return cls(path, **content)
 
-    def go_on(self, plan: Plan) -> None:
+    def update_spec(self, plan: Plan) -> None:
         """Take over what a plan adds.
 
         Raises:
@@ -98,19 +100,23 @@ class SweepManifest:
             raise SpecError(problems)
         return self.finished and _dump(plan.spec) == self.spec
 
-    def know_trunk(self, digest: str) -> None:
+    def record_base_digest(self, digest: str) -> None:
+        """Record the digest of the base's weights, which the first trainer reports."""
         self.trunk = digest
         self._write()
 
-    def decide(self, step: int, layers: list[int]) -> None:
+    def record_rung(self, step: int, layers: list[int]) -> None:
+        """Record the layers that a search keeps after a step."""
         self.rungs[step] = layers
         self._write()
 
-    def tune(self, rates: dict[str, float]) -> None:
+    def record_learning_rates(self, rates: dict[str, float]) -> None:
+        """Record the learning rates that trials found, by kind."""
         self.rates = rates
         self._write()
 
     def finish(self) -> None:
+        """Record that all is done that the spec asks for."""
         self.finished = True
         self._write()
 
@@ -123,8 +129,8 @@ class SweepManifest:
         before, after = dict(_leaves(_dump(old))), dict(_leaves(_dump(new)))
         for name in sorted(before.keys() | after.keys()):
             was, now = before.get(name), after.get(name)
-            grown = name.startswith(GROWN) and not name.startswith("layers.search")
-            if was != now and not grown and (name in BOUND or not name.startswith(FREE)):
+            grown = name.startswith(MAY_GROW) and not name.startswith("layers.search")
+            if was != now and not grown and (name in MUST_NOT_CHANGE or not name.startswith(MAY_CHANGE)):
                 yield (
                     f"{name}: the sweep began with {_shown(was)}, the spec has {_shown(now)}; that would mix two "
                     "experiments: restore it, or choose another name"
@@ -175,7 +181,7 @@ def model_files(spec: SweepSpec) -> dict[str, str]:
     return {path.name: _hash(path) for path in sorted(files)}
 
 
-def experiment_file(folder: str) -> str:
+def manifest_file(folder: str) -> str:
     return f"{folder}/checkpoints/experiment.json"
 
 

@@ -38,6 +38,7 @@ def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[s
             show_token(address)
         import ray
 
+        _free_agent_port()
         local = {"include_dashboard": False} if address is None else {"runtime_env": {"env_vars": environment}}
         options = {"namespace": namespace, "log_to_driver": False, "configure_logging": False} | local
         try:
@@ -51,6 +52,20 @@ def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[s
         stack.callback(ray.shutdown)
         _wait_for_names(namespace)
         yield forked
+
+
+def _free_agent_port() -> None:
+    """Have a Ray that starts here take any free port for its node's agent.
+
+    `ray.init` has no argument for it, and with the default port, 52365, a `ray start --head` on this machine would come
+    up without its job agent, so that nothing could be submitted to it.
+    """
+    from ray._private.parameter import RayParams
+    from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT as default
+
+    RayParams.__init__.__defaults__ = tuple(
+        0 if value == default else value for value in RayParams.__init__.__defaults__
+    )
 
 
 def _wait_for_names(namespace: str) -> None:

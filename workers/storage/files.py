@@ -85,6 +85,24 @@ def _rename(filesystem: Any, source: str, target: str) -> None:
         filesystem.mv(source, target)
 
 
+def create_exclusively(target: str, content: bytes) -> None:
+    """Create a file that must not be there yet, by one of several that try it; on object stores by a conditional write.
+
+    Raises:
+        FileExistsError: it is there.
+    """
+    filesystem, path = located(target)
+    if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "xb") as file:
+            file.write(content)
+        return
+    if not is_object_store(filesystem):
+        filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    with _plain_errors():
+        filesystem.pipe_file(path, content, mode="create")
+
+
 def find_files(filesystem: Any, folder: str, depth: int | None = None) -> list[str]:
     """Paths of all files in a folder, relative to it and sorted; none where there is no such folder.
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from layersweep.orchestrator.execution.learning_rate_trials import choose, tuned
-from layersweep.orchestrator.execution.manifest import SweepManifest, experiment_file
+from layersweep.orchestrator.execution.manifest import SweepManifest, manifest_file
 from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.planning.plan import Run
 from layersweep.orchestrator.report.curve_charts import curves
@@ -172,8 +172,8 @@ def test_a_report_tells_trials_from_runs():
 
 
 def test_rates_found_are_there_after_a_restart(tmp_path):
-    experiment = SweepManifest(experiment_file(str(tmp_path)), {}, {}, {})
-    experiment.tune({"layer": 1e-5, "full": 1e-6})
+    experiment = SweepManifest(manifest_file(str(tmp_path)), {}, {}, {})
+    experiment.record_learning_rates({"layer": 1e-5, "full": 1e-6})
     assert SweepManifest.load(str(tmp_path)).rates == {"layer": 1e-5, "full": 1e-6}
 
 

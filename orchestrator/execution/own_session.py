@@ -1,0 +1,94 @@
+"""A command in a session of its own, with its Ray, so that signals to a process group do not end Ray first.
+
+`timeout`, systemd, Slurm's scancel and a closing terminal signal every process of a group at once. Ray's daemons would
+be gone before the driver could save anything. So the command runs in a child that leads a session of its own; the
+parent, which stays in the group, passes stop signals on to the child alone.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask a sweep to write its checkpoints and end."""
+STOPPED = 3
+"""Exit code of a sweep that was stopped before its end."""
+_PR_SET_PDEATHSIG = 1
+
+
+def in_own_session(command: Callable[[], int]) -> int:
+    """Run a command in a child process that leads a session of its own; it is killed if this process is.
+
+    To be called while the process has one thread. Returns the command's exit code.
+    """
+    parent = os.getpid()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # gone before it could be watched
+            os._exit(STOPPED)
+        code = command()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    asked_to_stop = False
+
+    def forward(number: int, frame: object) -> None:
+        nonlocal asked_to_stop
+        asked_to_stop = True
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, forward)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code >= 0:
+        return code
+    return STOPPED if asked_to_stop else 128 - code
+
+
+def stoppable(command: Callable[[], int]) -> int:
+    """Run a command that a stop signal ends with STOPPED, at whatever moment it comes. Returns its exit code."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    interrupt_on_stop()
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print("layersweep: stopped", file=sys.stderr)
+        return STOPPED
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def interrupt_on_stop() -> None:
+    """Have every stop signal raise KeyboardInterrupt, as Ctrl-C does, until others handle them."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, _interrupt)
+
+
+def stop_at_once() -> None:
+    """End the sweep of this process without checkpoints, as two stop signals do."""
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def leave_terminal() -> None:
+    """Send output nowhere from now on: the terminal is closed, and writing to it would fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        if stream.isatty():
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    if number == signal.SIGHUP:
+        leave_terminal()
+    raise KeyboardInterrupt
