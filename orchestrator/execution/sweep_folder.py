@@ -32,9 +32,7 @@ def check_folder(folder: str, fresh: bool) -> None:
     known = (*FILES, *FOLDERS, LOCK)
     if foreign := sorted({name.split("/")[0] for name in find_files(filesystem, path)} - set(known)):
         shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
-        raise SpecError(
-            [f"name: {folder} holds files that belong to no sweep ({shown}); choose another name or output"]
-        )
+        raise SpecError([f"name: {folder} holds files of something else ({shown}); choose another name or output"])
 
 
 def holds_sweep(folder: str) -> bool:
