@@ -24,7 +24,7 @@ from tests.simulations.virtual_time import Server
 
 @dataclass(frozen=True)
 class Durations:
-    """Seconds that the work of a run takes where nobody else wants the same GPU."""
+    """Seconds that the work of a run takes where no other run wants the same GPU."""
 
     rollout: float
     evaluation: float
@@ -53,7 +53,7 @@ class CollectorCost:
 
 
 class Ref:
-    """An answer to come; like Ray's it may be awaited often, and whoever gives up waiting does not end the work."""
+    """An answer to come; like Ray's it may be awaited often, and a cancelled wait does not end the work."""
 
     def __init__(self, task: asyncio.Task):
         self.task = task
