@@ -50,10 +50,10 @@ def test_a_wait_for_nothing_is_noticed():
 
 
 def test_three_runs_and_one_engine(tmp_path):
-    """The engine generates the shared first rollout 0-10 while trainers start, then scores the base 10-50. First updates
-    of layers end at 30, of full on 4 GPUs at 26, pushes a second later; so from 50 on the engine generates for full 50-60,
-    for the layers 60-70 and 70-80. Full has its second update and push at 77, the layers at 91 and 101; scores are
-    80-120, 120-160 and 160-200. Layer trainers have 16 - 1 - 4 = 11 GPUs, of which two work 40 s."""
+    """The engine generates the shared first rollout 0-10 while trainers start, then scores the base 10-50. First
+    updates of layers end at 30, of full on 4 GPUs at 26, pushes a second later; so from 50 on the engine generates for
+    full 50-60, for the layers 60-70 and 70-80. Full has its second update and push at 77, the layers at 91 and 101;
+    scores are 80-120, 120-160 and 160-200. Layer trainers have 16 - 1 - 4 = 11 GPUs, of which two work 40 s."""
     seen = sweep(tmp_path, layers=2, resources={"engines": 1})
     assert seen.ends == Counter(completed=4)  # with the base
     assert seen.seconds == pytest.approx(200)
