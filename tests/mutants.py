@@ -124,12 +124,17 @@ MUTANTS = [
         "health.py", "            if slot.changing.locked():\n                continue\n", "", "health",
     ),
     Mutant(
+        "health: an actor that starts is ended again and again",
+        "health.py", "limit = self.timeout if answered else TIMEOUT_FACTOR * self.timeout", "limit = self.timeout",
+        "health",
+    ),
+    Mutant(
         "health: a dead node is taken for alive",
         "health.py", 'node["NodeID"] == own_node and node["Alive"]', 'node["NodeID"] == own_node', "health",
     ),
     Mutant(
         "run: trainers that are out of step train on",
-        "clients.py", "return set(steps) == {self.step}", "return True", "run_controller",
+        "clients.py", "return set(steps) == {self.step}", "return True", "clients",
     ),
     Mutant(
         "run: the row of a step that was taken back is recorded",

@@ -192,7 +192,8 @@ class Driver:
         if await self._tune_learning_rates():
             controllers = await self._run_all(self.plan.runs)
             if not self.stopping:
-                await self.base
+                await self._wait_for_base()
+            if not self.stopping:
                 controllers += await self._run_all(await self._combined_runs())
             if not self.stopping:
                 await self._score_finalists(controllers)
@@ -270,7 +271,9 @@ class Driver:
         """Choose by the trials' scores, and free what their checkpoints take. False where none can be chosen."""
         from .learning_rate_trials import tuned
 
-        await self.base
+        await self._wait_for_base()
+        if self.stopping:
+            return False
         if self.base_failure:
             self.progress.say(f"no learning rate can be chosen: {self.base_failure}")
             return False
@@ -356,6 +359,10 @@ class Driver:
             await reach_store("the base's metadata", partial(update, base.selection.name, base.seed, **changes))
         except StoreUnavailable as error:
             self.base_failure = reason_of(error)
+
+    async def _wait_for_base(self) -> None:
+        """Wait until the base is scored, or `stop` has cancelled that."""
+        await asyncio.wait({self.base})
 
     async def _score_finalists(self, controllers: Sequence[RunController]) -> None:
         """Score base, full and the best once more, on prompts that picked none of them, with four times the samples."""

@@ -291,6 +291,18 @@ def test_a_stop_sees_the_update_to_its_end_and_a_resume_goes_on_from_there(tmp_p
     assert steps_of(resumed, LAYER) == [2] and completed(resumed) == {"base-seed0", FULL, LAYER, OTHER}
 
 
+def test_a_stop_while_only_the_base_is_left_writes_the_tables(tmp_path):
+    """All runs are done after 200 s; the base's evaluation hangs until the signal at 250."""
+
+    async def hang(worker, engine, run, *args):
+        if run is None:
+            asyncio.get_running_loop().call_later(250, os.kill, os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(FOREVER)
+
+    world = sweep(tmp_path, faults={"evaluation": hang})
+    assert completed(world) == {FULL, LAYER, OTHER} and world.calls["close"] == 1
+
+
 # -- a search -------------------------------------------------------------------------------------------------
 
 
