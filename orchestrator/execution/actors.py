@@ -119,12 +119,11 @@ class SweepActors:
         return cls(plan, actor_environment, engines, collector, rollout_worker, model, shared_gpus)
 
     def max_concurrent_runs(self) -> int:
-        """How many runs can train at the same time now."""
+        """Count the runs that can train at the same time now."""
         return max_concurrent_runs(self.plan)
 
     def all_runs_fit(self) -> bool:
-        """Whether all runs can train at the same time now: a search may then keep trainers while runs wait for each
-        other."""
+        """Tell whether all runs can train at the same time now: a search may then keep trainers while runs wait."""
         return all_at_once(self.plan, resources_of(alive_nodes()))
 
     # -- trainers ---------------------------------------------------------------------------------------------
@@ -132,7 +131,7 @@ class SweepActors:
     async def start_trainers(
         self, run: Run, engine: EngineSlot, learning_rate: float
     ) -> tuple[TrainerGroup, TrainerInfo]:
-        """Trainers for a run, placed and started, at step 0.
+        """Place and start trainers for a run, at step 0.
 
         Raises:
             ray.exceptions.RayError: they could not be; what they held is released.
@@ -152,7 +151,7 @@ class SweepActors:
         return trainers, info
 
     async def create_trainers(self, run: Run) -> TrainerGroup:
-        """An actor for each rank, all of them placed.
+        """Create an actor for each rank, all of them placed.
 
         All ranks get their resources or none does: half a gang, of one sweep or of two on the same cluster, would wait
         for ever.
@@ -189,13 +188,13 @@ class SweepActors:
             return TrainerGroup(trainers, [] if resources.on_gpu() else nodes, held.pop_all(), base_weights)
 
     def _could_be_placed(self) -> bool:
-        """Whether only other actors are in the way of the plan's trainers."""
+        """Tell whether only other actors are in the way of the plan's trainers."""
         return not placement_problems(self.plan, resources_of(alive_nodes()))
 
 
 def max_concurrent_runs(plan: Plan) -> int:
-    """How many of a plan's runs can train at the same time: as its spec says, else what the cluster has room for now,
-    at least 1."""
+    """Count the runs of a plan that can train at the same time: as its spec says, else what the cluster has room for
+    now, at least 1."""
     resources = plan.spec.resources
     if resources.concurrent_runs:
         return resources.concurrent_runs
@@ -208,7 +207,7 @@ def max_concurrent_runs(plan: Plan) -> int:
 
 
 def run_metadata(plan: Plan, run: Run) -> dict[str, Any]:
-    """What the collector knows of a run (or of the base) before it starts."""
+    """Describe a run (or the base) before it starts, for the collector."""
     selection, count = run.selection, plan.architecture.layers
     kind = "trial" if run.trial else "layers" if selection.kind == "boost" else selection.kind
     layer = selection.layers[0] if kind == "layer" else None
@@ -226,13 +225,13 @@ def run_metadata(plan: Plan, run: Run) -> dict[str, Any]:
 
 
 def create_actor(cls: type, name: str, needs: ActorResources, **options: Any) -> Any:
-    """Ray's factory of an actor: its `remote` takes the constructor's arguments."""
+    """Make Ray's factory of an actor: its `remote` takes the constructor's arguments."""
     return _remote(cls).options(name=name, num_cpus=needs.cpus, num_gpus=needs.gpus, **options)
 
 
 @cache
 def _remote(cls: type) -> Any:
-    """Once for each class: Ray would export it anew for every actor, 12 ms of the driver and memory that stays."""
+    """Make Ray's actor class once: it would be exported anew for every actor, 12 ms of the driver and memory."""
     return ray.remote(cls)
 
 

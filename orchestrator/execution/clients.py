@@ -27,7 +27,7 @@ Reference = NewType("Reference", object)
 
 @dataclass(frozen=True)
 class Produced:
-    """What an actor is about to produce for another one."""
+    """A result that an actor is about to produce for another one."""
 
     done: Awaitable[None]
     """Resolved once it is there."""
@@ -35,21 +35,21 @@ class Produced:
 
 
 class Updated(NamedTuple):
-    """What an update gave."""
+    """The result of an update."""
 
     metrics: dict[str, float]
     """A row of steps.parquet, as far as the trainer knows it."""
     weights: Reference
-    """For EngineClient.push; good until the trainers' next call."""
+    """Argument of EngineClient.push; good until the trainers' next call."""
 
 
 @dataclass(frozen=True)
 class TrainerInfo:
-    """What is known of a run's trainers once they have started."""
+    """Facts about a run's trainers that have started."""
 
     trainable_parameters: int
     base_digest: str
-    """Of the frozen weights."""
+    """Digest of the frozen weights."""
     hosts: str
     """Hosts and GPUs of all ranks."""
 
@@ -59,7 +59,7 @@ class SavedFiles:
     """All ranks' parts of a checkpoint."""
 
     checksums: dict[str, str]
-    """By file name."""
+    """Checksums by file name."""
     cpu_seconds: float
 
 
@@ -80,7 +80,7 @@ class EngineClient:
         return await self.actor.start.remote(model, architecture, config, dtype, seed, trains_all)
 
     async def device(self) -> str:
-        """Its GPU, `cpu`, or `several`."""
+        """Name its GPU, `cpu`, or `several`."""
         return await self.actor.device.remote()
 
     async def push(self, run: str, version: int, weights: Reference) -> Pushed:
@@ -104,7 +104,7 @@ class EngineClient:
         await self.actor.wake.remote()
 
     async def stuck_for(self) -> float:
-        """Seconds without a finished step although there is work."""
+        """Ask for the seconds without a finished step although there is work."""
         return await self.actor.stuck_for.remote()
 
     def kill(self) -> None:
@@ -131,7 +131,7 @@ class RolloutClient(RestartableClient):
     """The rollout worker (layersweep.workers.actors.rollout_worker)."""
 
     def rollout(self, engine: EngineClient, run: str | None, version: int, seed: int, step: int) -> Produced:
-        """The experience of a training step, for TrainerGroup.update.
+        """Generate the experience of a training step, for TrainerGroup.update.
 
         Args:
             run: None is the base.
@@ -144,7 +144,7 @@ class RolloutClient(RestartableClient):
         self, engine: EngineClient, run: str | None, version: int, suite: str, split: str, seed: int, samples: int,
         greedy: bool, label: str,
     ) -> Produced:  # fmt: skip
-        """Columns of scores.parquet for one suite, for CollectorClient.record_scores.
+        """Evaluate one suite: columns of scores.parquet, for CollectorClient.record_scores.
 
         Args:
             run: None is the base.
@@ -158,12 +158,12 @@ class CollectorClient(RestartableClient):
     """The collector (layersweep.workers.actors.collector)."""
 
     def record_step(self, selection: str, seed: int, step: int, row: dict[str, Any]) -> None:
-        """A row of steps.parquet. Nothing waits for it: the run's next checkpoint brings its rows once more, since the
-        collector may be restarted in between."""
+        """Send a row of steps.parquet. Nothing waits for it: the run's next checkpoint brings its rows once more, since
+        the collector may be restarted in between."""
         self.actor.record_step.remote(selection, seed, step, row)
 
     async def record_scores(self, selection: str, seed: int, step: int, columns: Reference) -> None:
-        """Scores of one suite; in the run store once this returns."""
+        """Send the scores of one suite; in the run store once this returns."""
         await self.actor.record_scores.remote(selection, seed, step, columns)
 
     async def commit(
@@ -180,23 +180,23 @@ class CollectorClient(RestartableClient):
         return await self.actor.commit.remote(selection, seed, step, checksums, rows, seconds, keep)
 
     async def add_run(self, metadata: dict[str, Any]) -> None:
-        """A run that was not known at the start."""
+        """Add a run that was not known at the start."""
         await self.actor.add_run.remote(metadata)
 
     async def update_run(self, selection: str, seed: int, **changes: Any) -> None:
-        """Status, reason, or what became known of a run; in the run store once this returns."""
+        """Send status, reason, or what became known of a run; in the run store once this returns."""
         await self.actor.update_run.remote(selection, seed, **changes)
 
     def set_location(self, name: str, hosts: str | None) -> None:
-        """Hosts of an engine or of a run's trainers; None once they are gone. Nothing waits for it."""
+        """Send the hosts of an engine or of a run's trainers; None once they are gone. Nothing waits for it."""
         self.actor.place.remote(name, hosts)
 
     async def all_scores(self) -> pd.DataFrame:
-        """The content of scores.parquet as of now."""
+        """Ask for the content of scores.parquet as of now."""
         return await self.actor.all_scores.remote()
 
     async def table(self) -> pd.DataFrame:
-        """The contribution table as of now."""
+        """Ask for the contribution table as of now."""
         return await self.actor.table.remote()
 
     async def close(self) -> None:
@@ -253,11 +253,11 @@ class TrainerGroup:
         return Updated(metrics[0], answers[0][1])
 
     def weights(self) -> Reference:
-        """The trained weights, for EngineClient.push. All ranks are asked: at ZeRO 3 they gather them together."""
+        """Ask for the trained weights, for EngineClient.push; all ranks, since at ZeRO 3 they gather them together."""
         return [trainer.weights.remote() for trainer in self.trainers][0]
 
     async def in_sync(self, timeout: float) -> bool:
-        """Whether all ranks answer within so many seconds and have done the same steps."""
+        """Tell whether all ranks answer within so many seconds and have done the same steps."""
         if self.step is None:
             return False
         try:
@@ -268,7 +268,7 @@ class TrainerGroup:
             return False
 
     async def checkpoint_problems(self, folder: str, record: CheckpointRecord) -> list[str]:
-        """What is wrong with the ranks' parts of a checkpoint; empty where it can be restored."""
+        """List what is wrong with the ranks' parts of a checkpoint; empty where it can be restored."""
         found = await asyncio.gather(*(trainer.problem.remote(folder, record) for trainer in self.trainers))
         return [problem for problem in found if problem]
 

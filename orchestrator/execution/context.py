@@ -1,4 +1,4 @@
-"""What the runs of a sweep share while it lasts."""
+"""State that the runs of a sweep share while it lasts."""
 
 import asyncio
 import time
@@ -34,29 +34,29 @@ class SweepContext:
     record_base_digest: Callable[[str], None]
     """Writes the digest into the sweep's manifest."""
     base_digest: str | None = None
-    """Of the base's weights, which no run may change; None until a trainer has reported it."""
+    """Digest of the base's weights, which no run may change; None until a trainer has reported it."""
     learning_rates: LearningRates | None = None
-    """Of all runs but tuning trials; None until tuning has finished."""
+    """Learning rates of all runs but tuning trials; None until tuning has finished."""
     halving: SuccessiveHalvingBarrier | None = None
     release_while_paused: bool = False
-    """Whether a search's paused runs must give up their trainers."""
+    """True where a search's paused runs must give up their trainers."""
     first_rollouts: dict[int, Produced] = field(default_factory=dict)
-    """By seed: the first step's experience, which all its runs share."""
+    """The first step's experience by seed, which all its runs share."""
     ray_lost: bool = False
     """Ray is gone: nothing can be saved or told any more."""
     run_slots: Slots[str] = field(init=False)
     cpu_seconds: float = field(default_factory=time.process_time)
-    """Of this process, when `own_cpu_seconds` was last called."""
+    """CPU seconds of this process when `own_cpu_seconds` was last called."""
 
     def __post_init__(self) -> None:
         self.run_slots = Slots(lambda key: self.max_concurrent_runs)
 
     def run_slot(self) -> Hold[str]:
-        """One run's permission to have trainers, to be acquired."""
+        """Request one run's permission to have trainers; to be acquired."""
         return self.run_slots.hold(RUNS)
 
     def first_rollout(self, seed: int, engine: EngineClient) -> Produced:
-        """The first step's experience: every run is still the base, so it is generated once for all runs of a seed."""
+        """Generate the first step's experience: once for all runs of a seed, since every run is still the base."""
         if seed not in self.first_rollouts:
             self.first_rollouts[seed] = self.actors.rollout_worker.rollout(engine, None, 0, seed, 0)
         return self.first_rollouts[seed]
@@ -77,6 +77,6 @@ class SweepContext:
             )
 
     def own_cpu_seconds(self) -> float:
-        """CPU seconds of this process, Ray's client in it included, since the last call: their sum is all."""
+        """Count this process's CPU seconds since the last call, Ray's client included: their sum is all."""
         before, self.cpu_seconds = self.cpu_seconds, time.process_time()
         return self.cpu_seconds - before

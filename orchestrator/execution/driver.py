@@ -160,7 +160,7 @@ class Driver:
         self.stoppable: set[asyncio.Task[Any]] = set()
         """Tasks of runs and of scoring, which a stop cancels."""
         self.stopping = self.failed = False
-        """Whether the sweep is told to stop, and whether something besides a run has failed."""
+        """Flags: the sweep is told to stop; something besides a run has failed."""
         limit = actors.max_concurrent_runs()
         rates = self.spec.training.learning_rate
         self.context = SweepContext(
@@ -182,7 +182,7 @@ class Driver:
             for run in plan.runs:
                 self.context.first_rollout(run.seed, actors.engines.slot_of(run.name).engine)
         self.base_failure: str | None = None
-        """Why the base could not be scored."""
+        """Reason why the base could not be scored."""
         self.base = self._stoppable(tasks, self._score_base())
 
     async def run(self) -> tuple[Outcome, Any]:
@@ -204,7 +204,8 @@ class Driver:
         if await self._tune_learning_rates():
             controllers = await self._run_all(self.plan.runs)
             if not self.stopping:
-                await self.base
+                await self._wait_for_base()
+            if not self.stopping:
                 controllers += await self._run_all(await self._combined_runs())
             if not self.stopping:
                 await self._score_finalists(controllers)
@@ -220,7 +221,7 @@ class Driver:
     # -- background -------------------------------------------------------------------------------------------
 
     async def _watch_health(self) -> None:
-        """Health checks until cancelled; where Ray is lost, the end of everything."""
+        """Check health until cancelled; where Ray is lost, everything ends."""
         actors, recovery = self.actors, self.spec.recovery
         monitor = HealthMonitor(actors.engines.slots, actors.restartable, recovery.patience, self.progress.say)
         try:
@@ -230,7 +231,7 @@ class Driver:
             raise
 
     async def _follow_cluster(self) -> None:
-        """As many run slots as the cluster has room for, while it grows and shrinks."""
+        """Adapt the run slots to what the cluster has room for, while it grows and shrinks."""
         while True:
             await asyncio.sleep(CLUSTER_CHECK_SECONDS)
             self.context.max_concurrent_runs = await asyncio.to_thread(self.actors.max_concurrent_runs)
@@ -249,7 +250,7 @@ class Driver:
             task.cancel()
 
     def _stoppable(self, tasks: asyncio.TaskGroup, work: Any, name: str | None = None) -> asyncio.Task[Any]:
-        """A task of a group that `stop` cancels."""
+        """Create a task of a group that `stop` cancels."""
         task = tasks.create_task(work, name=name)
         self.stoppable.add(task)
         task.add_done_callback(self.stoppable.discard)
@@ -266,7 +267,7 @@ class Driver:
         return controllers
 
     async def _tune_learning_rates(self) -> bool:
-        """Whether there are learning rates to train with: the spec's, those found before, or those that trials find."""
+        """Find learning rates: the spec's, those of an earlier start, or the trials'. False where there are none."""
         if not self.plan.trials:
             return True
         if self.manifest.rates is None:
@@ -279,10 +280,12 @@ class Driver:
         return True
 
     async def _choose_learning_rates(self, trials: Sequence[RunController]) -> bool:
-        """Decide by the trials' scores, and free what their checkpoints take. Whether there are rates now."""
+        """Choose by the trials' scores, and free what their checkpoints take. False where none can be chosen."""
         from .learning_rate_trials import tuned
 
-        await self.base
+        await self._wait_for_base()
+        if self.stopping:
+            return False
         if self.base_failure:
             self.progress.say(f"no learning rate can be chosen: {self.base_failure}")
             return False
@@ -300,14 +303,14 @@ class Driver:
         return True
 
     def _halving(self) -> SuccessiveHalvingBarrier | None:
-        """The search, if the spec asks for one."""
+        """Make the search's barrier, if the spec asks for one."""
         if not isinstance(self.spec.layers, LayerSearch):
             return None
         layers = {run.name: run.selection.layers[0] for run in self.plan.runs if run.selection.kind == "layer"}
         return SuccessiveHalvingBarrier(self.plan.rungs, layers, self._choose_layers, self.manifest.rungs)
 
     async def _choose_layers(self, rung: Rung, layers: list[int]) -> list[int]:
-        """The layers that train on after a rung, by their scores smoothed along depth.
+        """Choose the layers that train on after a rung, by their scores smoothed along depth.
 
         Raises:
             BaseNotScored: they cannot be compared with the base.
@@ -325,7 +328,7 @@ class Driver:
         return promoted
 
     async def _combined_runs(self) -> list[Run]:
-        """The runs over several layers, picked from the layer runs that are finished now, or from another table."""
+        """Pick the runs over several layers, from the layer runs that are finished now, or from another table."""
         if not self.spec.combine:
             return []
         from layersweep.orchestrator.planning.combined_runs import pick, read_profile
@@ -369,6 +372,10 @@ class Driver:
         except StoreUnavailable as error:
             self.base_failure = reason_of(error)
 
+    async def _wait_for_base(self) -> None:
+        """Wait until the base is scored, or `stop` has cancelled that."""
+        await asyncio.wait({self.base})
+
     async def _score_finalists(self, controllers: Sequence[RunController]) -> None:
         """Score base, full and the best once more, on prompts that picked none of them, with four times the samples."""
         if not any(suite.final_prompts for suite in self.spec.evaluation.suites):
@@ -386,7 +393,7 @@ class Driver:
                 self._stoppable(tasks, self._score(run, self.spec.training.steps, "final", FINAL_SAMPLES))
 
     async def _score(self, run: Run, step: int, split: str = "selection", factor: int = 1) -> str | None:
-        """Score a run that does not train; the reason if it cannot be, which leaves the others alone."""
+        """Score a run that does not train. Returns the reason if it cannot be scored, which leaves the others alone."""
         try:
             await score(run, self.context, step, split, factor)
         except (ray.exceptions.RayError, CallTimeout, RunFailure) as error:

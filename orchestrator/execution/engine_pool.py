@@ -40,7 +40,7 @@ class EnginePool:
             for number, engine in enumerate(engines)
         ]
         self.assigned: dict[str, EngineSlot] = {}
-        """By run."""
+        """Engine slots by run."""
         self.phases = SleepPhases(self.begin_phase) if self.spec.rollout.sleep else NoSleepPhases()
         """Coordinates generation and training phases when engines sleep."""
 
@@ -49,7 +49,7 @@ class EnginePool:
         await asyncio.gather(*(slot.start() for slot in self.slots))
 
     def slot_of(self, run: str) -> EngineSlot:
-        """The engine slot of a run, by its name: assigned in turn, and kept."""
+        """Look up the engine slot of a run by its name: assigned in turn, and kept."""
         return self.assigned.setdefault(run, self.slots[len(self.assigned) % len(self.slots)])
 
     async def start_engine(self, engine: EngineClient) -> None:
@@ -76,5 +76,5 @@ class EnginePool:
 
 
 def engine_dtype(plan: Plan) -> str:
-    """The dtype in which engines compute: `rollout.dtype`, by default the trainers'."""
+    """Name the dtype in which engines compute: `rollout.dtype`, by default the trainers'."""
     return plan.spec.training.dtype if plan.spec.rollout.dtype == "auto" else plan.spec.rollout.dtype

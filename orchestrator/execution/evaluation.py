@@ -49,7 +49,7 @@ class Evaluator:
                 await reach_store("the run's scores", record)
 
     def _evaluations(self, step: int, split: str, factor: int, done: set[tuple[int, str, str]]) -> list[Produced]:
-        """What is missing, all of it asked for at the same time."""
+        """Ask for every missing evaluation at the same time."""
         config, rollout_worker = self.context.plan.spec.evaluation, self.context.actors.rollout_worker
         suites = [suite for suite in config.suites if split == "selection" or suite.final_prompts]
         return [

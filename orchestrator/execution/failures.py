@@ -90,7 +90,7 @@ class AdaptiveTimeouts:
         self.minimum, self.longest = minimum, dict[str, float]()
 
     async def wait(self, kind: str, answer: Awaitable[T]) -> T:
-        """The answer to a call.
+        """Wait for the answer to a call.
 
         Raises:
             CallTimeout: it did not come in time.
@@ -110,7 +110,7 @@ class AdaptiveTimeouts:
 
 
 async def reach_store(what: str, call: Callable[[], Awaitable[T]]) -> T:
-    """The result of a call that reads or writes the sweep's files, attempted again after an OSError that may pass.
+    """Make a call that reads or writes the sweep's files, and again after an OSError that may pass.
 
     Args:
         what: a noun phrase for the message: "the run's checkpoints".
@@ -141,27 +141,27 @@ def reach_files(what: str, call: Callable[..., T], *args: object) -> Awaitable[T
 
 
 def root(error: BaseException) -> BaseException:
-    """The failure itself, below Ray's reports of it from actor to actor."""
+    """Find the failure itself, below Ray's reports of it from actor to actor."""
     while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause
     return error
 
 
 def retryable(error: BaseException) -> bool:
-    """Whether another actor in place of the one that failed may do better. One whose constructor raised would not."""
+    """Tell whether another actor in place of the one that failed may do better: not if its constructor raised."""
     cause = root(error)
     return isinstance(cause, (CallTimeout, *RETRYABLE)) and not getattr(cause, "actor_init_failed", False)
 
 
 def first_error(error: BaseException) -> BaseException:
-    """The first error in a task group's report, itself for any other error."""
+    """Find the first error in a task group's report; any other error is itself."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
 def reason_of(error: BaseException) -> str:
-    """One line that names the cause itself, not Ray's report of it."""
+    """Write one line that names the cause itself, not Ray's report of it."""
     cause = root(first_error(error))
     line = " ".join((_reported(str(cause)) or f"{type(cause).__name__}: {cause}").split())
     if len(line) <= REASON_HEAD + REASON_TAIL:
@@ -170,7 +170,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def _reported(text: str) -> str | None:
-    """The last exception of a remote traceback in a message: all that Ray passes on of an actor whose constructor
+    """Find the last exception of a remote traceback in a message: all that Ray passes on of an actor whose constructor
     raised, and of exceptions that cannot be pickled. None where there is no traceback."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
     frames = [number for number, line in enumerate(lines) if re.match(r"\s+File \".*\", line \d+", line)]

@@ -42,11 +42,11 @@ class SuccessiveHalvingBarrier:
         return self.sample_factors.get(step, 1) if name in self.runs else 1
 
     def decides(self, name: str, step: int) -> bool:
-        """Whether there is a rung for this run after `step` steps."""
+        """Tell whether there is a rung for this run after `step` steps."""
         return name in self.layers and step in self.rungs
 
     async def survives_rung(self, name: str, step: int) -> bool:
-        """Wait for the other runs of the rung; whether this one trains on. Called once a run is scored.
+        """Wait for the other runs of the rung, once this one is scored; true if it trains on.
 
         Raises:
             RungDecisionFailed: `choose` failed; every waiting run gets this.

@@ -7,7 +7,7 @@ import ray
 
 from .clients import RestartableClient
 from .engine_slot import EngineSlot
-from .failures import RayLost, first_error, reason_of
+from .failures import TIMEOUT_FACTOR, RayLost, first_error, reason_of
 
 CHECKS_PER_TIMEOUT = 4
 """Health checks of an actor within its timeout."""
@@ -21,7 +21,8 @@ class HealthMonitor:
     Args:
         engine_slots: all engines.
         restartable: the actors that Ray restarts, by what they are called in messages.
-        timeout: seconds without an answer, or of work without a finished step, after which an actor is replaced.
+        timeout: seconds without an answer, or of work without a finished step, after which an actor is replaced; an
+            actor that starts has `TIMEOUT_FACTOR` times as long for its first answer.
         say: tells the user.
     """
 
@@ -85,13 +86,18 @@ class HealthMonitor:
                 self.say(f"{slot.name} did not start: {reason_of(error)}")
 
     async def _check_actor(self, name: str, actor: RestartableClient) -> None:
+        answered = False
         while True:
             await asyncio.sleep(self.timeout / CHECKS_PER_TIMEOUT)
+            # One that has not answered yet is starting: it imports, and would be ended again and again on a busy node.
+            limit = self.timeout if answered else TIMEOUT_FACTOR * self.timeout
             try:
-                async with asyncio.timeout(self.timeout):
+                async with asyncio.timeout(limit):
                     await actor.alive()
+                answered = True
             except TimeoutError:
-                self.say(f"{name} does not answer for {self.timeout:.0f} s: starting it again")
+                self.say(f"{name} does not answer for {limit:.0f} s: starting it again")
                 actor.restart()
+                answered = False
             except ray.exceptions.RayError:
-                continue  # dead, and Ray is about to restart it
+                answered = False  # dead, and Ray is about to restart it

@@ -1,4 +1,4 @@
-"""Which learning rate, from the scores of trials: the one-standard-error rule (Breiman et al. 1984)."""
+"""Choice of the learning rates by the scores of trials: the one-standard-error rule (Breiman et al. 1984)."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from layersweep.workers.config import LearningRates, LearningRateTuning
 
 
 def tuned(tuning: LearningRateTuning, trials: Sequence[Run], scores: pd.DataFrame) -> LearningRates:
-    """The rates to use.
+    """Choose the rates to use.
 
     Args:
         trials: those that trained to their end.
@@ -33,7 +33,7 @@ def tuned(tuning: LearningRateTuning, trials: Sequence[Run], scores: pd.DataFram
 
 
 def choose(rates: Sequence[float], scores: MeanAndCovariance) -> float:
-    """The smallest rate whose score is within one standard error of the best's.
+    """Choose the smallest rate whose score is within one standard error of the best's.
 
     Scores are paired: the error is that of the difference, on the same prompts. Where it is not known (a single
     prompt), the best score decides.

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a live table on a terminal, plain lines elsewhere."""
+"""Display of a sweep while it runs: a live table on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -56,7 +56,7 @@ class _ProgressRow:
     """One run's state."""
 
     steps: int
-    """To train."""
+    """Steps to train."""
     step: int = 0
     reward: float = float("nan")
     tokens_per_second: float = 0.0
@@ -104,16 +104,16 @@ class Progress:
         self._show()
 
     def resumed(self, run: str, step: int) -> None:
-        """A run goes on from a checkpoint."""
+        """Note that a run goes on from a checkpoint."""
         self.rows[run].step = step
         self.say(f"{run}: going on after step {step}")
 
     def entered(self, run: str, state: RunState) -> None:
-        """A run has changed its state. Nothing is drawn for it: there are many, and the next step shows it."""
+        """Note a run's new state. Nothing is drawn for it: there are many, and the next step shows it."""
         self.rows[run].state = state
 
     def already(self, run: str, state: RunState) -> None:
-        """A run that an earlier start has brought to its end."""
+        """Note a run that an earlier start has brought to its end."""
         row = self.rows[run]
         row.state = state
         if state is RunState.COMPLETED:
@@ -122,11 +122,11 @@ class Progress:
             row.steps = 0
 
     def add(self, run: str, steps: int | None = None) -> None:
-        """A run that was not known at the start."""
+        """Add a run that was not known at the start."""
         self.rows[run] = _ProgressRow(self.steps if steps is None else steps)
 
     def ended(self, run: str, reason: str | None) -> None:
-        """A run has reached its end at this start."""
+        """Note that a run has reached its end."""
         row = self.rows[run]
         if row.state is RunState.PRUNED:
             row.steps = row.step
@@ -170,7 +170,7 @@ class Progress:
         return 0.0 if row.state.ended else (row.steps - row.step) * row.seconds_per_step
 
     def _table(self) -> Table:
-        """As many runs as the terminal has lines for, those that are at work first."""
+        """Draw as many runs as the terminal has lines for, those that are at work first."""
         idle = {name: not row.state.at_work for name, row in self.rows.items()}
         shown = sorted(self.rows, key=idle.__getitem__)[: max(5, self.console.size.height - 6)]
         hidden = len(self.rows) - len(shown)

@@ -18,7 +18,7 @@ from .failures import RunFailure, reach_files, reach_store, reason_of, retryable
 
 @dataclass(frozen=True)
 class Restored:
-    """Where trainers stand after `RunCheckpointer.restore`."""
+    """The state of trainers after `RunCheckpointer.restore`."""
 
     step: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -37,7 +37,7 @@ class RunCheckpointer:
         self.folder = context.plan.folder
         self.store = RunStore(self.folder, run.name)
         self.step = 0
-        """Of the newest checkpoint; 0 where there is none."""
+        """Step of the newest checkpoint; 0 where there is none."""
         self.rows: list[dict[str, Any]] = []
         """Rows of the steps since then."""
         self.cpu_seconds = 0.0
@@ -85,7 +85,7 @@ class RunCheckpointer:
             await asyncio.wait({self.task})
 
     def take_cpu_seconds(self) -> float:
-        """CPU seconds that checkpoints have taken since the last call."""
+        """Take the CPU seconds that checkpoints have cost since the last call."""
         seconds, self.cpu_seconds = self.cpu_seconds, 0.0
         return seconds
 
@@ -101,7 +101,8 @@ class RunCheckpointer:
         self.step, self.rows = step, self.rows[len(rows) :]
 
     async def _save_if_possible(self, trainers: TrainerGroup, step: int) -> None:
-        """One that fails costs nothing but the steps since the one before: no second attempt, the trainers go on."""
+        """Write a checkpoint, without a second attempt: the trainers go on, and one that fails costs nothing but the
+        steps since the one before."""
         try:
             await self._save(trainers, step)
         except (ray.exceptions.RayError, RunFailure) as error:

@@ -33,22 +33,23 @@ class UnsyncedStep:
     """A step whose update is done and whose weights are on the way to the engine."""
 
     row: dict[str, Any]
-    """Of steps.parquet."""
+    """Row of steps.parquet."""
     began: float
     updated: float
-    """When it began, and when its update was done, in seconds of the monotonic clock."""
+    """Times at which it began and its update was done, in seconds of the monotonic clock."""
     weights: Reference | None
-    """Good for one attempt; afterwards the trainers are asked."""
+    """Weights for one attempt to push; afterwards the trainers are asked."""
 
 
 class RunController:
     """Takes one run from its newest checkpoint to its end.
 
-    Args:
-        run: as planned.
+    `_train` is the whole of it. After a failure it is called again, and goes on with what is not done: all that it
+    needs to know for that is in the attributes.
 
-    `_train` is the whole of it. After a failure it is called again, and goes on with what is not done: everything that
-    it needs to know for that is in these attributes.
+    Args:
+        run: the run as planned.
+        context: shared by all runs.
     """
 
     def __init__(self, run: Run, context: SweepContext):
@@ -56,7 +57,7 @@ class RunController:
         spec, actors = context.plan.spec, context.actors
         self.lifecycle = RunLifecycle(self.name, context.progress.entered)
         self.reason: str | None = None
-        """Why it failed or was stopped."""
+        """Reason why it failed or was stopped."""
         self.step = 0
         """Training steps done; also the version of the weights."""
         self.unsynced: UnsyncedStep | None = None
@@ -93,7 +94,8 @@ class RunController:
             except asyncio.CancelledError:
                 if self.context.ray_lost:
                     raise
-                await self._save_before_stopping()
+                if self.began is not None:
+                    await self._save_before_stopping()
                 ending = RunState.STOPPED
             except (ray.exceptions.RayError, CallTimeout, RunFailure) as error:
                 ending, self.reason = RunState.FAILED, reason_of(error)
@@ -107,7 +109,7 @@ class RunController:
         self.context.progress.ended(self.name, self.reason)
 
     async def _train_with_recovery(self) -> RunState:
-        """Train, and again after every failure that can be recovered from; how the run ended."""
+        """Train, and again after every failure that can be recovered from. Returns how the run ended."""
         while True:
             try:
                 return await self._train()
@@ -118,7 +120,7 @@ class RunController:
                     await self._stop_trainers()  # _train starts others
 
     async def _train(self) -> RunState:
-        """Everything that is not done yet."""
+        """Do everything that is not done yet."""
         await self._start_trainers()
         await self._sync_and_record()  # a step that failed after its update
         while self.step < self.last_step:
@@ -135,7 +137,7 @@ class RunController:
     # -- a step -----------------------------------------------------------------------------------------------
 
     async def _generate_and_update(self) -> None:
-        """The training step after `self.step`: rollout and update."""
+        """Take the training step after `self.step`: rollout and update."""
         began, step, seed = time.monotonic(), self.step, self.planned.seed
         actors, timeouts = self.context.actors, self.context.timeouts
         await self._sync_weights()  # a new engine has none
@@ -209,7 +211,7 @@ class RunController:
         await self.evaluator.evaluate(self.step, self.trainers, factor=factor)
 
     async def _survives_rung(self) -> bool:
-        """Whether the run trains on, where a search decides about it here."""
+        """Tell whether the run trains on, where a search decides about it here."""
         halving = self.context.halving
         if halving is None or not halving.decides(self.name, self.step):
             return True
@@ -246,18 +248,23 @@ class RunController:
             self.began = self.began or time.monotonic()
         if self.trainers:
             return
-        self.lifecycle.enter(RunState.STARTING)
         context = self.context
+        self.lifecycle.enter(RunState.STARTING)
         rate = self.planned.learning_rate or context.learning_rates.of(self.planned.selection.whole)
-        self.trainers, info = await context.actors.start_trainers(self.planned, self.engine_slot, rate)
-        context.actors.collector.set_location(self.name, info.hosts)
-        await context.check_base(info.base_digest)
-        restored = await self.checkpoints.restore(self.trainers)
+        trainers, info = await context.actors.start_trainers(self.planned, self.engine_slot, rate)
+        try:
+            context.actors.collector.set_location(self.name, info.hosts)
+            await context.check_base(info.base_digest)
+            restored = await self.checkpoints.restore(trainers)
+            parameters = info.trainable_parameters
+            await self._report(learning_rate=rate, trainable_parameters=parameters, status="running", reason=None)
+        except BaseException:
+            await trainers.stop()
+            raise
+        self.trainers = trainers
         self.step, self.unsynced, self.finished_step = restored.step, None, None
         self.weights.forget()
         self.checks.restart(restored.rows)
-        parameters = info.trainable_parameters
-        await self._report(learning_rate=rate, trainable_parameters=parameters, status="running", reason=None)
         if self.step:
             context.progress.resumed(self.name, self.step)
 
@@ -274,7 +281,7 @@ class RunController:
     # -- beginning and end ------------------------------------------------------------------------------------
 
     async def _ended_before(self) -> bool:
-        """Whether an earlier start has brought the run to its end. Failed runs are tried once more."""
+        """Tell whether an earlier start has brought the run to its end. Failed runs are tried once more."""
         ending = await reach_files("the run's checkpoints", self._read_ending)
         if ending is None:
             return False
@@ -283,7 +290,7 @@ class RunController:
         return True
 
     def _read_ending(self) -> RunState | None:
-        """Completed with all its steps, or pruned, by the run store."""
+        """Read the run's end from its store: completed with all its steps, or pruned."""
         store = RunStore(self.context.plan.folder, self.name)
         metadata = store.facts()
         self.seconds = metadata.get("seconds", 0.0)
@@ -294,7 +301,7 @@ class RunController:
         return RunState.PRUNED if metadata.get("status") == "pruned" else None
 
     async def _save_before_stopping(self) -> None:
-        """The sweep stops: what is done so far becomes a checkpoint."""
+        """Save what is done so far as a checkpoint: the sweep stops."""
         self.reason = f"stopped after step {self.step}; `layersweep resume` goes on from there"
         try:
             if self.step > self.checkpoints.step and self.trainers:
@@ -320,12 +327,12 @@ class RunController:
         await reach_store("the run's metadata", call)
 
     def _elapsed(self) -> float:
-        """Seconds that the run has taken, those of earlier starts included."""
+        """Count the seconds that the run has taken, those of earlier starts included."""
         return self.seconds + (time.monotonic() - self.began if self.began is not None else 0.0)
 
 
 async def to_the_end(work: Coroutine[Any, Any, T], unless: Callable[[], bool]) -> T:
-    """The result of a coroutine that a cancellation does not interrupt: it is raised afterwards.
+    """Await a coroutine that a cancellation does not interrupt: it is raised afterwards.
 
     Args:
         unless: whether it interrupts it all the same. A second cancellation always does.

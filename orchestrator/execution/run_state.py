@@ -5,7 +5,7 @@ from enum import Enum
 
 
 class RunState(Enum):
-    """Where a run is.
+    """A run's state.
 
     WAITING -> STARTING -> (GENERATING -> UPDATING -> SYNCING)* -> FINISHING -> EVALUATING -> COMPLETED
 
@@ -14,7 +14,7 @@ class RunState(Enum):
     """
 
     WAITING = "waiting"
-    """For a run slot."""
+    """Waiting for a run slot."""
     STARTING = "starting"
     """Trainers start and restore the newest checkpoint."""
     GENERATING = "generating"
@@ -28,9 +28,9 @@ class RunState(Enum):
     FINISHING = "finishing"
     """The overlay and a checkpoint are written."""
     PAUSED_AT_RUNG = "paused"
-    """Waits for a search's other runs."""
+    """Waiting for a search's other runs."""
     RECOVERING = "recovering"
-    """What failed is replaced."""
+    """Actors that failed are replaced."""
     COMPLETED = "completed"
     """All steps and evaluations are done."""
     PRUNED = "pruned"
@@ -42,12 +42,12 @@ class RunState(Enum):
 
     @property
     def ended(self) -> bool:
-        """Whether no state follows."""
+        """True where no state follows."""
         return self in (RunState.COMPLETED, RunState.PRUNED, RunState.FAILED, RunState.STOPPED)
 
     @property
     def at_work(self) -> bool:
-        """Whether it uses an engine or trainers."""
+        """True where the run uses an engine or trainers."""
         return not self.ended and self not in (RunState.WAITING, RunState.PAUSED_AT_RUNG)
 
     @property
@@ -58,7 +58,7 @@ class RunState(Enum):
 
 _S = RunState
 _LEAVE = {_S.RECOVERING, _S.FAILED, _S.STOPPED}
-"""Possible at any moment of a run's work."""
+"""States that may follow any moment of a run's work."""
 TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     state: frozenset(follow)
     for state, follow in {

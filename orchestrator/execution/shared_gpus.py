@@ -71,11 +71,11 @@ class SharedGpuPool:
 
     @contextlib.asynccontextmanager
     async def hold(self) -> AsyncIterator[SharedGpu]:
-        """Room for one trainer on the emptiest GPU, once there is any."""
+        """Hold room for one trainer on the emptiest GPU, once there is any."""
         async with self.slots.hold_any(range(len(self.gpus))) as hold:
             yield self.gpus[hold.key]
 
 
 def gpu_bundle(share: float, trainer: ActorResources) -> dict[str, float]:
-    """The resources of one shared GPU's placement group."""
+    """Make the resources of one shared GPU's placement group."""
     return {"GPU": share, "CPU": berth_cpus(share, trainer)}

@@ -34,19 +34,19 @@ class Slots(Generic[K]):
         self._waiting: deque[Hold[K]] = deque()
 
     def hold(self, key: K, units: int = 1) -> "Hold[K]":
-        """`units` of one key."""
+        """Request `units` of one key."""
         return Hold(self, [Counter({key: units})])
 
     def hold_all(self, units: Mapping[K, int]) -> "Hold[K]":
-        """Units of several keys, all of them or none."""
+        """Request units of several keys, all of them or none."""
         return Hold(self, [Counter(units)])
 
     def hold_any(self, keys: Iterable[K]) -> "Hold[K]":
-        """One unit of the key that has most free, the first of several."""
+        """Request one unit of the key that has most free, the first of several."""
         return Hold(self, [Counter({key: 1}) for key in keys])
 
     def held(self, key: K) -> int:
-        """Units held now under a key."""
+        """Count the units held now under a key."""
         return self._held[key]
 
     def refresh(self) -> None:
@@ -61,7 +61,7 @@ class Slots(Generic[K]):
                 blocked.update(*hold.choices)
 
     def _free(self, units: Counter[K]) -> int:
-        """What the scarcest of these keys has left once the units are held; negative where they do not fit."""
+        """Units that the scarcest of these keys has left once they are held; negative where they do not fit."""
         return min((self.capacity(key) - self._held[key] - count for key, count in units.items()), default=0)
 
     def _grant(self, hold: "Hold[K]", units: Counter[K]) -> None:
@@ -84,7 +84,7 @@ class Hold(Generic[K]):
 
     @property
     def is_held(self) -> bool:
-        """Whether the slots are held now."""
+        """True while the slots are held."""
         return self.units is not None
 
     @property

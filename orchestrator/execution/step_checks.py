@@ -1,4 +1,4 @@
-"""What every training step must show for its run to go on."""
+"""Checks that every training step must pass for its run to go on."""
 
 from collections.abc import Sequence
 from itertools import takewhile
@@ -20,7 +20,7 @@ rounding (a stale prefix cache gave up to 0.6). float16 has three bits more of m
 
 
 def mismatch_limit(*dtypes: str) -> float:
-    """The limit for an engine and a trainer of these dtypes."""
+    """Look up the limit for an engine and a trainer of these dtypes."""
     return max(MISMATCH_LIMITS[dtype] for dtype in dtypes)
 
 
@@ -73,6 +73,6 @@ class StepChecks:
 
 
 def steps_without_reward(rows: Sequence[dict[str, Any]]) -> int:
-    """How many of the last steps, in a row, brought no reward at all. Penalties keep an environment's mean reward from
+    """Count the last steps in a row that brought no reward at all. Penalties keep an environment's mean reward from
     being exactly 0: its success rate says it."""
     return sum(1 for _ in takewhile(lambda row: row.get("success_rate", row["reward_mean"]) == 0, reversed(rows)))

@@ -1,4 +1,4 @@
-"""Bringing one run's weights to its engine."""
+"""Weight synchronisation: one run's weights to its engine."""
 
 from layersweep.rollout.types import Pushed
 
@@ -8,7 +8,7 @@ from .engine_slot import EngineSlot
 
 
 class WeightSync:
-    """What the engine of one run has of its weights.
+    """Synchronisation of one run's weights with its engine.
 
     Args:
         run: name.
@@ -21,7 +21,7 @@ class WeightSync:
         """Generation of the engine and version of the weights that it got last; None where it has none."""
 
     def is_current(self, version: int) -> bool:
-        """Whether the engine can serve this version: it has the base, version 0, always."""
+        """Tell whether the engine can serve this version: it has the base, version 0, always."""
         return version == 0 or self.synced == (self.slot.generation, version)
 
     async def sync(
@@ -59,5 +59,5 @@ class WeightSync:
 
 
 def overlay_folder(context: SweepContext, run: str) -> str:
-    """Where a run's trained weights are written."""
+    """Name the folder of a run's trained weights."""
     return f"{context.plan.folder}/overlays/{run}"

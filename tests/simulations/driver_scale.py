@@ -1,7 +1,7 @@
 """A thousand runs on 512 GPUs: what stops first? `python -m tests.simulations.driver_scale`
 
 The driver is the real one (tests.simulations.stand_ins says what is not), its clock virtual: it moves on by what the
-driver computes, by RAY_CALL for each call of an actor, and by what everybody waits for. So a driver that has more to do
+driver computes, by RAY_CALL for each call of an actor, and by what its tasks wait for. So a driver that has more to do
 than time to do it in makes the sweep longer, as it would. The collector is measured by itself first (collector_cost).
 The driver looks at the cluster's size every 100 s here, else that would be most of what there is to compute.
 
@@ -71,7 +71,7 @@ class Outcome:
     """Age of the tables' oldest content, at most."""
     collector_wait: float
     """Longest that one of its calls took."""
-    mended: int
+    replaced: int
     """Trainers that were replaced because the driver took them, or an engine, for dead."""
     restarts: int
     """The same of collector and rollout worker."""
@@ -158,7 +158,7 @@ def simulate(
         collector_busy=world.collector.thread.busy / seconds,
         stalest=world.collector.stalest,
         collector_wait=world.collector.longest_wait,
-        mended=world.calls["device"] - len(plan.runs),
+        replaced=world.calls["device"] - len(plan.runs),
         restarts=world.killed["Collector"] + world.killed["RolloutWorker"],
         concurrent=min(len(plan.runs), concurrent),
     )
@@ -182,7 +182,7 @@ def row(name: str, plan: Plan, seen: Outcome) -> dict[str, str]:
         "at once": f"{seen.concurrent}",
         "hours": f"{seen.seconds / 3600:.2f}",
         "completed": f"{seen.ends['completed'] - 1}/{len(plan.runs)}",  # without the base
-        "mended": f"{seen.mended}",
+        "replaced": f"{seen.replaced}",
         "restarts": f"{seen.restarts}",
         "own ms": f"{1e3 * seen.driver_cpu / seen.events:.2f}",
         "calls": f"{seen.calls.total() / seen.events:.1f}",

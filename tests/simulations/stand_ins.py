@@ -24,7 +24,7 @@ from tests.simulations.virtual_time import Server
 
 @dataclass(frozen=True)
 class Durations:
-    """Seconds that the work of a run takes where nobody else wants the same GPU."""
+    """Seconds that the work of a run takes where no other run wants the same GPU."""
 
     rollout: float
     evaluation: float
@@ -53,7 +53,7 @@ class CollectorCost:
 
 
 class Ref:
-    """An answer to come; like Ray's it may be awaited often, and whoever gives up waiting does not end the work."""
+    """An answer to come; like Ray's it may be awaited often, and a cancelled wait does not end the work."""
 
     def __init__(self, task: asyncio.Task):
         self.task = task
@@ -151,7 +151,7 @@ class Trainer(Actor):
     def __init__(self, world: "World", gpu: Server | None, selection: Selection, seed: int, ranks: int):
         super().__init__(world)
         self.selection, self.ranks, self.steps = selection, ranks, 0
-        self.run = f"{selection.name}-seed{seed}"
+        self.run, self.stopped = f"{selection.name}-seed{seed}", False
         world.trainers[self.run] += 1
         world.most_runs = max(world.most_runs, len(+world.trainers))
         self.gpu = gpu or Server()
@@ -166,6 +166,7 @@ class Trainer(Actor):
         return {"trainable_parameters": 0, "trunk": "", "where": ""}
 
     async def do_update(self, experience: Any, step: int) -> dict[str, float]:
+        assert step == self.steps
         await self.gpu.serve(self.world.durations.update(self.selection) / self.ranks)
         self.steps = step + 1
         names = ("reward_mean", "tokens", "rollout_seconds", "reward_seconds", "update_seconds", "learning_rate")
@@ -180,6 +181,7 @@ class Trainer(Actor):
         self.steps = record.step
 
     async def do_save(self, folder: str, step: int) -> tuple[str, str, float]:
+        assert step == self.steps
         await self.gpu.serve(self.world.durations.checkpoint)
         return "rank-0.safetensors", "", 0.0
 
@@ -291,7 +293,7 @@ class World:
         self.killed: Counter[str] = Counter()
         """Actors, by kind, that the driver took for dead; trainers of finished runs too."""
         self.trainers: Counter[str] = Counter()
-        """Trainers alive, by run."""
+        """Trainers that the driver has not stopped, by run."""
         self.most_runs = 0
         """Runs that had trainers at the same time, at most."""
         self.engines: list[Server] = []
@@ -330,7 +332,8 @@ class World:
 
     def _kill(self, actor: Actor, no_restart: bool = True) -> None:
         self.killed[type(actor).__name__] += 1
-        if no_restart and not actor.dead and isinstance(actor, Trainer):
+        if isinstance(actor, Trainer) and not actor.stopped:
+            actor.stopped = True
             self.trainers[actor.run] -= 1
         actor.dead = actor.dead or no_restart
 

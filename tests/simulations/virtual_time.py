@@ -16,7 +16,7 @@ class Skipping(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> list[Any]:
         """Raises RuntimeError where nothing would ever happen."""
         if timeout is None:
-            raise RuntimeError("everybody waits, and for nothing that will come")
+            raise RuntimeError("every task waits, and for nothing that will come")
         self.skipped += max(0.0, timeout)
         return super().select(0)
 

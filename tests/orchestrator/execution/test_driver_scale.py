@@ -38,7 +38,7 @@ def test_the_clock_counts_waiting_and_servers_take_turns():
         assert runner.run(three()) == pytest.approx([100, 200, 600])
 
 
-def test_nobody_waits_for_nothing():
+def test_a_wait_for_nothing_is_noticed():
     async def forever() -> None:
         await asyncio.Event().wait()
 
@@ -50,10 +50,10 @@ def test_nobody_waits_for_nothing():
 
 
 def test_three_runs_and_one_engine(tmp_path):
-    """The engine writes the shared first rollout 0-10 while trainers start, then scores the base 10-50. First updates
-    of layers end at 30, of full on 4 GPUs at 26, pushes a second later; so from 50 on the engine writes for full 50-60,
-    for the layers 60-70 and 70-80. Full has its second update and push at 77, the layers at 91 and 101; scores are
-    80-120, 120-160 and 160-200. Layer trainers have 16 - 1 - 4 = 11 GPUs, of which two work 40 s."""
+    """The engine generates the shared first rollout 0-10 while trainers start, then scores the base 10-50. First
+    updates of layers end at 30, of full on 4 GPUs at 26, pushes a second later; so from 50 on the engine generates for
+    full 50-60, for the layers 60-70 and 70-80. Full has its second update and push at 77, the layers at 91 and 101;
+    scores are 80-120, 120-160 and 160-200. Layer trainers have 16 - 1 - 4 = 11 GPUs, of which two work 40 s."""
     seen = sweep(tmp_path, layers=2, resources={"engines": 1})
     assert seen.ends == Counter(completed=4)  # with the base
     assert seen.seconds == pytest.approx(200)
@@ -61,7 +61,7 @@ def test_three_runs_and_one_engine(tmp_path):
     assert seen.trainers_busy == pytest.approx(2 * 40 / 11 / 200)
     assert seen.calls["rollout"] == 4 and seen.calls["update"] == 2 * (4 + 1 + 1) and seen.calls["push"] == 6
     assert seen.events == 6 + 4 + 3  # steps, evaluations, checkpoints
-    assert seen.collector_wait == 0 and seen.mended == seen.restarts == 0
+    assert seen.collector_wait == 0 and seen.replaced == seen.restarts == 0
 
 
 def test_a_driver_that_is_too_slow_makes_the_sweep_longer(tmp_path):
@@ -78,9 +78,9 @@ def test_the_collector_does_one_thing_after_the_other(tmp_path):
     assert seen.collector_busy * seen.seconds == pytest.approx(10)
 
 
-def test_engines_sleep_while_anybody_trains(tmp_path, monkeypatch):
+def test_engines_sleep_while_runs_train(tmp_path, monkeypatch):
     """The real driver: no call to an engine that is asleep, no update beside one that is awake, and as few switches as
-    steps: all runs have written when the first of them trains."""
+    steps: all runs have generated when the first of them trains."""
     asleep, switches = [False], []
 
     async def turn(self, to: bool) -> None:

@@ -176,29 +176,47 @@ def test_no_call_reaches_an_engine_before_it_has_started():
 
 
 class Restartable:
-    """A client of the collector or the rollout worker."""
+    """A client of the collector or the rollout worker; `answers` are those to its first health checks, the last one to
+    all others."""
 
-    def __init__(self, answer):
-        self.answer, self.restarts = answer, 0
+    def __init__(self, answers):
+        self.answers, self.restarts = list(answers), 0
 
     async def alive(self) -> None:
-        await self.answer()
+        await (self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])()
 
     def restart(self) -> None:
         self.restarts += 1
 
 
 @pytest.mark.parametrize(
-    ("answer", "seconds", "restarts"),
-    [(stuck(0), 200, 0), (raises, 200, 0), (hangs, 49, 0), (hangs, 51, 1), (hangs, 101, 2)],
+    ("answers", "seconds", "restarts"),
+    [
+        ([stuck(0)], 1000, 0),
+        ([raises], 1000, 0),
+        ([stuck(0), hangs, stuck(0)], 59, 0),
+        ([stuck(0), hangs, stuck(0)], 1000, 1),
+        ([stuck(0), hangs, stuck(0), hangs], 119, 1),
+        ([stuck(0), hangs, stuck(0), hangs], 121, 2),
+    ],
 )
-def test_a_support_actor_that_is_silent_is_restarted(nodes, answer, seconds, restarts):
-    """Asked at 10, silent until 50; again at 60, until 100. One that is dead Ray restarts by itself."""
-    actor = Restartable(answer)
+def test_a_support_actor_that_falls_silent_is_restarted(nodes, answers, seconds, restarts):
+    """It answers at 10, is silent from 20 to 60, answers at 70, is silent from 80 to 120. One that is dead Ray restarts
+    by itself."""
+    actor = Restartable(answers)
     said = watch([], seconds, {"the collector": actor})
-    assert (
-        actor.restarts == restarts and said == ["the collector does not answer for 40 s: starting it again"] * restarts
-    )
+    assert actor.restarts == restarts
+    assert said == ["the collector does not answer for 40 s: starting it again"] * restarts
+
+
+@pytest.mark.parametrize(("answers", "seconds", "restarts"), [([hangs], 409, 0), ([hangs], 411, 1), ([hangs], 821, 2)])
+def test_a_support_actor_that_starts_has_ten_times_as_long(nodes, answers, seconds, restarts):
+    """On a busy node it imports for longer than the timeout, and would be ended again and again. Asked at 10, ended at
+    410; asked at 420, ended at 820."""
+    actor = Restartable(answers)
+    said = watch([], seconds, {"the collector": actor})
+    assert actor.restarts == restarts
+    assert said == ["the collector does not answer for 400 s: starting it again"] * restarts
 
 
 @pytest.mark.parametrize("gone", ["dead", "missing"])

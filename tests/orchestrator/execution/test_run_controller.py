@@ -94,6 +94,16 @@ def test_without_a_checkpoint_it_begins_again(tmp_path):
     assert completed(world) == {"base-seed0", FULL, LAYER, OTHER}
 
 
+@pytest.mark.parametrize("method", ["problem", "restore", "start"])
+def test_trainers_that_could_not_restore_their_checkpoint_do_not_train(tmp_path, method):
+    """They answer again, at step 0, while the run stands after step 0: others are started for it."""
+    dead, late = Fault(LAYER, died(), after=1, hurts=dies), Fault(LAYER, ray.exceptions.ActorUnavailableError("", None))
+    late.after = 1 if method == "start" else 0
+    world = sweep(tmp_path, faults={"update": dead, method: late})
+    assert late.failed == 1 and steps_of(world, LAYER) == [0, 1] and LAYER in completed(world)
+    assert not +world.trainers
+
+
 @pytest.mark.parametrize("retries", [0, 1, 3])
 def test_a_run_fails_after_its_retries_and_the_others_go_on(tmp_path, retries):
     """One attempt, and as many more as there are retries."""
@@ -279,6 +289,18 @@ def test_a_stop_sees_the_update_to_its_end_and_a_resume_goes_on_from_there(tmp_p
     assert steps_of(world, LAYER) == [0, 1] and (LAYER, 2) in world.commits
     resumed = sweep(tmp_path, steps=3, checkpoint_every=5)
     assert steps_of(resumed, LAYER) == [2] and completed(resumed) == {"base-seed0", FULL, LAYER, OTHER}
+
+
+def test_a_stop_while_only_the_base_is_left_writes_the_tables(tmp_path):
+    """All runs are done after 200 s; the base's evaluation hangs until the signal at 250."""
+
+    async def hang(worker, engine, run, *args):
+        if run is None:
+            asyncio.get_running_loop().call_later(250, os.kill, os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(FOREVER)
+
+    world = sweep(tmp_path, faults={"evaluation": hang})
+    assert completed(world) == {FULL, LAYER, OTHER} and world.calls["close"] == 1
 
 
 # -- a search -------------------------------------------------------------------------------------------------
