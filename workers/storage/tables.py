@@ -126,6 +126,9 @@ class TableSchema:
         if absent := [column.name for column in self.columns if column.required and column.name not in found]:
             raise ValueError(f"not a {self.name} table of layersweep: it lacks {', '.join(absent)}")
         frame = self.frame(found[[name for name in self.types if name in found]])
+        for column in self.columns:
+            if column.required and column.type == TEXT and frame[column.name].isna().any():
+                raise ValueError(f"column {column.name}: a row has none")
         if self is CONTRIBUTION and version < 2:
             frame["model_layers"] = frame["model_layers"].fillna(
                 model_layers_from_depth(frame["layer"], frame["depth"])
