@@ -1,4 +1,4 @@
-"""What a report is made of, read from a sweep's folder or from a contribution table alone."""
+"""Tables that a report is made of, read from a sweep's folder or from a contribution table alone."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,7 +79,7 @@ class Results:
 
     @property
     def one_run_each(self) -> str:
-        """What follows an interval that knows no other seed."""
+        """Words after an interval that knows no other seed; empty with several seeds."""
         return f", {said}" if (said := one_run_each(self.seeds)) else ""
 
 
@@ -118,7 +118,7 @@ def read(source: str) -> tuple[Results, str]:
 
 
 def _problem(table: pd.DataFrame) -> str | None:
-    """What a contribution table has that no sweep writes; None where there is nothing."""
+    """Find what a contribution table has that no sweep writes; None where there is nothing."""
     if (twice := table.loc[table["selection"].duplicated(), "selection"]).size:
         return f"{twice.iloc[0]} has more than one row"
     if strange := sorted(set(table["kind"]) - {*KINDS}):

@@ -22,7 +22,7 @@ def selections_in(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def run_facts(selection: str) -> dict:
-    """What a driver tells the collector of a run with seed 0 in a model of 6 layers."""
+    """Metadata that a driver gives the collector of a run with seed 0 in a model of 6 layers."""
     row = selections_of(selection).iloc[0]
     layer = row["layer"] if row["kind"] == "layer" else None
     return {

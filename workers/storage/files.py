@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # half a second that help and errors need not wait for
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci"}
 """Protocols whose every object appears at once and whole, and where folders are but a way of speaking."""
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-"""Which of layersweep's extras brings a protocol."""
+"""Extra of layersweep that brings a protocol."""
 
 
 class NoStore(ImportError):

@@ -1,4 +1,4 @@
-"""The ledger: what of a sweep is done, on disk before anybody is told.
+"""The ledger: what of a sweep is done, on disk before any other process is told.
 
     <sweep>/checkpoints/<run>/run.json                        what is known of the run: selection, status, reason, ...
     <sweep>/checkpoints/<run>/step-000010/record.json         its first 10 steps: a row of steps.parquet each
@@ -54,7 +54,7 @@ def checksum(content: bytes) -> str:
 
 
 class RunStore:
-    """Of one run.
+    """Store of one run.
 
     Args:
         folder: the sweep's folder or URI.
@@ -68,7 +68,7 @@ class RunStore:
     # -- what is known of the run -----------------------------------------------------------------------------
 
     def facts(self) -> dict[str, Any]:
-        """Of run.json; empty before there is one, and where it is damaged: it is found out again."""
+        """Metadata in run.json; empty before there is one, and where it is damaged: it is found out again."""
         try:
             return read_json(self.filesystem, f"{self.path}/run.json")
         except CorruptFile:
@@ -80,19 +80,19 @@ class RunStore:
     # -- checkpoints ------------------------------------------------------------------------------------------
 
     def place(self, step: int) -> str:
-        """Where the files of the checkpoint after `step` steps lie."""
+        """Folder of the checkpoint after `step` steps."""
         return f"{self.folder}/step-{step:06d}"
 
     def write_file(self, step: int, name: str, content: bytes) -> str:
-        """One rank's file, before the record is committed. Returns its checksum."""
+        """Write one rank's file, before the record is committed. Returns its checksum."""
         write_atomically(f"{self.place(step)}/{name}", lambda file: file.write(content), durable=True)
         return checksum(content)
 
     def read_file(self, record: CheckpointRecord, name: str) -> bytes:
-        """One rank's file.
+        """Read one rank's file.
 
         Raises:
-            Damaged: it is gone, or not what the record says.
+            CorruptFile: it is gone, or not what the record says.
         """
         path = f"{self.path}/step-{record.step:06d}/{name}"
         try:
@@ -180,14 +180,18 @@ def drop_torn(folder: str, names: Iterable[str]) -> None:
 
 
 def write_json(target: str, content: dict[str, Any]) -> None:
-    """With the content's checksum in it."""
+    """Write a JSON file with its content's checksum in it."""
     body = json.dumps(content, indent=1, default=lambda scalar: scalar.item())  # numpy's
     text = json.dumps({"xxh3_128": checksum(body.encode())})[:-1] + f', "content": {body}}}\n'
     write_atomically(target, lambda file: file.write(text.encode()), durable=True)
 
 
 def read_json(filesystem: Any, path: str) -> dict[str, Any]:
-    """Raises Damaged where it is not what was written."""
+    """Read what `write_json` wrote.
+
+    Raises:
+        CorruptFile: it is not what was written.
+    """
     try:
         whole = json.loads(filesystem.cat_file(path))
         content = whole["content"]

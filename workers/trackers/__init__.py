@@ -1,4 +1,4 @@
-"""Where a sweep's numbers go besides its parquet files: Prometheus, TensorBoard, Weights & Biases, MLflow.
+"""Trackers: places for a sweep's numbers besides its parquet files. Prometheus, TensorBoard, Weights & Biases, MLflow.
 
 The collector hands every tracker each row of steps.parquet as it arrives, and the contribution table each time it is
 written. A row may come again, with the same or other values: a run that goes on from a checkpoint repeats the steps
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """One place where numbers go."""
+    """Place for a sweep's numbers."""
 
     def step(self, run: dict[str, Any], row: dict[str, Any]) -> None:
-        """One row of steps.parquet.
+        """Take one row of steps.parquet.
 
         Args:
             run: what is known of its run: selection, seed, kind, layer, ...
