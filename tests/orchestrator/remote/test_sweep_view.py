@@ -17,6 +17,7 @@ from layersweep.orchestrator.remote.ray_token import show_token
 from layersweep.orchestrator.remote.sweep_view import SweepView
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import load_spec
+from layersweep.workers.storage.tables import CONTRIBUTION
 
 
 @pytest.fixture
@@ -97,13 +98,13 @@ def test_environment_variables(monkeypatch):
         environment(["GONE"])
 
 
-TABLE = pd.DataFrame(
+TABLE = CONTRIBUTION.frame(pd.DataFrame(
     {
-        "selection": ["base", "full", "layer-03"], "score": [0.25, 0.5, np.nan],
+        "selection": ["base", "full", "layer-03"], "kind": ["base", "full", "layer"], "score": [0.25, 0.5, np.nan],
         "contribution": [0.0, 1.0, np.nan], "contribution_low": np.nan, "contribution_high": np.nan,
         "status": ["completed", "running", "failed"], "reason": [None, None, "NonFinite: loss"],
     }
-)  # fmt: skip
+))  # fmt: skip
 PHASES = {f"{phase}_seconds": 0.5 for phase in ("rollout", "reward", "update", "sync", "wait")}
 STEPS = pd.DataFrame(
     [
