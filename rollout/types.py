@@ -45,6 +45,8 @@ class Score:
     """In [0, 1] for the tasks of the study (binary: right or wrong)."""
     format_ok: bool
     """Whether an answer could be read from the response at all, right or wrong."""
+    judged: bool = True
+    """Whether there was a verdict; False where judging ran out of time or memory, which is no fault of the response."""
 
 
 class StaleWeights(RuntimeError):
@@ -69,6 +71,12 @@ class Sampling:
     max_tokens: int = 16
     stop_token_ids: tuple[int, ...] = ()
     """Any of these ends a response, and is its last token."""
+    stop: tuple[str, ...] = ()
+    """Any of these strings ends a response; the token that completes it is the last one."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 is all tokens."""
+    min_p: float = 0.0
     logprobs: bool = False
 
 

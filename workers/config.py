@@ -2,26 +2,29 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, field_validator, model_validator
 
 from layersweep.policies.strict import StrictModel
+
+Rate = Annotated[float, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LearningRates(StrictModel):
     """Peak learning rates. A single number in the spec sets both, as the study did."""
 
-    layer: float = Field(5e-6, gt=0)
-    """Of runs that train some layers."""
-    full: float = Field(5e-6, gt=0)
-    """Of the run that trains every parameter."""
+    layer: Rate = 5e-6
+    """Rate of runs that train some layers."""
+    full: Rate = 5e-6
+    """Rate of the run that trains every parameter."""
 
     def of(self, whole: bool) -> float:
-        """Of a run that trains every parameter, or of one that trains some layers."""
+        """Return the rate of a run that trains every parameter, or of one that trains some layers."""
         return self.full if whole else self.layer
 
     @property
     def policy(self) -> str:
-        """What the table says of them."""
+        """The `learning_rate_policy` column of the contribution table."""
         return "shared" if self.layer == self.full else "by kind"
 
 
@@ -32,10 +35,10 @@ class LearningRateTuning(StrictModel):
     best is used: noise cannot tell them apart, and too high a rate ruins a long run where too low a one slows it.
     """
 
-    tune: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=2)
+    tune: tuple[Rate, ...] = Field(min_length=2)
     """Candidates; each gets a run of its own, and a row in the tables that is no layer's."""
     steps: PositiveInt
-    """Of each trial: the first ones of a run, warm-up and schedule as in the sweep."""
+    """Steps of each trial: the first ones of a run, warm-up and schedule as in the sweep."""
     reuse: Literal["full", "per_kind"] = "full"
     """`full`: tried on the full run and used by every run, as in the study. `per_kind`: runs over layers get a rate of
     their own, tried on the middle layer."""
@@ -49,12 +52,12 @@ class LearningRateTuning(StrictModel):
 
     @property
     def policy(self) -> str:
-        """What the table says of them."""
+        """The `learning_rate_policy` column of the contribution table."""
         return "tuned for full" if self.reuse == "full" else "tuned per kind"
 
 
 def _form(value: object) -> str:
-    """Which of the two a `learning_rate` is meant to be."""
+    """Name the model class that a `learning_rate` is meant for."""
     tuning = isinstance(value, dict) and value.keys() & LearningRateTuning.model_fields.keys()
     return LearningRateTuning.__name__ if tuning or isinstance(value, LearningRateTuning) else LearningRates.__name__
 
@@ -66,11 +69,14 @@ LearningRatePolicy = Annotated[
 ]
 
 
+StopString = Annotated[str, Field(min_length=1)]
+
+
 class TrainingConfig(StrictModel):
     """How every run trains."""
 
     steps: PositiveInt = 100
-    """Rollout batches."""
+    """Rollout batches of a run."""
     prompts_per_step: PositiveInt = 32
     group_size: PositiveInt = 8
     """Responses per prompt; advantages compare within them."""
@@ -81,24 +87,31 @@ class TrainingConfig(StrictModel):
     learning_rate: LearningRatePolicy = LearningRates()
     """One number, `{layer: ..., full: ...}`, or `{tune: [...], steps: ...}`: it changes the ranking of layers."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up; linear and cosine end at 0."""
-    warmup_steps: int = Field(0, ge=0)
+    """Course of the learning rate after the warm-up; linear and cosine end at 0."""
+    warmup_steps: NonNegativeInt = 0
     """Steps over which the learning rate rises linearly from 0."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Of AdamW."""
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """AdamW's decay rates of the first and the second moment, each in [0, 1)."""
     weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay."""
     gradient_clip: float = Field(1.0, gt=0)
     """Gradients are scaled down to this global L2 norm."""
     max_response_tokens: PositiveInt = 1024
+    """Tokens of a response at most; one that reaches it without an end of its own counts as truncated."""
+    stop: tuple[StopString, ...] = ()
+    """Strings that end a response, such as a line break after a few-shot prompt; evaluation stops at them too."""
+    include_stop: bool = False
+    """Leave the stop string in the text that is scored. The tokens up to its end are trained on either way."""
     temperature: float = Field(1.0, gt=0, le=2)
-    """Of the rollouts; the trainer's log-probabilities are taken at the same temperature."""
+    """Sampling temperature of the rollouts; the trainer's log-probabilities are taken at the same."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and activations; with bfloat16, DeepSpeed keeps float32 master weights of what trains."""
-    micro_batch_tokens: PositiveInt = 16384
-    """Tokens computed at a time by a trainer, padding included: memory against speed."""
-    prefix_cache_mib: int = Field(1024, ge=0)
-    """With several epochs, memory of a trainer for what they share: the input of the first trained layer, computed
-    in the first epoch. What does not fit is computed in each."""
+    """Type of weights and activations; with bfloat16, DeepSpeed keeps float32 master weights of what trains."""
+    micro_batch_tokens: PositiveInt | None = None
+    """Tokens that a trainer computes at a time, padding included: memory against speed. null follows from the memory
+    that is there, for each run by what it trains; `layersweep plan` says the number."""
+    prefix_cache_mib: NonNegativeInt = 1024
+    """MiB of a trainer for what several epochs share: the input of the first trained layer, computed in the first. What
+    does not fit is computed in each."""
 
     @model_validator(mode="before")
     @classmethod
@@ -128,12 +141,12 @@ class TrainingConfig(StrictModel):
 
 
 class DeepSpeedConfig(StrictModel):
-    """What of DeepSpeed is the user's to choose; batch sizes, dtype and clipping follow from `training`."""
+    """DeepSpeed's settings that the user may choose; batch sizes, dtype and clipping follow from `training`."""
 
     layer_zero_stage: Literal[0, 1] = 0
-    """ZeRO of runs that train some layers: their optimizer state is 1/L of a model, so 0 or 1."""
+    """ZeRO stage of runs that train some layers: their optimizer state is 1/L of a model, so 0 or 1."""
     full_zero_stage: Literal[0, 1, 2, 3] = 0
-    """ZeRO of the run that trains every parameter; 2 or 3 when it spans several GPUs."""
+    """ZeRO stage of the run that trains every parameter; 2 or 3 when it spans several GPUs."""
     offload_optimizer: Literal["none", "cpu"] = "none"
     """Keep the full run's optimizer state in host memory (stages 1 to 3)."""
 
@@ -145,34 +158,34 @@ class DeepSpeedConfig(StrictModel):
 
 
 class ActorResources(StrictModel):
-    """What one actor asks of Ray."""
+    """Resources that one actor requests from Ray."""
 
     cpus: float = Field(1.0, ge=0)
     gpus: float = Field(0.0, ge=0)
-    """May be a fraction: several actors then share a GPU."""
+    """GPUs; a fraction lets several actors share one."""
 
 
 class ResourcesConfig(StrictModel):
-    """How the sweep spreads over the cluster."""
+    """Resources of the sweep's actors, and how many there are."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` is cuda where the sweep's actors ask for GPUs."""
+    """Device of engines and trainers; `auto` is cuda where they request GPUs."""
     engines: PositiveInt = 1
-    """vLLM engines; runs are dealt out to them in turn."""
+    """Number of vLLM engines; runs are assigned to them in turn."""
     engine: ActorResources = ActorResources(cpus=0.5)
     trainer: ActorResources = ActorResources(cpus=0.1)
-    """Of each rank of a layer run."""
+    """Resources of each rank of a layer run."""
     full_trainer: ActorResources | None = None
-    """Of each rank of the full run; null is as `trainer`."""
+    """Resources of each rank of the full run; null is as `trainer`."""
     trainer_ranks: PositiveInt = 1
     """Data-parallel ranks of a layer run."""
     full_trainer_ranks: PositiveInt = 1
     """Data-parallel ranks of the full run."""
     concurrent_runs: PositiveInt | None = None
-    """Runs that train at the same time; null is as many as the cluster has room for, while it grows and shrinks."""
+    """Runs that train at the same time; null is as many as the cluster has capacity for, as it grows and shrinks."""
     wait_for_nodes: float = Field(0.0, ge=0)
-    """Seconds to wait for a cluster that scales itself to grow to what the sweep needs at least; its autoscaler is told
-    what all runs together could use. 0 refuses at once what cannot be placed."""
+    """Seconds to wait for an autoscaling cluster to grow to what the sweep needs at least; its autoscaler is told what
+    all runs together could use. 0 refuses at once what cannot be placed."""
 
     @model_validator(mode="after")
     def _device_matches(self) -> "ResourcesConfig":
@@ -193,19 +206,20 @@ class ResourcesConfig(StrictModel):
         return self
 
     def on_gpu(self) -> bool:
+        """Return whether engines and trainers compute on GPUs."""
         return self.engine.gpus > 0
 
 
 class RecoveryConfig(StrictModel):
-    """What a failure may cost, and when silence counts as one."""
+    """Checkpoints, retries and timeouts."""
 
     checkpoint_every: PositiveInt = 5
     """Steps between a run's checkpoints: at most so many are repeated after a failure. A checkpoint is written while
-    the next responses are."""
+    the next responses are generated."""
     keep: PositiveInt = 2
     """Checkpoints kept of a run while it trains; the one before is used where the last is damaged."""
-    retries: int = Field(3, ge=0)
-    """Failures in a row, without a new step between them, that are mended before a run counts as failed."""
+    retries: NonNegativeInt = 3
+    """Failures in a row, without a new step between them, that are recovered from before a run counts as failed."""
     patience: float = Field(300.0, gt=0)
-    """Seconds. An actor that does not answer for so long, or an engine that has work and finishes no step of it, is
+    """Seconds after which an actor that does not answer, or an engine that has work and finishes no step of it, is
     replaced; so is one whose call takes longer than this and than ten times the longest such call before it."""

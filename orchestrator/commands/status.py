@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import pandas as pd
-import yaml
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
@@ -16,6 +15,7 @@ from layersweep.orchestrator.remote.sweep_view import SweepView
 from layersweep.orchestrator.report.format import interval_text, number_text, wide_console
 from layersweep.orchestrator.report.terminal_table import interval_title
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.yaml_core import read_yaml
 from layersweep.policies.selection import parse_run_name
 from layersweep.workers.storage.files import write_atomically
 from layersweep.workers.storage.tables import CONTRIBUTION, PHASES, STEPS, TableSchema
@@ -78,7 +78,7 @@ def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
         None if content is None else _parse(schema, sweep, content)
         for schema, content in zip((CONTRIBUTION, STEPS), contents, strict=True)
     )
-    lines = [f"sweep   {sweep.job.sweep if sweep.job else yaml.safe_load(spec)['name']} -> {sweep.folder}"]
+    lines = [f"sweep   {sweep.job.sweep if sweep.job else read_yaml(spec.decode())['name']} -> {sweep.folder}"]
     over = table is not None and not (table["status"] == "running").any()
     failed = table is not None and bool((table["status"] == "failed").any())
     if sweep.job:
@@ -90,7 +90,7 @@ def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
         lines.append(f"engines {'; '.join(engines)}")
     shown = [Text("\n".join(lines))]
     if table is not None:
-        shown.append(overview(table, steps, yaml.safe_load(spec)["training"]["steps"], places))
+        shown.append(overview(table, steps, read_yaml(spec.decode())["training"]["steps"], places))
     return Group(*shown), over, failed
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.selection import Selection
 from layersweep.rollout.config import TaskConfig
+from layersweep.workers.training.micro_batch_size import activation_bytes_per_token, micro_batch_tokens
 
 from .cluster_shape import H200, GpuKind
 from .plan import Plan
@@ -33,7 +34,7 @@ class Assumptions:
 
     def __str__(self) -> str:
         return (
-            f"assumes responses of {self.response_share:.0%} of the limit, prompts of {self.prompt_tokens} tokens "
+            f"responses of {self.response_share:.0%} of the limit, prompts of {self.prompt_tokens} tokens "
             f"(episodes: half the limits of turns and prompt), {self.arithmetic:.0%} of peak arithmetic, "
             f"{self.bandwidth:.0%} of peak bandwidth, one run's batch at a time, nothing waiting"
         )
@@ -171,17 +172,22 @@ def update_flops(shape: Architecture, selection: Selection, context: float, refe
     return below * block + epochs * ((3 if reference else 2) * suffix + trained)
 
 
-def activation_bytes(plan: Plan, selection: Selection) -> int:
-    """What a trainer's backward pass keeps of one micro batch: every block from the first trained one on, and logits.
+def micro_batch(plan: Plan, selection: Selection, gpu: GpuKind = H200) -> int:
+    """Return the tokens of a trainer's micro batch, as the spec says or as the trainer will choose them.
 
-    A Llama-type block keeps about six hidden vectors, queries, keys, values and attention outputs, and four
-    intermediate vectors; logits, their log-softmax and gradient are float32.
+    Args:
+        gpu: the kind that trainers are on, where they are on GPUs; else this machine's memory counts.
     """
-    shape = plan.architecture
-    below = 0 if selection.whole else min(selection.layers)
-    wide = 6 * shape.hidden + 2 * shape.heads * shape.head_dim + 2 * shape.kv_heads * shape.head_dim
-    kept = (shape.layers - below) * (wide + 4 * shape.intermediate) * plan.element_bytes + 3 * 4 * shape.vocabulary
-    return plan.spec.training.micro_batch_tokens * kept
+    resources = plan.spec.resources
+    needs = (resources.full_trainer if selection.whole else None) or resources.trainer
+    part = min(1.0, needs.gpus) * gpu.memory
+    return micro_batch_tokens(plan.spec.training, plan.architecture, selection, part)
+
+
+def activation_bytes(plan: Plan, selection: Selection, gpu: GpuKind = H200) -> int:
+    """Return what a trainer's backward pass keeps of one micro batch."""
+    kept = activation_bytes_per_token(plan.architecture, selection, plan.element_bytes)
+    return micro_batch(plan, selection, gpu) * kept
 
 
 def _turns_and_prompt(task: TaskConfig, assumed: Assumptions) -> tuple[float, float]:

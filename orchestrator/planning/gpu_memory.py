@@ -110,9 +110,9 @@ def _memory(plan: Plan, card: Gpu, gpu: GpuKind, served: list[int]) -> GpuMemory
     layers = [run.selection for run in plan.runs if not run.selection.whole]
     lowest = min(layers, key=lambda selection: selection.layers, default=Selection.layer(0))
     trunks = card.whole_ranks + (1 if card.berth else card.layer_ranks)
-    activations = card.layer_ranks * activation_bytes(plan, lowest)
+    activations = card.layer_ranks * activation_bytes(plan, lowest, gpu)
     if card.whole_ranks:
-        activations += card.whole_ranks * activation_bytes(plan, Selection.full())
+        activations += card.whole_ranks * activation_bytes(plan, Selection.full(), gpu)
     return GpuMemory(
         who=_who(card),
         weights=len(card.engines) * plan.trunk_bytes / spans,

@@ -6,6 +6,7 @@ from functools import cached_property
 import pandas as pd
 
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.yaml_core import read_yaml
 from layersweep.orchestrator.statistics.score_arrays import KINDS, responses_of_split
 from layersweep.orchestrator.statistics.seeds import interval_covers, one_run_each, seeds_trained
 from layersweep.workers.storage.files import read_bytes
@@ -75,7 +76,8 @@ class Results:
     @property
     def covers(self) -> str:
         """The sentence on what the intervals speak about."""
-        return interval_covers(self.seeds)
+        spec = read_yaml(self.spec) or {}
+        return interval_covers(self.seeds, spec.get("evaluation", {}).get("seed_sd"))
 
     @property
     def one_run_each(self) -> str:

@@ -1,5 +1,7 @@
 """The spec of a sweep: one YAML file, read into typed models, refused with field, reason and fix."""
 
+from typing import Annotated
+
 from pydantic import Field, field_validator, model_validator
 
 from layersweep.policies.algorithms.grpo import GRPO
@@ -39,7 +41,7 @@ class SweepSpec(StrictModel):
     `middle: 5`, `worst: 5`. Picked on the selection split, scored on the final split too."""
     profile: str | None = None
     """A finished sweep's folder or contribution.parquet to pick `combine`'s layers from; null is this sweep itself."""
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field((0,), min_length=1)
     """Every run is repeated with each of these."""
     training: TrainingConfig = TrainingConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -100,10 +102,10 @@ class SweepSpec(StrictModel):
             )
         if self.algorithm.build().overlong_buffer >= self.training.max_response_tokens:
             raise ValueError("algorithm.overlong_buffer: must be below training.max_response_tokens")
-        if self.algorithm.type == "gigpo" and not getattr(self.task, "multi_turn", False):
+        if self.algorithm.build().compares_steps and not getattr(self.task, "multi_turn", False):
             raise ValueError(
-                f"algorithm.type: gigpo compares the steps of episodes, and {self.task.type} has none; choose grpo or "
-                "dr_grpo, or an environment as the task"
+                f"algorithm.type: {self.algorithm.type} compares the steps of episodes, and {self.task.type} has none; "
+                "choose grpo or dr_grpo, or an environment as the task"
             )
         if isinstance(self.model, TinyModel) and not hasattr(type(self.task), "tiny"):
             raise ValueError(

@@ -11,7 +11,12 @@ FINAL = ("score", "score_low", "score_high", "contribution", "contribution_low",
 
 
 def sweep_table(
-    sweep: dict[str, str | int], runs: pd.DataFrame, steps: pd.DataFrame, scores: pd.DataFrame
+    sweep: dict[str, str | int],
+    runs: pd.DataFrame,
+    steps: pd.DataFrame,
+    scores: pd.DataFrame,
+    *,
+    seed_sd: float | None = None,
 ) -> pd.DataFrame:
     """Build contribution.parquet: a row per selection, base first, then full, then by layer; whole at any moment.
 
@@ -20,12 +25,14 @@ def sweep_table(
         runs: one row per run (and base): selection, seed, kind, layer, depth, trainable_parameters,
             layers, learning_rate, seconds, status, reason.
         steps, scores: the content of steps.parquet and scores.parquet.
+        seed_sd: standard deviation of S between RL seeds, known from elsewhere; None estimates it from the seeds.
     """
     table = _of_runs(runs, steps)
     # A selection is scored on the `selection` split, and the best ones once more on `final`.
-    ranked = contribution_table(scores, runs, split="selection").drop(columns=["kind", "layer", "seeds", "step"])
+    ranked = contribution_table(scores, runs, split="selection", seed_sd=seed_sd)
+    ranked = ranked.drop(columns=["kind", "layer", "seeds", "step"])
     table = table.merge(ranked, on="selection", how="left")
-    final = contribution_table(scores, runs, split="final").set_index("selection")
+    final = contribution_table(scores, runs, split="final", seed_sd=seed_sd).set_index("selection")
     for column in FINAL:
         table[f"final_{column}"] = table["selection"].map(final[column])
     table["reason"] = table["reason"].fillna(table["contribution_reason"])

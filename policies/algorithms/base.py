@@ -1,24 +1,42 @@
-"""What every algorithm shares: the settings of the policy-gradient loss, and the interface of advantages."""
+"""The base of every algorithm: the settings of the policy-gradient loss, and the hooks that an algorithm overrides."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from layersweep.policies.strict import StrictModel
 
+if TYPE_CHECKING:  # torch, which a spec does without
+    from torch import Tensor
+
+    from .loss import LossTerms
+
 Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum_over_max_length"]
 
 
 class PolicyGradient(StrictModel):
-    """Settings of the clipped surrogate; an algorithm adds how it turns rewards into advantages."""
+    """An algorithm: a section of the spec, and four hooks, of which only `advantages` has no default.
+
+    - `build`: called when a spec is validated, and by the driver for the trainers of each run.
+    - `shaped`, then `advantages`: called by `UpdateLoop.update` once per rollout batch, on every rank, over all rows
+      of the batch, before it is split into minibatches and micro batches.
+    - `loss`: called by `UpdateLoop` once per micro batch and epoch, on its tokens alone, and for the agreement of
+      gradients before the first step.
+
+    `aggregation` weighs the tokens (`loss.token_weights`) once per minibatch; a `kl_coefficient` above 0 makes the
+    trainer compute the base model's log-probabilities.
+    """
+
+    compares_steps: ClassVar[bool] = False
+    """Whether advantages need the steps and anchors of episodes; the spec then refuses single-turn tasks."""
 
     clip_low: float = Field(0.2, gt=0, lt=1)
     """The ratio is clipped from below at 1 - clip_low."""
     clip_high: float = Field(0.2, gt=0)
     """The ratio is clipped from above at 1 + clip_high; above clip_low it is DAPO's clip-higher."""
     dual_clip: float | None = Field(None, gt=1)
-    """For negative advantages the loss is at most dual_clip times |A| (Ye et al. 2020); null is off. The usual 3
+    """Bound of the loss for negative advantages, as a multiple of |A| (Ye et al. 2020); null is off. The usual 3
     needs an importance_cap above it."""
     importance_cap: float = Field(2.0, gt=1)
     """Truncated importance sampling: ratios against the sampling engine's log-probabilities count at most this."""
@@ -40,11 +58,17 @@ class PolicyGradient(StrictModel):
         return self
 
     def build(self) -> "PolicyGradient":
-        """The algorithm itself, which this is."""
+        """Return the algorithm itself, which this is."""
         return self
 
     def shaped(self, reward: np.ndarray, lengths: np.ndarray, max_length: int) -> np.ndarray:
-        """Rewards [rows] after the overlong punishment, float32."""
+        """Return the rewards [rows] after the overlong punishment, float32.
+
+        Args:
+            reward: float32 [rows], of the task.
+            lengths: int [rows], tokens of each response.
+            max_length: the response limit in tokens.
+        """
         reward = np.asarray(reward, np.float32)
         if not self.overlong_buffer:
             return reward
@@ -54,7 +78,7 @@ class PolicyGradient(StrictModel):
     def advantages(
         self, reward: np.ndarray, group: np.ndarray, trajectory: np.ndarray, step: np.ndarray, anchor: list[str]
     ) -> np.ndarray:
-        """One advantage per row, float32 [rows].
+        """Return one advantage per row, float32 [rows].
 
         Args:
             reward: float32 [rows], of the response or of this step of the episode.
@@ -65,9 +89,22 @@ class PolicyGradient(StrictModel):
         """
         raise NotImplementedError
 
+    def loss(
+        self, logp: "Tensor", old_logp: "Tensor", advantage: "Tensor", weight: "Tensor",
+        ref_logp: "Tensor | None" = None,
+    ) -> "LossTerms":  # fmt: skip
+        """Return one micro batch's share of the loss: here `loss.policy_loss`, the clipped surrogate with its KL term.
+
+        Args:
+            logp, old_logp, advantage, weight, ref_logp: float [N], see `loss.policy_loss`.
+        """
+        from .loss import policy_loss
+
+        return policy_loss(self, logp, old_logp, advantage, weight, ref_logp)
+
 
 def episode_returns(reward: np.ndarray, group: np.ndarray, trajectory: np.ndarray):
-    """Per trajectory, in order of first appearance of its number: return, group; and each row's trajectory index."""
+    """Return per trajectory, in order of first appearance of its number: return, group; and each row's trajectory."""
     names, first, of_row = np.unique(trajectory, return_index=True, return_inverse=True)
     returns = np.zeros(len(names), np.float32)
     np.add.at(returns, of_row, np.asarray(reward, np.float32))
@@ -75,7 +112,7 @@ def episode_returns(reward: np.ndarray, group: np.ndarray, trajectory: np.ndarra
 
 
 def group_normalised(values: np.ndarray, group: np.ndarray, std: bool, epsilon: float = 1e-6) -> np.ndarray:
-    """`values` minus their group's mean and, with `std`, over the group's standard deviation (n - 1) + epsilon.
+    """Subtract each group's mean from `values` and, with `std`, divide by its standard deviation (n - 1) + epsilon.
 
     Zero where all values of a group are equal, and for a group of one. float32 [values].
     """

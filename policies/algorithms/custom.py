@@ -1,4 +1,4 @@
-"""A user's own algorithm: a class in a file of hers, named in the spec by its dotted path."""
+"""A user's own algorithm: a class in a file outside the package, named in the spec by its dotted path."""
 
 import importlib
 import os
@@ -24,7 +24,7 @@ class CustomAlgorithm(StrictModel):
     path: str
     """Dotted path of the class, such as `my_module.MyAlgorithm`."""
     settings: dict[str, Any] = Field({}, validate_default=True)
-    """Its fields: its own, and those of every algorithm, such as `clip_high`."""
+    """Values of its fields: its own, and those of every algorithm, such as `clip_high`."""
 
     @field_validator("path")
     @classmethod
@@ -40,7 +40,7 @@ class CustomAlgorithm(StrictModel):
         return settings
 
     def build(self) -> PolicyGradient:
-        """The algorithm itself."""
+        """Make the algorithm itself."""
         return _make(self.path, self.settings)
 
 
@@ -70,7 +70,7 @@ def _make(path: str, settings: dict[str, Any]) -> PolicyGradient:
 
 
 def _try(algorithm: PolicyGradient) -> None:
-    """Four responses, one of them right: there must be a finite float32 for each."""
+    """Call `advantages` with four responses, one of them right: each must get a finite float32."""
     rows = np.arange(4)
     reward, zeros = np.array([1, 0, 0, 0], np.float32), np.zeros(4, np.int64)
     name = type(algorithm).__name__

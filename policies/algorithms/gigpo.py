@@ -1,7 +1,7 @@
 """GiGPO: group-in-group policy optimisation, for episodes of several steps."""
 
 from difflib import SequenceMatcher
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -20,6 +20,8 @@ class GiGPO(PolicyGradient):
     its step's reward here: it counts in the episode's return and, discounted, in the return-to-go of the steps
     that led to it. The authors' code subtracts it from the row alone, after discounting.
     """
+
+    compares_steps: ClassVar[bool] = True
 
     type: Literal["gigpo"] = "gigpo"
     gamma: float = Field(0.95, ge=0, le=1)
@@ -58,7 +60,7 @@ class GiGPO(PolicyGradient):
 
 
 def returns_to_go(reward: np.ndarray, trajectory: np.ndarray, step: np.ndarray, gamma: float) -> np.ndarray:
-    """R_t = r_t + gamma R_(t+1) within each trajectory, whatever the order of the rows. float32 [rows]."""
+    """Return R_t = r_t + gamma R_(t+1) within each trajectory, whatever the order of the rows. float32 [rows]."""
     to_go = np.array(reward, np.float32)
     order = np.lexsort((step, trajectory))
     for row, following in zip(order[-2::-1], order[:0:-1], strict=True):
@@ -68,19 +70,19 @@ def returns_to_go(reward: np.ndarray, trajectory: np.ndarray, step: np.ndarray, 
 
 
 def step_groups(group: np.ndarray, anchor: list[str], similarity: float | None = None) -> np.ndarray:
-    """The step group of each row: rows of one `group` with the same anchor, or a similar one. int [rows]."""
+    """Return the step group of each row: rows of one `group` with the same anchor, or a similar one. int [rows]."""
     found: dict[tuple[int, str], int] = {}
     of_row = np.empty(len(anchor), np.int64)
     for row, key in enumerate(zip(np.asarray(group).tolist(), anchor, strict=True)):
         if key not in found:
-            like = None if similarity is None else _most_senior(found, *key, similarity)
+            like = None if similarity is None else _first_similar(found, *key, similarity)
             found[key] = row if like is None else like
         of_row[row] = found[key]
     return of_row
 
 
-def _most_senior(found: dict[tuple[int, str], int], group: int, anchor: str, similarity: float) -> int | None:
-    """The earliest step group of `group` whose first anchor is similar enough, as the authors' code clusters."""
+def _first_similar(found: dict[tuple[int, str], int], group: int, anchor: str, similarity: float) -> int | None:
+    """Return the earliest step group of `group` whose first anchor is similar enough, as the authors' code clusters."""
     firsts: dict[int, str] = {}
     for (of_group, text), number in found.items():
         if of_group == group:

@@ -6,15 +6,17 @@ so micro batches and data-parallel ranks just add up: no aggregation can depend 
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .base import Aggregation, PolicyGradient
+if TYPE_CHECKING:  # which calls policy_loss
+    from .base import Aggregation, PolicyGradient
 
 
-def token_weights(lengths: Tensor, aggregation: Aggregation, max_length: int) -> Tensor:
-    """The weight of each response's tokens in the loss of one optimizer batch.
+def token_weights(lengths: Tensor, aggregation: "Aggregation", max_length: int) -> Tensor:
+    """Return the weight of each response's tokens in the loss of one optimizer batch.
 
     Args:
         lengths: [responses] tokens of each response of the optimizer batch (skipped ones included).
@@ -45,14 +47,14 @@ class LossTerms:
 
 
 def policy_loss(
-    algorithm: PolicyGradient,
+    algorithm: "PolicyGradient",
     logp: Tensor,
     old_logp: Tensor,
     advantage: Tensor,
     weight: Tensor,
     ref_logp: Tensor | None = None,
 ) -> LossTerms:
-    """The clipped surrogate plus the KL penalty, summed with the given weights.
+    """Return the clipped surrogate plus the KL penalty, summed with the given weights.
 
     Per token, with rho = exp(logp - old_logp) truncated at importance_cap:
     -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), at most dual_clip |A| where A < 0 (Schulman et al.

@@ -1,11 +1,18 @@
 """A model's shape from its config.json alone: what a plan needs, without torch and without weights."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .checkpoint import head_is_tied, stored_tensors
+
 SUPPORTED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings whose angles depend on the position alone. Others (dynamic, longrope) depend on the length of the
+sequence too, which engine and trainer see in different pieces."""
+SMALLEST_HEAD = 32
+"""Width of an attention head below which no attention kernel of the engine goes."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +34,11 @@ class Architecture:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Architecture":
-        """From the content of a config.json.
+        """Read the content of a config.json.
 
         Raises:
-            ValueError: an architecture other than Qwen2(.5), Qwen3 or Llama; a size that is missing.
+            ValueError: an architecture other than Qwen2(.5), Qwen3 or Llama; a size that is missing; a field that asks
+                for what engine and trainer do not compute (see unsupported_fields).
         """
         if not isinstance(config, dict):
             raise ValueError(f"config.json holds a {type(config).__name__}, not an object with the model's sizes")
@@ -39,7 +47,7 @@ class Architecture:
             raise ValueError(f"architecture {name!r} is not supported; supported are {', '.join(SUPPORTED)}")
         try:
             heads = config["num_attention_heads"]
-            return cls(
+            architecture = cls(
                 name=name,
                 layers=config["num_hidden_layers"],
                 hidden=config["hidden_size"],
@@ -55,13 +63,18 @@ class Architecture:
             )
         except KeyError as missing:
             raise ValueError(f"config.json lacks {missing}") from missing
+        if architecture.head_dim < SMALLEST_HEAD:
+            raise ValueError(f"config.json: head_dim {architecture.head_dim} is below {SMALLEST_HEAD}, the smallest")
+        if found := unsupported_fields(config):
+            raise ValueError("config.json: " + "; ".join(f"{field} {reason}" for field, reason in found.items()))
+        return architecture
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Architecture":
-        """From a folder's config.json.
+        """Read a folder's config.json; whether the LM head is tied is read from the weights, where there are any.
 
         Raises:
-            ValueError: no folder, no config.json in it, or one that does not parse.
+            ValueError: no folder, no config.json in it, or one that does not parse; weights that cannot be read.
         """
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")
@@ -69,9 +82,13 @@ class Architecture:
         if not path.is_file():
             raise ValueError(f"{folder} has no config.json: it is not a Hugging Face model folder")
         try:
-            return cls.from_config(json.loads(path.read_text()))
+            architecture = cls.from_config(json.loads(path.read_text()))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
+        if not any(folder.glob("*.safetensors")):
+            return architecture
+        tied = head_is_tied(stored_tensors(folder))
+        return architecture if tied is None else replace(architecture, tied=tied)
 
     @property
     def layer_parameters(self) -> int:
@@ -86,3 +103,43 @@ class Architecture:
         """Parameters of the whole model; a tied LM head counts once."""
         outer = self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden
         return self.layers * self.layer_parameters + outer
+
+
+def unsupported_fields(config: dict[str, Any]) -> dict[str, str]:
+    """Name the fields of a config.json with which engine, trainer and transformers would compute different models.
+
+    Args:
+        config: the content of a config.json, of a supported architecture.
+
+    Returns:
+        By field, why it is not supported and what can be done; empty where all is well.
+    """
+    found: dict[str, str] = {}
+    sliding = config.get("use_sliding_window", False) and config.get("sliding_window", 4096) is not None
+    if sliding:
+        found["use_sliding_window"] = (
+            "true: attention over a sliding window is not supported; where no prompt with its response is longer than "
+            "the window, set it to false, which computes the same"
+        )
+    elif any(kind != "full_attention" for kind in config.get("layer_types") or []):
+        found["layer_types"] = "has other layers than full_attention, which are not supported"
+    for field in ("rope_parameters", "rope_scaling"):
+        rope = config.get(field) or {}
+        kind = "rope_type" if "rope_type" in rope else "type"
+        if rope.get(kind, "default") not in ROPE_TYPES:
+            found[f"{field}.{kind}"] = f"{rope[kind]!r} is not supported; supported are {', '.join(ROPE_TYPES)}"
+        if "mrope_section" in rope:
+            found[f"{field}.mrope_section"] = "is for images, which are not supported"
+        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+            found[f"{field}.partial_rotary_factor"] = "other than 1 is not supported"
+    off = {"partial_rotary_factor": 1.0, "hidden_act": "silu", "is_causal": True, "mlp_bias": False, "logit_scale": 1.0}
+    if config["architectures"][0] != "Qwen2ForCausalLM":  # which has biases on q, k and v and ignores this field
+        off["attention_bias"] = False
+    for field, value in off.items():
+        if config.get(field) not in (None, value):
+            found[field] = f"{config[field]!r} is not supported, only {value!r}"
+    if config.get("dual_chunk_attention_config"):
+        found["dual_chunk_attention_config"] = "is not supported; without it the model attends to everything"
+    if config.get("quantization_config"):
+        found["quantization_config"] = "is not supported: quantized weights cannot be trained; take the original model"
+    return found

@@ -7,7 +7,7 @@ micro batch. Everything after the last block is flat, one entry per response tok
 on the padding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -59,6 +59,10 @@ class MicroBatches(Sequence[MicroBatch]):
 
     def __getitem__(self, index: int) -> MicroBatch:
         return self.make(self.trees[index])
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        # Sequence's own would take an IndexError raised in `make` for the end.
+        return map(self.make, self.trees)
 
 
 def pack(

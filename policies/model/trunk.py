@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM
 from layersweep.policies.selection import Selection
 
 from .fused_cpu import fuse
+from .pretrained import load_pretrained
 from .tensor_transport import to_handles, to_tensors
+from .token_logprobs import token_logprobs
 from .tree_attention import NAME
 from .tree_batch import MicroBatch
 
@@ -26,6 +28,7 @@ class Trunk:
     """
 
     def __init__(self, model: nn.Module):
+        model.set_attn_implementation(NAME)
         self.model = model.eval().requires_grad_(False)
         if model.device.type == "cpu" and model.dtype == torch.float32:
             fuse(model)
@@ -33,15 +36,8 @@ class Trunk:
 
     @classmethod
     def load(cls, path: str, dtype: str, device: str = "cpu", trust_remote_code: bool = False) -> "Trunk":
-        """From a folder or hub name. `dtype` is a torch dtype's name."""
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=getattr(torch, dtype),
-            attn_implementation=NAME,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-        )
-        return cls(model.to(device))
+        """Load a folder. `dtype` is a torch dtype's name."""
+        return cls(load_pretrained(path, dtype, trust_remote_code).to(device))
 
     def share(self) -> dict[str, Any]:
         """What another process on the same GPU needs to attach to this trunk, which must outlive it."""
@@ -52,7 +48,7 @@ class Trunk:
         """The trunk that another process on the same GPU shared: its memory, not a copy."""
         config = shared["config"]
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
+            model = AutoModelForCausalLM.from_config(config)
         model.load_state_dict(to_tensors(shared["weights"], device), assign=True)
         model.tie_weights()
         # Not in the state dict: frequencies are recomputed, where `load` has them computed.
@@ -76,7 +72,7 @@ class Trunk:
     def reference(self, batch: MicroBatch, hidden: Tensor, start: int, temperature: float) -> Tensor:
         """The base model's log-probabilities [N], from the input of block `start`: no second model needed."""
         hidden = run_blocks(self.model.model, batch, hidden, self.layers[start:])
-        return token_logprobs(self.model, batch, hidden, temperature)[0]
+        return response_logprobs(self.model, batch, hidden, temperature)[0]
 
 
 class Policy(nn.Module):
@@ -118,7 +114,7 @@ class Policy(nn.Module):
             blocks = [
                 self.trained[str(k)] if str(k) in self.trained else layer for k, layer in enumerate(self.trunk.layers)
             ][self.start :]
-        return token_logprobs(model, batch, run_blocks(model.model, batch, hidden, blocks), temperature)
+        return response_logprobs(model, batch, run_blocks(model.model, batch, hidden, blocks), temperature)
 
     def named_weights(self) -> dict[str, nn.Parameter]:
         """The trained parameters under their Hugging Face names; a tied LM head appears once, as the embedding."""
@@ -135,17 +131,10 @@ def run_blocks(decoder: nn.Module, batch: MicroBatch, hidden: Tensor, blocks: It
     return hidden
 
 
-def token_logprobs(model: nn.Module, batch: MicroBatch, hidden: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [N] of the response tokens and the entropies [N] of their distributions (no graph).
+def response_logprobs(model: nn.Module, batch: MicroBatch, hidden: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities [N] of the response tokens and entropies [N] of their distributions (no graph).
 
     Only the N predicting positions go through the final norm and the LM head; float32 from the logits on.
     """
     chosen = hidden.flatten(0, 1).index_select(0, batch.predictor)
-    logits = model.lm_head(model.model.norm(chosen)).float()
-    if temperature != 1.0:
-        logits = logits / temperature
-    logp_all = torch.log_softmax(logits, dim=-1)
-    logp = logp_all.gather(-1, batch.target[:, None]).squeeze(-1)
-    with torch.no_grad():
-        entropy = -(logp_all.exp() * logp_all).sum(-1)
-    return logp, entropy
+    return token_logprobs(model.lm_head, model.model.norm(chosen), batch.target, temperature)

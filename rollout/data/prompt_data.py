@@ -10,19 +10,19 @@ import heapq
 import json
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.types import Prompt, Split
 
+from .data_files import DataError, DataFile, data_files, is_remote
 from .decontamination import contaminated
-from .row_readers import DataError, hub_rows, local_files, local_rows, messages_of
+from .row_readers import file_rows, hub_rows, messages_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,52 +35,88 @@ class Columns(StrictModel):
     prompt: str = "prompt"
     """Messages (a list of `{role, content}`) or plain text; the answer is then `reward_model.ground_truth`, or
     the answer column where there is no `reward_model`."""
-    question: str = "question"
-    """The question of rows that have no prompt column."""
-    answer: str = "answer"
-    """The answer of rows that have no `reward_model`."""
+    question: str | None = None
+    """The question of rows that have no prompt column; null is the first of `question`, `problem`, `input` and `query`
+    that a row has."""
+    context: str | None = None
+    """Text that belongs before the question; null is `body` or `context` where a row has one."""
+    answer: str | None = None
+    """The answer of rows that have no `reward_model`; null is the first of `answer`, `final_answer`, `target` and
+    `solution` that a row has."""
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """Columns to look for the question in, in order."""
+        return (self.question,) if self.question else _either_case("question", "problem", "input", "query")
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """Columns to look for the question's context in, in order."""
+        return (self.context,) if self.context else _either_case("body", "context")
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Columns to look for the answer in, in order."""
+        return (self.answer,) if self.answer else _either_case("answer", "final_answer", "target", "solution")
+
+    @property
+    def all(self) -> frozenset[str]:
+        """Every column that is read of a row."""
+        fixed = (self.prompt, "reward_model", "data_source", "ability")
+        return frozenset((*fixed, *self.questions, *self.contexts, *self.answers))
+
+
+def _either_case(*names: str) -> tuple[str, ...]:
+    return tuple(spelling for name in names for spelling in (name, name.capitalize()))
 
 
 class DataConfig(StrictModel):
-    """Where the prompts come from and how they are put to the model."""
+    """Source of the prompts, and the form in which the model gets them."""
 
     path: str | None = None
-    """A local .parquet or .jsonl file, or a folder of such files."""
+    """A .parquet or .jsonl file (also .jsonl.gz, .bz2, .zst), or a folder of such files: a path, or a URI that fsspec
+    understands (`s3://...`)."""
     hub: str | None = None
     """The name of a data set for `datasets.load_dataset`, instead of `path`."""
     subset: str | None = None
-    """The configuration of the hub's data set, such as `main`."""
+    """The configuration of the hub's data set, such as `main`; of a `path` the inner folder, if several hold data."""
     revision: str | None = None
     """The commit or tag of the hub's data set; name one, and the data cannot change under a sweep."""
     split: str = "train"
-    """The split of the hub's data set."""
+    """The split of the hub's data set, or of a folder whose files name their splits (`train-00000.parquet`,
+    `data/test/a.jsonl`)."""
     columns: Columns = Columns()
     subsample: int | None = Field(None, ge=1)
     """Use this many rows, drawn without replacement; a larger subsample contains the smaller ones of its seed."""
-    subsample_seed: int = 0
+    subsample_seed: NonNegativeInt = 0
     selection_share: float = Field(0.1, ge=0, le=1)
-    """The share of prompts held out for choosing layers. A hash of the prompt's text decides, nothing else."""
+    """Share of prompts held out for choosing layers. A hash of the prompt's text decides, nothing else."""
     final_share: float = Field(0.1, ge=0, le=1)
-    """The share of prompts held out for the final score; what is left over trains."""
+    """Share of prompts held out for the final score; the rest trains."""
     decontaminate_ngram: int | None = Field(13, ge=2)
-    """Training prompts that share this many consecutive words with an evaluation prompt are dropped; null keeps all."""
+    """Training prompts that share this many consecutive words with an evaluation prompt are dropped; words that many
+    prompts share, as an instruction, do not count. null keeps all."""
     max_prompt_chars: int = Field(20_000, ge=1)
     """A longer question is a bad row."""
     max_row_bytes: int = Field(64 << 20, ge=1)
     """A longer line of a .jsonl file is a bad row."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
     """Whether rows that are empty, too long, of a wrong type or without an answer stop the sweep."""
+    overlong_prompts: Literal["refuse", "drop"] = "refuse"
+    """Whether prompts that leave no room for a response in the model's window, counted in tokens, stop the sweep."""
     prompt_format: Literal["chat", "plain"] = "chat"
     """`chat` renders messages with the model's chat template, `plain` sends the text alone."""
     system: str | None = None
     """A system message before each prompt that has none; in plain format a paragraph before it."""
     template: str = "{question}"
-    """What the question is put into. Only `{question}` is replaced: other braces, as in `\\boxed{}`, stay."""
+    """Text around the question. Only `{question}` is replaced: other braces, as in `\\boxed{}`, stay."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataConfig":
         if (self.path is None) == (self.hub is None):
             raise ValueError("give either path (local files) or hub (the name of a data set)")
+        if self.path is not None and self.revision is not None:
+            raise ValueError("revision: a path has no revisions, only a data set of the hub has; leave it out")
         if self.selection_share + self.final_share > 1:
             raise ValueError("selection_share + final_share is above 1; they are shares of the same prompts")
         if self.template.count("{question}") != 1:
@@ -89,31 +125,44 @@ class DataConfig(StrictModel):
 
     @property
     def fetched(self) -> str | None:
-        """What has to be fetched from elsewhere; None for local files."""
-        return f"data set {self.hub} of the hub" if self.hub else None
+        """Name what has to be fetched from elsewhere; None for local files."""
+        if self.hub:
+            return f"data set {self.hub} of the hub"
+        return f"data set {self.path}" if self.path and is_remote(self.path) else None
 
-    def files(self) -> list[Path]:
-        """The local files, in order; empty for a data set of the hub.
+    def files(self) -> list[DataFile]:
+        """The files of a path, in order; empty for a data set of the hub.
 
         Raises:
-            DataError: when there is no such file or folder, or none that can be read. Cheap: nothing is opened.
+            DataError: there are none that can be read, or it is not clear which are meant. Cheap: nothing is opened.
         """
-        return [] if self.path is None else local_files(self.path)
+        return [] if self.path is None else data_files(self.path, self.split, self.subset)
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What became of the rows, for the log and the sweep's record."""
+    """Counts of rows and of what became of them. Rows that a subsample leaves out are in `rows` alone."""
 
     rows: int
     bad: int
     duplicates: int
-    """Rows whose prompt another row has too; the first one counts."""
+    """Rows whose question and answer an earlier row has too, up to the space around them."""
+    conflicting: int
+    """Rows whose question another row answers differently: all of them are dropped."""
     contaminated: int
     """Training prompts dropped because they repeat evaluation prompts."""
+    overlong: int
+    """Prompts dropped because they leave no room for a response in the model's window."""
     train: int
     selection: int
     final: int
+
+    def __str__(self) -> str:
+        dropped = {"bad": self.bad, "duplicate": self.duplicates, "contradicting": self.conflicting,
+                   "contaminated": self.contaminated, "over-long": self.overlong}  # fmt: skip
+        left_out = ", ".join(f"{count:,} {what}" for what, count in dropped.items() if count)
+        kept = f"{self.train:,} train, {self.selection:,} selection, {self.final:,} final"
+        return f"{self.rows:,} rows{f' ({left_out} dropped)' if left_out else ''}: {kept}"
 
 
 class PromptData:
@@ -122,40 +171,57 @@ class PromptData:
     The result depends on the rows, not on their order: prompts are identified and ordered by a hash of their text.
     """
 
-    def __init__(self, config: DataConfig, truth: Callable[[dict[str, Any]], Any]):
+    def __init__(self, config: DataConfig, truth: Callable[[dict[str, Any]], Any], columns: Collection[str] = ()):
         """Reads all rows.
 
         Args:
             config: what to read.
             truth: the right answer of a raw row, as JSON-like data; a ValueError marks the row as bad.
+            columns: which `truth` reads beside `config.columns`.
 
         Raises:
             DataError: for a file that cannot be read, bad rows where they are refused, or no usable row at all.
         """
         self._config = config
-        self._rows = self._duplicates = self._contaminated = 0
-        self._bad: list[str] = []
-        self._bad_count = 0
-        prompts: Iterable[Prompt] = self._read(truth)
-        if config.subsample is not None:
-            # Keeps only the subsample in memory, however many rows there are.
-            key = f"{config.subsample_seed}:".encode()
-            prompts = heapq.nsmallest(config.subsample, prompts, key=lambda p: _digest(key + p.id.encode()))
-        prompts = sorted(prompts, key=lambda p: p.id)
+        self._columns = config.columns.all.union(columns)
+        self._contaminated = self._overlong = 0
+        self._conflicting: set[str] = set()
+        prompts = self._drawn(truth)
+        if self._conflicting:
+            prompts = self._drawn(truth)  # once more, without them
+        prompts.sort(key=lambda prompt: prompt.id)
         self._report_bad_rows()
         if not prompts:
-            raise DataError(f"data: {config.path or config.hub} has no usable row{self._first_bad_rows()}")
+            raise DataError(f"data: {self._name} has no usable row{self._first_bad_rows()}")
+        self._places = {prompt.id: self._seen[prompt.id][1] for prompt in prompts}
+        del self._seen
         self._splits: dict[Split, list[Prompt]] = {"train": [], "selection": [], "final": []}
         for prompt in prompts:
             self._splits[split_of(prompt.info["question"], config.selection_share, config.final_share)].append(prompt)
         self.decontaminate(self.questions("selection") + self.questions("final"))
-        logger.info("data %s: %s", config.path or config.hub, self.report)
+        logger.info("data %s: %s", self._name, self.report)
 
     @property
     def report(self) -> DataReport:
-        """What became of the rows so far."""
+        """Count what became of the rows so far."""
         sizes = {name: len(prompts) for name, prompts in self._splits.items()}
-        return DataReport(self._rows, self._bad_count, self._duplicates, self._contaminated, **sizes)
+        return DataReport(
+            self._rows, self._bad_count, self._duplicates, self._conflicting_rows, self._contaminated, self._overlong,
+            **sizes,
+        )  # fmt: skip
+
+    @property
+    def drops_overlong(self) -> bool:
+        """Whether prompts that are too long for the model are dropped instead of refused."""
+        return self._config.overlong_prompts == "drop"
+
+    def all_prompts(self, split: Split) -> list[Prompt]:
+        """All prompts of a split, ordered by identity."""
+        return list(self._splits[split])
+
+    def place(self, prompt: Prompt) -> str:
+        """Return the row of a prompt, such as `a.jsonl row 17`."""
+        return self._places[prompt.id]
 
     def questions(self, split: Split) -> list[str]:
         """The texts of a split's questions, without template and system message."""
@@ -172,6 +238,12 @@ class PromptData:
         self._splits["train"] = [p for i, p in enumerate(self._splits["train"]) if i not in drop]
         self._contaminated += len(drop)
         return len(drop)
+
+    def drop_overlong(self, split: Split, identities: Collection[str]) -> None:
+        """Drops prompts of a split that are too long for the model."""
+        kept = [prompt for prompt in self._splits[split] if prompt.id not in identities]
+        self._overlong += len(self._splits[split]) - len(kept)
+        self._splits[split] = kept
 
     def fingerprint(self) -> str:
         """A hash of all that the model is shown and judged by; another one means that the data changed."""
@@ -192,36 +264,63 @@ class PromptData:
         """
         pool = self._splits[split]
         if count > len(pool):
+            cause = "; of the training prompts, decontaminate_ngram dropped those that repeat evaluation prompts"
             raise DataError(
-                f"data: {self._config.path or self._config.hub} has {len(pool)} {split} prompts, {count} were asked "
-                "for: ask for fewer, or change selection_share and final_share"
+                f"data: {self._name} has {len(pool)} {split} prompts, {count} were asked for ({self.report}): ask for "
+                "fewer, or change selection_share and final_share"
+                + (cause if split == "train" and self._contaminated else "")
             )
         if split != "train":
             return [pool[i] for i in _shuffled(len(pool), seed)[:count]]
         positions = range(seed * count, (seed + 1) * count)
         return [pool[_shuffled(len(pool), at // len(pool))[at % len(pool)]] for at in positions]
 
+    @property
+    def _name(self) -> str:
+        return str(self._config.path or self._config.hub)
+
+    def _drawn(self, truth: Callable[[dict[str, Any]], Any]) -> list[Prompt]:
+        """All good prompts, or the subsample: then no more than that is in memory, however many rows there are."""
+        config, prompts = self._config, self._read(truth)
+        if config.subsample is None:
+            return list(prompts)
+        key = f"{config.subsample_seed}:".encode()
+        return heapq.nsmallest(config.subsample, prompts, key=lambda p: _digest(key + p.id.encode()))
+
     def _read(self, truth: Callable[[dict[str, Any]], Any]) -> Iterator[Prompt]:
-        """Every good row as a prompt, once; bad rows and duplicates are counted."""
-        seen: set[str] = set()
+        """Every good row as a prompt, once, without questions that are known to have different answers.
+
+        Bad rows and duplicates are counted, and different answers are found; a question's first row has been given out
+        by then.
+        """
+        self._rows = self._duplicates = self._bad_count = self._conflicting_rows = 0
+        self._bad: list[str] = []
+        self._seen: dict[str, tuple[bytes, str]] = {}
         for where, raw in self._raw_rows():
             self._rows += 1
             try:
                 prompt = _prompt(raw, truth, self._config)
+                answer = _digest_of_answer(prompt.truth)
             except (ValueError, RecursionError) as error:
                 self._bad_count += 1
                 if len(self._bad) < SHOWN_BAD_ROWS:
                     self._bad.append(f"{where}: {error}")
                 continue
-            if prompt.id in seen:
+            if prompt.id in self._conflicting:
+                self._conflicting_rows += 1
+            elif prompt.id not in self._seen:
+                self._seen[prompt.id] = (answer, where)
+                yield prompt
+            elif self._seen[prompt.id][0] == answer:
                 self._duplicates += 1
-                continue
-            seen.add(prompt.id)
-            yield prompt
+            else:
+                self._conflicting.add(prompt.id)
 
     def _raw_rows(self) -> Iterator[tuple[str, Any]]:
         c = self._config
-        return hub_rows(c.hub, c.subset, c.split, c.revision) if c.hub else local_rows(c.files(), c.max_row_bytes)
+        if c.hub:
+            return hub_rows(c.hub, c.subset, c.split, c.revision, self._columns)
+        return file_rows(c.files(), self._columns, c.max_row_bytes)
 
     def _first_bad_rows(self) -> str:
         if not self._bad:
@@ -247,16 +346,41 @@ def split_of(text: str, selection_share: float, final_share: float) -> Split:
 
 
 def ground_truth(raw: dict[str, Any], columns: Columns) -> Any:
-    """The answer of a raw row as it stands: `reward_model.ground_truth`, else the answer column.
+    """The answer of a raw row as it stands: `reward_model.ground_truth`, else the first answer column that it has.
 
     Raises:
         ValueError: when there is none.
     """
     model = raw.get("reward_model")
-    value = model.get("ground_truth") if isinstance(model, dict) else raw.get(columns.answer)
+    if isinstance(model, dict):
+        value = model.get("ground_truth")
+    else:
+        value = next((raw[name] for name in columns.answers if raw.get(name) is not None), None)
     if value is None:
-        raise ValueError(f"no answer, neither reward_model.ground_truth nor a column {columns.answer!r}")
+        raise ValueError(f"no answer, neither reward_model.ground_truth nor a column {columns.answers[0]!r}")
     return value
+
+
+def decontaminate_across(task: Any, suites: Iterable[Any]) -> int:
+    """Drops training questions that an evaluation suite over other data asks too; returns how many.
+
+    Args:
+        task: what is trained on.
+        suites: the tasks of the suites.
+    """
+    others = {id(suite): suite.data for suite in suites if suite is not task and hasattr(suite, "data")}
+    if not hasattr(task, "data") or not others:
+        return 0
+    return task.data.decontaminate(
+        [text for data in others.values() for split in ("selection", "final") for text in data.questions(split)]
+    )
+
+
+def _digest_of_answer(truth: Any) -> bytes:
+    try:
+        return _digest(json.dumps(truth, sort_keys=True, ensure_ascii=False).encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the answer is no valid Unicode text ({error.reason})") from error
 
 
 def _digest(data: bytes) -> bytes:
@@ -276,8 +400,11 @@ def _prompt(raw: Any, truth: Callable[[dict[str, Any]], Any], config: DataConfig
         raise raw
     if not isinstance(raw, dict):
         raise ValueError(f"not an object with columns but {type(raw).__name__}")
-    messages = messages_of(raw, config.columns.prompt, config.columns.question)
-    question = "\n\n".join(message["content"] for message in messages)
+    columns = config.columns
+    messages = messages_of(raw, columns.prompt, columns.questions, columns.contexts)
+    whole = "\n\n".join(message["content"] for message in messages)
+    # Space around a message reaches the model as it is, but makes no other question of it.
+    question = "\n\n".join(message["content"].strip() for message in messages)
     if len(question) > config.max_prompt_chars:
         raise ValueError(
             f"the prompt has {len(question)} characters, data.max_prompt_chars is {config.max_prompt_chars}"
@@ -289,7 +416,7 @@ def _prompt(raw: Any, truth: Callable[[dict[str, Any]], Any], config: DataConfig
     answer = truth(raw)
     info = {"question": question} | {k: raw[k] for k in ("data_source", "ability") if isinstance(raw.get(k), str)}
     if config.prompt_format == "plain":
-        text = config.template.replace("{question}", question)
+        text = config.template.replace("{question}", whole)
         text = text if config.system is None else f"{config.system}\n\n{text}"
         return Prompt(identity, text=text, truth=answer, info=info)
     last = {"role": "user", "content": config.template.replace("{question}", messages[-1]["content"])}

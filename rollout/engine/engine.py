@@ -11,22 +11,28 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import AutoConfig, PretrainedConfig
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
+from vllm.tokenizers.registry import get_tokenizer
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from layersweep.rollout.config import RolloutConfig
+from layersweep.policies.model.checkpoint import head_is_tied, stored_tensors
+from layersweep.rollout.config import CPU_KV_CACHE_MIB, RolloutConfig
 from layersweep.rollout.types import Completions, EngineStopped, Pushed, Sampling, StaleWeights
 
 from .batching import AutoBatching
 from .model import ROUTED
 from .route import RUN
+
+CPU_BLOCK_TOKENS = 32
 
 
 @dataclass
@@ -46,7 +52,9 @@ class _Request:
     cpu_seconds: float = 0.0
 
 
-def engine_args(model: str, architecture: str, config: RolloutConfig, dtype: str, seed: int) -> EngineArgs:
+def engine_args(
+    model: str, architecture: str, config: RolloutConfig, dtype: str, seed: int, trust_remote_code: bool = False
+) -> EngineArgs:
     """The arguments of the engine.
 
     Raises:
@@ -54,10 +62,20 @@ def engine_args(model: str, architecture: str, config: RolloutConfig, dtype: str
     """
     if architecture not in ROUTED:
         raise ValueError(f"model: {architecture} is not supported; supported are {', '.join(sorted(ROUTED))}")
-    kv_bytes = config.kv_cache_memory_mib and config.kv_cache_memory_mib << 20
+    kv_bytes, window = config.kv_cache_memory_mib and config.kv_cache_memory_mib << 20, config.max_model_len
+    if current_platform.is_cpu():
+        shape = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        # Without chunked prefill a prompt is one forward pass, so the window ends where a pass does.
+        window = window or min(shape.max_position_embeddings, config.max_num_batched_tokens)
+        kv_bytes = kv_bytes or max(CPU_KV_CACHE_MIB << 20, kv_cache_bytes(shape, dtype, window))
+    overrides: dict[str, Any] = {"architectures": [ROUTED[architecture].__name__]}
+    tied = head_is_tied(stored_tensors(Path(model)))
+    if tied is not None:
+        overrides["tie_word_embeddings"] = tied
     return EngineArgs(
         model=model,
-        hf_overrides={"architectures": [ROUTED[architecture].__name__]},
+        trust_remote_code=trust_remote_code,
+        hf_overrides=overrides,
         dtype=dtype,
         seed=seed,
         skip_tokenizer_init=True,
@@ -65,13 +83,13 @@ def engine_args(model: str, architecture: str, config: RolloutConfig, dtype: str
         # On a CPU vLLM cannot rewind the seeded generator of a prompt that it splits.
         enable_chunked_prefill=not current_platform.is_cpu(),
         enable_prefix_caching=config.prefix_caching,
-        block_size=32 if current_platform.is_cpu() else None,
-        kv_cache_memory_bytes=kv_bytes or ((512 << 20) if current_platform.is_cpu() else None),
+        block_size=CPU_BLOCK_TOKENS if current_platform.is_cpu() else None,
+        kv_cache_memory_bytes=kv_bytes,
         gpu_memory_utilization=config.gpu_memory_utilization,
         tensor_parallel_size=config.tensor_parallel_size,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_model_len or 0),
-        max_model_len=config.max_model_len,
+        max_num_batched_tokens=max(config.max_num_batched_tokens, window or 0),
+        max_model_len=window,
         logprobs_mode="processed_logprobs",
         async_scheduling=False,
         disable_log_stats=True,
@@ -80,20 +98,38 @@ def engine_args(model: str, architecture: str, config: RolloutConfig, dtype: str
     )
 
 
+def kv_cache_bytes(shape: PretrainedConfig, dtype: str, tokens: int) -> int:
+    """Bytes of the KV cache of so many tokens, and of two blocks that may stand half empty."""
+    heads, head_dim = shape.num_key_value_heads, getattr(shape, "head_dim", None)
+    head_dim = head_dim or shape.hidden_size // shape.num_attention_heads
+    per_token = 2 * shape.num_hidden_layers * heads * head_dim * (4 if dtype == "float32" else 2)
+    return (tokens + 2 * CPU_BLOCK_TOKENS) * per_token
+
+
 class RolloutEngine:
     """Serves the base model and every run's overlay over it.
 
     Args:
-        model: a folder or hub name.
+        model: a folder.
         architecture: the first of the model config's `architectures`.
         config: the spec's `rollout` section.
         dtype: of weights and KV cache.
         seed: of vLLM's own generators; every request brings its seeds besides.
+        trust_remote_code: whether code that the folder brings may run.
     """
 
-    def __init__(self, model: str, architecture: str, config: RolloutConfig, dtype: str, seed: int):
-        self._config = config
-        self._engine = LLMEngine.from_engine_args(engine_args(model, architecture, config, dtype, seed))
+    def __init__(
+        self,
+        model: str,
+        architecture: str,
+        config: RolloutConfig,
+        dtype: str,
+        seed: int,
+        trust_remote_code: bool = False,
+    ):
+        self._config, self._model = config, model
+        args = engine_args(model, architecture, config, dtype, seed, trust_remote_code)
+        self._engine = LLMEngine.from_engine_args(args)
         self._engine.collective_rpc("install_routing")
         self._versions: dict[str, int] = {}
         self._pushes: dict[str, int] = {}
@@ -249,6 +285,9 @@ class RolloutEngine:
         if request.version != serving:
             raise StaleWeights(f"{request.run}: asked for version {request.version}, the engine has {serving}")
         sampling, self._numbers = request.sampling, self._numbers + 1
+        if sampling.stop and self._engine.output_processor.tokenizer is None:
+            # Only stop strings need text; without them the engine starts and steps without a tokenizer.
+            self._engine.output_processor.tokenizer = get_tokenizer(self._model)
         overlay = request.run if serving else None  # version 0 is the base itself
         added = request.names
         try:
@@ -258,10 +297,14 @@ class RolloutEngine:
                     temperature=sampling.temperature,
                     max_tokens=sampling.max_tokens,
                     seed=seed,
+                    top_p=sampling.top_p,
+                    top_k=sampling.top_k,
+                    min_p=sampling.min_p,
                     stop_token_ids=list(sampling.stop_token_ids),
+                    stop=list(sampling.stop),
                     logprobs=0 if sampling.logprobs else None,
                     flat_logprobs=True,
-                    detokenize=False,
+                    detokenize=bool(sampling.stop),
                     output_kind=RequestOutputKind.FINAL_ONLY,
                     extra_args={RUN: overlay} if overlay else None,
                 )

@@ -21,6 +21,13 @@ FEWEST_ROWS = 16
 """Of a matrix product on a CPU: below 4 other kernels sum in another order, and then what a run samples would depend,
 in the last bit, on whose requests happen to be in the batch with its own."""
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+_BLOCK_WEIGHTS = {f"self_attn.{name}_proj.weight" for name in "qkvo"} | {
+    f"self_attn.{name}_proj.bias" for name in "qkv"
+}
+_BLOCK_WEIGHTS |= {f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
+_BLOCK_WEIGHTS |= {"self_attn.q_norm.weight", "self_attn.k_norm.weight"}
+_BLOCK_WEIGHTS |= {"input_layernorm.weight", "post_attention_layernorm.weight"}
+_OUTER = {"embedding": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -59,6 +66,8 @@ class LayerOverlay:
             k, v = (_shard(hf[f"self_attn.{name}_proj.{suffix}"], 0, kv_rank, kv_ranks) for name in "kv")
             return torch.cat([q, k, v])
 
+        if unknown := set(hf) - _BLOCK_WEIGHTS:
+            raise ValueError(f"a block has no place here for {sorted(unknown)}")
         weights = {
             "input_norm": hf["input_layernorm.weight"],
             "post_norm": hf["post_attention_layernorm.weight"],
@@ -119,30 +128,33 @@ class EngineOverlay:
             ValueError: a name that no Llama-type decoder has, a block sent in part, or (with tensor
                 parallelism) an embedding, which would have to be split by vocabulary.
         """
-        blocks: dict[int, dict[str, Tensor]] = {}
-        rest: dict[str, Tensor] = {}
-        for name, tensor in weights.items():
+        blocks: dict[int, dict[str, str]] = {}
+        rest = set(weights)
+        for name in weights:
             if match := _LAYER.fullmatch(name):
-                blocks.setdefault(int(match[1]), {})[match[2]] = tensor
-            else:
-                rest[name] = tensor
-        like = model.model.norm.weight
-        outer = {
-            field: rest.pop(name).detach().to(like, copy=True)
-            for field, name in (
-                ("embedding", "model.embed_tokens.weight"), ("norm", "model.norm.weight"), ("head", "lm_head.weight"),
-            )
-            if name in rest
-        }  # fmt: skip
-        if rest:
-            raise ValueError(f"not weights of a Llama-type decoder: {sorted(rest)}")
+                blocks.setdefault(int(match[1]), {})[match[2]] = name
+                rest.remove(name)
+        like, sent = model.model.norm.weight, 0
+
+        def copied(name: str) -> Tensor:
+            nonlocal sent
+            tensor = weights[name].detach()
+            sent += tensor.numel() * tensor.element_size()
+            return tensor.to(like, copy=True)
+
+        outer = {field: copied(name) for field, name in _OUTER.items() if name in rest}
+        if unknown := rest - set(_OUTER.values()):
+            raise ValueError(f"not weights of a Llama-type decoder: {sorted(unknown)}")
         if outer and get_tensor_model_parallel_world_size() > 1:
             raise ValueError("a full run's embedding in the shared engine needs tensor parallelism 1")
         if "embedding" in outer and model.config.tie_word_embeddings:
             outer["head"] = outer["embedding"]
-        try:
-            layers = {k: LayerOverlay.build(model.model.layers[k], hf, like) for k, hf in blocks.items()}
-        except KeyError as missing:
-            raise ValueError(f"a block must be sent whole: {missing} is missing") from missing
-        sent = sum(t.numel() * t.element_size() for t in weights.values())
+        layers = {}
+        for k, names in blocks.items():  # one block's tensors at a time: a mapping may make them when asked for
+            hf = {short: weights[name] for short, name in names.items()}
+            try:
+                layers[k] = LayerOverlay.build(model.model.layers[k], hf, like)
+            except KeyError as missing:
+                raise ValueError(f"a block must be sent whole: {missing} is missing") from missing
+            sent += sum(tensor.numel() * tensor.element_size() for tensor in hf.values())
         return cls(version, layers, **outer, bytes=sent)

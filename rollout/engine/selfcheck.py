@@ -1,92 +1,183 @@
-"""Before the first rollout: does every routed path compute what a plain forward computes?
+"""Check, before the first rollout, that engine and trainer compute what transformers computes from the same weights.
 
-Routing can fail silently (seen: a normalisation layer that kept the base's weights, a compiled graph that served
-the base to everybody), and then every number of a sweep would be wrong without an error. So an engine serves
-noisy overlays of the first, the middle and the last block and of the whole model in one batch with the base, and
-must agree with transformers on every path, and disagree with it about other weights than the path's own.
+Routing can fail silently (seen: a normalisation layer that kept the base's weights, a compiled graph that served the
+base to every run), and a trainer can compute another model than the checkpoint's (seen: a rotary embedding that it does
+not know); then every number of a sweep would be wrong without an error. So an engine serves the base and changed
+weights of the first, the middle and the last block and of the whole model, all in one batch, and its log-probabilities
+are compared with those of transformers' own forward from the same weights; so are the trainer's, of the base.
+
+What is compared is the root mean square, over a run's response tokens, of the difference in nats.
+
+**Limits.** Two right programs differ by rounding alone. What rounding does to this model is measured: the plain forward
+is computed in bfloat16 beside float32, and their difference r has in it the model's depth, its logits' size, and how
+much its blocks amplify an error. Rounding errors are small, so they scale with the dtype's unit roundoff u (2^-8 for
+bfloat16, 2^-11 for float16, 2^-24 for float32): r u / 2^-8 is expected in the engine's dtype. In float32 the sums of
+matrix products round as well, where half precision sums in float32: for n terms of either sign that makes sqrt(n) times
+as much (Higham, Accuracy and Stability of Numerical Algorithms, section 2.8), with n the hidden size. Allowed is
+`ALLOWANCE` times what is expected. SmolLM2-135M: expected .08 (bfloat16) and 3e-5 nats (float32); seen .04 to .11 and
+5e-6 to 1.4e-5.
+
+**Changes.** One block is moved by half of its weights' own size, which is far above rounding in any dtype, yet no
+chaos, since the blocks around it are the base's. All blocks together are moved by a twentieth, as training could, and
+embedding, final norm and LM head by a quarter.
+
+**Control.** The same comparison with another run's weights must exceed the limit by `MARGIN`; else the check could not
+have seen a mistake, and says so.
 """
+
+import logging
+import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from torch import Tensor
 
-from layersweep.rollout.types import Sampling
+from layersweep.policies.model.tree_batch import pack
+from layersweep.policies.model.trunk import Trunk
+from layersweep.rollout.types import Completions, Sampling
 
 from .engine import RolloutEngine
+from .plain_forward import BLOCK, ChangedWeights, PlainForward, ScoredResponse
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15, "float16": 0.05}
-"""Nats that engine and plain forward may differ by at most; kernels differ, weights must not."""
-ROUNDING = {"float32": 0.0, "bfloat16": 0.1, "float16": 0.1}
-"""And on top, as a share of what other weights would make of the same tokens: in half precision the noise that sets a
-path apart makes its rounding larger too (0.1 nats and more for a deep model that is noisy all over)."""
+logger = logging.getLogger(__name__)
+
+ALLOWANCE = 4.0
+"""Times the expected rounding error that engine or trainer may differ from the plain forward by."""
+MARGIN = 2.0
+"""Times the limit by which another run's weights must differ at least, or the check cannot tell them apart."""
+BLOCK_CHANGE, ALL_BLOCKS_CHANGE, OUTER_CHANGE = 0.5, 0.05, 0.25
+"""Shares of a weight's size by which it is moved: in one block; in each block of the whole model; outside of blocks."""
+PROMPT_TOKENS = (12, 34)
+"""The second is longer than a block of the KV cache, so that a cached prefix of other weights would be used."""
+RESPONSE_TOKENS = 12
 
 
 class RoutingMismatch(RuntimeError):
-    """The engine does not serve what it was given; it must not be used."""
+    """Engine or trainer do not compute what they were given, or the check cannot tell; they must not be used."""
+
+
+def check(engine: RolloutEngine, folder: str, dtype: str, whole: bool = True, trust_remote_code: bool = False) -> float:
+    """Compare the engine's and the trainer's forward with transformers'; return the largest difference, in nats (rms).
+
+    Args:
+        engine: with nothing to do.
+        folder: of the checkpoint that it serves.
+        dtype: of its weights, a torch dtype's name.
+        whole: also a run of the whole model, which takes the engine as much memory as the base.
+
+    Raises:
+        RoutingMismatch: a path differs from the plain forward, or could not be told from another run's.
+    """
+    plain = PlainForward(folder, dtype, trust_remote_code)
+    runs = _changed_weights(plain, whole)
+    random = np.random.default_rng(0)
+    vocabulary = plain.model.config.vocab_size
+    prompts = [random.integers(0, vocabulary, length).astype(np.int32) for length in PROMPT_TOKENS]
+    try:
+        completions = _serve(engine, runs, prompts)
+    finally:
+        for run in filter(None, runs):
+            engine.drop(run).result()
+
+    own = {run: _responses(weights, prompts, completions[run]) for run, weights in runs.items()}
+    first, *_, last = runs.values()
+    others = {run: _responses(last if run is None else first, prompts, completions[run]) for run in runs}
+    exact = _logprobs(plain, own, torch.float32)
+    rounded = _logprobs(plain, own, torch.bfloat16)
+    of_others = _logprobs(plain, others, torch.bfloat16)
+    scale = _rounding_scale(dtype, plain.model.config.hidden_size)
+    overall = _rms(torch.cat(list(rounded.values())) - torch.cat(list(exact.values())))
+    limits = {run: ALLOWANCE * scale * max(overall, _rms(rounded[run] - exact[run])) for run in runs}
+    worst = 0.0
+    for run, limit in limits.items():
+        served = torch.from_numpy(completions[run].logprobs.copy())
+        difference, control = _rms(served - exact[run]), _rms(of_others[run] - exact[run])
+        worst = max(worst, difference)
+        _require(difference, limit, f"the engine's {run or 'base'}")
+        if not control > MARGIN * limit:
+            raise RoutingMismatch(
+                f"the self-check cannot tell {run or 'base'} from another run: their log-probabilities differ by "
+                f"{control:.2g} nats, and rounding may make {limit:.2g}"
+            )
+    trained = _trainer_logprobs(plain, prompts, completions[None])
+    difference = _rms(trained - exact[None])
+    _require(difference, limits[None], "the trainer's base")
+    logger.info("self-check: %.2g nats at most from transformers (limits from %.2g)", worst, min(limits.values()))
+    return max(worst, difference)
+
+
+def _changed_weights(plain: PlainForward, whole: bool) -> dict[str | None, Mapping[str, Tensor]]:
+    """Weights of each run that is checked; None is the base."""
+    count = plain.model.config.num_hidden_layers
+    runs: dict[str | None, Mapping[str, Tensor]] = {None: {}}
+    for k in sorted({0, count // 2, count - 1}):
+        amounts = {name: BLOCK_CHANGE for name in plain.weights if name.startswith(BLOCK.format(k))}
+        runs[f"selfcheck-{k}"] = ChangedWeights(plain.weights, amounts, seed=k)
+    if whole:
+        blocks = BLOCK.split("{")[0]
+        amounts = {name: ALL_BLOCKS_CHANGE if name.startswith(blocks) else OUTER_CHANGE for name in plain.weights}
+        runs["selfcheck-full"] = ChangedWeights(plain.weights, amounts, seed=count)
+    return runs
+
+
+def _serve(
+    engine: RolloutEngine, runs: Mapping[str | None, Mapping[str, Tensor]], prompts: list[np.ndarray]
+) -> dict[str | None, Completions]:
+    """Responses of every run to the same prompts, in one batch.
+
+    The middle run has served other weights just before: its second version must not meet what they left behind.
+    """
+    sampling = Sampling(samples=1, max_tokens=RESPONSE_TOKENS, logprobs=True)
+    names = [run for run in runs if run]
+    updated = names[len(names) // 2]
+    for run in names:
+        if run == updated:
+            weights = runs[run]
+            engine.push(run, 1, ChangedWeights(weights.base, weights.amounts, weights.seed + 1000)).result()
+            engine.generate(run, 1, prompts, [0, 1], sampling).result()
+        engine.push(run, 1 + (run == updated), runs[run]).result()
+    versions = {run: 0 if run is None else 1 + (run == updated) for run in runs}
+    futures = {run: engine.generate(run, versions[run], prompts, [0, 1], sampling) for run in runs}
+    return {run: future.result() for run, future in futures.items()}
+
+
+def _responses(weights: Mapping[str, Tensor], prompts: list[np.ndarray], done: Completions) -> list[ScoredResponse]:
+    responses = np.split(done.tokens, np.cumsum(done.lengths)[:-1])
+    return [ScoredResponse(weights, prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+
+
+def _logprobs(
+    plain: PlainForward, responses: Mapping[str | None, list[ScoredResponse]], dtype: torch.dtype
+) -> dict[str | None, Tensor]:
+    """Each run's log-probabilities [tokens of all its responses]."""
+    found = iter(plain.logprobs([response for several in responses.values() for response in several], dtype))
+    return {run: torch.cat([next(found) for _ in several]) for run, several in responses.items()}
 
 
 @torch.no_grad()
-def check(engine: RolloutEngine, folder: str, dtype: str, whole: bool = True) -> float:
-    """Returns the largest difference seen, in nats.
-
-    Args:
-        whole: also of a run of the whole model, which takes a GPU as much memory as the base.
-
-    Raises:
-        RoutingMismatch: a path differs from a plain forward, or its own control does not.
-    """
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-    count = base.config.num_hidden_layers
-    generator = torch.Generator().manual_seed(0)
-    paths: dict[str | None, dict[str, torch.Tensor]] = {None: {}}
-    for k in sorted({0, count // 2, count - 1}):
-        paths[f"selfcheck-{k}"] = _noisy(base, f"model.layers.{k}.", generator)
-    if whole:
-        paths["selfcheck-full"] = _noisy(base, "", generator)
-    for run, weights in paths.items():
-        if run:
-            engine.push(run, 1, weights).result()
-    prompts = [np.random.default_rng(0).integers(0, base.config.vocab_size, n).astype(np.int32) for n in (5, 37)]
-    sampling = Sampling(samples=1, max_tokens=4, logprobs=True)
-    futures = {run: engine.generate(run, int(run is not None), prompts, [0, 1], sampling) for run in paths}
-    done = {run: future.result() for run, future in futures.items()}
-    worst = 0.0
-    *_, noisiest = paths.values()
-    for run, weights in paths.items():
-        others = {} if run else noisiest
-        own, control = (_difference(base, state, prompts, done[run]) for state in (weights, others))
-        worst = max(worst, own)
-        if own > TOLERANCE[dtype] + ROUNDING[dtype] * control:
-            raise RoutingMismatch(f"{run or 'base'}: log-probabilities differ by {own:.2g} nats from a plain forward")
-        if control < 2 * TOLERANCE[dtype]:
-            raise RoutingMismatch(
-                f"{run or 'base'}: served with others' weights (differs from these by {control:.2g} nats only)"
-            )
-    for run in paths:
-        if run:
-            engine.drop(run).result()
-    return worst
+def _trainer_logprobs(plain: PlainForward, prompts: list[np.ndarray], done: Completions) -> Tensor:
+    """The base's log-probabilities [tokens] as the trainer computes them. The plain forward is a trunk afterwards."""
+    trunk = Trunk(plain.model)
+    found = torch.empty(len(done.tokens))
+    for batch in pack(prompts, done.tokens, done.lengths, range(len(prompts)), max_tokens=1 << 20):
+        found[batch.token] = trunk.reference(batch, trunk.prefix(batch, 0), 0, temperature=1.0)
+    return found
 
 
-def _noisy(base: torch.nn.Module, prefix: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """The weights below `prefix`, each moved by half of its own spread: far outside any tolerance."""
-    moved = {}
-    for name, weight in base.named_parameters():
-        if name.startswith(prefix):
-            noise = torch.randn(weight.shape, generator=generator)
-            moved[name] = weight + (0.5 * weight.float().std(correction=0).clamp(min=0.1) * noise).to(weight.dtype)
-    return moved
+def _rounding_scale(dtype: str, terms: int) -> float:
+    """Rounding in `dtype` over rounding in bfloat16, for matrix products of so many terms."""
+    ratio = 2.0 ** {"bfloat16": 0, "float16": -3, "float32": -16}[dtype]
+    return ratio * math.sqrt(terms) if dtype == "float32" else ratio
 
 
-def _difference(base: torch.nn.Module, state: dict[str, torch.Tensor], prompts: list[np.ndarray], done) -> float:
-    """Largest difference in nats between the engine's and this state's log-probabilities of the same tokens."""
-    starts = np.cumsum(done.lengths)[:-1]
-    worst = 0.0
-    for prompt, answer, given in zip(
-        prompts, np.split(done.tokens, starts), np.split(done.logprobs, starts), strict=True
-    ):
-        ids = torch.from_numpy(np.concatenate([prompt, answer])).long()[None]
-        logits = torch.func.functional_call(base, state, (ids,)).logits[0, len(prompt) - 1 : -1].float()
-        logp = torch.log_softmax(logits, -1)[range(len(answer)), torch.from_numpy(answer).long()]
-        worst = max(worst, float((logp - torch.from_numpy(given.copy())).abs().max()))
-    return worst
+def _rms(difference: Tensor) -> float:
+    return float(difference.square().mean().sqrt())
+
+
+def _require(difference: float, limit: float, which: str) -> None:
+    if not difference <= limit:  # NaN neither
+        raise RoutingMismatch(
+            f"{which}: log-probabilities differ by {difference:.2g} nats (root mean square) from transformers' own "
+            f"forward; rounding explains {limit:.2g}"
+        )

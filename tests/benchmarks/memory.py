@@ -65,7 +65,7 @@ def trainers(folder: str) -> Iterator[tuple[float, float, float, float]]:
         from layersweep.workers.actors.engine import Engine
         from layersweep.workers.actors.trainer import Trainer
         from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
-        from layersweep.workers.startup.tiny_model import ModelSource
+        from layersweep.workers.startup.model_source import ModelSource
 
         # As in a sweep, an engine is forked first and trainers from a process that then imports their part too.
         engine = ray.remote(Engine).options(num_cpus=0.05, runtime_env=environment).remote()
@@ -82,7 +82,7 @@ def trainers(folder: str) -> Iterator[tuple[float, float, float, float]]:
             ray.get(
                 [
                     actor.start.remote(
-                        ModelSource(folder), address, GRPO(), training, DeepSpeedConfig(), False, "cpu", "auto", None
+                        ModelSource(folder), address, GRPO(), training, DeepSpeedConfig(), "cpu", "auto", None
                     )
                     for actor, address in zip(new, addresses, strict=True)
                 ]

@@ -1,8 +1,8 @@
 """What an update costs by the depth of the trained layer: the first, the middle, the last, and all parameters.
 
-CPU seconds of Learner.update on one fixed batch (random tokens, every group with signal) with one thread. A second
+CPU seconds of UpdateLoop.update on one fixed batch (random tokens, every group with signal) with one thread. A second
 epoch reuses the input of the trained layer, so its marginal cost is the suffix alone. The last table has the same
-batch with and without the prompt shared: responses of a group as one tree, and as one row each (a learner is made to
+batch with and without the prompt shared: responses of a group as one tree, and as one row each (a loop is made to
 do that by prompts that all differ), which is how a trainer with padded rows computes them.
 
     python -m tests.benchmarks.update_by_depth
@@ -46,11 +46,12 @@ def main() -> None:
 
     from layersweep.policies.algorithms.grpo import GRPO
     from layersweep.policies.model.tree_batch import pack
-    from layersweep.policies.model.trunk import Trunk
+    from layersweep.policies.model.trunk import Policy, Trunk
     from layersweep.policies.selection import Selection
     from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
+    from layersweep.workers.training.deepspeed_backend import DeepSpeedBackend
     from layersweep.workers.training.distributed import free_port, prepare
-    from layersweep.workers.training.learner import Learner
+    from layersweep.workers.training.update_loop import UpdateLoop
 
     prepare(0, 1, "127.0.0.1", free_port(), gpu=False)
     torch.set_num_threads(1)
@@ -61,9 +62,10 @@ def main() -> None:
     names = [selection.name for selection in selections]
 
     def update(selection: Selection, epochs: int, kl: float, experience: Any) -> Callable[[], object]:
-        training = TrainingConfig(epochs=epochs, max_response_tokens=RESPONSE_TOKENS)
-        learner = Learner(trunk, selection, GRPO(kl_coefficient=kl), training, DeepSpeedConfig())
-        return lambda: learner.update(experience, step=1)  # at step 0 the gradients' agreement comes on top
+        training = TrainingConfig(epochs=epochs, max_response_tokens=RESPONSE_TOKENS, micro_batch_tokens=16384)
+        backend = DeepSpeedBackend(Policy(trunk, selection), training, DeepSpeedConfig())
+        loop = UpdateLoop(trunk, backend, GRPO(kl_coefficient=kl), training)
+        return lambda: loop.update(experience, step=1)  # at step 0 the gradients' agreement comes on top
 
     rows = []
     for label, kl in KL.items():

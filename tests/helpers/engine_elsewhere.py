@@ -1,8 +1,9 @@
 """The routed engine on the paths that only GPUs take, run without one; a program, as both are chosen before vLLM is
-imported: `python -m tests.engine_elsewhere v2|spans MODEL_FOLDER [DTYPE]`, which prints what it saw as JSON.
+imported: `python -m tests.helpers.engine_elsewhere v2|spans|wrong_shard MODEL_FOLDER [DTYPE]`, which prints what it
+saw as JSON.
 
 `v2`: vLLM's own V2 model runner, its Triton kernels carried out by Triton's interpreter. `spans`: two tensor-parallel
-workers, spawned as they are from a Ray actor.
+workers, spawned as they are from a Ray actor. `wrong_shard`: the same, with a fault: both keep the first one's shards.
 """
 
 import json
@@ -15,7 +16,7 @@ from layersweep.workers.startup.environment import worker_environment
 
 def prepare(path: str) -> None:
     os.environ.update(worker_environment(gpu=False))
-    if path == "spans":
+    if path != "v2":
         os.environ.update(VLLM_WORKER_MULTIPROC_METHOD="spawn", VLLM_CPU_OMP_THREADS_BIND="0|1")
         return
     os.environ.update(TRITON_INTERPRET="1", VLLM_USE_V2_MODEL_RUNNER="1")
@@ -30,14 +31,15 @@ def crowded(engine, folder: str) -> dict:
     responses that are being written."""
     import numpy as np
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from layersweep.rollout.engine import selfcheck
+    from layersweep.rollout.engine.plain_forward import BLOCK, ChangedWeights, PlainForward, ScoredResponse
     from layersweep.rollout.types import Sampling
 
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    noise = torch.Generator().manual_seed(1)
-    states = {None: {}} | {f"block-{k}": selfcheck._noisy(base, f"model.layers.{k}.", noise) for k in (1, 2)}
+    plain = PlainForward(folder, "float32")
+    states = {None: {}}
+    for k in (1, 2):
+        amounts = {name: 0.5 for name in plain.weights if name.startswith(BLOCK.format(k))}
+        states[f"block-{k}"] = ChangedWeights(plain.weights, amounts, seed=k)
     for run, state in states.items():
         if run:
             engine.push(run, 1, state).result(60)
@@ -48,8 +50,15 @@ def crowded(engine, folder: str) -> dict:
         for run, mine in prompts.items()
     }
     done = {run: future.result(300) for run, future in futures.items()}
-    difference = {run: selfcheck._difference(base, states[run], prompts[run], done[run]) for run in states}
-    control = {run: selfcheck._difference(base, {}, prompts[run], done[run]) for run in states if run}
+
+    def largest_difference(run, state) -> float:
+        responses = np.split(done[run].tokens, np.cumsum(done[run].lengths)[:-1])
+        scored = [ScoredResponse(state, *pair) for pair in zip(prompts[run], responses, strict=True)]
+        found = torch.cat(plain.logprobs(scored, torch.float32))
+        return float((found - torch.from_numpy(done[run].logprobs.copy())).abs().max())
+
+    difference = {run: largest_difference(run, state) for run, state in states.items()}
+    control = {run: largest_difference(run, {}) for run in states if run}
     again = engine.generate(None, 0, prompts[None][:1], [0], Sampling(1, max_tokens=24)).result(300)
     return {
         "worst": max(difference.values()),
@@ -62,13 +71,15 @@ def main(path: str, folder: str, dtype: str = "float32") -> None:
     prepare(path)
     from layersweep.rollout.config import RolloutConfig
     from layersweep.rollout.engine import engine as module
-    from layersweep.rollout.engine.selfcheck import check
+    from layersweep.rollout.engine.selfcheck import RoutingMismatch, check
 
-    spans, build = 2 if path == "spans" else 1, module.engine_args
+    spans, build = 1 if path == "v2" else 2, module.engine_args
 
     def as_on_a_gpu(*args):
         arguments = build(*args)
         arguments.enable_chunked_prefill = path == "v2" or arguments.enable_chunked_prefill
+        if path == "wrong_shard":
+            arguments.worker_extension_cls = "tests.rollout.engine.faults.FirstShardWorker"
         return arguments
 
     module.engine_args = as_on_a_gpu
@@ -76,8 +87,11 @@ def main(path: str, folder: str, dtype: str = "float32") -> None:
         max_num_seqs=32, max_num_batched_tokens=256, kv_cache_memory_mib=1, tensor_parallel_size=spans
     )
     engine = module.RolloutEngine(folder, "Qwen3ForCausalLM", config, dtype, seed=0)
-    v2, worst = engine._engine.vllm_config.use_v2_model_runner, check(engine, folder, dtype, whole=spans == 1)
-    seen = {"v2": v2, "self_check": worst}
+    seen = {"v2": engine._engine.vllm_config.use_v2_model_runner}
+    try:
+        seen["self_check"] = check(engine, folder, dtype, whole=spans == 1)
+    except RoutingMismatch as mismatch:
+        seen["refused"] = str(mismatch)
     if path == "v2" and dtype == "float32":
         seen |= crowded(engine, folder)
     print(json.dumps(seen), flush=True)

@@ -17,6 +17,8 @@ from layersweep.workers.storage.tables import CONTRIBUTION, SCORES, STEPS
 from layersweep.workers.trackers import build
 from layersweep.workers.trackers.config import TrackingConfig
 
+from .portable_errors import portable_errors
+
 logger = logging.getLogger(__name__)
 
 SPARING = 20
@@ -27,6 +29,7 @@ def places_file(folder: str) -> str:
     return f"{folder}/checkpoints/places.json"
 
 
+@portable_errors
 class Collector:
     """Aggregates a sweep into its tables while it runs, and keeps its ledger.
 
@@ -63,7 +66,7 @@ class Collector:
             if facts and (facts["selection"], facts["seed"]) not in self.runs:
                 self.add_run(facts)
         self.places: dict[str, str] = json.loads(read_bytes(places_file(folder)) or b"{}")
-        """Host and GPUs of engines and of runs that have trainers."""
+        """Host and GPUs of each engine, and of each run that has trainers."""
         self.trackers = build(tracking, sweep, folder)
         self.due = 0.0
 
@@ -71,7 +74,7 @@ class Collector:
         return "Collector()"
 
     def alive(self) -> None:
-        """Answers while this actor does."""
+        """Answer a health check."""
 
     def add_run(self, run: dict[str, Any]) -> None:
         """A run, with all that the ledger has of it."""
@@ -146,7 +149,7 @@ class Collector:
         self._write_if_due()
 
     def place(self, actor: str, where: str | None) -> None:
-        """Take note of where an engine or a run's trainers are now; None for nowhere."""
+        """Set host and GPUs of an engine or of a run's trainers; None where there are none."""
         self.places.pop(actor, None)
         if where:
             self.places[actor] = where

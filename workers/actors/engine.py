@@ -2,22 +2,27 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from layersweep.policies.model.checkpoint import refuse_non_finite
 from layersweep.rollout.config import RolloutConfig
 from layersweep.rollout.types import Completions, Pushed, Sampling
-from layersweep.workers.startup.tiny_model import ModelSource
+from layersweep.workers.startup.model_source import ModelSource
 from layersweep.workers.storage.files import located
+
+from .portable_errors import portable_errors
 
 if TYPE_CHECKING:
     from layersweep.policies.model.tensor_transport import TransportTensors
     from layersweep.workers.transport.weight_transfer import WeightManifest
 
 
+@portable_errors
 class Engine:
-    """One vLLM engine for all runs that the driver deals out to it. Async: many calls wait at the same time.
+    """One vLLM engine for all runs that the driver assigns to it. Async: many calls wait at the same time.
 
     Importing vLLM takes most of its start-up, so the actor is created first and told its model when that exists.
     """
@@ -32,37 +37,50 @@ class Engine:
     async def start(
         self, model: ModelSource, architecture: str, config: RolloutConfig, dtype: str, seed: int, whole: bool
     ) -> tuple[str, str]:
-        """Load the base model and check every routed path against a plain forward; `whole`: runs of the whole model
-        too. Returns who did, and where."""
+        """Load the base model and check every routed path against a plain forward.
+
+        Args:
+            model: the base, the same object for all actors.
+            architecture: the first of the model config's `architectures`.
+            dtype: of weights and KV cache.
+            seed: of vLLM's own generators.
+            whole: whether runs of the whole model are served too, and checked.
+
+        Returns:
+            The engine's name, and host with GPUs.
+        """
         from layersweep.rollout.engine.engine import RolloutEngine
         from layersweep.rollout.engine.selfcheck import check
         from layersweep.workers.transport.weight_transfer import WeightReceiver
 
         from .engine_metrics import EngineGauges
-        from .shared_gpu import whereabouts
+        from .shared_gpu import host_and_gpus
 
         self.gauges = EngineGauges(self.number)
-        self.inlet = WeightReceiver()
-        self.spans, path = config.tensor_parallel_size, model.here()
-        self.engine = await asyncio.to_thread(RolloutEngine, path, architecture, config, dtype, seed)
-        await asyncio.to_thread(check, self.engine, path, dtype, whole)
-        return f"Engine-{self.number}", whereabouts()
+        self.receiver = WeightReceiver()
+        self.spans, path = config.tensor_parallel_size, await asyncio.to_thread(model.here)
+        if model.revision:  # a folder was looked at before the start
+            await asyncio.to_thread(refuse_non_finite, Path(path))
+        trusted = model.trust_remote_code
+        self.engine = await asyncio.to_thread(RolloutEngine, path, architecture, config, dtype, seed, trusted)
+        await asyncio.to_thread(check, self.engine, path, dtype, whole, trusted)
+        return f"Engine-{self.number}", host_and_gpus()
 
     async def generate(
         self, run: str | None, version: int, prompts: Sequence[np.ndarray], seeds: Sequence[int], sampling: Sampling
     ) -> Completions:
-        """Responses of `run` (None: base); see RolloutEngine.generate."""
+        """Generate responses of `run` (None: base); see RolloutEngine.generate."""
         with self.gauges.call():
             return await asyncio.wrap_future(self.engine.generate(run, version, prompts, seeds, sampling))
 
     async def device(self) -> str:
-        """The GPU of this engine, or cpu; `several` with tensor parallelism."""
+        """Name the GPU of this engine, or cpu; `several` with tensor parallelism."""
         from layersweep.policies.model.tensor_transport import device_name
 
         return device_name() if self.spans == 1 else "several"
 
     async def push(self, run: str, version: int, weights: "TransportTensors | WeightManifest") -> Pushed:
-        """Serve a run from these weights, which come straight from the trainer."""
+        """Serve a run from these weights of its trainer."""
         import torch
 
         from layersweep.policies.model.tensor_transport import to_tensors
@@ -70,13 +88,13 @@ class Engine:
 
         here = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         if isinstance(weights, WeightManifest):
-            tensors = await asyncio.to_thread(self.inlet.take, run, weights, here)
+            tensors = await asyncio.to_thread(self.receiver.receive, run, weights, here)
         else:
             tensors = to_tensors(weights, here)
         return await asyncio.wrap_future(self.engine.push(run, version, tensors))
 
     async def load(self, run: str, version: int, path: str) -> Pushed:
-        """Serve a run from the safetensors file that its trainer left at the end."""
+        """Serve a run from the safetensors file that its trainer wrote at the end."""
         from safetensors.torch import load
 
         filesystem, place = located(path)
@@ -84,22 +102,24 @@ class Engine:
         return await asyncio.wrap_future(self.engine.push(run, version, weights))
 
     async def sleep(self) -> None:
-        """Leave the GPU to the trainers on it; see RolloutEngine.sleep."""
+        """Free the GPU for the trainers on it; see RolloutEngine.sleep."""
         await asyncio.wrap_future(self.engine.sleep())
 
     async def wake(self) -> None:
-        """Take it again."""
+        """Take the GPU again; see RolloutEngine.wake."""
         await asyncio.wrap_future(self.engine.wake())
 
     async def stuck_for(self) -> float:
-        """Seconds without a finished step although there is work; see RolloutEngine.stuck_for."""
+        """Return the seconds without a finished step although there is work; see RolloutEngine.stuck_for."""
         return self.engine.stuck_for()
 
     async def drop(self, run: str) -> None:
-        self.inlet.forget(run)
+        """Forget a run that is finished, and free its memory."""
+        self.receiver.forget(run)
         await asyncio.wrap_future(self.engine.drop(run))
 
     async def stats(self) -> dict[str, Any]:
+        """Return generated tokens, CPU seconds, and how runs are batched with the reason."""
         engine = self.engine
         batching = f"{'mixed' if engine.batching.mixed else 'swap'} ({engine.batching.reason})"
         return {"tokens": engine.tokens, "cpu_seconds": engine.cpu_seconds, "batching": batching}

@@ -1,4 +1,4 @@
-"""What an engine tells Ray's metrics (`ray_layersweep_*` in Prometheus) of itself while it works."""
+"""Metrics that an engine exports to Ray (`ray_layersweep_*` in Prometheus) while it works."""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ class EngineGauges:
         sweep = ray.get_runtime_context().namespace.removeprefix("layersweep-")
         self.labels = {"sweep": sweep, "run": f"engine-{number}", "layer": ""}
         self.waiting = 0
-        self.queue = Gauge("layersweep_queue_length", "Batches that are being written or wait for it.", LABELS)
-        self.memory = Gauge("layersweep_gpu_memory_bytes", "In use on the engine's GPU, by whomever.", LABELS)
+        self.queue = Gauge("layersweep_queue_length", "Batches that are being generated or wait for it.", LABELS)
+        self.memory = Gauge("layersweep_gpu_memory_bytes", "Memory in use on the engine's GPU, by any process.", LABELS)
 
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:
-        """Counts as waiting for the time of a `with` block."""
+        """Count a call as waiting for the time of a `with` block."""
         self._count(1)
         try:
             yield

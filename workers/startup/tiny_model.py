@@ -1,23 +1,20 @@
-"""The tiny model's configuration, its place in the cache and its way to other nodes, all without torch."""
+"""The tiny model's configuration and its folder in the cache, without torch."""
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from layersweep.policies.config import TinyModel
 from layersweep.policies.strict import StrictModel
 
+from .model_cache import cache_root
+
 RECIPE = 1
-"""Part of the cache key; raise it when base_model.py makes another model of the same settings."""
+"""Part of the cache key; raise it when tiny_model_training.py makes another model of the same settings."""
 
 
 def tiny_config(model: TinyModel, vocabulary: int) -> dict:
-    """The Hugging Face configuration of a tiny model, as plain data."""
+    """Return the Hugging Face configuration of a tiny model, as plain data."""
     return {
         "architectures": ["Qwen3ForCausalLM"],
         "vocab_size": vocabulary,
@@ -34,57 +31,6 @@ def tiny_config(model: TinyModel, vocabulary: int) -> dict:
 
 
 def cache_folder(model: TinyModel, task: StrictModel) -> Path:
-    """Where the model of this recipe lies once made: below $XDG_CACHE_HOME or ~/.cache."""
+    """Return the folder of the model of this recipe in the cache."""
     recipe = json.dumps([RECIPE, model.model_dump(mode="json"), task.model_dump(mode="json")], sort_keys=True)
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "layersweep" / "models" / hashlib.sha256(recipe.encode()).hexdigest()[:20]
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """A sweep's base model, as it travels to actors on other nodes.
-
-    `path` is a folder or hub name that every node can read. Of the tiny model, which one node has made, `files` is a
-    reference in Ray's object store to the content of its files by name; a reference, because Ray repeats the arguments
-    of an actor that it starts again, and does not keep large ones.
-    """
-
-    path: str
-    files: Any = None
-
-    def here(self) -> str:
-        """A folder or hub name to load from on this node; the files are written unless they are there."""
-        folder = Path(self.path)
-        if self.files is None or is_made(folder):
-            return self.path
-        import ray
-
-        unpack(ray.get(self.files), folder)
-        return self.path
-
-
-def pack(folder: Path) -> dict[str, bytes]:
-    """Content of a folder's files by name."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
-def unpack(files: dict[str, bytes], folder: Path) -> None:
-    """The inverse of `pack`."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-    for name, content in files.items():
-        (scratch / name).write_bytes(content)
-    settle(scratch, folder)
-
-
-def settle(scratch: Path, folder: Path) -> None:
-    """Move a finished model to its folder, whole."""
-    try:
-        scratch.rename(folder)
-    except OSError:  # another process was faster
-        shutil.rmtree(scratch)
-
-
-def is_made(folder: Path) -> bool:
-    """Whether the model is there: it is moved to its folder whole."""
-    return (folder / "config.json").is_file()
+    return cache_root() / hashlib.sha256(recipe.encode()).hexdigest()[:20]

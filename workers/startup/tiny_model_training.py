@@ -16,7 +16,8 @@ from layersweep.rollout.environments.base import InitialState
 from layersweep.rollout.environments.episodes import play
 from layersweep.rollout.types import Completions, Response
 
-from .tiny_model import cache_folder, is_made, settle, tiny_config
+from .model_cache import exists, publish
+from .tiny_model import cache_folder, tiny_config
 
 PAD, END = "<pad>", "<end>"
 
@@ -26,7 +27,7 @@ class WarmupFailed(RuntimeError):
 
 
 def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
-    """One token per character, after padding (0) and end of sequence (1)."""
+    """Make a tokenizer with one token per character, after padding (0) and end of sequence (1)."""
     vocabulary = {token: i for i, token in enumerate([PAD, END, *sorted(set(alphabet))])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -35,13 +36,13 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
 
 
 def make_tiny_model(config: TinyModel, task_config: StrictModel) -> str:
-    """The folder of the tiny model; made now unless it is cached.
+    """Return the folder of the tiny model; make it now unless it is cached.
 
     Raises:
         WarmupFailed: its accuracy at temperature 1 is below `minimum_accuracy`.
     """
     folder = cache_folder(config, task_config)
-    if is_made(folder):
+    if exists(folder):
         return str(folder)
     task = task_config.build()
     tokenizer = character_tokenizer(task.alphabet)
@@ -60,12 +61,12 @@ def make_tiny_model(config: TinyModel, task_config: StrictModel) -> str:
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
     model.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
-    settle(scratch, folder)
+    publish(scratch, folder)
     return str(folder)
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels [pairs, longest]: the response and its end are learned, prompt and padding are not."""
+    """Return token ids and labels [pairs, longest]; the response and its end are learned, prompt and padding not."""
     rows = [(tokenizer.encode(prompt), tokenizer.encode(answer) + [1]) for prompt, answer in pairs]
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
@@ -78,7 +79,7 @@ def _encode(tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]]) ->
 
 
 def _warm_up(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, config: TinyModel, task) -> None:
-    """AdamW (.9, .98), 20 steps of warm-up, linear decay over the last half, gradients clipped at 1."""
+    """Train with AdamW (.9, .98), 20 steps of warm-up, linear decay over the last half, gradients clipped at 1."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.warmup_learning_rate, betas=(0.9, 0.98), weight_decay=0.0
     )
@@ -97,7 +98,7 @@ def _warm_up(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, config
 
 
 def _accuracy(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, task, seed: int) -> float:
-    """Mean reward of one response at temperature 1 to each of 256 training prompts; of an episode, its success."""
+    """Return the mean reward of one response at temperature 1 to each of 256 prompts; of episodes, their success."""
     prompts = task.prompts("train", 256, seed=seed)
     longest = max(len(answer) for _, answer in task.demonstrations(256, seed)) + 1
     if getattr(task, "multi_turn", False):
@@ -129,7 +130,7 @@ async def _success(
 
 @torch.no_grad()
 def _sample(model: Qwen3ForCausalLM, prompts: list[np.ndarray], longest: int) -> list[np.ndarray]:
-    """One response at temperature 1 to each prompt, with its end."""
+    """Sample one response at temperature 1 to each prompt, with its end."""
     width = max(map(len, prompts))
     ids = torch.tensor(np.stack([np.pad(prompt, (width - len(prompt), 0)) for prompt in prompts]), dtype=torch.long)
     written = model.eval().generate(

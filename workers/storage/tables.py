@@ -184,6 +184,7 @@ STEPS = TableSchema("steps", (
     Column("lost_episodes", COUNT, "environments that failed, retried once", "episodes"),
     Column("given_up_episodes", COUNT, "episodes whose environment failed twice", "episodes"),
     Column("cut_observations", COUNT, "observations cut at their limit", "observations"),
+    Column("unjudged_fraction", NUMBER, "share of responses whose answer got no verdict in time, and counts as wrong"),
     Column("gradient_agreement", NUMBER, "cosine between the gradients of even and of odd prompts (first step)"),
 ))  # fmt: skip
 

@@ -22,12 +22,12 @@ class MLflowConfig(StrictModel):
     uri: str | None = None
     """URI of the tracking server, or `sqlite:///path`; null is the cluster's MLFLOW_TRACKING_URI."""
     experiment: str | None = None
-    """Null is the sweep's name."""
+    """Name of the experiment; null is the sweep's name."""
 
 
 class TrackingConfig(StrictModel):
-    """Places for a sweep's numbers besides the parquet files. Ray's metrics (for Prometheus) and TensorBoard's event
-    files (`tensorboard/` in the sweep's folder) are always written."""
+    """Trackers besides the parquet files. Ray's metrics (for Prometheus) and TensorBoard's event files
+    (`tensorboard/` in the sweep's folder) are always written."""
 
     wandb: WandbConfig | None = None
     mlflow: MLflowConfig | None = None

@@ -7,7 +7,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from layersweep.policies.selection import run_name
-from layersweep.workers.trackers import metrics
+from layersweep.workers.trackers.step_rows import metrics
 
 from .config import MLflowConfig
 

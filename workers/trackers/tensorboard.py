@@ -12,7 +12,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from layersweep.policies.selection import run_name
 from layersweep.workers.storage.files import located
-from layersweep.workers.trackers import metrics
+from layersweep.workers.trackers.step_rows import metrics
 
 if TYPE_CHECKING:
     import pandas as pd

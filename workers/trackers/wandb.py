@@ -7,7 +7,7 @@ import wandb
 
 from layersweep.policies.selection import run_name
 from layersweep.workers.storage.files import located
-from layersweep.workers.trackers import metrics
+from layersweep.workers.trackers.step_rows import metrics
 
 from .config import WandbConfig
 

@@ -1,10 +1,10 @@
-"""Memory that a process has freed and holds on to."""
+"""Memory that a process has freed and still holds."""
 
 import ctypes
 
 
-def release_freed_memory(gpu: bool) -> None:
-    """Give what is freed back to the system (glibc; elsewhere nothing happens), and with `gpu` to others on the GPU.
+def release_unused(gpu: bool) -> None:
+    """Return freed memory to the system (glibc; elsewhere nothing happens), and with `gpu` to others on the GPU.
 
     glibc and torch keep it for the next allocation. An update's gradients and activations are several times what a
     layer's trainer keeps, and of all trainers on a node or a GPU only a few update at a time.

@@ -1,10 +1,10 @@
-"""The micro batches of an optimizer step, each with what lies below the trained weights, made when asked for.
+"""The micro batches of an optimizer step, each with the input of its first trained block, made when they are needed.
 
-Over several epochs neither the input of the first trained block nor the reference changes. Both are kept from the
-first epoch on as far as there is room, and computed again, to the same bits, beyond it.
+Over several epochs neither that input nor the reference's log-probabilities change. Both are cached in the first epoch
+as far as the budget goes; what exceeds it is computed again in each epoch, to the same bits.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, is_dataclass
 
 from torch import Tensor
@@ -30,44 +30,50 @@ class CacheBudget:
     left: int
 
     def take(self, size: int) -> bool:
-        """Whether there was room for so many more."""
+        """Take `size` bytes if there are so many; return whether there were."""
         if size > self.left:
             return False
         self.left -= size
         return True
 
 
-class MicroBatchCache(Sequence[TrainingMicroBatch]):
-    """One rank's share of an optimizer step.
+class MicroBatchCache:
+    """One rank's share of an optimizer step, to be iterated over once per epoch.
+
+    Not a Sequence: a `for` over one takes an IndexError raised within for its end, and a batch that cannot be computed
+    (a token outside the embedding) would leave the step empty without a word.
 
     Args:
-        works: each makes a piece, given the reference's log-probabilities if they are known already.
-        room: shared by all steps of a rollout batch.
+        factories: each makes a micro batch, given the reference's log-probabilities if they are known already.
+        budget: shared by all optimizer steps of a rollout batch.
     """
 
-    def __init__(self, works: list[Callable[[Tensor | None], TrainingMicroBatch]], room: CacheBudget):
-        self.works, self.room = works, room
-        self.kept: dict[int, TrainingMicroBatch] = {}
-        self.references: dict[int, Tensor | None] = {}  # four bytes a token: always kept
+    def __init__(self, factories: list[Callable[[Tensor | None], TrainingMicroBatch]], budget: CacheBudget):
+        self.factories, self.budget = factories, budget
+        self.cached: dict[int, TrainingMicroBatch] = {}
+        self.references: dict[int, Tensor | None] = {}
+        """Reference log-probabilities, four bytes a token: always kept."""
 
     def __len__(self) -> int:
-        return len(self.works)
+        return len(self.factories)
 
-    def __getitem__(self, index: int) -> TrainingMicroBatch:
-        if index in self.kept:
-            return self.kept[index]
-        if index >= len(self):
-            raise IndexError(index)
-        piece = self.works[index](self.references.get(index))
-        self.references[index] = piece.ref_logp
-        if self.room.take(memory(piece)):
-            self.kept[index] = piece
-        return piece
+    def __iter__(self) -> Iterator[TrainingMicroBatch]:
+        for number in range(len(self)):
+            yield self._get(number)
+
+    def _get(self, number: int) -> TrainingMicroBatch:
+        if number in self.cached:
+            return self.cached[number]
+        micro_batch = self.factories[number](self.references.get(number))
+        self.references[number] = micro_batch.ref_logp
+        if self.budget.take(tensor_bytes(micro_batch)):
+            self.cached[number] = micro_batch
+        return micro_batch
 
 
-def memory(item: object) -> int:
-    """Bytes of all tensors in a dataclass or tuple, nested ones too."""
+def tensor_bytes(item: object) -> int:
+    """Return the bytes of all tensors in a dataclass or tuple, nested ones too."""
     if isinstance(item, Tensor):
         return item.nbytes
     parts = vars(item).values() if is_dataclass(item) else item if isinstance(item, tuple) else ()
-    return sum(map(memory, parts))
+    return sum(map(tensor_bytes, parts))

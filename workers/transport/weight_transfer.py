@@ -1,8 +1,8 @@
-"""Weights straight from a trainer's memory to its engine's: over NCCL between GPUs, over Gloo between CPUs.
+"""Point-to-point weight transfer from a trainer's memory to its engine's: NCCL between GPUs, Gloo between CPUs.
 
-A trainer offers its weights; the offer, names and shapes, travels through Ray, and whoever takes it receives the
-tensors from the trainer itself. The two share a process group of torch.distributed, which is made once, and again
-when another engine takes the run over.
+A trainer offers its weights; the manifest, names and shapes, travels through Ray, and the engine that gets it receives
+the tensors from the trainer itself. The two share a process group of torch.distributed, which is made once, and again
+when another engine takes over the run.
 """
 
 import logging
@@ -23,15 +23,15 @@ from layersweep.workers.training.distributed import free_port
 logger = logging.getLogger(__name__)
 
 TIMEOUT = timedelta(minutes=5)
-"""For the other side to turn up, and for a tensor to arrive."""
-LONGEST_PAUSE = 0.25
-"""Seconds between looks at whether an offer is taken."""
+"""Time limit for the peer to connect, and for a tensor to arrive."""
+LONGEST_POLL = 0.25
+"""Seconds between polls for a receiver, at most."""
 TRAINER, ENGINE = 0, 1
 
 
 @dataclass(frozen=True)
 class WeightManifest:
-    """Weights that wait in a trainer, by name: dtype and shape."""
+    """Weights that wait in a trainer: its address, the offer's number, dtype and shape by name."""
 
     address: tuple[str, int]
     number: int
@@ -42,7 +42,7 @@ class WeightSender:
     """The trainer's end.
 
     Args:
-        host: where other nodes reach this one.
+        host: address at which other nodes reach this one.
     """
 
     def __init__(self, host: str):
@@ -53,7 +53,7 @@ class WeightSender:
         self.group: dist.Backend | None = None
 
     def offer(self, weights: dict[str, Tensor]) -> WeightManifest:
-        """To be taken once, before the weights change; the next offer takes the place of one that nobody took."""
+        """Offer weights to one receiver, before they change; the next offer replaces one that was not received."""
         self.number += 1
         layout = {name: (str(w.dtype).removeprefix("torch."), tuple(w.shape)) for name, w in weights.items()}
         threading.Thread(target=self._serve, args=(self.number, list(weights.values())), daemon=True).start()
@@ -63,16 +63,16 @@ class WeightSender:
         key, pause = _key(number), 0.005
         while not self.store.check([key]):
             if self.number != number:
-                return  # nobody took it
+                return  # replaced by the next offer
             time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            pause = min(2 * pause, LONGEST_POLL)
         session = self.store.get(key).decode()
         try:
             if session != self.session:  # the first engine, or another one
                 self.group, self.session = _join(self.store, session, TRAINER, weights[0].device), session
             for tensor in weights:
                 self.group.send([tensor.contiguous()], ENGINE, 0).wait()
-            _settle(weights[0].device)
+            _synchronize(weights[0].device)
         except RuntimeError as error:  # the engine is gone: its own call fails, and the driver sees to it
             self.session = None
             logger.warning("weights could not be sent: %s", error)
@@ -80,7 +80,7 @@ class WeightSender:
 
 @dataclass
 class _Connection:
-    """To one trainer."""
+    """Connection to one trainer."""
 
     address: tuple[str, int]
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -94,35 +94,36 @@ class WeightReceiver:
     """The engine's end, for all its runs."""
 
     def __init__(self) -> None:
-        self.links: dict[str, _Connection] = {}
+        self.connections: dict[str, _Connection] = {}
 
-    def take(self, run: str, offer: WeightManifest, device: torch.device) -> dict[str, Tensor]:
-        """The offered weights, on `device`.
+    def receive(self, run: str, manifest: WeightManifest, device: torch.device) -> dict[str, Tensor]:
+        """Receive the offered weights of a run, onto `device`.
 
         Raises:
             RuntimeError: the trainer does not send them.
         """
-        link = self.links.pop(run, None)  # kept only where it works
-        if link is None or link.address != offer.address:
-            link = _Connection(offer.address)
-        link.store.set(_key(offer.number), link.session)
-        link.group = link.group or _join(link.store, link.session, ENGINE, device)
+        connection = self.connections.pop(run, None)  # kept only where it works
+        if connection is None or connection.address != manifest.address:
+            connection = _Connection(manifest.address)
+        connection.store.set(_key(manifest.number), connection.session)
+        connection.group = connection.group or _join(connection.store, connection.session, ENGINE, device)
         weights = {
             name: torch.empty(shape, dtype=getattr(torch, dtype), device=device)
-            for name, (dtype, shape) in offer.layout.items()
+            for name, (dtype, shape) in manifest.layout.items()
         }
         for tensor in weights.values():
-            link.group.recv([tensor], TRAINER, 0).wait()
-        _settle(device)
-        self.links[run] = link
+            connection.group.recv([tensor], TRAINER, 0).wait()
+        _synchronize(device)
+        self.connections[run] = connection
         return weights
 
     def forget(self, run: str) -> None:
-        self.links.pop(run, None)
+        """Drop the connection of a run."""
+        self.connections.pop(run, None)
 
 
-def way(transfer: str, trainer: str, engine: str) -> Literal["handle", "direct", "object_store"]:
-    """How weights travel.
+def choose_transport(transfer: str, trainer: str, engine: str) -> Literal["handle", "direct", "object_store"]:
+    """Choose how a run's weights travel.
 
     Args:
         transfer: `rollout.weight_transfer` of the spec.
@@ -143,13 +144,13 @@ def _join(store: dist.Store, session: str, rank: int, device: torch.device) -> d
     shared = dist.PrefixStore(session, store)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # of this thread
-        # Whoever waits for a transfer gets its error, where torch's watchdog would end the process, engine and all.
-        # Read by groups that are made from here on, not by DeepSpeed's and vLLM's own.
+        # A failed transfer then raises in the call that waits for it; torch's watchdog would end the process with the
+        # engine in it. Read by groups that are made from here on, not by DeepSpeed's and vLLM's own.
         os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
         return dist.ProcessGroupNCCL(shared, rank, 2, TIMEOUT)
     return dist.ProcessGroupGloo(shared, rank, 2, TIMEOUT)
 
 
-def _settle(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # NCCL's wait() is of the stream alone

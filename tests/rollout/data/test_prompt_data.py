@@ -9,9 +9,9 @@ import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
+from layersweep.rollout.data.data_files import DataError
 from layersweep.rollout.data.decontamination import contaminated, ngrams
 from layersweep.rollout.data.prompt_data import Columns, DataConfig, PromptData, ground_truth, split_of
-from layersweep.rollout.data.row_readers import DataError
 
 
 def truth(raw):
@@ -43,7 +43,7 @@ ALL_TRAIN = {"selection_share": 0.0, "final_share": 0.0}
 def test_question_and_answer_columns(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", {"problem": " 1 + 1? ", "answer": "2"})
     (prompt,) = load(path, columns={"question": "problem"}, **ALL_TRAIN).prompts("train", 1)
-    assert prompt.messages == ({"role": "user", "content": "1 + 1?"},)
+    assert prompt.messages == ({"role": "user", "content": " 1 + 1? "},)
     assert prompt.text is None
     assert prompt.truth == "2"
 
@@ -76,6 +76,176 @@ def test_a_folder_is_read_whole_and_in_any_layout(tmp_path):
     (tmp_path / "README.md").write_text("not data")
     data = load(str(tmp_path), **ALL_TRAIN)
     assert sorted(p.truth for p in data.prompts("train", 3)) == ["1", "2", "3"]
+
+
+def rows_of(*numbers: int) -> list[dict]:
+    return [{"question": f"Q{i}", "answer": str(i)} for i in numbers]
+
+
+def written(folder: Path, files: dict[str, list[dict]]) -> Path:
+    """Files of rows below a folder, in the format that each name ends with."""
+    for name, rows in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+            continue
+        lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        kind = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}.get(path.suffix)
+        with pyarrow.output_stream(str(path), compression=kind) as stream:
+            stream.write(lines)
+    return folder
+
+
+LAYOUTS = {
+    "shards by split": ({"train-0-of-2.parquet": [0], "train-1-of-2.parquet": [1], "test-0-of-1.parquet": [2]}, {}),
+    "folders by split": ({"data/train/a.jsonl": [0, 1], "data/test/a.jsonl": [2], "README.md": []}, {}),
+    "data folder": ({"data/train-00000.parquet": [0, 1], "data/validation-00000.parquet": [2]}, {}),
+    "a name before": ({"gsm8k-train.jsonl": [0, 1], "gsm8k_test.jsonl": [2]}, {}),
+    "other spellings": ({"eval.jsonl": [0, 1], "training.jsonl": [2]}, {"split": "test"}),
+    "a split of its own": ({"algebra.jsonl": [0, 1], "geometry.jsonl": [2]}, {"split": "algebra"}),
+    "no split at all": ({"b.jsonl": [0], "a.parquet": [1]}, {}),
+    "subsets": ({"main/train.jsonl": [0, 1], "main/test.jsonl": [2], "socratic/train.jsonl": [3]}, {"subset": "main"}),
+    "compressed": ({"a.jsonl.gz": [0], "b.jsonl.zst": [1], "c.jsonl.bz2": []}, {}),
+    "metadata, hidden": ({"a.jsonl": [0, 1], "dataset_info.json": [2], ".cache/b.jsonl": [2], "_old/c.csv": [2]}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_of_a_folder_the_split_is_read_that_was_asked_for(tmp_path, name):
+    """OpenRLHF PR 367, ray #12243. Rows 0 and 1 are meant, others not."""
+    files, settings = LAYOUTS[name]
+    folder = written(
+        tmp_path / "data set", {file: rows_of(*rows) for file, rows in files.items() if file != "README.md"}
+    )
+    (folder / "README.md").write_text("no data")
+    data = load(str(folder), **settings, **ALL_TRAIN)
+    assert sorted(data.questions("train")) == ["Q0", "Q1"]
+
+
+REFUSED_LAYOUTS = {
+    "test alone": (["test.jsonl"], {}, r"data\.split: .* has no train files; there are test"),
+    "no such split": (["train.jsonl", "test.jsonl"], {"split": "validation"}, r"data\.split: .*no validation files"),
+    "no split named": (["a.jsonl"], {"split": "test"}, r"data\.split: no file of .* names a split \(a\.jsonl\)"),
+    "unknown split": (["train.jsonl"], {"split": "algebra"}, r"data\.split: no file of .* names 'algebra'"),
+    "some name a split": (["train.jsonl", "more.jsonl"], {}, r"data\.split: .*others that do not, such as more\.jsonl"),
+    "two splits in a name": (["train_test.jsonl"], {}, r"data\.split: train_test\.jsonl .* names the splits train and"),
+    "two folders": (["main/a.jsonl", "socratic/a.jsonl"], {}, r"data\.subset: .* has data in main, socratic"),
+    "no such subset": (["main/a.jsonl"], {"subset": "socratic"}, r"data\.subset: .* has no 'socratic'; .* main"),
+    "beside inner folders": (["a.jsonl", "old/a.jsonl"], {}, r"data\.subset: .*the folder itself, old"),
+    "another format": (["a.jsonl", "b.csv"], {}, r"data\.path: .* holds b\.csv, which cannot be read: .*\.gz"),
+    "another compression": (["a.jsonl", "b.jsonl.xz"], {}, r"data\.path: .* holds b\.jsonl\.xz, which cannot be read"),
+    "compressed parquet": (["a.jsonl", "b.parquet.gz"], {}, r"data\.path: .* holds b\.parquet\.gz"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED_LAYOUTS)
+def test_folders_that_could_mean_several_things_are_refused(tmp_path, name):
+    files, settings, says = REFUSED_LAYOUTS[name]
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("")
+    with pytest.raises(DataError, match=says):
+        DataConfig(path=str(tmp_path), **settings).files()
+
+
+def test_a_linked_file_is_read_and_a_linked_folder_is_not_passed_over(tmp_path):
+    """The hub's cache is made of links to files; a link to a folder would be left out without a word."""
+    kept = written(tmp_path / "kept", {"blob": rows_of(0, 1)})
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.jsonl").symlink_to(kept / "blob")
+    assert load(str(folder), **ALL_TRAIN).report.train == 2
+    (folder / "more").symlink_to(kept)
+    with pytest.raises(DataError, match="holds more, which cannot be read"):
+        DataConfig(path=str(folder)).files()
+
+
+@pytest.mark.parametrize(
+    "settings, says",
+    [
+        ({"split": "test"}, r"data\.split: .*a\.jsonl is one file"),
+        ({"subset": "main"}, r"data\.subset: .*a\.jsonl is one file"),
+    ],
+)
+def test_one_file_has_neither_splits_nor_subsets(tmp_path, settings, says):
+    jsonl(tmp_path / "a.jsonl", GOOD)
+    with pytest.raises(DataError, match=says):
+        DataConfig(path=str(tmp_path / "a.jsonl"), **settings).files()
+
+
+def test_a_path_may_begin_with_a_tilde_or_be_a_uri(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    numbered(tmp_path / "a.jsonl", 3)
+    for path in ("~/a.jsonl", (tmp_path / "a.jsonl").as_uri()):
+        assert load(path, **ALL_TRAIN).report.train == 3
+    import fsspec
+
+    fsspec.filesystem("memory").pipe("/set/train.jsonl", (tmp_path / "a.jsonl").read_bytes())
+    assert load("memory://set", **ALL_TRAIN).report.train == 3
+    assert DataConfig(path="s3://bucket/set").fetched == "data set s3://bucket/set"
+    assert DataConfig(path=(tmp_path / "a.jsonl").as_uri()).fetched is None
+    with pytest.raises(DataError, match=r"data\.path: nosuch://x: .*[Pp]rotocol"):
+        DataConfig(path="nosuch://x").files()
+
+
+def test_a_file_that_ends_early_is_named(tmp_path):
+    written(tmp_path, {"a.jsonl.gz": rows_of(*range(2000))})
+    whole = (tmp_path / "a.jsonl.gz").read_bytes()
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"data\.path: .*a\.jsonl\.gz cannot be read after row \d+"):
+        load(str(tmp_path / "a.jsonl.gz"), bad_rows="skip", **ALL_TRAIN)
+
+
+def test_columns_that_nothing_reads_cannot_break_a_file(tmp_path):
+    """arrow-rs #982, and text that is no UTF-8: in other columns without effect, in a row's question a bad row."""
+    bad_text = pyarrow.array([b"fine", b"\xff\xfe"]).cast(pyarrow.binary()).view(pyarrow.string())
+    strange = {"when": pyarrow.array([0, 1], pyarrow.timestamp("us", tz="Nowhere/Nothing")), "note": bad_text}
+    good = {"question": ["Q0", "Q1"], "answer": ["0", "1"]}
+    pyarrow.parquet.write_table(pyarrow.table(good | strange), tmp_path / "a.parquet")
+    assert load(str(tmp_path / "a.parquet"), **ALL_TRAIN).report.train == 2
+    pyarrow.parquet.write_table(pyarrow.table(good | {"question": bad_text}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="1 of 2 rows are bad: row 2: a value that cannot be read"):
+        load(str(tmp_path / "b.parquet"), **ALL_TRAIN)
+    (tmp_path / "c.jsonl").write_bytes(b'{"question": "Q0", "answer": "0", "note": "\xff"}\n')
+    assert load(str(tmp_path / "c.jsonl"), **ALL_TRAIN).report.train == 1
+    (tmp_path / "d.jsonl").write_bytes(b'{"question": "Q0", "answer": "\xff"}\n')
+    with pytest.raises(DataError, match="row 1: the answer is no valid Unicode"):
+        load(str(tmp_path / "d.jsonl"), **ALL_TRAIN)
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["Q0"]}), tmp_path / "e.parquet")
+    with pytest.raises(DataError, match=r"e\.parquet has none of the columns .* it has: text"):
+        load(str(tmp_path / "e.parquet"), **ALL_TRAIN)
+
+
+@pytest.mark.parametrize(
+    "row, question, answer",
+    [
+        ({"problem": "P", "solution": "S"}, "P", "S"),
+        ({"problem": "P", "question": "Q", "solution": "S", "answer": "A"}, "Q", "A"),
+        ({"input": "I", "target": "T"}, "I", "T"),
+        ({"Body": "Two hens.", "Question": "How many?", "Answer": "2"}, "Two hens.\nHow many?", "2"),
+        ({"body": "Two hens.", "question": "How many?", "answer": "2"}, "Two hens.\nHow many?", "2"),
+        ({"context": None, "question": "Q", "final_answer": "F", "solution": "S"}, "Q", "F"),
+        ({"prompt": "P", "question": "Q", "context": "C", "answer": "A"}, "P", "A"),
+    ],
+)
+def test_columns_of_the_usual_names_are_found(tmp_path, row, question, answer):
+    (prompt,) = load(jsonl(tmp_path / "a.jsonl", row), **ALL_TRAIN).prompts("train", 1)
+    assert (prompt.messages[0]["content"], prompt.truth) == (question, answer)
+
+
+def test_named_columns_are_the_only_ones():
+    with pytest.raises(ValueError, match="no answer, neither .* nor a column 'solution'"):
+        ground_truth({"question": "Q", "answer": "A"}, Columns(answer="solution"))
+
+
+def test_nothing_is_stripped_from_what_the_model_reads(tmp_path):
+    """A base model's prompt that ends in a newline keeps it, in either format."""
+    path = jsonl(tmp_path / "a.jsonl", {"prompt": "  1 + 1 =\n", "answer": "2"})
+    (chat,) = load(path, **ALL_TRAIN).prompts("train", 1)
+    (plain,) = load(path, prompt_format="plain", template="{question}>", **ALL_TRAIN).prompts("train", 1)
+    assert chat.messages[0]["content"] == "  1 + 1 =\n"
+    assert plain.text == "  1 + 1 =\n>"
 
 
 def test_hub_name_is_loaded_with_datasets(tmp_path, monkeypatch):
@@ -114,6 +284,7 @@ def test_template_and_system_prompt(tmp_path):
         ({"path": "a.jsonl", "template": "Solve it."}, "exactly once"),
         ({"path": "a.jsonl", "colums": {}}, "colums"),
         ({"path": "a.jsonl", "subsample": 0}, "subsample"),
+        ({"path": "a.jsonl", "revision": "main"}, "revision: a path has no revisions"),
     ],
 )
 def test_contradictions_are_refused(settings, says):
@@ -124,7 +295,7 @@ def test_contradictions_are_refused(settings, says):
 def test_missing_path_and_folder_without_data(tmp_path):
     with pytest.raises(DataError, match=r"data\.path: .*nowhere\.jsonl does not exist"):
         DataConfig(path=str(tmp_path / "nowhere.jsonl")).files()
-    with pytest.raises(DataError, match=r"no \.parquet or \.jsonl"):
+    with pytest.raises(DataError, match=r"data\.path: .* is a folder without data: \.jsonl and \.parquet files"):
         DataConfig(path=str(tmp_path)).files()
 
 
@@ -297,10 +468,31 @@ def test_subsamples_are_seeded_and_nested(tmp_path):
 
 
 def test_equal_prompts_count_once(tmp_path):
-    path = jsonl(tmp_path / "a.jsonl", GOOD, {"question": " fine? ", "answer": "no"}, GOOD)
+    path = jsonl(tmp_path / "a.jsonl", GOOD, {"question": " fine? ", "answer": "yes"}, GOOD)
     data = load(path, **ALL_TRAIN)
-    assert (data.report.duplicates, data.report.train) == (2, 1)
-    assert data.prompts("train", 1)[0].truth == "yes", "the first one counts"
+    assert (data.report.duplicates, data.report.conflicting, data.report.train) == (2, 0, 1)
+
+
+@pytest.mark.parametrize("subsample", [None, 3])
+def test_questions_with_different_answers_are_dropped_whatever_the_order(tmp_path, subsample):
+    """Two of five questions have more than one answer; a subsample of 3 has room for the other three."""
+    sound = [{"question": f"{i}?", "answer": str(i)} for i in range(3)]
+    contradicting = [{"question": "a?", "answer": "1"}, {"question": "b?", "answer": "1"},
+                     {"question": "a?", "answer": "1"}, {"question": "a?", "answer": "2"},
+                     {"question": "b?", "answer": "3"}]  # fmt: skip
+    for rows in (sound + contradicting, contradicting[::-1] + sound):
+        data = load(jsonl(tmp_path / "a.jsonl", *rows), subsample=subsample, **ALL_TRAIN)
+        assert sorted(data.questions("train")) == ["0?", "1?", "2?"]
+        assert (data.report.conflicting, data.report.duplicates) == (5, 0)
+
+
+def test_the_report_says_what_became_of_every_row(tmp_path):
+    """Seven rows: one bad, one repeated, two that contradict each other, three to train on."""
+    rows = [GOOD, GOOD, {"question": "", "answer": "1"}, {"question": "a?", "answer": "1"},
+            {"question": "a?", "answer": "2"}, {"question": "b?", "answer": "1"},
+            {"question": "c?", "answer": "1"}]  # fmt: skip
+    report = load(jsonl(tmp_path / "a.jsonl", *rows), bad_rows="skip", **ALL_TRAIN).report
+    assert str(report) == ("7 rows (1 bad, 1 duplicate, 2 contradicting dropped): 3 train, 0 selection, 0 final")
 
 
 def test_fingerprint_follows_content(tmp_path):
@@ -317,9 +509,9 @@ EVALUATION = "Natalia sold clips to 48 of her friends in April, and then she sol
 
 
 def test_ngrams_by_hand():
-    assert ngrams("A b, c  d!", 3) == {"a b c", "b c d"}
-    assert ngrams("3 + 4 =", 13) == {"3 + 4 ="}
-    assert ngrams(" Two  words", 2) == {"two words"}
+    assert ngrams("A b, c  d!", 3) == ["a b c", "b c d"]
+    assert ngrams("3 + 4 =", 13) == ["3 + 4 ="]
+    assert ngrams(" Two  words", 2) == ["two words"]
 
 
 def test_thirteen_shared_words_contaminate_twelve_do_not():
@@ -350,11 +542,47 @@ def test_training_rows_are_dropped_and_counted(tmp_path):
     assert load(path, decontaminate_ngram=None, **ALL_TRAIN).decontaminate([EVALUATION]) == 0
 
 
+INSTRUCTION = "Please solve the following problem step by step and put your final answer in a box at the end: "
+
+
+@pytest.mark.parametrize("count", [10, 40, 300])
+def test_a_shared_instruction_is_no_leak_however_few_rows_there_are(tmp_path, count):
+    """marin #6852. All sums and differences of one digit numbers are different questions, in the same words."""
+    sums = [f"{a} {sign} {b} =" for a in range(10) for b in range(10) for sign in "+-*"]
+    random.Random(0).shuffle(sums)
+    rows = [{"question": INSTRUCTION + text, "answer": "1"} for text in sums[:count]]
+    data = load(jsonl(tmp_path / "a.jsonl", *rows), selection_share=0.3, final_share=0.2)
+    assert data.report.contaminated == 0
+    assert data.report.train + data.report.selection + data.report.final == count
+
+
+def test_below_a_shared_instruction_what_differs_is_compared():
+    """The question that both have is a leak whatever its length; half of it is none."""
+    asked = [INSTRUCTION + text for text in ("how much is 17 and 25?", "name the largest prime below 1000")]
+    training = [INSTRUCTION + text for text in ("How much is  17 and 25?", "how much is 17 and 26?", "how much is 17?")]
+    training += [INSTRUCTION + f"what is {i} squared?" for i in range(20)]
+    assert contaminated(training, asked, 13) == {0}
+    long = "a farmer with seven sheep and nine goats sells four of them on monday and two on friday"
+    others = [INSTRUCTION + f"what is {i} squared?" for i in range(20)]
+    assert contaminated([f"Again: {long}!", *others], [INSTRUCTION + long, INSTRUCTION + "1?"], 13) == {0}
+
+
 def test_own_held_out_prompts_decontaminate_too(tmp_path):
-    # Twenty variants share 20 words: whichever are held out, those that are left to train are leaks of them.
-    text = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen {}"
-    rows = [{"question": text.format(i), "answer": "1"} for i in range(10)]
-    data = load(jsonl(tmp_path / "a.jsonl", *rows), selection_share=0.5, final_share=0.0)
-    assert 0 < data.report.selection < 10
-    assert data.report.train == 0
-    assert data.report.contaminated == 10 - data.report.selection
+    """Twenty questions of 15 words, and each once more with a word before it: one held out takes the other along."""
+    texts = [" ".join(f"{i}w{k}" for k in range(15)) for i in "abcdefghijklmnopqrst"]
+    rows = [{"question": before + text, "answer": "1"} for text in texts for before in ("", "Again: ")]
+    data = load(jsonl(tmp_path / "a.jsonl", *rows), selection_share=0.3, final_share=0.0)
+    held_out, trained = (
+        {question.removeprefix("Again: ") for question in data.questions(split)} for split in ("selection", "train")
+    )
+    assert data.report.contaminated > 0
+    assert not held_out & trained
+    assert held_out | trained == set(texts)
+
+
+def test_the_message_names_decontamination_where_it_took_the_prompts(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", {"question": EVALUATION, "answer": "1"}, GOOD)
+    data = load(path, **ALL_TRAIN)
+    data.decontaminate([EVALUATION])
+    with pytest.raises(DataError, match=r"has 1 train prompts, 2 were asked for .*1 contaminated.*decontaminate_ngram"):
+        data.prompts("train", 2)

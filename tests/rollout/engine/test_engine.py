@@ -197,7 +197,7 @@ def test_the_self_check_passes_and_catches_broken_routing(engine, model_folder, 
 
     with monkeypatch.context() as patch:
         patch.setattr(LayerOverlay, "build", classmethod(stale_norm))
-        with pytest.raises(RoutingMismatch, match="from a plain forward"):
+        with pytest.raises(RoutingMismatch, match="rounding explains"):
             check(engine, model_folder, "float32")
     with monkeypatch.context() as patch:
         patch.setattr(model, "_block", lambda layer, parts, *hidden: layer(*hidden))

@@ -14,12 +14,12 @@ from layersweep.policies.model.trunk import Trunk
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import DeepSpeedConfig
 from tests.conftest import save_random_qwen3
-from tests.workers.training.test_learner import experience, one_rank, settings  # noqa: F401
+from tests.workers.training.test_update_loop import experience, one_rank, settings, update_loop  # noqa: F401
 
 
 def elsewhere(path: str, folder: str, dtype: str = "float32") -> dict:
-    """What tests.engine_elsewhere saw."""
-    command = [sys.executable, "-m", "tests.engine_elsewhere", path, folder, dtype]
+    """What tests.helpers.engine_elsewhere saw."""
+    command = [sys.executable, "-m", "tests.helpers.engine_elsewhere", path, folder, dtype]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -56,6 +56,11 @@ def test_an_engine_over_two_workers_serves_its_shards(wide_folder):
     assert elsewhere("spans", wide_folder)["self_check"] < 1e-5
 
 
+@pytest.mark.slow
+def test_two_workers_with_one_shard_are_refused(wide_folder):
+    assert "selfcheck-0: log-probabilities differ" in elsewhere("wrong_shard", wide_folder)["refused"]
+
+
 def test_where_torch_has_the_parts_of_a_handle():
     names = list(inspect.signature(rebuild_cuda_tensor).parameters)
     assert (names[tensors.DEVICE_INDEX], names[tensors.WAITS]) == ("storage_device", "event_sync_required")
@@ -89,14 +94,12 @@ def test_an_attached_trunk_computes_what_a_loaded_one_does(trunk):
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_offloaded_optimizer_state_gives_the_same_weights(trunk, one_rank, stage):  # noqa: F811
-    from layersweep.workers.training.learner import Learner
-
     after = []
     for offload in ("none", "cpu"):
         section = DeepSpeedConfig(full_zero_stage=stage, offload_optimizer=offload)
-        learner = Learner(trunk, Selection.full(), *settings(0.0, 1e-3, 0.5, 1000), section)
-        learner.update(experience(), step=0)
-        after.append({name: weight.clone() for name, weight in learner.weights().items()})
+        loop = update_loop(trunk, Selection.full(), *settings(0.0, 1e-3, 0.5, 1000), section)
+        loop.update(experience(), step=0)
+        after.append({name: weight.clone() for name, weight in loop.backend.weights().items()})
     for name, weight in after[0].items():
         torch.testing.assert_close(after[1][name], weight, rtol=0, atol=2e-6)
 
@@ -104,19 +107,17 @@ def test_offloaded_optimizer_state_gives_the_same_weights(trunk, one_rank, stage
 @pytest.mark.parametrize("stage", [0, 1])
 def test_bfloat16_weights_are_rounded_float32_masters(model_folder, one_rank, stage):  # noqa: F811
     """Changes too small for bfloat16 add up in what is trained; what is served is the masters, rounded."""
-    from layersweep.workers.training.learner import Learner
-
     algorithm, training = settings(0.0, 1e-4, 0.5, 1000)
     training = training.model_copy(update={"dtype": "bfloat16"})
     base = Trunk.load(model_folder, "bfloat16")
-    learner = Learner(base, Selection.layer(2), algorithm, training, DeepSpeedConfig(layer_zero_stage=stage))
+    loop = update_loop(base, Selection.layer(2), algorithm, training, DeepSpeedConfig(layer_zero_stage=stage))
     for step in range(3):
-        learner.update(experience(), step)
-    masters = [master for group in learner.engine.basic_optimizer.param_groups for master in group["params"]]
+        loop.update(experience(), step)
+    masters = [master for group in loop.backend.engine.basic_optimizer.param_groups for master in group["params"]]
     assert {master.dtype for master in masters} == {torch.float32}
-    count = sum(weight.numel() for weight in learner.weights().values())
+    count = sum(weight.numel() for weight in loop.backend.weights().values())
     flat = torch.cat([master.detach().flatten() for master in masters])[:count]
-    served = torch.cat([weight.flatten() for weight in learner.weights().values()])
+    served = torch.cat([weight.flatten() for weight in loop.backend.weights().values()])
     assert served.dtype == torch.bfloat16
     assert torch.equal(flat.to(torch.bfloat16), served)
     assert (flat != served.float()).float().mean() > 0.5

@@ -239,7 +239,7 @@ def test_a_failing_engine_fails_the_call_and_frees_the_environments():
             asyncio.run(play(task, [InitialState("s", 0)], 3, generate, encode, decode))
         done = played(task, [InitialState("s", 0)], 1, Model(lambda prompt, seed: "add"))
         assert done.episodes[0].success == 1.0
-        assert task.processes.of(0)._here == set()
+        assert task.processes.of(0)._hosted == set()
 
 
 # -- what is learned from ---------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def test_the_rollout_worker_plays_environment_sections(tmp_path):
     from layersweep.rollout.config import SuiteConfig
     from layersweep.workers.actors.rollout_worker import RolloutWorker
     from layersweep.workers.config import TrainingConfig
-    from layersweep.workers.startup.tiny_model import ModelSource
+    from layersweep.workers.startup.model_source import ModelSource
     from layersweep.workers.startup.tiny_model_training import character_tokenizer
     from layersweep.workers.storage.tables import SCORES, STEPS
 

@@ -13,7 +13,7 @@ from layersweep.rollout.tasks.math import MathConfig
 from layersweep.rollout.types import Completions
 from layersweep.workers.actors.rollout_worker import RolloutWorker
 from layersweep.workers.config import TrainingConfig
-from layersweep.workers.startup.tiny_model import ModelSource
+from layersweep.workers.startup.model_source import ModelSource
 from layersweep.workers.startup.tiny_model_training import character_tokenizer
 from tests.orchestrator.statistics.test_contribution import table_of
 
@@ -147,5 +147,5 @@ def test_questions_of_the_suites_are_kept_out_of_training(tokenizer, tmp_path):
     held_out = MathConfig(data=data | {"path": str(tmp_path / "suite.jsonl"), "selection_share": 1})
     suite = SuiteConfig(name="held-out", task=held_out, prompts=2)
     worker = RolloutWorker(ModelSource(str(tmp_path / "model")), task, [suite], TrainingConfig(prompts_per_step=2))
-    assert worker.contaminated == 1
+    assert worker.task.data.report.contaminated == 1
     assert {prompt.text for prompt in worker.task.prompts("train", 2)} == set(training[1:])

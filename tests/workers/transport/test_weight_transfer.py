@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from layersweep.workers.transport.weight_transfer import WeightManifest, WeightReceiver, WeightSender, way
+from layersweep.workers.transport.weight_transfer import WeightManifest, WeightReceiver, WeightSender, choose_transport
 
 CPU = torch.device("cpu")
 
@@ -21,9 +21,9 @@ def weights(number: int) -> dict[str, torch.Tensor]:
 
 
 def _engine(offers, answers):
-    inlet = WeightReceiver()
+    receiver = WeightReceiver()
     for offer in iter(offers.get, None):
-        answers.put({name: tensor.float().numpy() for name, tensor in inlet.take("run", offer, CPU).items()})
+        answers.put({name: tensor.float().numpy() for name, tensor in receiver.receive("run", offer, CPU).items()})
 
 
 @pytest.fixture
@@ -48,9 +48,9 @@ def same(got, number: int) -> bool:
 
 
 def test_weights_arrive_bit_for_bit_one_offer_after_the_other(engine):
-    outlet, (_, offers, answers) = WeightSender("127.0.0.1"), engine()
+    sender, (_, offers, answers) = WeightSender("127.0.0.1"), engine()
     for number in (1, 2, 3):
-        offers.put(outlet.offer(weights(number)))
+        offers.put(sender.offer(weights(number)))
         assert same(answers.get(timeout=60), number)
 
 
@@ -61,27 +61,27 @@ def test_an_offer_holds_types_and_shapes_and_no_weights():
 
 
 def test_another_engine_takes_the_next_offer_after_the_first_was_killed(engine):
-    outlet = WeightSender("127.0.0.1")
+    sender = WeightSender("127.0.0.1")
     process, offers, answers = engine()
-    offers.put(outlet.offer(weights(1)))
+    offers.put(sender.offer(weights(1)))
     assert same(answers.get(timeout=60), 1)
     process.kill()
     process.join()
-    outlet.offer(weights(2))  # nobody takes this one
+    sender.offer(weights(2))  # nobody takes this one
     _, offers, answers = engine()
-    offers.put(outlet.offer(weights(3)))
+    offers.put(sender.offer(weights(3)))
     assert same(answers.get(timeout=60), 3)
 
 
 def test_one_engine_takes_from_many_trainers_at_the_same_time():
-    inlet, outlets = WeightReceiver(), [WeightSender("127.0.0.1") for _ in range(4)]
-    given: list[WeightManifest] = [outlet.offer(weights(number)) for number, outlet in enumerate(outlets)]
+    receiver, senders = WeightReceiver(), [WeightSender("127.0.0.1") for _ in range(4)]
+    given: list[WeightManifest] = [sender.offer(weights(number)) for number, sender in enumerate(senders)]
     with ThreadPoolExecutor() as pool:
-        taken = list(pool.map(lambda i: inlet.take(f"run-{i}", given[i], CPU), range(4)))
+        taken = list(pool.map(lambda i: receiver.receive(f"run-{i}", given[i], CPU), range(4)))
     for number, got in enumerate(taken):
         assert same({name: tensor.float().numpy() for name, tensor in got.items()}, number)
-    inlet.forget("run-0")
-    again = inlet.take("run-0", outlets[0].offer(weights(9)), CPU)
+    receiver.forget("run-0")
+    again = receiver.receive("run-0", senders[0].offer(weights(9)), CPU)
     assert same({name: tensor.float().numpy() for name, tensor in again.items()}, 9)
 
 
@@ -100,4 +100,4 @@ def test_one_engine_takes_from_many_trainers_at_the_same_time():
     ],
 )
 def test_the_way_that_weights_take(transfer, trainer, engine, expected):
-    assert way(transfer, trainer, engine) == expected
+    assert choose_transport(transfer, trainer, engine) == expected

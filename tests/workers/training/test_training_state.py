@@ -7,40 +7,39 @@ import torch
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import DeepSpeedConfig
 from layersweep.workers.storage.run_store import CheckpointRecord, CorruptFile, RunStore, checksum, rank_file
-from tests.workers.training.test_learner import experience, settings
+from tests.workers.training.test_update_loop import experience, settings, update_loop
 
 
-def _learner(folder: str, selection: Selection, stage: int, dtype: str, rank: int, ranks: int):
+def _loop(folder: str, selection: Selection, stage: int, dtype: str, rank: int, ranks: int):
     from layersweep.policies.model.trunk import Trunk
-    from layersweep.workers.training.learner import Learner
 
     algorithm, training = settings(0.1, 1e-3, 0.5, 40)
     training = training.model_copy(update={"dtype": dtype})
     section = DeepSpeedConfig(layer_zero_stage=min(stage, 1), full_zero_stage=stage)
-    return Learner(Trunk.load(folder, dtype), selection, algorithm, training, section, rank, ranks)
+    return update_loop(Trunk.load(folder, dtype), selection, algorithm, training, section, rank, ranks)
 
 
 def _rank(rank: int, ranks: int, port: int, folder: str, selection: Selection, stage: int, dtype: str, out) -> None:
-    """Four steps without a pause, and two, a dump, a new learner and the other two."""
+    """Four steps without a pause, and two, a dump, a new loop and the other two."""
     from layersweep.workers.training.distributed import prepare
-    from layersweep.workers.training.learner_state import dump, restore
+    from layersweep.workers.training.training_state import dump, restore
 
     prepare(rank, ranks, "127.0.0.1", port, gpu=False)
-    straight = _learner(folder, selection, stage, dtype, rank, ranks)
+    straight = _loop(folder, selection, stage, dtype, rank, ranks)
     for step in range(2):
         straight.update(experience(step), step)
-    content = dump(straight)
+    content = dump(straight.backend, rank, straight.device)
     rng = torch.get_rng_state()
     for step in (2, 3):
         straight.update(experience(step), step)
-    paused = _learner(folder, selection, stage, dtype, rank, ranks)
-    before = {name: weight.clone() for name, weight in paused.weights().items()}
+    paused = _loop(folder, selection, stage, dtype, rank, ranks)
+    before = {name: weight.clone() for name, weight in paused.backend.weights().items()}
     torch.rand(7)
-    restore(paused, content)
+    restore(paused.backend, rank, paused.device, content)
     assert torch.equal(torch.get_rng_state(), rng)
     for step in (2, 3):
         paused.update(experience(step), step)
-    ours, theirs = paused.weights(), straight.weights()
+    ours, theirs = paused.backend.weights(), straight.backend.weights()
     same = all(torch.equal(ours[name], theirs[name]) for name in theirs)
     moved = all(not torch.equal(ours[name], before[name]) for name in before)
     out.put((same, moved, len(content)))

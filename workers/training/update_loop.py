@@ -1,36 +1,33 @@
-"""One run's updates: DeepSpeed over the selection's parameters alone, computing through the frozen trunk."""
+"""One run's updates: from a rollout batch to optimizer steps over the selection's parameters."""
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from layersweep.policies.algorithms.base import PolicyGradient
-from layersweep.policies.algorithms.loss import policy_loss, token_weights
+from layersweep.policies.algorithms.loss import token_weights
 from layersweep.policies.model.tree_batch import pack
-from layersweep.policies.model.trunk import Policy, Trunk
-from layersweep.policies.selection import Selection
+from layersweep.policies.model.trunk import Trunk
 from layersweep.rollout.types import Experience
-from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
+from layersweep.workers.config import TrainingConfig
 
+from .backend import NonFinite, TrainerBackend
 from .microbatch_cache import CacheBudget, MicroBatchCache, TrainingMicroBatch
 
 
-class NonFinite(RuntimeError):
-    """A loss or gradient that is not a number: the run has collapsed."""
+class GradientMissing(RuntimeError):
+    """Rewards that differ gave no gradient at all: the update computed something else than it should have."""
 
 
 @dataclass
 class _Sums:
-    """What an update adds up over tokens and optimizer steps, on this rank."""
+    """Sums of an update over tokens and optimizer steps, on this rank."""
 
     loss: float = 0.0
     kl: float = 0.0
@@ -43,7 +40,7 @@ class _Sums:
 
 
 def learning_rate(config: TrainingConfig, peak: float, step: int) -> float:
-    """The learning rate of a step (from 0): linear warm-up, then the schedule down to 0 at `steps`."""
+    """Return the learning rate of a step (from 0): linear warm-up, then the schedule down to 0 at `steps`."""
     if step < config.warmup_steps:
         return peak * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
@@ -54,79 +51,53 @@ def learning_rate(config: TrainingConfig, peak: float, step: int) -> float:
     return peak
 
 
-def deepspeed_settings(training: TrainingConfig, section: DeepSpeedConfig, full: bool, ranks: int) -> dict:
-    """DeepSpeed's own configuration. Accumulation is ours (set_gradient_accumulation_boundary), hence the ones."""
-    stage = section.full_zero_stage if full else section.layer_zero_stage
-    zero: dict = {"stage": stage}
-    if full and section.offload_optimizer == "cpu":
-        zero["offload_optimizer"] = {"device": "cpu"}
-    return {
-        "train_batch_size": ranks,
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": training.gradient_clip,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # offloaded too: torch's AdamW, and no compiler on every node
-        "bf16": {"enabled": training.dtype == "bfloat16"},
-    }
-
-
-class Learner:
+class UpdateLoop:
     """Trains one selection.
 
     Args:
-        trunk: the frozen base, shared with everybody on the node.
-        selection: what trains.
-        algorithm: advantages and loss settings.
-        training, section: of the spec.
+        trunk: the frozen base model, which the trainers of a node share.
+        backend: the trained parameters, their gradients and optimizer state.
+        algorithm: advantages and loss.
+        training: of the spec, with `micro_batch_tokens` chosen.
         rank, ranks: this process's place in the run's data-parallel group; torch.distributed is initialised.
     """
 
     def __init__(
         self,
         trunk: Trunk,
-        selection: Selection,
+        backend: TrainerBackend,
         algorithm: PolicyGradient,
         training: TrainingConfig,
-        section: DeepSpeedConfig,
         rank: int = 0,
         ranks: int = 1,
     ):
-        self.trunk, self.selection, self.algorithm, self.training = trunk, selection, algorithm, training
+        self.trunk, self.backend, self.algorithm, self.training = trunk, backend, algorithm, training
         self.rank, self.ranks = rank, ranks
-        full = selection.whole
-        self.peak = training.learning_rate.of(full)
-        policy = Policy(trunk, selection)
-        self.parameters = sum(p.numel() for p in policy.parameters())
-        self.device = next(policy.parameters()).device
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(policy), lr=self.peak, betas=training.betas, weight_decay=training.weight_decay
-        )
-        self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=policy,
-            optimizer=optimizer,
-            config=deepspeed_settings(training, section, full, ranks),
-            dist_init_required=False,
-        )
-        self.policy: Policy = self.engine.module
+        self.policy, self.selection = backend.policy, backend.policy.selection
+        self.peak = training.learning_rate.of(self.selection.whole)
+        embedding = trunk.model.get_input_embeddings().weight
+        self.device, self.vocabulary = embedding.device, len(embedding)
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
-        """One rollout batch: `epochs` passes of `minibatches` optimizer steps each.
+        """Train on one rollout batch: `epochs` passes of `minibatches` optimizer steps each.
 
         Groups whose rewards are all equal have no advantage: without a KL term their gradient is zero, so they
         are left out of the computation (not of the averages) and counted.
+
+        Args:
+            step: of the run, from 0: decides learning rate and the order of minibatches.
 
         Returns:
             The metrics of steps.parquet that the trainer knows.
 
         Raises:
             NonFinite: before the weights are touched (at ZeRO 0; above it, before they leave the trainer).
+            GradientMissing: advantages other than 0, and gradients of 0 that no clip explains.
+            ValueError: a token that the model has no embedding for.
         """
         began, cpu = time.perf_counter(), time.process_time()
+        self._check_tokens(experience)
         rate = learning_rate(self.training, self.peak, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
         algorithm, limit = self.algorithm, self.training.max_response_tokens
         reward = algorithm.shaped(experience.reward, experience.lengths, limit)
         advantage = algorithm.advantages(
@@ -135,55 +106,41 @@ class Learner:
         advantages = torch.from_numpy(advantage).to(self.device)
         old_logp = torch.from_numpy(experience.logprobs).to(self.device)
         agreement = {"gradient_agreement": self._agreement(experience, advantage, old_logp)} if step == 0 else {}
-        kl = self.algorithm.kl_coefficient > 0
-        room = CacheBudget(self.training.prefix_cache_mib << 20 if self.training.epochs > 1 else 0)
+        kl = algorithm.kl_coefficient > 0
+        budget = CacheBudget(self.training.prefix_cache_mib << 20 if self.training.epochs > 1 else 0)
         minibatches = [
-            self._pieces(experience, rows, advantage, kl, room) for rows in self._minibatches(experience, step)
+            self._micro_batches(experience, rows, advantage, kl, budget) for rows in self._minibatches(experience, step)
         ]
         sums = _Sums()
         for epoch in range(self.training.epochs):
-            for number, pieces in enumerate(minibatches):
-                self._optimizer_step(pieces, old_logp, advantages, sums, first=epoch == 0 and number == 0)
+            for number, micro_batches in enumerate(minibatches):
+                first = epoch == 0 and number == 0
+                self._optimizer_step(micro_batches, old_logp, advantages, sums, rate, first)
         return self._metrics(experience, advantage, sums, rate, began, cpu) | agreement
 
-    def weights(self) -> dict[str, Tensor]:
-        """The trained parameters under their Hugging Face names: their own memory, which the next update changes.
-
-        At ZeRO 3, where no rank has them whole, gathered copies: call it on every rank.
-        """
-        partitioned = self.engine.zero_optimization_stage() == 3
-        with self.gathered() as named:
-            return {name: weight.detach().clone() if partitioned else weight.detach() for name, weight in named.items()}
-
-    @contextlib.contextmanager
-    def gathered(self, writer: int | None = None) -> Iterator[dict[str, torch.nn.Parameter]]:
-        """The trained parameters themselves, whole on every rank for the time of a `with` block.
-
-        Args:
-            writer: the rank whose changes within the block everybody gets; None where none changes them.
-        """
-        named = self.policy.named_weights()
-        partitioned = self.engine.zero_optimization_stage() == 3
-        with deepspeed.zero.GatheredParameters(list(named.values()), modifier_rank=writer, enabled=partitioned):
-            yield named
-            if writer is not None and self.ranks > 1 and not partitioned:
-                for weight in named.values():
-                    dist.broadcast(weight.data.view(torch.uint8), writer)
+    def _check_tokens(self, experience: Experience) -> None:
+        """Refuse tokens beyond the embedding: on a GPU they would end the process, without a word of which."""
+        highest = max(int(tokens.max(initial=0)) for tokens in (experience.tokens, *experience.prompts))
+        if highest >= self.vocabulary:
+            raise ValueError(
+                f"token {highest} is outside the model's embedding of {self.vocabulary} rows: the tokenizer is of "
+                "another model, or has tokens added to it"
+            )
 
     def _minibatches(self, experience: Experience, step: int) -> list[np.ndarray]:
-        """Rows of each minibatch: whole groups, dealt out in an order that depends on the step alone."""
+        """Return the rows of each minibatch: whole groups, dealt out in an order that depends on the step alone."""
         groups = np.unique(experience.group)
         order = np.random.default_rng(step).permutation(groups)
         parts = np.array_split(order, self.training.minibatches)
         return [np.flatnonzero(np.isin(experience.group, part)) for part in parts]
 
     def _agreement(self, experience: Experience, advantage: np.ndarray, old_logp: Tensor) -> float:
-        """Cosine between the policy loss's gradients of the even and of the odd prompts, at the present weights.
+        """Return the cosine between the loss's gradients of the even and of the odd prompts, at the present weights.
 
-        Takes as much memory as AdamW's moments, which are not there yet at the first step. NaN where a half has no
-        signal, and for a whole model under ZeRO, which has no room for its whole gradient on each rank.
+        It takes as much memory as AdamW's moments, which are not there yet at the first step. NaN where a half has no
+        signal, and for a whole model that is sharded, because then no rank has memory for the whole gradient.
         """
-        if self.selection.whole and self.engine.zero_optimization_stage() > 0:
+        if self.selection.whole and self.backend.sharded:
             return math.nan
         groups = np.unique(experience.group)
         even, odd = (
@@ -196,14 +153,18 @@ class Learner:
     def _gradient(
         self, experience: Experience, rows: np.ndarray, advantage: np.ndarray, old_logp: Tensor
     ) -> list[Tensor]:
-        """Of the policy loss of some rows over all ranks, float32, a tensor per parameter; the KL term has none at the
-        base. torch.autograd.grad on the bare policy leaves the gradients that DeepSpeed keeps as they are."""
+        """Return the loss's gradient over some rows and all ranks, float32, a tensor per parameter.
+
+        The KL term has no gradient at the base. torch.autograd.grad on the bare policy leaves the gradients that the
+        backend keeps as they are.
+        """
         parameters, advantages = list(self.policy.parameters()), torch.from_numpy(advantage).to(self.device)
         total = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
-        for piece in self._pieces(experience, rows, advantage, kl=False, room=CacheBudget(0)):
-            logp, _ = self.policy(piece.batch, piece.hidden, self.training.temperature)
-            old = old_logp[piece.batch.token]
-            loss = policy_loss(self.algorithm, logp, old, advantages[piece.batch.response], piece.weight).loss
+        for micro_batch in self._micro_batches(experience, rows, advantage, kl=False, budget=CacheBudget(0)):
+            batch = micro_batch.batch
+            logp, _ = self.policy(batch, micro_batch.hidden, self.training.temperature)
+            old, weight = old_logp[batch.token], micro_batch.weight
+            loss = self.algorithm.loss(logp, old, advantages[batch.response], weight).loss
             for so_far, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):
                 so_far += gradient
         if self.ranks > 1:
@@ -211,11 +172,15 @@ class Learner:
                 dist.all_reduce(gradient)
         return total
 
-    def _pieces(
-        self, experience: Experience, rows: np.ndarray, advantage: np.ndarray, kl: bool, room: CacheBudget
+    def _micro_batches(
+        self, experience: Experience, rows: np.ndarray, advantage: np.ndarray, kl: bool, budget: CacheBudget
     ) -> MicroBatchCache:
-        """This rank's micro batches of one minibatch, weighted over the whole minibatch; with `kl`, of groups without
-        signal too, and the reference's log-probabilities."""
+        """Return this rank's micro batches of one minibatch, weighted over the whole minibatch.
+
+        Args:
+            kl: whether the loss has a KL term: then groups without signal belong to it too, and each micro batch
+                brings the reference's log-probabilities.
+        """
         lengths = torch.from_numpy(experience.lengths[rows])
         weights = torch.zeros(len(experience.lengths))
         weights[rows] = token_weights(lengths, self.algorithm.aggregation, self.training.max_response_tokens)
@@ -225,7 +190,7 @@ class Learner:
             experience.prompts, experience.tokens, experience.lengths, used, self.training.micro_batch_tokens
         )
 
-        def piece(number: int, scale: float, ref_logp: Tensor | None) -> TrainingMicroBatch:
+        def make(number: int, scale: float, ref_logp: Tensor | None) -> TrainingMicroBatch:
             batch = batches[number].to(self.device)
             hidden = None if self.selection.whole else self.trunk.prefix(batch, self.policy.start)
             if kl and ref_logp is None:
@@ -237,24 +202,30 @@ class Learner:
         # Every rank must make the same number of backward passes: collectives wait for each other.
         short = -(-len(batches) // self.ranks) - len(mine)
         return MicroBatchCache(
-            [partial(piece, i, 1.0) for i in mine] + [partial(piece, i, 0.0) for i in range(short)], room
+            [partial(make, i, 1.0) for i in mine] + [partial(make, i, 0.0) for i in range(short)], budget
         )
 
     def _optimizer_step(
-        self, pieces: MicroBatchCache, old_logp: Tensor, advantages: Tensor, sums: _Sums, first: bool
+        self,
+        micro_batches: MicroBatchCache,
+        old_logp: Tensor,
+        advantages: Tensor,
+        sums: _Sums,
+        rate: float,
+        first: bool,
     ) -> None:
-        if not pieces:
+        if not len(micro_batches):
             return  # every group without signal: nothing to learn from
         temperature = self.training.temperature
-        for i, piece in enumerate(pieces):
-            batch, live = piece.batch, float(piece.weight.any())
-            self.engine.set_gradient_accumulation_boundary(i == len(pieces) - 1)
-            logp, entropy = self.engine(batch, piece.hidden, temperature)
+        for i, micro_batch in enumerate(micro_batches):
+            batch, weight = micro_batch.batch, micro_batch.weight
+            live = float(weight.any())
+            logp, entropy = self.backend.forward(batch, micro_batch.hidden, temperature)
             old = old_logp[batch.token]
-            terms = policy_loss(self.algorithm, logp, old, advantages[batch.response], piece.weight, piece.ref_logp)
+            terms = self.algorithm.loss(logp, old, advantages[batch.response], weight, micro_batch.ref_logp)
             if not torch.isfinite(terms.loss):
                 raise NonFinite(f"loss is {terms.loss.item()}")
-            self.engine.backward(terms.loss)
+            self.backend.backward(terms.loss, last=i == len(micro_batches) - 1)
             sums.loss += terms.loss.item() / self.ranks
             sums.kl += live * terms.kl.item()
             sums.clipped += live * terms.clipped.item()
@@ -263,11 +234,7 @@ class Learner:
             if first:
                 sums.mismatch += live * (logp.detach() - old).abs().sum().item()
                 sums.mismatch_tokens += live * batch.tokens
-        norm = None
-        if self.engine.zero_optimization_stage() == 0 and self.training.dtype == "float32":
-            norm = _finite(torch.nn.utils.get_total_norm([p.grad for p in self.policy.parameters()]))
-        self.engine.step()
-        sums.grad_norms.append(norm if norm is not None else _finite(self.engine.get_global_grad_norm()))
+        sums.grad_norms.append(self.backend.step(rate))
 
     def _metrics(
         self, experience: Experience, advantage: np.ndarray, sums: _Sums, rate: float, began: float, cpu: float
@@ -282,6 +249,11 @@ class Learner:
         loss, kl, entropy, clipped, tokens, mismatch, mismatch_tokens = totals.tolist()
         steps = max(1, len(sums.grad_norms))
         with_signal = np.unique(experience.group[advantage != 0])
+        if len(with_signal) and not any(sums.grad_norms) and not clipped:
+            raise GradientMissing(
+                f"{len(with_signal)} groups of responses have advantages other than 0, {tokens:.0f} tokens were "
+                "trained on, none was clipped, and the gradient is 0"
+            )
         return {
             "reward_mean": float(experience.reward.mean()),
             "reward_std": float(experience.reward.std()),
@@ -304,27 +276,12 @@ class Learner:
 
     @torch.no_grad()
     def update_norm(self) -> float:
-        """L2 norm of the change of the trained parameters since the base model."""
+        """Return the L2 norm of the change of the trained parameters since the base model."""
         base = dict(self.trunk.model.named_parameters())
-        with self.gathered() as named:
+        with self.backend.gathered() as named:
             return math.sqrt(sum(float((w - base[n]).float().square().sum()) for n, w in named.items()))
 
 
-def _parameter_groups(policy: Policy) -> list[dict]:
-    """One group at the learning rate; with `boost` the chosen layers in a second one at twice that."""
-    chosen = policy.selection.names if policy.selection.kind == "boost" else lambda _: False
-    groups: dict[bool, list] = {False: [], True: []}
-    for name, weight in policy.named_weights().items():
-        groups[chosen(name)].append(weight)
-    return [{"params": weights, "factor": 1 + boosted} for boosted, weights in groups.items() if weights]
-
-
 def _dot(a: list[Tensor], b: list[Tensor]) -> float:
-    """Of two gradients, summed over their tensors."""
+    """Return the dot product of two gradients, summed over their tensors."""
     return sum(float(torch.dot(x.flatten(), y.flatten())) for x, y in zip(a, b, strict=True))
-
-
-def _finite(norm: Tensor | float) -> float:
-    if not math.isfinite(norm):
-        raise NonFinite(f"gradient norm is {float(norm)}")
-    return float(norm)

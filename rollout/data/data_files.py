@@ -1,0 +1,193 @@
+"""The files that `data.path` means: one file, or those of a folder that belong to one split, local or at a URI."""
+
+import io
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+
+import fsspec
+
+FORMATS = (".jsonl", ".parquet")
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+"""Suffixes of compressed .jsonl files and their codec in pyarrow; parquet has its own compression."""
+READABLE = f"{' and '.join(FORMATS)} files are read, .jsonl also as {', '.join(COMPRESSIONS)}"
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Words in the names of files and folders by the split that they mean, as in Hugging Face's `datasets`."""
+_PLACEHOLDERS = {"data"}
+"""Names of folders that say nothing about their content."""
+_NOT_DATA = {"", ".md", ".txt", ".rst", ".py", ".sh", ".yaml", ".yml", ".toml", ".html", ".pdf", ".png", ".jpg", ".svg",
+             ".bib", ".cff", ".lock"}  # fmt: skip
+_METADATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the field or the row and says what to do."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file of a data set."""
+
+    filesystem: Any
+    path: str
+    name: str
+    """Path within the folder, or the file's name where it was named itself."""
+
+    @property
+    def format(self) -> str | None:
+        """`.jsonl` or `.parquet`; None for a file that cannot be read."""
+        suffixes = [suffix.lower() for suffix in PurePosixPath(self.name).suffixes[-2:]]
+        if suffixes and suffixes[-1] in COMPRESSIONS:
+            return ".jsonl" if suffixes[:-1] == [".jsonl"] else None
+        return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
+
+    def open(self) -> BinaryIO:
+        """Open the content, decompressed."""
+        stream = self.filesystem.open(self.path, "rb")
+        if kind := COMPRESSIONS.get(PurePosixPath(self.name).suffix.lower()):
+            import pyarrow
+
+            return io.BufferedReader(pyarrow.CompressedInputStream(stream, kind))
+        return stream
+
+
+def is_remote(path: str) -> bool:
+    """Return whether a path is a URI that another machine serves."""
+    return "://" in path and not path.startswith(("file://", "local://"))
+
+
+def data_files(path: str, split: str, subset: str | None) -> list[DataFile]:
+    """List the files of one split, in order. Cheap: nothing is opened.
+
+    Args:
+        path: a file or folder, `~` allowed, or an fsspec URI.
+        split: of a folder whose files or inner folders name their splits (`train-00000.parquet`, `data/test/x.jsonl`).
+        subset: the inner folder, where several hold data.
+
+    Raises:
+        DataError: there is no such path, nothing in it can be read, or it could mean more than one data set.
+    """
+    path = path if "://" in path else os.path.expanduser(path)
+    try:
+        filesystem, root = fsspec.core.url_to_fs(path)
+        if not filesystem.exists(root):
+            raise DataError(f"data.path: {path} does not exist")
+        if filesystem.isfile(root):
+            return [_single_file(DataFile(filesystem, root, PurePosixPath(root).name), path, split, subset)]
+        found = filesystem.find(root)
+    except DataError:
+        raise
+    except Exception as error:  # object stores raise anything
+        raise DataError(f"data.path: {path}: {' '.join(str(error).split()) or type(error).__name__}") from error
+    files = [DataFile(filesystem, file, os.path.relpath(file, root)) for file in sorted(found)]
+    files = [file for file in files if _may_be_data(file)]
+    if not any(file.format for file in files):
+        raise DataError(f"data.path: {path} is a folder without data: {READABLE}")
+    files = _of_split(_of_subset(files, path, subset), path, split)
+    if unreadable := [file.name for file in files if not file.format]:
+        raise DataError(
+            f"data.path: {path} holds {_listed(unreadable)}, which cannot be read: {READABLE}; convert them, take them "
+            "out, or name one file"
+        )
+    return files
+
+
+def _single_file(file: DataFile, path: str, split: str, subset: str | None) -> DataFile:
+    if subset is not None:
+        raise DataError(f"data.subset: {path} is one file and has no subsets; leave it out")
+    if split != "train":
+        raise DataError(f"data.split: {path} is one file and has no split {split!r}; leave it out, or name the folder")
+    if not file.format:
+        raise DataError(f"data.path: {path} cannot be read: {READABLE}")
+    return file
+
+
+def _may_be_data(file: DataFile) -> bool:
+    parts = PurePosixPath(file.name).parts
+    if any(part.startswith((".", "_")) for part in parts):
+        return False
+    suffix = PurePosixPath(file.name).suffix.lower()
+    return parts[-1] not in _METADATA and (suffix not in _NOT_DATA or _is_linked_folder(file))
+
+
+def _is_linked_folder(file: DataFile) -> bool:
+    """Return whether a path that fsspec listed as a file is a link to a folder, whose content it leaves out."""
+    return bool(file.filesystem.isdir(file.path))
+
+
+def _of_subset(files: Sequence[DataFile], path: str, subset: str | None) -> list[DataFile]:
+    """Select the files of one inner folder; folders that name a split do not count as one."""
+    folders: dict[str, list[DataFile]] = {}
+    for file in files:
+        parents = PurePosixPath(file.name).parts[:-1]
+        folder = "/".join(part for part in parents if part not in _PLACEHOLDERS and not _splits_in(part))
+        folders.setdefault(folder, []).append(file)
+    if subset is None and len(folders) == 1:
+        return list(files)
+    names = _listed([folder or "the folder itself" for folder in folders])
+    if subset is None:
+        raise DataError(
+            f"data.subset: {path} has data in {names}; name one of them, or the folder that you mean in data.path"
+        )
+    if subset not in folders:
+        raise DataError(f"data.subset: {path} has no {subset!r}; there is data in {names}")
+    return folders[subset]
+
+
+def _of_split(files: Sequence[DataFile], path: str, split: str) -> list[DataFile]:
+    if split not in SPLITS:  # a name of the data set's own, such as "algebra"
+        named = [file for file in files if split in re.split(r"[^\w]|_", file.name) or split in file.name.split("/")]
+        if not named:
+            raise DataError(f"data.split: no file of {path} names {split!r}; there are {_listed(_names(files))}")
+        return named
+    splits: dict[str, list[DataFile]] = {}
+    for file in files:
+        splits.setdefault(_split_of(file, path), []).append(file)
+    if splits.keys() == {""}:
+        if split != "train":
+            raise DataError(
+                f"data.split: no file of {path} names a split ({_listed(_names(files))}); name the {split} file itself "
+                "in data.path"
+            )
+        return list(files)
+    if "" in splits:
+        raise DataError(
+            f"data.split: {path} has files that name a split and others that do not, such as {splits[''][0].name}; "
+            "name a file or an inner folder in data.path"
+        )
+    if split not in splits:
+        raise DataError(f"data.split: {path} has no {split} files; there are {_listed(list(splits))}")
+    return splits[split]
+
+
+def _split_of(file: DataFile, path: str) -> str:
+    """Return the split that a file's name says, else the nearest folder's; empty where none does."""
+    for part in reversed(PurePosixPath(file.name).parts):
+        if len(splits := _splits_in(part)) > 1:
+            raise DataError(
+                f"data.split: {file.name} of {path} names the splits {' and '.join(splits)}; name the file itself in "
+                "data.path"
+            )
+        if splits:
+            return splits[0]
+    return ""
+
+
+def _splits_in(name: str) -> list[str]:
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    return [split for split, spellings in SPLITS.items() if words.intersection(spellings)]
+
+
+def _names(files: Sequence[DataFile]) -> list[str]:
+    return [file.name for file in files]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

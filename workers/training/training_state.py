@@ -1,0 +1,44 @@
+"""The state of a run's training as safetensors: weights by Hugging Face name, the backend's state of this rank, RNG.
+
+Nothing frozen, and no pickle.
+"""
+
+import torch
+from safetensors.torch import load, save
+
+from .backend import TrainerBackend, WrongCheckpoint
+
+WEIGHT = "weight/"
+CPU_RNG, CUDA_RNG = "rng/cpu", "rng/cuda"
+
+
+def dump(backend: TrainerBackend, rank: int, device: torch.device) -> bytes:
+    """Return all that a rank needs to continue bit for bit. Call it on every rank; weights are in rank 0's alone."""
+    weights = backend.weights()
+    state = {f"{WEIGHT}{name}": weight for name, weight in weights.items() if rank == 0}
+    state |= backend.state()
+    state[CPU_RNG] = torch.get_rng_state()
+    if device.type == "cuda":
+        state[CUDA_RNG] = torch.cuda.get_rng_state(device)
+    return save({name: tensor.cpu().contiguous() for name, tensor in state.items()})
+
+
+@torch.no_grad()
+def restore(backend: TrainerBackend, rank: int, device: torch.device, content: bytes) -> None:
+    """Put a new backend into the state that `dump` gave. Call it on every rank, each with its own content.
+
+    Raises:
+        WrongCheckpoint: it does not fit.
+    """
+    state = load(content)
+    weights = {name.removeprefix(WEIGHT): state.pop(name) for name in list(state) if name.startswith(WEIGHT)}
+    torch.set_rng_state(state.pop(CPU_RNG))
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state.pop(CUDA_RNG), device)
+    with backend.gathered(writer=0) as named:
+        if rank == 0:
+            if {name: w.shape for name, w in weights.items()} != {name: p.shape for name, p in named.items()}:
+                raise WrongCheckpoint("the checkpoint has other parameters than this run trains")
+            for name, parameter in named.items():
+                parameter.copy_(weights[name])
+    backend.load_state(state)
