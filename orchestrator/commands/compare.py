@@ -53,7 +53,7 @@ def _table_of(path: str) -> Path:
 
 
 def _named_apart(profiles: list[Profile], files: list[Path]) -> list[Profile]:
-    """Where two tables have the same name, as much of their folders as tells them apart."""
+    """Give tables of the same name as much of their folders as tells them apart."""
     names = [profile.name for profile in profiles]
     parents = [file.resolve().parent for file in files]
     own = [parent.name == name for parent, name in zip(parents, names, strict=True)]
@@ -84,7 +84,7 @@ def compare_tables(paths: Sequence[str], top: int, noise: float | None, folder: 
 
 
 def show_comparison(profiles: Sequence[Profile], pairs: pd.DataFrame, shares: pd.DataFrame, top: int) -> None:
-    """On the terminal."""
+    """Print a comparison on the terminal."""
     console = wide_console()
     shown = Table("tables", "layers", "Spearman observed", "noise-corrected", "95 %", f"top {top} shared", "verdict")
     for row in pairs.itertuples():

@@ -32,7 +32,7 @@ WEIGHTS += ("*.msgpack", "*.onnx", "*.gguf")
 
 @dataclass(frozen=True)
 class OverlayFile:
-    """One run's trained parameters."""
+    """File of one run's trained parameters."""
 
     selection: str
     seed: int

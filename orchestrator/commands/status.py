@@ -70,7 +70,7 @@ def _parse(schema: TableSchema, sweep: SweepView, content: bytes) -> pd.DataFram
 
 
 def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
-    """What to show now, whether the sweep is over, and whether something failed."""
+    """Look at a sweep: what to show now, whether it is over, and whether something failed."""
     files = ["sweep.yaml", "checkpoints/places.json", "contribution.parquet", "steps.parquet"]
     spec, places, *contents = sweep.read(files)
     places = json.loads(places or b"{}")
@@ -86,7 +86,7 @@ def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
         over, failed = sweep.job.over, failed or sweep.job.status == "FAILED"
     if over:
         places = {}
-    if engines := [f"{who} on {where}" for who, where in sorted(places.items()) if who.startswith("Engine-")]:
+    if engines := [f"{actor} on {where}" for actor, where in sorted(places.items()) if actor.startswith("Engine-")]:
         lines.append(f"engines {'; '.join(engines)}")
     shown = [Text("\n".join(lines))]
     if table is not None:
@@ -133,7 +133,7 @@ def _hosts(selection: str, places: dict[str, str]) -> str:
 
 
 def _latest(steps: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """By selection: the slowest seed's step, the mean reward, and the sum of the rates of all seeds' last steps."""
+    """Latest figures by selection: the slowest seed's step, mean reward, and the sum of all seeds' last rates."""
     last = steps.sort_values("step").groupby(["selection", "seed"]).tail(1)
     last = last.assign(rate=last["tokens"] / last[[f"{phase}_seconds" for phase in PHASES]].sum(axis=1))
     by = last.groupby("selection").agg(step=("step", "min"), reward_mean=("reward_mean", "mean"), rate=("rate", "sum"))

@@ -24,23 +24,23 @@ Colour = Blend | str
 
 @dataclass(frozen=True)
 class Mark:
-    """One element: line, polyline, polygon, circle, rect, text, or a group of marks."""
+    """Element of a chart: line, polyline, polygon, circle, rect, text, or a group of marks."""
 
     kind: str
     cls: str = ""
     """Classes in chart.css, separated by blanks."""
     attributes: dict[str, object] = field(default_factory=dict)
-    """As SVG names them, in pixels; None is left out."""
+    """Attributes as SVG names them, in pixels; None is left out."""
     text: str | None = None
     colour: Colour | None = None
-    """What `currentColor` means in it, where not its class says so."""
+    """Colour that `currentColor` means in it, where its class does not say."""
     marks: list["Mark"] = field(default_factory=list)
-    """What a group holds."""
+    """Marks that a group holds."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """From data to pixels; what lies outside the range is drawn at its edge."""
+    """Scale from data to pixels; what lies outside the range is drawn at its edge."""
 
     low: float
     high: float
@@ -81,12 +81,12 @@ class Chart:
         self.y = Scale(*y, self.height - bottom, top)
         self.marks: list[Mark] = []
         self.open = self.marks
-        """Where the next mark goes."""
+        """List that the next mark goes to."""
 
     def add(
         self, kind: str, cls: str, text: str | None = None, colour: Colour | None = None, **attributes: object
     ) -> None:
-        """One mark; `rotate` of a text is in degrees, clockwise."""
+        """Add one mark; `rotate` of a text is in degrees, clockwise."""
         self.open.append(Mark(kind, cls, attributes, text, colour))
 
     @contextmanager
@@ -134,7 +134,7 @@ class Panel:
     meaning: str
     chart: Chart | None
     constant: str | None = None
-    """What stands in place of the chart of something that never changed."""
+    """Text in place of the chart of something that never changed."""
     phases: Sequence[str] = ()
     """Its legend: names that the style sheet colours."""
 

@@ -16,7 +16,7 @@ from .page import NARROW, WIDE, environment, now
 from .png import Image, LegendEntry, write_png
 
 COLOURS = ("#1f5fd1", "#c2500c", "#2f9173", "#a1308f", "#8a6d0b", "#4a2a8a", "#178a8f", "#b42318")
-"""Of the first tables; more than these are told apart by pointing."""
+"""Colours of the first tables; more than these are told apart by pointing."""
 
 
 def write_comparison(

@@ -10,7 +10,7 @@ from layersweep.orchestrator.statistics.profile_agreement import Correlation
 
 
 def explanation(pairs: pd.DataFrame, profiles: Sequence[Profile]) -> str:
-    """What the figures mean, and what is missing."""
+    """Explain the figures, and say what is missing."""
     said = (
         "Noise pulls an observed rank correlation towards 0; the corrected one is that of the true contributions. "
         "“cannot tell”: its interval holds 0 or is wider than 1."
@@ -27,7 +27,7 @@ def number(value: float) -> str:
 
 
 def interval(row) -> str:
-    """Of the corrected correlation."""
+    """Format the corrected correlation's interval."""
     known = Correlation(row.rho, row.rho_low, row.rho_high)
     return f"{known.low:.2f} .. {known.high:.2f}" if np.isfinite(known.median) else "–"
 

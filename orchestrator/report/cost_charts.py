@@ -1,5 +1,6 @@
-"""Where the time and the tokens went, by run: wall seconds and CPU seconds per phase, bytes pushed."""
+"""Costs by run: wall seconds and CPU seconds per phase, bytes pushed, tokens."""
 
+import numpy as np
 import pandas as pd
 
 from layersweep.orchestrator.report.format import size
@@ -60,7 +61,8 @@ def totals(results: Results) -> list[tuple[str, str]]:
 
 
 def _bars(rows: pd.DataFrame, title: str, unit: str) -> Chart:
-    """One stacked bar per run; columns are phases."""
+    """Draw one stacked bar per run; columns are phases. What is no amount (infinite, negative) is left out."""
+    rows = rows.where(np.isfinite(rows), 0.0).clip(lower=0.0)
     longest = float(rows.sum(axis=1).max()) or 1.0
     left = min(14 + 6 * max(len(name) for name in rows.index), 130)
     chart = Chart(title, (344, ROW * len(rows) + 26), (0, longest * 1.02), (0, 1), (left, 12, 2, 22))

@@ -1,4 +1,4 @@
-"""What a sweep says in words and in rows: the headline, its figures, the finalists, the failed and the pruned."""
+"""Findings in words and in rows: the headline, its figures, the finalists, the failed and the pruned."""
 
 import pandas as pd
 
@@ -123,7 +123,7 @@ def unfinished(results: Results) -> list[dict]:
 
 
 def saved(results: Results) -> str | None:
-    """What pruning saved, against training every layer to the end."""
+    """Cost that pruning saved, against training every layer to the end."""
     layers = results.table[results.table["kind"] == "layer"]
     if not (layers["status"] == "pruned").any():
         return None

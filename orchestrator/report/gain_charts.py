@@ -1,4 +1,4 @@
-"""What the gain is made of: beside C, what changed in the responses, and how far the weights moved."""
+"""Charts of what the gain is made of: changes in the responses, and how far the weights moved."""
 
 import math
 
@@ -41,7 +41,7 @@ def gain_charts(results: Results) -> list[Panel]:
 
 
 def _of_layers(results: Results, column: str, base: float, scale: float) -> tuple[pd.Series, float]:
-    """By layer, and of the full run: the difference to the base."""
+    """Difference to the base, by layer and of the full run."""
     layers = results.layers.set_index("layer")
     full = results.only("full")
     change = (layers[column].astype(float) - base) * scale

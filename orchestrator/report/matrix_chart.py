@@ -1,4 +1,4 @@
-"""What single-layer models solve, as a small matrix with the vote's figures."""
+"""Matrix charts, and the figures of the vote among single-layer models."""
 
 import math
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def matrix_chart(square: pd.DataFrame, title: str, labels: Sequence[str] | None 
 
 
 def _short(name: str) -> str:
-    """For the margin; the cell's tip has the whole name."""
+    """Shorten a name for the margin; the cell's tip has all of it."""
     return name if len(name) <= 22 else f"{name[:10]}…{name[-11:]}"
 
 

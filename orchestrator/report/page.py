@@ -92,7 +92,7 @@ def environment() -> Environment:
 
 
 def now() -> str:
-    """When a page was written."""
+    """Time of writing, for a page's foot."""
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
@@ -103,7 +103,7 @@ def _both(draw, wide: int, narrow: int) -> tuple[Chart, Chart] | None:
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:
-    """What was run, from the constant columns."""
+    """Facts on what was run, from the constant columns."""
     first = results.table.iloc[0] if len(results.table) else pd.Series(dtype=object)
     names = ("model", "algorithm", "task")
     facts = [(name, str(first[name])) for name in names if pd.notna(first.get(name))]

@@ -31,7 +31,7 @@ NAMED = 12
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """What a mark means."""
+    """Entry of a legend: a mark and what it means."""
 
     mark: str
     """line, diamond, or the class of a dot."""
@@ -121,7 +121,7 @@ def _legend(image: Image) -> Chart:
 
 
 def _draw(axes: Axes, mark: Mark, dx: float, dy: float, current: str = "#000000") -> None:
-    """One mark, or a group of them; `current` is the colour that currentColor means."""
+    """Draw one mark, or a group of them; `current` is the colour that currentColor means."""
     style = _style(frozenset(mark.cls.split()))
     current = _rgb(mark.colour) if mark.colour else _resolve(style.get("color", "currentColor"), current)
     if mark.kind == "g":
@@ -168,7 +168,7 @@ def _rules() -> list[tuple[frozenset[str], dict[str, str]]]:
 
 @cache
 def _style(classes: frozenset[str]) -> dict[str, str]:
-    """What chart.css declares for an element: a later rule wins, one of more classes wins over one of fewer."""
+    """Declarations of chart.css for an element: a later rule wins, one of more classes wins over one of fewer."""
     matching = sorted((rule for rule in _rules() if rule[0] <= classes), key=lambda rule: len(rule[0]))
     return {name: value for _, body in matching for name, value in body.items()}
 

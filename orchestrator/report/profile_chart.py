@@ -19,7 +19,7 @@ def measure(results: Results) -> str:
 
 
 def reference_values(results: Results) -> dict[str, float]:
-    """Where the lines of base and full lie."""
+    """Values at which the lines of base and full lie."""
     column = measure(results)
     rows = {name: results.only(name) for name in ("base", "full")}
     found = {name: float(row[column]) for name, row in rows.items() if row is not None}
@@ -36,7 +36,7 @@ def plotted_rows(results: Results) -> pd.DataFrame:
 
 
 def _x_of_several(results: Results) -> np.ndarray:
-    """Where combined runs are drawn: behind the last layer, far enough apart for their names."""
+    """Positions of combined runs: behind the last layer, far enough apart for their names."""
     return results.model_layers + max(1.0, results.model_layers / 16) * (0.5 + np.arange(len(results.several)))
 
 
@@ -54,7 +54,7 @@ def y_range(rows: pd.DataFrame, column: str, lines: dict[str, float]) -> tuple[f
 
 
 def legend(results: Results) -> list[tuple[str, str]]:
-    """What the marks mean: class of each, and its name."""
+    """List the marks: class of each, and what it means."""
     rows = plotted_rows(results)
     entries = [("dot best", "best"), ("dot tied", "tied with the best"), ("dot other", "other layers")]
     if len(results.several):
@@ -134,7 +134,7 @@ def diamond(chart: Chart, x: float, y: float) -> None:
 
 
 def row_class(row: dict) -> str:
-    """How a row is marked: base, full; single layers best, tied or other; several for combined runs."""
+    """Class of a row's mark: base, full; single layers best, tied or other; several for combined runs."""
     if row["kind"] != "layer":
         return row["kind"] if row["kind"] in ("base", "full") else "several"
     if pd.notna(row["rank"]) and row["rank"] == 1:
@@ -143,7 +143,7 @@ def row_class(row: dict) -> str:
 
 
 def _tooltip(row: dict, column: str) -> str:
-    """What the pointer reads: a line per fact."""
+    """Text at the pointer: a line per fact."""
     lines = [row["selection"] + (f" ({row['status']})" if row["status"] != "completed" else "")]
     if column == "contribution":
         interval = format_interval(row["contribution_low"], row["contribution_high"])

@@ -1,4 +1,4 @@
-"""What a report is made of, read from a sweep's folder or from a contribution table alone."""
+"""Tables that a report is made of, read from a sweep's folder or from a contribution table alone."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,7 +81,7 @@ class Results:
 
     @property
     def one_run_each(self) -> str:
-        """What follows an interval that knows no other seed."""
+        """Words after an interval that knows no other seed; empty with several seeds."""
         return f", {said}" if (said := one_run_each(self.seeds)) else ""
 
 
@@ -108,7 +108,7 @@ def read(source: str) -> tuple[Results, str]:
     steps, scores = (_read(f"{folder}/{schema.name}.parquet", schema) for schema in (STEPS, SCORES))
     steps, scores = (STEPS.frame([]) if steps is None else steps), (SCORES.frame([]) if scores is None else scores)
     for name, rows in (("steps", steps), ("scores", scores)):
-        if strange := sorted(set(rows["selection"].dropna()) - set(table["selection"])):
+        if strange := sorted(set(rows["selection"]) - set(table["selection"])):
             raise SpecError([f"{folder}/{name}.parquet: {path} has no row of its selection {strange[0]}"])
     try:
         for split in ("selection", "final"):
@@ -120,10 +120,10 @@ def read(source: str) -> tuple[Results, str]:
 
 
 def _problem(table: pd.DataFrame) -> str | None:
-    """What a contribution table has that no sweep writes; None where there is nothing."""
-    if table["selection"].isna().any() or table["selection"].duplicated().any():
-        return "each selection has one row, and a name"
-    if strange := sorted(set(table["kind"].fillna("nothing")) - {*KINDS}):
+    """Find what a contribution table has that no sweep writes; None where there is nothing."""
+    if (twice := table.loc[table["selection"].duplicated(), "selection"]).size:
+        return f"{twice.iloc[0]} has more than one row"
+    if strange := sorted(set(table["kind"]) - {*KINDS}):
         return f"{strange[0]} is no kind of selection; there are {', '.join(KINDS)}"
     layers = table.loc[table["kind"] == "layer", "layer"]
     if layers.isna().any() or layers.duplicated().any() or (layers < 0).any():

@@ -18,7 +18,7 @@ class Column:
     name: str
     """The column of the table that it sorts by."""
     text: Callable[[dict], str]
-    """What to read, from the whole row."""
+    """Text of a cell, from the whole row."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Cell:
 class TableRow:
     selection: str
     mark: str
-    """How its dot is drawn: see `profile_chart.row_class`."""
+    """Class of its dot, see `profile_chart.row_class`."""
     cells: list[Cell]
     status: str
     glyph: Chart | None
@@ -87,7 +87,7 @@ COLUMNS = (
 
 
 def table_rows(results: Results) -> list[TableRow]:
-    """One row per selection, in the order of the table."""
+    """Make the page's rows, one per selection, in the order of the table."""
     lines = {"base": 0.0, "full": 1.0}
     scale = y_range(plotted_rows(results), "contribution", lines) if results.has_contribution else None
     rows = []

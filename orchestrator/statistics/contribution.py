@@ -1,4 +1,4 @@
-"""From per-response scores to one row per selection: its layer contribution, with the error that goes with it.
+"""Layer contributions with their errors: one row per selection, from per-response scores.
 
     C(k) = (S_k - S_base) / (S_full - S_base)
 
@@ -28,7 +28,7 @@ def contribution_table(
     top: int = 3,
     seed_sd: float | None = None,
 ) -> pd.DataFrame:
-    """One row per selection that has scores, at the last step it was scored at.
+    """Compute one row per selection that has scores, at the last step it was scored at.
 
     A run counts at a step once it has been scored there on every suite. A layer that is behind the full run (pruned,
     or still training) is set against the full run at the layer's own step where that was scored.
@@ -86,7 +86,7 @@ _COLUMNS = [
 
 
 _TYPES = {name: CONTRIBUTION.types.get(name, "Int64") for name in _COLUMNS}
-"""As in contribution.parquet; `step` is a whole number."""
+"""Types as in contribution.parquet; `step` is a whole number."""
 
 
 def _order(name: str, facts: SelectionFacts) -> tuple[int, int, str]:

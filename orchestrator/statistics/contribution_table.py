@@ -18,7 +18,7 @@ def sweep_table(
     *,
     seed_sd: float | None = None,
 ) -> pd.DataFrame:
-    """One row per selection, base first, then full, then by layer; complete at any moment of the sweep.
+    """Build contribution.parquet: a row per selection, base first, then full, then by layer; whole at any moment.
 
     Args:
         sweep: the constant columns: sweep, model, algorithm, task, learning_rate_policy, model_layers.
@@ -42,7 +42,7 @@ def sweep_table(
 
 
 def _of_runs(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
-    """One row per selection from one row per run."""
+    """Reduce one row per run to one row per selection."""
     last = steps.groupby(["selection", "seed"]).agg(
         steps=("step", lambda s: int(s.max()) + 1),
         update_norm=("update_norm", "last"),
@@ -69,5 +69,5 @@ def _of_runs(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def _together(status: pd.Series) -> str:
-    """Of several seeds: the worst news first."""
+    """Status of several seeds together: the worst of them."""
     return next(s for s in ("failed", "running", "pruned", "completed") if (status == s).any())

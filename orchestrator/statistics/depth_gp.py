@@ -21,7 +21,7 @@ NUGGETS = np.array([0.03, 0.1, 0.25, 0.5, 0.9])
 
 @dataclass(frozen=True)
 class Posterior:
-    """What is known of the layers' true values: a mixture of normals, one per point of the grid."""
+    """Posterior of the layers' true values: a mixture of normals, one per point of the grid."""
 
     weights: np.ndarray
     """[grid], summing to 1"""
@@ -87,7 +87,7 @@ def posterior(layers: Sequence[int], values: np.ndarray, noise: np.ndarray) -> P
 
 
 def top_probabilities(draws: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """From draws [count, layers]: each layer's probability of being the best, and of being among the top `top`.
+    """Count each layer's probability of being the best, and among the top `top`, from draws [count, layers].
 
     Layers that a draw leaves exactly equal share their places evenly.
     """

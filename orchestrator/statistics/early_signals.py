@@ -8,16 +8,16 @@ from scipy import stats
 
 FEWEST_LAYERS = 4
 SHARES = (0.1, 0.25, 0.5)
-"""Of the steps: where the training reward is looked at."""
+"""Shares of the steps at which the training reward is looked at."""
 
 
 @dataclass(frozen=True)
 class Signal:
-    """One early signal of every layer that trained, against the contribution of those that completed."""
+    """Early signal of every layer that trained, against the contribution of those that completed."""
 
     name: str
     values: pd.Series
-    """By selection; missing where the run did not get that far."""
+    """Values by selection; missing where the run did not get that far."""
     layers: int
     """Completed, with signal and contribution."""
     spearman: float

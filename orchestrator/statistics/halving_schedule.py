@@ -1,4 +1,4 @@
-"""Which layers to train on, and which to stop: successive halving over depth, for a driver to follow.
+"""Successive halving over depth: a schedule of which layers train on and which stop, for a driver to follow.
 
 Every layer trains to a first rung; their scores are smoothed along depth and the most promising go on to the next
 rung, from where they paused. The finalists are scored with more samples, because choosing among them is where most
@@ -71,7 +71,7 @@ class HalvingSchedule:
 
     @property
     def wanted(self) -> int:
-        """How many layers the search is to find."""
+        """Number of layers that the search is to find."""
         if self.goal == "best":
             return 1
         if match := re.fullmatch(r"top (\d+)", self.goal):

@@ -38,7 +38,7 @@ class MeanAndCovariance:
 
 @dataclass(frozen=True)
 class SeedVariance:
-    """How much a score moves when training is repeated with another seed, pooled over the runs of a sweep."""
+    """Variance of a score when training is repeated with another seed, pooled over the runs of a sweep."""
 
     pooled: float
     """Variance over seeds of one run's score, evaluation noise removed; 0 where it cannot be told."""

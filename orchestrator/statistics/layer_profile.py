@@ -18,7 +18,7 @@ DERIVED = re.compile(r"avg|average|mean|total|^c_|contribution|^delta|rank|depth
 
 @dataclass(frozen=True)
 class Profile:
-    """What each layer contributes, in order of depth."""
+    """Contributions of a model's layers, in order of depth."""
 
     name: str
     layers: np.ndarray

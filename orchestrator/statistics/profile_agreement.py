@@ -133,7 +133,7 @@ def overlap(x: np.ndarray, y: np.ndarray, top: int) -> float:
 
 
 def concentration(profile: Profile, top: int = 5) -> dict[str, float]:
-    """How unevenly the gains sit in the model; negative contributions count as 0.
+    """Measures of how unevenly the gains sit in the model; negative contributions count as 0.
 
     `top_share`: the part of the summed contribution that the best `top` layers hold. `centre_of_mass`: their mean
     depth, 0 the first layer, 1 the last. `gini`: 0 when all are equal, (n-1)/n when one layer holds everything.
@@ -153,7 +153,7 @@ def concentration(profile: Profile, top: int = 5) -> dict[str, float]:
 
 
 def compare(a: Profile, b: Profile, top: int = 5) -> dict:
-    """One row on two profiles: `spearman` as observed, `rho` of the true values, and the overlap of the best."""
+    """Compare two profiles: `spearman` as observed, `rho` of the true values, and the overlap of the best."""
     _, x, y, noise_x, noise_y = align(a, b)
     varies = len(x) >= FEWEST_LAYERS and np.ptp(x) > 0 and np.ptp(y) > 0
     rho = corrected_spearman(x, y, noise_x, noise_y, np.random.default_rng(0))
@@ -173,7 +173,7 @@ def compare(a: Profile, b: Profile, top: int = 5) -> dict:
 
 
 def compare_all(profiles: Sequence[Profile], top: int = 5) -> pd.DataFrame:
-    """One row per pair of profiles."""
+    """Compare every pair of profiles, a row each."""
     if len(profiles) < 2:
         raise ValueError("a comparison needs at least two tables")
     if len({profile.name for profile in profiles}) < len(profiles):
@@ -182,7 +182,7 @@ def compare_all(profiles: Sequence[Profile], top: int = 5) -> pd.DataFrame:
 
 
 def concentrations(profiles: Iterable[Profile], top: int = 5) -> pd.DataFrame:
-    """One row per profile."""
+    """Measure every profile's concentration, a row each."""
     return pd.DataFrame([{"table": profile.name, **concentration(profile, top)} for profile in profiles])
 
 

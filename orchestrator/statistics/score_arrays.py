@@ -1,4 +1,4 @@
-"""From the rows of scores.parquet to the arrays that the statistics work on."""
+"""Arrays that the statistics work on, made from the rows of scores.parquet."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ import pandas as pd
 from layersweep.orchestrator.statistics import intervals
 
 IDENTITY = ["selection", "seed", "step", "suite", "prompt", "sample"]
-"""What tells one response of a split from another."""
+"""Columns that tell one response of a split from another."""
 GREEDY = "@greedy"
 """Suites whose name ends so are one greedy answer a prompt, shown beside the score and no part of it."""
 RESPONSE_STATS = ["response_tokens", "truncated", "format_ok"]
-"""What is said of responses beside their scores; unknown where a table lacks it."""
+"""Columns about responses beside their scores; unknown where a table lacks them."""
 
 
 KINDS = ("base", "full", "layer", "layers", "trial")
-"""What a selection can be, in the order of the table: `layers` are combined runs, which train or boost several."""
+"""Kinds of selections, in the order of the table: `layers` are combined runs, which train or boost several."""
 
 
 @dataclass(frozen=True)
 class SelectionFacts:
-    """What a selection is."""
+    """Kind and layer of a selection."""
 
     kind: str
-    """One of KINDS."""
+    """Kind of the selection, one of KINDS."""
     layer: int | None
     """Index of a single layer; None of all others."""
 
@@ -89,7 +89,7 @@ class ScoreArrays:
         rows = rows[complete & keys.isin(list(wanted))]
         found = sorted(set(rows[["selection", "step"]].itertuples(index=False, name=None)))
         self.runs = {run: index for index, run in enumerate(found)}
-        """Where each run that was found lies in the arrays."""
+        """Index of each run that was found, in the arrays."""
         seeds = sorted(rows["seed"].unique())
         values = ["score", "untruncated_score", *RESPONSE_STATS]
         cells = rows.groupby(["suite", "selection", "step", "seed", "prompt"])[values].mean()

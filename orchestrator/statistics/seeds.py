@@ -1,4 +1,4 @@
-"""What the intervals of a contribution table speak about: with one seed, of the evaluation alone."""
+"""Words on what the intervals of a contribution table cover: with one seed, the evaluation alone."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ def seeds_trained(table: "pd.DataFrame") -> int:
 
 
 def one_run_each(seeds: int) -> str:
-    """What stands beside an interval in every headline: nothing where the interval covers RL seeds."""
+    """Words beside an interval in every headline: none where the interval covers RL seeds."""
     return "" if seeds > 1 else "one training run each"
 
 

@@ -1,4 +1,4 @@
-"""What single-layer models solve: the overlap of their problems, and a majority vote among them.
+"""Overlap of the prompts that single-layer models solve, and a majority vote among them.
 
 A vote is counted response by response: each model gives one answer, and the vote is right when more than half of them
 are. Tables hold scores, not answers, so wrong answers count as one; a vote over the answers themselves can only be

@@ -90,7 +90,7 @@ class Collector:
                 self.scores[selection, seed, step, split, suite] = SCORES.frame(frame)
 
     def record_step(self, selection: str, seed: int, step: int, metrics: dict[str, float]) -> None:
-        """One row of steps.parquet, as soon as the step is done; `commit` sends it once more, for good.
+        """Take one row of steps.parquet, as soon as the step is done; `commit` sends it once more, for good.
 
         Raises:
             UnknownColumn: a metric that steps.parquet has no column for.
@@ -130,7 +130,7 @@ class Collector:
         return time.process_time() - cpu
 
     def record_scores(self, selection: str, seed: int, step: int, columns: dict[str, np.ndarray]) -> None:
-        """One suite of one evaluation; in the ledger once this returns.
+        """Take one suite of one evaluation; it is in the ledger once this returns.
 
         Raises:
             UnknownColumn: a column that scores.parquet does not have.
@@ -148,11 +148,11 @@ class Collector:
         self._ledger(selection, seed).write_facts(run)
         self._write_if_due()
 
-    def place(self, who: str, where: str | None) -> None:
+    def place(self, actor: str, where: str | None) -> None:
         """Set host and GPUs of an engine or of a run's trainers; None where there are none."""
-        self.places.pop(who, None)
+        self.places.pop(actor, None)
         if where:
-            self.places[who] = where
+            self.places[actor] = where
         self._write_if_due()
 
     def all_scores(self) -> pd.DataFrame:
@@ -164,7 +164,7 @@ class Collector:
         return self.summarise(pd.DataFrame(self.runs.values()), *self._frames())
 
     def write(self) -> None:
-        """All three tables, and who is where, each file replaced atomically.
+        """Write all three tables, and the actors' places, each file replaced atomically.
 
         Raises:
             OSError: they could not be written.

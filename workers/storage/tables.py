@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from .files import read_bytes
 
 VERSION = 2
-"""Of the schema: raised when a column changes its name or its meaning, not when one is added. 1 had no version."""
+"""Version of the schema, raised when a column changes its name or meaning, not when one is added. 1 wrote none."""
 VERSION_KEY = b"layersweep.schema_version"
 
 TEXT, REASON, NUMBER, COUNT, INDEX, FLAG, LIST = "str", "string", "float64", "Int64", "int64", "boolean", "object"
@@ -36,7 +36,7 @@ class UnknownColumn(ValueError):
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table."""
+    """Column of a table."""
 
     name: str
     type: str
@@ -126,6 +126,9 @@ class TableSchema:
         if absent := [column.name for column in self.columns if column.required and column.name not in found]:
             raise ValueError(f"not a {self.name} table of layersweep: it lacks {', '.join(absent)}")
         frame = self.frame(found[[name for name in self.types if name in found]])
+        for column in self.columns:
+            if column.required and column.type == TEXT and frame[column.name].isna().any():
+                raise ValueError(f"column {column.name}: a row has none")
         if self is CONTRIBUTION and version < 2:
             frame["model_layers"] = frame["model_layers"].fillna(
                 model_layers_from_depth(frame["layer"], frame["depth"])

@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """One place where numbers go."""
+    """Place for a sweep's numbers."""
 
     def step(self, run: dict[str, Any], row: dict[str, Any]) -> None:
-        """One row of steps.parquet.
+        """Take one row of steps.parquet.
 
         Args:
             run: what is known of its run: selection, seed, kind, layer, ...

@@ -44,7 +44,8 @@ class Prometheus:
         if row["step"] > self.last.get(labels["run"], -1):
             self.last[labels["run"]] = row["step"]
             self.steps.inc(1, labels)
-            self.pushed.inc(row.get("pushed_bytes") or 0, labels)
+            if pushed := row.get("pushed_bytes"):  # an engine that was replaced may have the weights already
+                self.pushed.inc(pushed, labels)
 
     def table(self, frame: "pd.DataFrame") -> None:
         for row in frame.to_dict("records"):

@@ -118,6 +118,12 @@ def test_names_that_clash_are_told_apart(tmp_path):
         (["one", "bad.csv"], "no column `layer`"),
         (["one", "text.txt"], "neither a .parquet nor a .csv"),
         (["one", "broken.parquet"], "broken.parquet"),
+        (["one", "words.csv"], "words.csv: column `score`"),
+        (["one", "half.csv"], "half.csv: half has a layer 1.5; layers are whole numbers from 0"),
+        (["one", "twice.csv"], "twice.csv: twice has more than one column `layer`"),
+        (["one", "bytes.csv"], "bytes.csv"),
+        (["one", "empty.csv"], "empty.csv"),
+        (["one", "lists.parquet"], "lists.parquet: column `contribution`"),
     ],
 )
 def test_bad_input(tmp_path, capsys, tables, why):
@@ -125,6 +131,12 @@ def test_bad_input(tmp_path, capsys, tables, why):
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     (tmp_path / "text.txt").write_text("")
     (tmp_path / "broken.parquet").write_text("nothing of the kind")
+    (tmp_path / "words.csv").write_text("layer,score\n1,high\n")
+    (tmp_path / "half.csv").write_text("layer,score\n1.5,2\n")
+    (tmp_path / "twice.csv").write_text("layer,Layer,score\n1,1,2\n")
+    (tmp_path / "bytes.csv").write_bytes(b"layer,score\n\xff\xfe,2\n")
+    (tmp_path / "empty.csv").write_text("")
+    pd.DataFrame({"layer": [1], "contribution": [[1, 2]]}).to_parquet(tmp_path / "lists.parquet")
     assert main(["compare", *(str(tmp_path / table) for table in tables)]) == 2
     assert why in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from layersweep.cli import DEMO, main
-from layersweep.orchestrator.commands.export import export, merge
+from layersweep.orchestrator.commands.export import export, merge, overlays
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.workers.startup.tiny_model_training import character_tokenizer
 
@@ -172,6 +172,16 @@ def test_refusals_say_what_is_wrong_and_leave_nothing(sweep, tmp_path, capsys):
     (tmp_path / "sweep.yaml").rename(sweep / "sweep.yaml")
     shutil.rmtree(tmp_path / "base")
     assert "not a Hugging Face model folder" in refused(sweep, "full", "-o", out)
+
+
+def test_a_sweep_in_a_folder_with_brackets(sweep, tmp_path):
+    """`lr[2e-3]` is a name, not a pattern: the same overlays are found, and exported."""
+    moved = tmp_path / "lr[2e-3]" / "a*b?"
+    moved.parent.mkdir()
+    sweep.rename(moved)
+    found = [(overlay.selection, overlay.seed) for overlay in overlays(str(moved))]
+    assert found == [("full", 0), ("layer-01", 0), ("layer-01", 3)]
+    assert f"{tmp_path}/out[1]/model.safetensors" in export(str(moved), "layer-01", f"{tmp_path}/out[1]", 3)
 
 
 def test_an_overlay_of_another_model(sweep, tmp_path):

@@ -16,6 +16,7 @@ from layersweep.orchestrator.remote.ray_jobs import Cluster
 from layersweep.orchestrator.remote.ray_token import show_token
 from layersweep.orchestrator.remote.sweep_view import SweepView
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.workers.storage.tables import CONTRIBUTION
 
 
 @pytest.fixture
@@ -80,13 +81,13 @@ def test_a_job_agent_that_is_starting_is_waited_for(monkeypatch, capsys):
         cluster._ask(call)
 
 
-TABLE = pd.DataFrame(
+TABLE = CONTRIBUTION.frame(pd.DataFrame(
     {
-        "selection": ["base", "full", "layer-03"], "score": [0.25, 0.5, np.nan],
+        "selection": ["base", "full", "layer-03"], "kind": ["base", "full", "layer"], "score": [0.25, 0.5, np.nan],
         "contribution": [0.0, 1.0, np.nan], "contribution_low": np.nan, "contribution_high": np.nan,
         "status": ["completed", "running", "failed"], "reason": [None, None, "NonFinite: loss"],
     }
-)  # fmt: skip
+))  # fmt: skip
 PHASES = {f"{phase}_seconds": 0.5 for phase in ("rollout", "reward", "update", "sync", "wait")}
 STEPS = pd.DataFrame(
     [

@@ -61,9 +61,16 @@ def tables():
     return pd.DataFrame(runs), STEPS.frame(steps), SCORES.frame(pd.DataFrame(scores, columns=COLUMNS))
 
 
-def write(folder, runs, steps, scores):
+def write(folder, runs, steps, scores, model_layers=4):
+    """A sweep's folder with its three tables; returns the contribution table."""
     folder.mkdir(parents=True, exist_ok=True)
-    constants = {"sweep": "tiny-sweep", "model": "tiny", "algorithm": "grpo", "task": "sort_digits", "model_layers": 4}
+    constants = {
+        "sweep": "tiny-sweep",
+        "model": "tiny",
+        "algorithm": "grpo",
+        "task": "sort_digits",
+        "model_layers": model_layers,
+    }
     table = sweep_table(constants, runs, steps, scores)
     for schema, frame in ((CONTRIBUTION, table), (STEPS, steps), (SCORES, scores)):
         with open(folder / f"{schema.name}.parquet", "wb") as file:
