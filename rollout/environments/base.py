@@ -75,8 +75,8 @@ class EnvironmentConfig(StrictModel):
     invalid_action_penalty: float = Field(0.1, ge=0)
     """Reward that a step loses whose action could not be read, or is not possible."""
     max_prompt_tokens: PositiveInt = 2048
-    """Prompt tokens at most, or what the model's window leaves beside a response; an episode whose next prompt is longer
-    ends there, as truncated."""
+    """Prompt tokens at most, or what the model's window leaves beside a response; an episode whose next prompt is
+    longer ends there, as truncated."""
     max_observation_chars: PositiveInt = 8192
     """Characters of an observation at most; longer ones are cut, and counted."""
     start_states: PositiveInt | None = Field(None, le=SPLIT_SIZE)
