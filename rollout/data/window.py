@@ -60,10 +60,11 @@ class Fit:
 
 
 def fit_prompts(uses: Iterable[PromptUse], encode: Encode | None, window: int) -> Fit:
-    """Holds every prompt and its longest response against the window; drops over-long prompts where the data says so,
-    and sees that enough are left.
+    """Hold every prompt and its longest response against the window; drop over-long prompts where the data says so,
+    and see that enough are left.
 
-    Of data sets all prompts count, of endless tasks the first batch and those of the suites.
+    Of data sets all prompts count, of endless tasks the first batch and those of the suites. Episodes, whose prompts
+    are not known before, get their limit.
 
     Args:
         uses: of the prompts.
@@ -78,7 +79,9 @@ def fit_prompts(uses: Iterable[PromptUse], encode: Encode | None, window: int) -
                     f"{use.limit_field}: {use.response_tokens} leaves no room for a prompt in the model's window of "
                     f"{window} tokens; lower it, or raise rollout.max_model_len if that is what bounds the window"
                 )
-            if encode is not None and not getattr(use.task, "multi_turn", False):
+            if getattr(use.task, "multi_turn", False):
+                use.task.limit_prompt_tokens(window - use.response_tokens)
+            elif encode is not None:
                 _fit_use(fit, use, encode, window)
             use.task.prompts(use.split, use.count)
         except ValueError as error:

@@ -75,7 +75,8 @@ class EnvironmentConfig(StrictModel):
     invalid_action_penalty: float = Field(0.1, ge=0)
     """Reward that a step loses whose action could not be read, or is not possible."""
     max_prompt_tokens: PositiveInt = 2048
-    """Prompt tokens at most; an episode whose next prompt is longer ends there, as truncated."""
+    """Prompt tokens at most, or what the model's window leaves beside a response; an episode whose next prompt is
+    longer ends there, as truncated."""
     max_observation_chars: PositiveInt = 8192
     """Characters of an observation at most; longer ones are cut, and counted."""
     start_states: PositiveInt | None = Field(None, le=SPLIT_SIZE)
@@ -141,6 +142,11 @@ class EnvironmentTask:
         if count > available:
             raise ValueError(f"start_states: {available} is fewer than the {count} of a training step")
         return [InitialState(str(s), s) for s in random.Random(f"train/{seed}").sample(range(available), count)]
+
+    def limit_prompt_tokens(self, tokens: int) -> None:
+        """Lowers `max_prompt_tokens` to this, if it is above: to what the model's window leaves beside a response."""
+        if tokens < self.config.max_prompt_tokens:
+            self.config = self.config.model_copy(update={"max_prompt_tokens": tokens})
 
     def close(self) -> None:
         """Ends the processes."""

@@ -62,7 +62,7 @@ class RolloutWorker:
         self.suites = {suite.name: suite for suite in suites}
         self.suite_tasks = {suite.name: suite.task.build() if suite.task else self.task for suite in suites}
         decontaminate_across(self.task, self.suite_tasks.values())
-        self._drop_overlong_prompts(suites)
+        self._fit_to_window(suites)
 
     def __repr__(self) -> str:
         return "RolloutWorker()"
@@ -201,13 +201,20 @@ class RolloutWorker:
     def _encode(self, prompt: Prompt) -> np.ndarray:
         return np.array(self.encoder.encode(prompt), np.int32)
 
-    def _drop_overlong_prompts(self, suites: Sequence[SuiteConfig]) -> None:
-        """Drop the prompts that the plan counted as dropped. What it refuses does not come this far."""
+    def _fit_to_window(self, suites: Sequence[SuiteConfig]) -> None:
+        """Drop the prompts that the plan counted as dropped, and limit episodes.
+
+        What the plan refuses does not come this far, so data sets that drop nothing are not counted again.
+        """
         pairs = [(suite, self.suite_tasks[suite.name]) for suite in suites]
         uses = prompt_uses(self.task, pairs, self.training.prompts_per_step, self.training.max_response_tokens)
-        dropping = [use for use in uses if hasattr(use.task, "data") and use.task.data.drops_overlong]
+        changing = [
+            use
+            for use in uses
+            if getattr(use.task, "multi_turn", False) or (hasattr(use.task, "data") and use.task.data.drops_overlong)
+        ]
         if self.window is not None:
-            fit_prompts(dropping, self.encoder.encode_all, self.window)
+            fit_prompts(changing, self.encoder.encode_all, self.window)
 
     async def _score(
         self, task: Any, prompts: Sequence[Prompt], done: Completions, sampling: Sampling, samples: int

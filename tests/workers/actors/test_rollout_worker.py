@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from layersweep.rollout.config import SuiteConfig
+from layersweep.rollout.environments.demo_gridworld import GridWorldConfig
 from layersweep.rollout.tasks.demo.sort_digits import SortDigitsConfig
 from layersweep.rollout.tasks.math import MathConfig
-from layersweep.rollout.types import Completions
+from layersweep.rollout.types import Completions, Prompt
 from layersweep.workers.actors.rollout_worker import RolloutWorker
 from layersweep.workers.config import TrainingConfig
 from layersweep.workers.startup.model_source import ModelSource
@@ -149,3 +150,35 @@ def test_questions_of_the_suites_are_kept_out_of_training(tokenizer, tmp_path):
     worker = RolloutWorker(ModelSource(str(tmp_path / "model")), task, [suite], TrainingConfig(prompts_per_step=2))
     assert worker.task.data.report.contaminated == 1
     assert {prompt.text for prompt in worker.task.prompts("train", 2)} == set(training[1:])
+
+
+def test_prompts_that_the_plan_drops_are_dropped_where_they_are_served(tokenizer, tmp_path):
+    """A window of 16 tokens, a character each, leaves 10 beside a response of 6: of 9, 10 and 11 digits 11 go."""
+    lines = [json.dumps({"question": "7" * digits, "answer": "1"}) for digits in (9, 10, 11)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    data = {"path": str(tmp_path / "a.jsonl"), "prompt_format": "plain", "selection_share": 0, "final_share": 0}
+    task = MathConfig(data=data | {"overlong_prompts": "drop"})
+    training = TrainingConfig(prompts_per_step=2, max_response_tokens=6)
+    suite = SuiteConfig(name="none", task=SortDigitsConfig(digits=4), prompts=2)
+    source = ModelSource(str(tmp_path / "model"))
+    worker = RolloutWorker(source, task, [suite], training, window=16)
+    assert {prompt.text for prompt in worker.task.prompts("train", 2)} == {"7" * 9, "7" * 10}
+    assert worker.task.data.report.overlong == 1
+
+
+def test_episodes_end_where_the_window_does(tokenizer, tmp_path):
+    """Of a window of 64, a response of 4 leaves 60, and the suite's of 14 leaves 50; its own limit of 40 stays."""
+    source, training = ModelSource(str(tmp_path / "model")), TrainingConfig(max_response_tokens=4)
+    suite = SuiteConfig(name="maps", prompts=2, max_response_tokens=14)
+    for limit, left in ((2048, 50), (40, 40)):
+        worker = RolloutWorker(source, GridWorldConfig(max_prompt_tokens=limit), [suite], training, window=64)
+        assert worker.task.config.max_prompt_tokens == left
+
+
+def test_messages_are_rendered_by_the_sources_template_and_arguments(tokenizer, tmp_path):
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if thinking %}={% else %}0{% endif %}"
+    for arguments, last in (({"thinking": True}, "="), ({"thinking": False}, "0"), ({}, "0")):
+        source = ModelSource(str(tmp_path / "model"), chat_template=template, template_arguments=arguments)
+        worker = RolloutWorker(source, SortDigitsConfig(digits=6), [], TrainingConfig())
+        prompt = Prompt("p", messages=({"role": "user", "content": "123"},))
+        assert worker.encoder.encode(prompt) == tokenizer.convert_tokens_to_ids(["1", "2", "3", last])
