@@ -1,1 +1,1 @@
-"""The update of one run: micro batches, DeepSpeed, checkpoints of the learner's state."""
+"""The update of one run: micro batches, DeepSpeed, checkpoints of its state."""
