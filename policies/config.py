@@ -2,7 +2,7 @@
 
 from functools import reduce
 from operator import or_
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -27,6 +27,10 @@ class PretrainedModel(StrictModel):
     """Branch, tag or commit of a hub model; null is main. The commit that it means at the start is used throughout."""
     trust_remote_code: bool = False
     """Run code that the model's repository brings. Off unless you have read that code."""
+    chat_template: str | None = None
+    """A Jinja template, as text or as the file that holds it, in place of the one that the model brings."""
+    template_arguments: dict[str, Any] = {}
+    """Variables of the chat template, such as `{enable_thinking: false}` of Qwen3."""
 
 
 class TinyModel(StrictModel):

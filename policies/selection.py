@@ -9,7 +9,7 @@ Kind = Literal["base", "full", "layer", "layers", "boost"]
 
 @dataclass(frozen=True)
 class Selection:
-    """What trains. `name` is how the tables call it: base, full, layer-07, layers-best-5, boost-best-5, ..."""
+    """Set of trained parameters. `name` stands in the tables: base, full, layer-07, layers-best-5, boost-best-5, ..."""
 
     name: str
     kind: Kind
@@ -17,24 +17,28 @@ class Selection:
 
     @classmethod
     def base(cls) -> "Selection":
+        """Return the selection that trains nothing."""
         return cls("base", "base")
 
     @classmethod
     def full(cls) -> "Selection":
+        """Return the selection that trains every parameter."""
         return cls("full", "full")
 
     @classmethod
     def layer(cls, k: int) -> "Selection":
+        """Return the selection that trains block `k` alone."""
         return cls(f"layer-{k:02d}", "layer", (k,))
 
     @classmethod
     def several(cls, layers: tuple[int, ...], name: str | None = None) -> "Selection":
+        """Return the selection that trains several blocks; null names it by their numbers."""
         ordered = tuple(sorted(set(layers)))
         return cls(name or "layers-" + "-".join(f"{k:02d}" for k in ordered), "layers", ordered)
 
     @classmethod
     def boost(cls, layers: tuple[int, ...], name: str) -> "Selection":
-        """Everything, `layers` at twice the learning rate (the study's Boost B_k)."""
+        """Return the selection that trains everything, `layers` at twice the learning rate (the study's Boost B_k)."""
         return cls(name, "boost", tuple(sorted(set(layers))))
 
     @property
@@ -43,13 +47,13 @@ class Selection:
         return self.kind in ("full", "boost")
 
     def trains(self, parameter: str) -> bool:
-        """Whether the parameter of this Hugging Face name trains.
+        """Return whether the parameter of this Hugging Face name trains.
 
         Layers train their block's tensors and nothing else: embeddings, final norm and LM head stay frozen.
         """
         return self.whole or self.names(parameter)
 
     def names(self, parameter: str) -> bool:
-        """Whether the parameter of this Hugging Face name belongs to one of `layers`."""
+        """Return whether the parameter of this Hugging Face name belongs to one of `layers`."""
         match = re.match(r"model\.layers\.(\d+)\.", parameter)
         return match is not None and int(match[1]) in self.layers

@@ -1,1 +1,1 @@
-"""Where experience comes from: the vLLM engine, tasks, rewards and the code sandbox."""
+"""Sources of experience: the vLLM engine, tasks, rewards and the code sandbox."""

@@ -17,6 +17,9 @@ from layersweep.rollout.tasks.demo.sort_digits import SortDigitsConfig
 from layersweep.rollout.tasks.math import MathConfig
 from layersweep.rollout.tasks.reasoning_gym import ReasoningGymConfig
 
+CPU_KV_CACHE_MIB = 512
+"""KV cache of an engine on CPUs where the spec gives no `rollout.kv_cache_memory_mib`."""
+
 TaskConfig = Annotated[
     CountBitsConfig
     | CodeConfig
@@ -54,9 +57,9 @@ class RolloutConfig(StrictModel):
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
     """Share of a GPU's memory that the engine takes (weights and KV cache)."""
     sleep: bool = False
-    """Where engine and trainers share a GPU that has no room for cache and activations at once: all runs write, then
-    all train, by turns. While they train, engines keep their weights in host memory and no cache (vLLM's sleep level
-    1). It costs the overlap of writing and training, and was never run on a GPU."""
+    """Alternate generation and training, for engine and trainers that share a GPU without memory for KV cache and
+    activations at once: all runs generate, then all train. Meanwhile engines keep their weights in host memory and no
+    cache (vLLM's sleep level 1). Costs the overlap of the two, and was never run on a GPU."""
     tensor_parallel_size: PositiveInt = 1
     """GPUs that one engine spans."""
     weight_transfer: Literal["auto", "direct", "object_store"] = "auto"
@@ -73,7 +76,7 @@ class SuiteConfig(StrictModel):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     """Letters, digits, `_`, `.`, `-`."""
     task: TaskConfig | None = None
-    """Where its prompts come from; null is the task that is trained."""
+    """Source of its prompts; null is the task that is trained."""
     prompts: PositiveInt = 512
     """Prompts of the `selection` split."""
     final_prompts: int = Field(0, ge=0)
@@ -102,16 +105,19 @@ class SuiteConfig(StrictModel):
 
 
 class EvaluationConfig(StrictModel):
-    """What S, the score of a run, is the mean of."""
+    """Suites that a run is scored on, and when. The score S is the mean over suites."""
 
     suites: tuple[SuiteConfig, ...] = Field((SuiteConfig(name="default"),), min_length=1)
     """The score of a run is the mean over suites."""
     greedy: bool = False
-    """Also write one greedy response per prompt, recorded as suite `NAME@greedy`, not part of the score."""
+    """Adds one greedy response per prompt, recorded as suite `NAME@greedy`, not part of the score."""
     every: int = Field(0, ge=0)
     """Evaluate also after every so many steps; 0 is at the end alone."""
     finalists: PositiveInt = 3
     """How many of the best layers are scored on the `final` split, beside base and full."""
+    seed_sd: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """Standard deviation of S between RL seeds, known from other sweeps, in the unit of the scores: intervals then
+    cover seeds too, even where one seed is trained. null estimates it where several are, and else leaves it out."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> "EvaluationConfig":

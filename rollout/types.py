@@ -45,6 +45,8 @@ class Score:
     """In [0, 1] for the tasks of the study (binary: right or wrong)."""
     format_ok: bool
     """Whether an answer could be read from the response at all, right or wrong."""
+    judged: bool = True
+    """Whether there was a verdict; False where judging ran out of time or memory, which is no fault of the response."""
 
 
 class StaleWeights(RuntimeError):

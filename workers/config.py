@@ -110,8 +110,8 @@ class TrainingConfig(StrictModel):
     """Tokens that a trainer computes at a time, padding included: memory against speed. null follows from the memory
     that is there, for each run by what it trains; `layersweep plan` says the number."""
     prefix_cache_mib: NonNegativeInt = 1024
-    """With several epochs, memory of a trainer for what they share: the input of the first trained layer, computed
-    in the first epoch. What does not fit is computed in each."""
+    """MiB of a trainer for what several epochs share: the input of the first trained layer, computed in the first. What
+    does not fit is computed in each."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,26 +1,40 @@
-"""The `layersweep` command.
+"""The `layersweep` command: the functions of `layersweep`, printed.
 
-Exit codes: 0 done, 1 some run failed, 2 bad input, 3 stopped before the end. Commands import what they need when they
-run, so that help and errors come at once.
+Exit codes: 0 done, 1 some run failed, 2 bad input, 3 stopped before the end; 141 where the reader of its output is
+gone. Commands import what they need when they run, so that help and errors come at once.
 """
 
 import argparse
+import os
+import re
 import sys
 from importlib.resources import files
+from typing import TYPE_CHECKING, Any
 
+import layersweep
 from layersweep.orchestrator.spec.errors import SpecError
-from layersweep.orchestrator.spec.load import load_spec
-from layersweep.orchestrator.spec.sweep_spec import SweepSpec
+from layersweep.orchestrator.spec.overrides import PATH, parse_overrides
 from layersweep.workers.storage.files import NoStore
+
+if TYPE_CHECKING:
+    from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 
 DEMO = str(files("layersweep.deploy") / "sweeps" / "demo.yaml")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    args = _parser().parse_args(argv)
+    """Carry out a command line; returns the exit code."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if "words" in args:  # argparse takes the words after an option for strangers
+        args.words += [word for word in rest if _is_override(word)]
+        rest = [word for word in rest if not _is_override(word)]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return args.command(args)
+        code = args.command(args)
+        sys.stdout.flush()
+        return code
     except SpecError as error:
         for problem in error.problems:
             print(f"layersweep: {problem}", file=sys.stderr)
@@ -28,7 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     except NoStore as error:
         print(f"layersweep: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # who watches looks away; a driver has a handler of its own
+    except BrokenPipeError:  # `layersweep schema | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+        return 141
+    except KeyboardInterrupt:  # of a command that only shows; a driver has a handler of its own
         return 130
 
 
@@ -47,15 +64,12 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     plan = add("plan", _plan, "Show what a sweep would do: runs, sizes, bytes per push. Starts nothing.")
-    plan.add_argument("spec", nargs="?", default=DEMO, help="YAML file (default: the demo)")
     plan.add_argument("--cluster", metavar="SHAPE", help="also place it on GPUs, such as 8xH200 or 4x8xH100 (nodes x "
                       "GPUs x kind): schedule, hours, memory, network")  # fmt: skip
     run = add("run", _run, "Run a sweep on this machine's Ray, or on a running cluster.")
-    run.add_argument("spec", nargs="?", default=DEMO, help="YAML file (default: the demo)")
     run.add_argument("--address", help="of a running Ray cluster, such as auto or host:6379 (default: start Ray here)")
     run.add_argument("--fresh", action="store_true", help="discard what an earlier run of this sweep left")
     submit = add("submit", _submit, "Run a sweep on a cluster, as a Ray job that goes on without this terminal.")
-    submit.add_argument("spec", nargs="?", default=DEMO, help="YAML file (default: the demo)")
     earlier = submit.add_mutually_exclusive_group()
     earlier.add_argument("--resume", action="store_true", help="go on with what an earlier run of this sweep left")
     earlier.add_argument("--fresh", action="store_true", help="discard it")
@@ -65,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
                         "algorithm of your own")  # fmt: skip
     then = submit.add_mutually_exclusive_group()
     then.add_argument("--follow", action="store_true", help="print what the driver prints, until it ends")
-    then.add_argument("--detach", action="store_true", help="return at once (the default)")
+    then.add_argument("--detach", action="store_true", help="return once the sweep has begun (the default)")
     status = add("status", _status, "Tell how a sweep stands.")
     status.add_argument("--watch", action="store_true", help="until it ends")
     stop = add("stop", _stop, "Have a submitted sweep write its checkpoints and end.")
@@ -82,7 +96,10 @@ def _parser() -> argparse.ArgumentParser:
                              "http://head:8265")  # fmt: skip
     resume = add("resume", _resume, "Go on with a sweep after a crash or a stop, or with layers, seeds or steps added.")
     resume.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME), or its spec")
-    resume.add_argument("spec", nargs="?", help="YAML file with what is added (default: sweep.yaml in the folder)")
+    for command, default in ((plan, "the demo"), (run, "the demo"), (submit, "the demo"),
+                             (resume, "sweep.yaml in the folder")):  # fmt: skip
+        command.add_argument("words", nargs="*", metavar="SPEC | FIELD=VALUE", help=f"YAML file (default: {default}), "
+                             "and values that replace its own, such as training.steps=50 'seeds=[0,1]'")  # fmt: skip
     resume.add_argument("--address", help="of a running Ray cluster (default: start Ray here)")
     report = add("report", _report, "Write a finished or running sweep's report: one HTML file, and PNGs.")
     report.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME), or a contribution table in parquet")
@@ -110,46 +127,75 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _is_override(word: str) -> bool:
+    return re.match(rf"{PATH}=", word) is not None
+
+
+def _spec_and_overrides(words: list[str]) -> tuple[str | None, dict[str, Any]]:
+    """The spec file among a command's words, if there is one, and the values that replace its own.
+
+    Raises:
+        SpecError: two files, or an override of the wrong form.
+    """
+    spec_files = [word for word in words if not _is_override(word)]
+    if len(spec_files) > 1:
+        raise SpecError([f"{spec_files[1]}: a second spec beside {spec_files[0]}; a value is written FIELD=VALUE"])
+    return next(iter(spec_files), None), parse_overrides(filter(_is_override, words))
+
+
+def _spec(words: list[str]) -> "SweepSpec":
+    path, overrides = _spec_and_overrides(words)
+    return layersweep.load_spec(path or DEMO, overrides)
+
+
 def _plan(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.commands.show_plan import show_plan
-    from layersweep.orchestrator.planning.plan import make_plan
 
-    plan = make_plan(load_spec(args.spec), fetch=False)
+    overrides = _spec_and_overrides(args.words)[1]
+    plan = layersweep.plan(_spec(args.words))
     if args.cluster is None:
-        show_plan(plan)
+        show_plan(plan, overrides)
         return 0
     from layersweep.orchestrator.commands.show_forecast import show_cluster_plan
     from layersweep.orchestrator.planning.cluster_forecast import plan_on
     from layersweep.orchestrator.planning.cluster_shape import parse_cluster
 
     placed = plan_on(plan, parse_cluster(args.cluster))
-    show_plan(plan, hours=False)
+    show_plan(plan, overrides, hours=False)
     show_cluster_plan(placed)
     return 0
 
 
 def _run(args: argparse.Namespace) -> int:
-    from layersweep.orchestrator.execution.launch import run_sweep
+    from layersweep.orchestrator.execution.launch import EXIT
 
-    return run_sweep(load_spec(args.spec), args.address, args.fresh)
+    return EXIT[layersweep.run(_spec(args.words), address=args.address, fresh=args.fresh).outcome]
 
 
 def _resume(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.execution.launch import resume_sweep
 
-    return resume_sweep(args.sweep, args.spec, args.address)
+    spec, overrides = _spec_and_overrides(args.words)
+    return resume_sweep(args.sweep, spec, args.address, overrides)
 
 
 def _submit(args: argparse.Namespace) -> int:
-    from layersweep.orchestrator.remote.job_package import at_home
     from layersweep.orchestrator.remote.ray_jobs import Cluster
+    from layersweep.orchestrator.spec.paths import with_absolute_paths
 
-    spec = at_home(load_spec(args.spec))
+    spec = with_absolute_paths(_spec(args.words), taken_along=args.working_dir)
     cluster = Cluster(args.address)
     job = cluster.submit(spec, args.resume, args.fresh, args.env, args.working_dir)
-    print(f"submitted as {job.id}, output {job.folder}")
+    print(f"submitted as {job.id}, output {job.folder}", flush=True)
     if args.follow:
-        return 0 if cluster.follow(job).status == "SUCCEEDED" else 1
+        job = cluster.follow(job)
+        return 0 if job.status == "SUCCEEDED" else job.exit_code or 1
+    job = cluster.wait_until_begun(job)
+    if job.over and not cluster.has_begun(job):
+        print(cluster.last_words(job), file=sys.stdout if job.status == "SUCCEEDED" else sys.stderr)
+        return 0 if job.status == "SUCCEEDED" else job.exit_code or 1
+    if not job.over and not cluster.has_begun(job):
+        print(f"{job.id}: {job.status.lower()}, not begun yet; it goes on without this terminal", file=sys.stderr)
     for command in ("status --watch", "logs --follow", "pull", "stop"):
         print(f"  layersweep {command} {spec.name} --address {args.address}")
     return 0
@@ -194,9 +240,7 @@ def _pull(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from layersweep.orchestrator.report import write_report
-
-    for path in write_report(args.sweep):
+    for path in layersweep.Sweep(args.sweep).report():
         print(path)
     return 0
 
@@ -210,9 +254,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from layersweep.orchestrator.commands.export import export
-
-    for path in export(args.sweep, args.selection, args.output, args.seed):
+    for path in layersweep.export(args.sweep, args.selection, args.output, seed=args.seed):
         print(path)
     return 0
 
@@ -225,6 +267,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _schema(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.spec.schema_docs import show_schema
+    from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 
     show_schema(SweepSpec)
     return 0

@@ -8,7 +8,7 @@ import sys
 
 from rich.console import Console
 
-from layersweep.rollout.sandbox import doctor
+from layersweep.rollout.sandbox import diagnose_backends
 
 REQUIRED = ("ray", "torch", "transformers", "deepspeed", "pydantic", "pandas")
 
@@ -36,7 +36,7 @@ def examine() -> int:
     shared = shutil.disk_usage("/dev/shm") if os.path.isdir("/dev/shm") else None
     if shared:
         console.print(f"         {'shared memory':<13} {shared.free / 2**30:.1f} GiB free in /dev/shm")
-    sandbox = doctor()
+    sandbox = diagnose_backends()
     console.print(f"         {'sandbox':<13} for programs that a model wrote: {sandbox['auto']}", soft_wrap=True)
     for name in ("bubblewrap", "subprocess"):
         console.print(f"         {'':<13} {name}: {sandbox[name]}", soft_wrap=True)

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fsspec
-import yaml
 
 from layersweep.orchestrator.spec.errors import SpecError
-from layersweep.orchestrator.spec.load import parse_spec
+from layersweep.orchestrator.spec.load import load_spec
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import PretrainedModel
 from layersweep.policies.model.checkpoint import HEAD, head_is_tied, stored_tensors
 from layersweep.workers.startup.gguf_model import gguf_folder, is_gguf
 from layersweep.workers.startup.tiny_model import cache_folder
-from layersweep.workers.storage.files import located, read_bytes
+from layersweep.workers.storage.files import located
 
 if TYPE_CHECKING:  # imported where weights are moved, so that errors come at once
     import torch
@@ -54,7 +53,7 @@ def export(sweep: str, selection: str, target: str, seed: int | None = None) -> 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SpecError([f"{folder} exists already; name a new folder"])
     overlay = find_overlay(sweep, selection, seed)
-    base = base_folder(sweep_spec(sweep))
+    base = base_folder(load_spec(f"{sweep.rstrip('/')}/sweep.yaml"))
     from safetensors.torch import load_file
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -69,18 +68,6 @@ def export(sweep: str, selection: str, target: str, seed: int | None = None) -> 
         shutil.rmtree(scratch)
         raise
     return sorted(str(path) for path in folder.iterdir())
-
-
-def sweep_spec(sweep: str) -> SweepSpec:
-    """The resolved spec in a sweep's folder.
-
-    Raises:
-        SpecError: there is none, or it is of another version of layersweep.
-    """
-    path = f"{sweep.rstrip('/')}/sweep.yaml"
-    if (content := read_bytes(path)) is None:
-        raise SpecError([f"{path}: no such file; name a sweep's folder (OUTPUT/NAME)"])
-    return parse_spec(yaml.safe_load(content))
 
 
 def find_overlay(sweep: str, selection: str, seed: int | None) -> OverlayFile:

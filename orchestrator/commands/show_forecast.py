@@ -26,7 +26,7 @@ def show_cluster_plan(found: ClusterPlan) -> None:
         "batch at a time",
         "wall clock": f"at least {schedule.hours:,.1f} h, which holds {schedule.hours * cluster.gpus:,.0f} GPU-hours; "
         f"bound by {schedule.bound_by}",
-        "which": str(Assumptions()).replace("one run's batch at a time, nothing waiting", "nothing waiting"),
+        "assumed": str(Assumptions()).replace("one run's batch at a time, nothing waiting", "nothing waiting"),
     }
     for network in found.network:
         facts[f"a step of {network.who}"] = (
@@ -49,6 +49,6 @@ def show_cluster_plan(found: ClusterPlan) -> None:
 
 def _hours(cost: GpuHours) -> str:
     return (
-        f"about {cost.total:,.0f} ({cost.rollout:,.0f} writing, {cost.update:,.0f} training, "
+        f"about {cost.total:,.0f} ({cost.rollout:,.0f} generating, {cost.update:,.0f} training, "
         f"{cost.evaluation:,.0f} scoring)"
     )

@@ -1,24 +1,36 @@
 """What `layersweep plan` prints."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.table import Table
 
 from layersweep.orchestrator.planning.cluster_shape import H200
 from layersweep.orchestrator.planning.cost_model import Assumptions, activation_bytes, estimate, micro_batch
 from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.report.format import size, wide_console
+from layersweep.rollout.config import CPU_KV_CACHE_MIB
 
 
-def show_plan(plan: Plan, hours: bool = True) -> None:
-    """Runs, sizes and counts; with `hours` also the GPU-hours on a GPU of today."""
+def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: bool = True) -> None:
+    """Print runs, sizes and counts.
+
+    Args:
+        overrides: values of the spec that were given beside its file, by dotted path.
+        hours: also the GPU-hours on one H200, where the sweep uses GPUs.
+    """
     spec, shape, training = plan.spec, plan.architecture, plan.spec.training
     console = wide_console()
     facts = {
         "sweep": f"{spec.name} -> {plan.folder}",
+        **({"overridden": ", ".join(f"{path}={value}" for path, value in overrides.items())} if overrides else {}),
         "model": f"{shape.name}, {shape.layers} layers, hidden {shape.hidden}, {shape.parameters:,} parameters, "
         f"{shape.layer_parameters:,} in a layer" + (f" ({plan.shape_source})" if plan.shape_source else ""),
         "task": f"{spec.task.type}, {spec.algorithm.type}",
+        **_data(plan),
         "each run": f"{training.steps} steps of {training.prompts_per_step} prompts x {training.group_size} responses, "
-        f"{training.epochs * training.minibatches} optimizer steps each, at most {training.max_response_tokens} tokens",
+        f"{training.epochs * training.minibatches} optimizer steps each, at most {training.max_response_tokens} tokens "
+        f"of a window of {plan.window}",
         "runs": f"{len(plan.runs)} to train, seeds {', '.join(map(str, spec.seeds))}; the base is scored besides",
         **_search(plan),
         **_trials(plan),
@@ -30,14 +42,14 @@ def show_plan(plan: Plan, hours: bool = True) -> None:
     if hours and spec.resources.on_gpu():
         cost, assumed = estimate(plan), Assumptions()
         facts["GPU-hours"] = (
-            f"about {cost.total:,.0f} of one {H200.name}: {cost.rollout:,.0f} writing, {cost.update:,.0f} training, "
+            f"about {cost.total:,.0f} of one {H200.name}: {cost.rollout:,.0f} generating, {cost.update:,.0f} training, "
             f"{cost.evaluation:,.0f} scoring"
         )
-        facts["which"] = str(assumed)
+        facts["assumed"] = str(assumed)
     if plan.unchecked:
-        facts["at the run"] = f"is checked: {', '.join(plan.unchecked)}"
+        facts["checked by run"] = ", ".join(plan.unchecked)
     for name, fact in facts.items():
-        console.print(f"{name:>13}  {fact}")
+        console.print(f"{name:>14}  {fact}", markup=False)
     table = Table("run", "trains", "learning rate", "pushed per step", "trainer's own memory", "activations at most")
     for run in (*plan.runs, *plan.combined):
         selection = run.selection
@@ -48,23 +60,29 @@ def show_plan(plan: Plan, hours: bool = True) -> None:
         )  # fmt: skip
     console.print(table)
     if plan.combined:
-        console.print("Which layers the last of these train is known when the layer runs are finished; sizes are for "
-                      "as many in the middle.")  # fmt: skip
+        console.print("The layers of combined runs are picked when the layer runs are finished; their sizes here are "
+                      "those of as many layers in the middle.")  # fmt: skip
+
+
+def _data(plan: Plan) -> dict[str, str]:
+    """Rows of each data set, those dropped by reason, and prompts by split."""
+    names = {f"evaluation.suites[{i}]": f"data of {s.name}" for i, s in enumerate(plan.spec.evaluation.suites)}
+    return {names.get(section, "data"): str(report) for section, report in plan.data.items()}
 
 
 def _search(plan: Plan) -> dict[str, str]:
-    """Who trains how far, where weak layers stop early."""
+    """Layers that train to each rung, where a search stops weak layers early."""
     if not (rungs := plan.rungs):
         return {}
     from layersweep.orchestrator.statistics.halving_schedule import cost
 
     trained, exhaustive = cost(rungs), rungs[0].layers * plan.spec.training.steps
-    course = ", ".join(f"{rung.layers} to step {rung.step}" for rung in rungs)
-    return {"search": f"layers: {course}; {trained:,} of {exhaustive:,} layer steps ({trained / exhaustive:.0%})"}
+    counts = ", ".join(f"{rung.layers} to step {rung.step}" for rung in rungs)
+    return {"search": f"layers: {counts}; {trained:,} of {exhaustive:,} layer steps ({trained / exhaustive:.0%})"}
 
 
 def _trials(plan: Plan) -> dict[str, str]:
-    """How the learning rates are found, where the spec does not name them."""
+    """Search of the learning rates, where the spec does not give them."""
     tuning, trials = plan.spec.training.learning_rate, plan.trials
     if not trials:
         return {}
@@ -78,13 +96,13 @@ def _trials(plan: Plan) -> dict[str, str]:
 
 
 def engine_memory(plan: Plan) -> str:
-    """What an engine takes: weights, and a cache for what is being written."""
+    """Memory that an engine takes: its weights, and the KV cache of the responses that it generates."""
     rollout, weights = plan.spec.rollout, f"weights {size(plan.trunk_bytes)}"
     cache = None if rollout.kv_cache_memory_mib is None else f"KV cache {size(rollout.kv_cache_memory_mib << 20)}"
     if plan.spec.resources.on_gpu():
         share = f"{rollout.gpu_memory_utilization:.0%} of {rollout.tensor_parallel_size} GPU"
         return f"{weights}, {cache}" if cache else f"{share}: {weights}, the rest KV cache"
-    return f"{weights}, {cache or 'KV cache 128.0 MiB'}"
+    return f"{weights}, {cache or f'KV cache {size(CPU_KV_CACHE_MIB << 20)}'}"
 
 
 def micro_batches(plan: Plan) -> str:

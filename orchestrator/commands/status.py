@@ -6,7 +6,6 @@ from io import BytesIO
 from typing import Any
 
 import pandas as pd
-import yaml
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
@@ -16,6 +15,7 @@ from layersweep.orchestrator.remote.ray_jobs import Job
 from layersweep.orchestrator.remote.sweep_view import SweepView
 from layersweep.orchestrator.report.format import interval_text, number_text, wide_console
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.yaml_core import read_yaml
 from layersweep.workers.storage.files import write_atomically
 
 PHASES = ("rollout", "reward", "update", "sync", "wait")
@@ -62,7 +62,7 @@ def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
     spec, places, *contents = sweep.read(files)
     places = json.loads(places or b"{}")
     table, steps = (None if content is None else pd.read_parquet(BytesIO(content)) for content in contents)
-    lines = [f"sweep   {sweep.job.sweep if sweep.job else yaml.safe_load(spec)['name']} -> {sweep.folder}"]
+    lines = [f"sweep   {sweep.job.sweep if sweep.job else read_yaml(spec.decode())['name']} -> {sweep.folder}"]
     over = table is not None and not (table["status"] == "running").any()
     failed = table is not None and bool((table["status"] == "failed").any())
     if sweep.job:
@@ -74,7 +74,7 @@ def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
         lines.append(f"engines {'; '.join(engines)}")
     shown = [Text("\n".join(lines))]
     if table is not None:
-        shown.append(overview(table, steps, yaml.safe_load(spec)["training"]["steps"], places))
+        shown.append(overview(table, steps, read_yaml(spec.decode())["training"]["steps"], places))
     return Group(*shown), over, failed
 
 

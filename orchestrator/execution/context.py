@@ -1,49 +1,82 @@
 """What the runs of a sweep share while it lasts."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from layersweep.orchestrator.planning.plan import Plan
+from layersweep.workers.config import LearningRates
 
 from .actors import SweepActors
-from .failures import AdaptiveTimeouts
+from .clients import EngineClient, Produced
+from .failures import AdaptiveTimeouts, BaseModelChanged, reach_files
 from .halving_barrier import SuccessiveHalvingBarrier
 from .progress import Progress
-from .run_slots import RunSlots
+from .slots import Hold, Slots
+
+RUNS = "runs"
+"""The one key of `SweepContext.run_slots`."""
 
 
 @dataclass
 class SweepContext:
-    """Of one start of the driver."""
+    """The shared state of one start of the driver."""
 
     plan: Plan
-    stage: SweepActors
+    actors: SweepActors
     progress: Progress
-    rooms: RunSlots
-    """One is taken by every run that has trainers."""
-    deadlines: AdaptiveTimeouts
+    tasks: asyncio.TaskGroup
+    """Owns tasks that outlive the call that starts them; the driver ends with it."""
+    timeouts: AdaptiveTimeouts
+    max_concurrent_runs: int
+    """Runs that may have trainers at the same time, as the cluster is now."""
+    record_base_digest: Callable[[str], None]
+    """Writes the digest into the sweep's manifest."""
+    base_digest: str | None = None
+    """Of the base's weights, which no run may change; None until a trainer has reported it."""
+    learning_rates: LearningRates | None = None
+    """Of all runs but tuning trials; None until tuning has finished."""
     halving: SuccessiveHalvingBarrier | None = None
-    crowded: bool = False
-    """Whether a search's paused runs must give their trainers back."""
-    trunk: str | None = None
-    """Digest of the base's weights, once a trainer has told it."""
-    on_trunk: Callable[[str], None] = lambda digest: None
-    first: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    release_while_paused: bool = False
+    """Whether a search's paused runs must give up their trainers."""
+    first_rollouts: dict[int, Produced] = field(default_factory=dict)
     """By seed: the first step's experience, which all its runs share."""
-    lost: bool = False
+    ray_lost: bool = False
     """Ray is gone: nothing can be saved or told any more."""
-    cpu: float = field(default_factory=time.process_time)
+    run_slots: Slots[str] = field(init=False)
+    cpu_seconds: float = field(default_factory=time.process_time)
+    """Of this process, when `own_cpu_seconds` was last called."""
 
-    def first_rollout(self, seed: int, engine: Any) -> tuple[Any, Any]:
-        """References to its metrics and experience; written once for all runs of a seed."""
-        if seed not in self.first:
-            named = self.stage.rollouts.rollout.options(num_returns=2, name=f"RolloutWorker.rollout base-seed{seed}")
-            self.first[seed] = tuple(named.remote(engine, None, 0, seed, 0))
-        return self.first[seed]
+    def __post_init__(self) -> None:
+        self.run_slots = Slots(lambda key: self.max_concurrent_runs)
 
-    def own_cpu(self) -> float:
-        """CPU seconds of this process, Ray's client in it included, since any run's last step: their sum is all."""
-        before, self.cpu = self.cpu, time.process_time()
-        return self.cpu - before
+    def run_slot(self) -> Hold[str]:
+        """One run's permission to have trainers, to be acquired."""
+        return self.run_slots.hold(RUNS)
+
+    def first_rollout(self, seed: int, engine: EngineClient) -> Produced:
+        """The first step's experience: every run is still the base, so it is generated once for all runs of a seed."""
+        if seed not in self.first_rollouts:
+            self.first_rollouts[seed] = self.actors.rollout_worker.rollout(engine, None, 0, seed, 0)
+        return self.first_rollouts[seed]
+
+    async def check_base(self, digest: str) -> None:
+        """Hold a trainer's base weights against those that the sweep began with.
+
+        Raises:
+            BaseModelChanged: they are others.
+            StoreUnavailable: the digest could not be recorded.
+        """
+        if self.base_digest is None:
+            self.base_digest = digest
+            await reach_files("the sweep's manifest", self.record_base_digest, digest)
+        if digest != self.base_digest:
+            raise BaseModelChanged(
+                f"the base model's weights have the digest {digest}, the sweep began with {self.base_digest}"
+            )
+
+    def own_cpu_seconds(self) -> float:
+        """CPU seconds of this process, Ray's client in it included, since the last call: their sum is all."""
+        before, self.cpu_seconds = self.cpu_seconds, time.process_time()
+        return self.cpu_seconds - before

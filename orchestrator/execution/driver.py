@@ -1,190 +1,290 @@
-"""The driver: one coroutine per run around shared engines, all of them at once.
+"""The driver of a sweep: one loop per run around shared engines, all of them in one process.
 
-Data never passes through here. The driver hands object references on: experience from the rollout worker to the
-trainer, weights from the trainer to the engine, and to the collector what is to be kept.
+    drive()                    signals: the first stops every run at a checkpoint, the second ends at once
+      |                        creates the actors, then owns every loop below (one TaskGroup)
+      v
+    Driver.run()               learning-rate trials -> runs -> combined runs -> final scoring -> contribution table
+      |
+      +-- score(base)          once, beside the runs' first steps
+      |
+      +-- RunController.run()  one per run
+      |     WAITING            for a run slot
+      |     STARTING           trainers; the newest checkpoint
+      |     +-> GENERATING     engine               -+
+      |     |   UPDATING       trainers              +- a training step
+      |     |   SYNCING        trainers to engine   -+
+      |     |   EVALUATING     at evaluation steps
+      |     +-- PAUSED_AT_RUNG in a search, at its rungs; leads to PRUNED or back
+      |     FINISHING          overlay, last checkpoint
+      |     EVALUATING         the last time; then COMPLETED
+      |     RECOVERING         from any of these after a failure: goes on with what is not done
+      |
+      +-- checkpoint           one per run at most, in the background, beside its next GENERATING
+      |
+      +-- HealthMonitor.run()  every timeout / 4: do engines, collector, rollout worker and this node answer?
+      |
+      +-- _follow_cluster()    every 5 s: as many run slots as the cluster has room for
+
+What each loop waits for, and what unblocks it:
+
+    RunController   run slot           another run ends, or is paused at a rung; _follow_cluster raises the limit
+                    room for trainers  Ray places them: another run's trainers stop; a node joins
+                    generation phase   (engines that sleep) all updates of the training phase are done
+                    responses          engine and rollout worker; a timeout or an engine's end -> RECOVERING
+                    training phase     (engines that sleep) all responses of the generation phase are there
+                    update slot        another run's update on the node is done
+                    update, push       trainers and engine; a timeout or an actor's end -> RECOVERING
+                    rung               the last of its runs is scored or has failed, and the base is scored
+                    files              up to three more attempts, 20 s in all; then this run fails alone
+    RECOVERING      engine slot        the replacement has started, whichever run or the HealthMonitor asked for it
+    checkpoint      trainers, files    it is waited for by the next checkpoint, and before trainers stop
+    score(base)     responses          as above; in a search every rung waits for it
+    HealthMonitor   sleep, answers     its timeouts; ends with the driver, or ends it where Ray is lost
+
+Data never passes through here. The driver hands references on: experience from the rollout worker to the trainers,
+weights from the trainers to the engine, scores to the collector.
 """
 
 import asyncio
 import signal
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
+
+import ray
 
 from layersweep.orchestrator.planning.plan import Plan, Run
 from layersweep.orchestrator.spec.layers import LayerSearch
 from layersweep.orchestrator.statistics.halving_schedule import FINAL_SAMPLES, Rung, survivors
 from layersweep.policies.selection import Selection
-from layersweep.workers.config import LearningRates
+from layersweep.workers.config import LearningRates, LearningRateTuning
 from layersweep.workers.storage.run_store import RunStore, runs_of
 
-from .actors import SweepActors
+from .actors import SweepActors, run_metadata
 from .context import SweepContext
-from .failures import AdaptiveTimeouts
+from .evaluation import score
+from .failures import (
+    AdaptiveTimeouts,
+    BaseNotScored,
+    CallTimeout,
+    RayLost,
+    RunFailure,
+    StoreUnavailable,
+    first_error,
+    reach_files,
+    reach_store,
+    reason_of,
+)
 from .halving_barrier import SuccessiveHalvingBarrier
 from .health import HealthMonitor
 from .manifest import SweepManifest
 from .progress import Progress
 from .run_controller import RunController
-from .run_slots import RunSlots
+from .run_state import RunState
 
 Outcome = Literal["completed", "failed", "stopped"]
+CLUSTER_CHECK_SECONDS = 5.0
+"""Seconds between looks at the cluster's size."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run_plan(
+    plan: Plan, manifest: SweepManifest, progress: Progress, actor_environment: dict[str, Any]
+) -> tuple[Outcome, Any]:
+    """Run a plan to its end on an initialised Ray, from wherever its run store says that it is.
+
+    Args:
+        manifest: what of the plan must stay the same from one start to the next.
+        actor_environment: Ray's runtime environment of engines and trainers.
+
+    Returns:
+        How it ended, and the contribution table.
+
+    Raises:
+        ray.exceptions.RayError: an actor that all runs need could not be had. What was finished until then is in the
+            run stores.
+        RayLost: Ray does not run any more on this node.
+        asyncio.CancelledError: stopped at once.
+    """
+    return asyncio.run(drive(plan, manifest, progress, actor_environment))
+
+
+async def drive(
+    plan: Plan, manifest: SweepManifest, progress: Progress, actor_environment: dict[str, Any]
+) -> tuple[Outcome, Any]:
+    """`run_plan`, on the current event loop."""
+    loop, main, began = asyncio.get_running_loop(), asyncio.current_task(), time.monotonic()
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, main.cancel)  # nothing to save yet
+    try:
+        actors = await SweepActors.create(plan, actor_environment, progress.say)
+        progress.started(time.monotonic() - began)
+        async with asyncio.TaskGroup() as tasks:
+            driver = Driver(plan, manifest, progress, actors, tasks)
+            for number in STOP_SIGNALS:
+                loop.add_signal_handler(number, driver.stop, main)
+            return await driver.run()
+    except BaseExceptionGroup as group:
+        raise first_error(group) from group
+    finally:
+        progress.close()
 
 
 class Driver:
-    """Runs a plan to its end on an initialised Ray, from wherever its ledger says that it is.
+    """Runs a plan to its end.
 
     Args:
-        plan: what to run.
-        experiment: what of it must stay the same from one start to the next.
-        progress: where it is shown.
-        actor_environment: Ray's runtime environment of engines and trainers.
+        plan, manifest, progress: as for `run_plan`.
+        actors: started.
+        tasks: owns the driver's loops; it is left when the driver ends.
     """
 
-    def __init__(self, plan: Plan, experiment: SweepManifest, progress: Progress, actor_environment: dict[str, Any]):
-        self.plan, self.spec, self.experiment, self.progress = plan, plan.spec, experiment, progress
-        self.stage = SweepActors(plan, actor_environment)
-        self.working: set[asyncio.Task] = set()
-        self.stopping = self.unpicked = False
+    def __init__(
+        self, plan: Plan, manifest: SweepManifest, progress: Progress, actors: SweepActors, tasks: asyncio.TaskGroup
+    ):
+        self.plan, self.spec, self.manifest, self.progress = plan, plan.spec, manifest, progress
+        self.actors, self.tasks = actors, tasks
+        self.stoppable: set[asyncio.Task[Any]] = set()
+        """Tasks of runs and of scoring, which a stop cancels."""
+        self.stopping = self.failed = False
+        """Whether the sweep is told to stop, and whether something besides a run has failed."""
+        limit = actors.max_concurrent_runs()
+        rates = self.spec.training.learning_rate
+        self.context = SweepContext(
+            plan,
+            actors,
+            progress,
+            tasks,
+            AdaptiveTimeouts(self.spec.recovery.patience),
+            max_concurrent_runs=limit,
+            record_base_digest=manifest.know_trunk,
+            base_digest=manifest.trunk,
+            learning_rates=None if isinstance(rates, LearningRateTuning) else rates,
+            halving=self._halving(),
+            release_while_paused=limit < len(plan.runs) or not actors.all_runs_fit(),
+        )
+        # In sleep mode each run generates its own first batch within a generation phase. Else runs share theirs, and
+        # it comes before the base's evaluation, which can wait until trainers have work.
+        if manifest.trunk is None and not self.spec.rollout.sleep:
+            for run in plan.runs:
+                self.context.first_rollout(run.seed, actors.engines.slot_of(run.name).engine)
+        self.base_failure: str | None = None
+        """Why the base could not be scored."""
+        self.base = self._stoppable(tasks, self._score_base())
 
     async def run(self) -> tuple[Outcome, Any]:
-        """Everything: start, train, evaluate, write. How it ended, and the contribution table.
-
-        Raises:
-            ray.exceptions.RayError: what all runs need (an engine, the base model) could not be had. What was
-                finished until then is in the ledger.
-            RayLost: Ray does not run any more on this node.
-        """
-        self._listen()
+        """Train, evaluate, write: how it ended, and the contribution table."""
+        background = [self.tasks.create_task(self._watch_health()), self.tasks.create_task(self._follow_cluster())]
         try:
-            await self._start()
-            outcome = await self._watched(asyncio.create_task(self._everything()))
-            table = await self.stage.collector.table.remote()
-            await self.stage.collector.close.remote()
-            return outcome, table
-        finally:
-            self.progress.close()
+            outcome = await self._run_everything()
+        except StoreUnavailable as error:  # of the manifest: no run's own
+            self.progress.say(str(error))
+            outcome = "failed"
+        table = await self.actors.collector.table()
+        await self.actors.collector.close()
+        for task in background:
+            task.cancel()
+        return outcome, table
 
-    async def _watched(self, work: asyncio.Task) -> Outcome:
-        """The work, ended early where Ray itself is lost."""
-        await asyncio.wait({work, self.watching}, return_when=asyncio.FIRST_COMPLETED)
-        if self.watching.done():
-            self.sweep.lost = True
-            work.cancel()
-            self.watching.result()
-        return await work
-
-    async def _everything(self) -> Outcome:
-        # Nobody has trained: the base's evaluation can wait until trainers have work.
-        if self.experiment.trunk is None and not self.spec.rollout.sleep:  # there each run takes its turn for it
-            for run in self.plan.runs:
-                self.sweep.first_rollout(run.seed, self.stage.place(run.name).actor)
-        self.base = asyncio.create_task(self._score_base())
-        self.working.add(self.base)
-        if not await self._tune():
-            return "stopped" if self.stopping else "failed"
-        courses = await self._all(self.plan.runs)
-        if not self.stopping:
-            await self.base
-            courses += await self._all(await self._combined())
-        if not self.stopping:
-            await self._finals([course for course in courses if course.status == "completed"])
+    async def _run_everything(self) -> Outcome:
+        controllers: list[RunController] = []
+        if await self._tune_learning_rates():
+            controllers = await self._run_all(self.plan.runs)
+            if not self.stopping:
+                await self.base
+                controllers += await self._run_all(await self._combined_runs())
+            if not self.stopping:
+                await self._score_finalists(controllers)
+        elif not self.stopping:
+            self.failed = True
         if self.stopping:
             return "stopped"
-        if self.unpicked or any(course.status == "failed" for course in courses):
+        if self.failed or self.base_failure or any(run.state is RunState.FAILED for run in controllers):
             return "failed"
-        self.experiment.finish()
+        await reach_files("the sweep's manifest", self.manifest.finish)
         return "completed"
 
-    async def _start(self) -> None:
-        began = time.monotonic()
-        await self.stage.start(self.progress.say)
-        self.progress.started(time.monotonic() - began)
-        rooms = RunSlots(self.stage.rooms)
-        self.sweep = SweepContext(
-            self.plan,
-            self.stage,
-            self.progress,
-            rooms,
-            AdaptiveTimeouts(self.spec.recovery.patience),
-            halving=self._halving(),
-            crowded=rooms.there < len(self.plan.runs) or not self.stage.has_places_for_all(),
-            trunk=self.experiment.trunk,
-            on_trunk=self.experiment.know_trunk,
-        )
-        watch = HealthMonitor(self.stage.places, self.stage.standing, self.spec.recovery.patience, self.progress.say)
-        self.watching = asyncio.create_task(watch.forever())
-        self.following = asyncio.create_task(rooms.follow())
+    # -- background -------------------------------------------------------------------------------------------
+
+    async def _watch_health(self) -> None:
+        """Health checks until cancelled; where Ray is lost, the end of everything."""
+        actors, recovery = self.actors, self.spec.recovery
+        monitor = HealthMonitor(actors.engines.slots, actors.restartable, recovery.patience, self.progress.say)
+        try:
+            await monitor.run()
+        except RayLost:
+            self.context.ray_lost = True
+            raise
+
+    async def _follow_cluster(self) -> None:
+        """As many run slots as the cluster has room for, while it grows and shrinks."""
+        while True:
+            await asyncio.sleep(CLUSTER_CHECK_SECONDS)
+            self.context.max_concurrent_runs = await asyncio.to_thread(self.actors.max_concurrent_runs)
+            self.context.run_slots.refresh()
 
     # -- stopping ---------------------------------------------------------------------------------------------
 
-    def _listen(self) -> None:
-        """To Ctrl-C and SIGTERM: once, every run goes to a checkpoint; twice, all ends at once."""
-        loop, main = asyncio.get_running_loop(), asyncio.current_task()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop, main)
-
-    def _stop(self, main: asyncio.Task) -> None:
-        if self.stopping or not hasattr(self, "sweep"):
+    def stop(self, main: asyncio.Task[Any]) -> None:
+        """The first time, have every run stop at a checkpoint; the second time, cancel the main task."""
+        if self.stopping:
             main.cancel()
             return
         self.stopping = True
         self.progress.say("stopping: checkpoints are being written (once more to stop at once)")
-        for task in self.working:
+        for task in self.stoppable:
             task.cancel()
+
+    def _stoppable(self, tasks: asyncio.TaskGroup, work: Any, name: str | None = None) -> asyncio.Task[Any]:
+        """A task of a group that `stop` cancels."""
+        task = tasks.create_task(work, name=name)
+        self.stoppable.add(task)
+        task.add_done_callback(self.stoppable.discard)
+        return task
 
     # -- runs -------------------------------------------------------------------------------------------------
 
-    async def _all(self, runs: Sequence[Run]) -> list[RunController]:
-        """These runs, side by side, each to its own end. Those that are there already are left alone."""
-        courses = [RunController(run, self.sweep) for run in runs]
-        todo = []
-        for course in courses:
-            course.status = await asyncio.to_thread(self._known_status, course.run)
-            if course.status == "running":
-                todo.append(asyncio.create_task(course.go(), name=course.name))
-            else:
-                self.progress.already(course.name, course.status)
-        self.working |= set(todo)
-        for end in await asyncio.gather(*todo, return_exceptions=True):
-            if isinstance(end, Exception):  # of the collector, say: not one run's own
-                raise end
-        return courses
+    async def _run_all(self, runs: Sequence[Run]) -> list[RunController]:
+        """Run these side by side, each to its own end."""
+        controllers = [RunController(run, self.context) for run in runs]
+        async with asyncio.TaskGroup() as tasks:
+            for controller in controllers:
+                self._stoppable(tasks, controller.run(), controller.name)
+        return controllers
 
-    def _known_status(self, run: Run) -> str:
-        """From the ledger: "completed" with all its steps, "pruned", or "running", which failed ones do once more."""
-        ledger = RunStore(self.plan.folder, run.name)
-        status = ledger.facts().get("status")
-        if status == "completed":
-            records, _ = ledger.records()
-            if records and records[0].step == self.plan.steps(run):
-                return "completed"
-        return "pruned" if status == "pruned" else "running"
-
-    async def _tune(self) -> bool:
+    async def _tune_learning_rates(self) -> bool:
         """Whether there are learning rates to train with: the spec's, those found before, or those that trials find."""
         if not self.plan.trials:
             return True
-        if self.experiment.rates is None:
-            from .learning_rate_trials import tuned
-
+        if self.manifest.rates is None:
             for run in self.plan.trials:
                 self.progress.add(run.name, self.plan.steps(run))
-            courses = await self._all(self.plan.trials)
-            if self.stopping:
+            trials = await self._run_all(self.plan.trials)
+            if self.stopping or not await self._choose_learning_rates(trials):
                 return False
-            await self.base
-            completed = [course.run for course in courses if course.status == "completed"]
-            scores = await self.stage.collector.all_scores.remote()
-            try:
-                rates = tuned(self.spec.training.learning_rate, completed, scores)
-            except ValueError as error:
-                self.progress.say(str(error))
-                return False
-            self.experiment.tune(rates.model_dump())
-            self.progress.say(f"learning rates: {rates.full:g} for full, {rates.layer:g} for layers")
-            for course in courses:
-                await asyncio.to_thread(course.ledger.release)
-        self.stage.rates = LearningRates(**self.experiment.rates)
+        self.context.learning_rates = LearningRates(**self.manifest.rates)
+        return True
+
+    async def _choose_learning_rates(self, trials: Sequence[RunController]) -> bool:
+        """Decide by the trials' scores, and free what their checkpoints take. Whether there are rates now."""
+        from .learning_rate_trials import tuned
+
+        await self.base
+        if self.base_failure:
+            self.progress.say(f"no learning rate can be chosen: {self.base_failure}")
+            return False
+        completed = [trial.planned for trial in trials if trial.state is RunState.COMPLETED]
+        scores = await self.actors.collector.all_scores()
+        try:
+            rates = tuned(self.spec.training.learning_rate, completed, scores)
+        except ValueError as error:
+            self.progress.say(str(error))
+            return False
+        await reach_files("the sweep's manifest", self.manifest.tune, rates.model_dump())
+        self.progress.say(f"learning rates: {rates.full:g} for full, {rates.layer:g} for layers")
+        for trial in trials:
+            await reach_files("a trial's checkpoints", trial.checkpoints.store.release)
         return True
 
     def _halving(self) -> SuccessiveHalvingBarrier | None:
@@ -192,79 +292,96 @@ class Driver:
         if not isinstance(self.spec.layers, LayerSearch):
             return None
         layers = {run.name: run.selection.layers[0] for run in self.plan.runs if run.selection.kind == "layer"}
-        return SuccessiveHalvingBarrier(self.plan.rungs, layers, self._survivors, self.experiment.rungs)
+        return SuccessiveHalvingBarrier(self.plan.rungs, layers, self._choose_layers, self.manifest.rungs)
 
-    async def _survivors(self, rung: Rung, layers: list[int]) -> list[int]:
-        """The layers that train on after a rung, by their scores smoothed along depth."""
+    async def _choose_layers(self, rung: Rung, layers: list[int]) -> list[int]:
+        """The layers that train on after a rung, by their scores smoothed along depth.
+
+        Raises:
+            BaseNotScored: they cannot be compared with the base.
+        """
         from layersweep.orchestrator.statistics.score_arrays import gains_at
 
-        await asyncio.shield(self.base)  # should it fail, so do those who wait for this decision
+        await asyncio.shield(self.base)
+        if self.base_failure:
+            raise BaseNotScored(f"the base has no score: {self.base_failure}")
         names = [Selection.layer(k).name for k in layers]
-        gains = gains_at(await self.stage.collector.all_scores.remote(), names, rung.step)
-        kept = survivors(layers, gains.mean, gains.covariance, rung.keep)
-        self.progress.say(f"search: after step {rung.step} layers {', '.join(map(str, kept))} go on")
-        self.experiment.decide(rung.step, kept)
-        return kept
+        gains = gains_at(await self.actors.collector.all_scores(), names, rung.step)
+        promoted = survivors(layers, gains.mean, gains.covariance, rung.keep)
+        self.progress.say(f"search: after step {rung.step} layers {', '.join(map(str, promoted))} go on")
+        await reach_files("the sweep's manifest", self.manifest.decide, rung.step, promoted)
+        return promoted
 
-    async def _combined(self) -> list[Run]:
+    async def _combined_runs(self) -> list[Run]:
         """The runs over several layers, picked from the layer runs that are finished now, or from another table."""
         if not self.spec.combine:
             return []
         from layersweep.orchestrator.planning.combined_runs import pick, read_profile
 
-        table = read_profile(self.spec.profile) if self.spec.profile else await self.stage.collector.table.remote()
-        begun = set(runs_of(self.plan.folder))
+        table = read_profile(self.spec.profile) if self.spec.profile else await self.actors.collector.table()
+        begun = set(await reach_files("the sweep's checkpoints", runs_of, self.plan.folder))
         runs = []
         for seed in self.spec.seeds:
             for wanted in self.spec.combine:
                 try:
                     selection = pick(wanted, table, self.plan.architecture.layers)
                 except ValueError as error:  # too many layer runs failed
-                    self.unpicked = True
+                    self.failed = True
                     self.progress.say(str(error))
                     continue
                 run = Run(selection, seed)
                 if run.name in begun:  # with the layers that were best when it began
-                    known = RunStore(self.plan.folder, run.name).facts().get("layers", selection.layers)
-                    run = Run(Selection(selection.name, selection.kind, tuple(known)), seed)
+                    store = RunStore(self.plan.folder, run.name)
+                    metadata = await reach_files("the run's metadata", store.facts)
+                    layers = tuple(metadata.get("layers", selection.layers))
+                    run = Run(Selection(selection.name, selection.kind, layers), seed)
                 runs.append(run)
         for run in runs:
             self.progress.say(f"{run.name}: layers {', '.join(map(str, run.selection.layers))}")
             self.progress.add(run.name)
-            await self.stage.collector.add_run.remote(self.stage.fact(run))
+            add = partial(self.actors.collector.add_run, run_metadata(self.plan, run))
+            await reach_store("the run's metadata", add)
         return runs
 
-    # -- evaluation -------------------------------------------------------------------------------------------
-
-    def _base(self) -> RunController:
-        return RunController(Run(Selection.base(), self.spec.seeds[0]), self.sweep)
+    # -- scoring without training -----------------------------------------------------------------------------
 
     async def _score_base(self) -> None:
-        course = self._base()
-        await course.score()
-        await course.report(status="completed", seconds=time.monotonic() - course.began)
+        """Score the base on the selection split; a failure is the base's own."""
+        began, base = time.monotonic(), self._base_run()
+        self.base_failure = await self._score(base, 0)
+        update = self.actors.collector.update_run
+        status, seconds = "failed" if self.base_failure else "completed", time.monotonic() - began
+        changes = {"status": status, "reason": self.base_failure, "seconds": seconds}
+        try:
+            await reach_store("the base's metadata", partial(update, base.selection.name, base.seed, **changes))
+        except StoreUnavailable as error:
+            self.base_failure = reason_of(error)
 
-    async def _finals(self, courses: list[RunController]) -> None:
-        """Base, full and the best once more, on prompts that picked none of them, with four times the samples."""
+    async def _score_finalists(self, controllers: Sequence[RunController]) -> None:
+        """Score base, full and the best once more, on prompts that picked none of them, with four times the samples."""
         if not any(suite.final_prompts for suite in self.spec.evaluation.suites):
             return
-        table = await self.stage.collector.table.remote()
+        table = await self.actors.collector.table()
         scored = table[(table["status"] == "completed") & table["score"].notna()]
         layers = scored[scored["kind"] == "layer"].nlargest(self.spec.evaluation.finalists, "score")
         chosen = {"full", *layers["selection"], *scored.loc[scored["kind"] == "layers", "selection"]}
         self.progress.say(f"scoring base and {', '.join(sorted(chosen))} on the final split")
-        finalists = [self._base(), *(course for course in courses if course.run.selection.name in chosen)]
-        todo = [asyncio.create_task(course.score("final", FINAL_SAMPLES)) for course in finalists]
-        self.working |= set(todo)
-        await asyncio.gather(*todo)
+        completed = [run.planned for run in controllers if run.state is RunState.COMPLETED]
+        finalists = [run for run in completed if run.selection.name in chosen]
+        async with asyncio.TaskGroup() as tasks:
+            self._stoppable(tasks, self._score(self._base_run(), 0, "final", FINAL_SAMPLES))
+            for run in finalists:
+                self._stoppable(tasks, self._score(run, self.spec.training.steps, "final", FINAL_SAMPLES))
 
+    async def _score(self, run: Run, step: int, split: str = "selection", factor: int = 1) -> str | None:
+        """Score a run that does not train; the reason if it cannot be, which leaves the others alone."""
+        try:
+            await score(run, self.context, step, split, factor)
+        except (ray.exceptions.RayError, CallTimeout, RunFailure) as error:
+            self.failed, reason = True, reason_of(error)
+            self.progress.say(f"{run.name} could not be scored: {reason}")
+            return reason
+        return None
 
-def run_plan(
-    plan: Plan, experiment: SweepManifest, progress: Progress, actor_environment: dict[str, Any]
-) -> tuple[Outcome, Any]:
-    """Run to the end on an initialised Ray. Returns how it ended, and the contribution table."""
-    return asyncio.run(_drive(plan, experiment, progress, actor_environment))
-
-
-async def _drive(*args: Any) -> tuple[Outcome, Any]:
-    return await Driver(*args).run()
+    def _base_run(self) -> Run:
+        return Run(Selection.base(), self.spec.seeds[0])

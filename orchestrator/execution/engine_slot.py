@@ -1,34 +1,50 @@
-"""The places of a sweep's engines: whichever actor fills one at the moment, and its replacement when it fails."""
+"""Engine slots: each is filled by one engine actor at a time, which is replaced when it fails."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import ray
 
+from .clients import EngineClient
+
 
 class EngineSlot:
-    """One engine, as the runs dealt out to it see it.
+    """One engine as its runs see it, whichever actor it is at the moment.
 
     Args:
-        create: the name of an actor to the actor, which begins to import.
-        start: has an actor load the model and check itself.
-        name: of the actors: Engine-0, then Engine-0-again-1, ...
+        name: of the first actor (Engine-0); its replacements are Engine-0-again-1, ...
+        engine: the first actor, created and not started yet.
+        create: creates a replacement by its name.
+        start: has an engine load the model and check itself.
     """
 
-    def __init__(self, create: Callable[[str], Any], start: Callable[[Any], Awaitable[None]], name: str):
-        self.create, self._start, self.name = create, start, name
+    def __init__(
+        self,
+        name: str,
+        engine: EngineClient,
+        create: Callable[[str], EngineClient],
+        start: Callable[[EngineClient], Awaitable[None]],
+    ):
+        self.name, self.engine, self.create, self._start = name, engine, create, start
         self.generation = 0
-        """Of the actor: it knows no run's weights but those pushed to this generation."""
-        self.actor, self.tries = create(name), 0
+        """Number of replacements. An engine has no run's weights but those pushed to its own generation."""
+        self.attempts = 0
+        """Number of actors created as replacements, those that did not start among them."""
         self.changing = asyncio.Lock()
+        """Held while an engine starts or is replaced."""
 
     async def start(self) -> None:
+        """Start the first engine."""
         async with self.changing:
-            await self._start(self.actor)
+            await self._start(self.engine)
 
-    async def renew(self, failed: int) -> None:
-        """Another actor in the place of generation `failed`: one, however many ask for it.
+    async def wait_until_stable(self) -> None:
+        """Wait for a start or a replacement that is under way."""
+        async with self.changing:
+            pass
+
+    async def replace(self, failed: int) -> None:
+        """Fill the slot with another engine in place of generation `failed`; one, however many ask for it.
 
         Raises:
             ray.exceptions.RayError: it does not start either.
@@ -36,13 +52,13 @@ class EngineSlot:
         async with self.changing:
             if self.generation != failed:
                 return
-            ray.kill(self.actor)
-            self.tries += 1
-            actor = self.create(f"{self.name}-again-{self.tries}")
+            self.engine.kill()
+            self.attempts += 1
+            engine = self.create(f"{self.name}-again-{self.attempts}")
             try:
-                await self._start(actor)
+                await self._start(engine)
             except ray.exceptions.RayError:
-                ray.kill(actor)
+                engine.kill()
                 raise
-            # Only now: nobody may ask an engine that has not loaded its model.
-            self.actor, self.generation = actor, self.generation + 1
+            # Only now: no call may reach an engine that has not loaded its model.
+            self.engine, self.generation = engine, self.generation + 1

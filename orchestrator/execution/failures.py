@@ -1,16 +1,21 @@
-"""Failures: which can be mended by replacing an actor, which are a run's own, and how a person is told."""
+"""Failures: which are mended by replacing an actor, which end one run, and the one line that explains each."""
 
 import asyncio
-from collections.abc import Awaitable
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 import ray
 
 from layersweep.rollout.types import EngineStopped, StaleWeights
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
-PATIENT = 10
-"""A call may take this many times the longest one of its kind before it."""
+TIMEOUT_FACTOR = 10
+"""A call times out after this multiple of the longest previous call of the same kind."""
 RETRYABLE = (
     ray.exceptions.RayActorError,
     ray.exceptions.WorkerCrashedError,
@@ -21,22 +26,52 @@ RETRYABLE = (
     EngineStopped,
     StaleWeights,
 )
+STORE_DELAYS = (1.0, 4.0, 15.0)
+"""Seconds before each further attempt to reach the sweep's files."""
+PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+"""Errors of files that another attempt does not change."""
+REASON_HEAD, REASON_TAIL = 700, 300
+"""Characters of a long reason that are kept: it names the file or field first, and the value last."""
 
 
 class CallTimeout(RuntimeError):
-    """A call that takes far longer than any before it: whoever should answer hangs."""
+    """A call that takes far longer than any before it: the actor hangs."""
 
-    def __init__(self, phase: str, seconds: float):
-        super().__init__(f"{phase} unanswered after {seconds:.0f} s")
-        self.phase = phase
-
-
-class RewardCollapse(RuntimeError):
-    """A run whose training has broken down; the others go on."""
+    def __init__(self, kind: str, seconds: float):
+        super().__init__(f"{kind} unanswered after {seconds:.0f} s")
+        self.kind = kind
 
 
-class BaseModelChanged(RuntimeError):
+class RunFailure(RuntimeError):
+    """The end of one run for a reason that a retry does not change; the other runs go on."""
+
+
+class RewardCollapse(RunFailure):
+    """Training has broken down: no reward is left to reinforce."""
+
+
+class LogprobMismatch(RunFailure):
+    """Engine and trainer give the same tokens different log-probabilities: they do not compute the same model."""
+
+
+class UpdateWithoutEffect(RunFailure):
+    """An update that changed no weight although its batch had a signal."""
+
+
+class BaseModelChanged(RunFailure):
     """The base model is not the one that the sweep began with."""
+
+
+class BaseNotScored(RunFailure):
+    """The base model has no score, so that nothing can be compared with it."""
+
+
+class RungDecisionFailed(RunFailure):
+    """A search could not choose the layers that train on."""
+
+
+class StoreUnavailable(RunFailure):
+    """The sweep's files could not be read or written, repeatedly."""
 
 
 class RayLost(RuntimeError):
@@ -44,26 +79,65 @@ class RayLost(RuntimeError):
 
 
 class AdaptiveTimeouts:
-    """How long to wait for an answer: `PATIENT` times the longest call of the phase so far, and at least `patience`.
-    Nothing is known of the first call of a phase: it gets `PATIENT` times the patience."""
+    """Timeouts by kind of call: `TIMEOUT_FACTOR` times the longest call of the kind so far, and at least `minimum`.
+    The first call of a kind gets `TIMEOUT_FACTOR` times the minimum.
 
-    def __init__(self, patience: float):
-        self.patience, self.longest = patience, dict[str, float]()
+    Args:
+        minimum: seconds.
+    """
 
-    async def within(self, phase: str, answer: Awaitable[T]) -> T:
+    def __init__(self, minimum: float):
+        self.minimum, self.longest = minimum, dict[str, float]()
+
+    async def wait(self, kind: str, answer: Awaitable[T]) -> T:
         """The answer to a call.
 
         Raises:
-            Overdue: it did not come in time.
+            CallTimeout: it did not come in time.
         """
         clock = asyncio.get_running_loop().time
-        limit, began = max(self.patience, PATIENT * self.longest.get(phase, self.patience)), clock()
+        limit, began = max(self.minimum, TIMEOUT_FACTOR * self.longest.get(kind, self.minimum)), clock()
         try:
-            result = await asyncio.wait_for(answer, limit)
+            # Not asyncio.wait_for: in Python 3.11 it loses a cancellation that comes together with the answer.
+            async with asyncio.timeout(limit) as timeout:
+                result = await answer
         except TimeoutError as error:
-            raise CallTimeout(phase, limit) from error
-        self.longest[phase] = max(self.longest.get(phase, 0.0), clock() - began)
+            if not timeout.expired():  # the answer's own
+                raise
+            raise CallTimeout(kind, limit) from error
+        self.longest[kind] = max(self.longest.get(kind, 0.0), clock() - began)
         return result
+
+
+async def reach_store(what: str, call: Callable[[], Awaitable[T]]) -> T:
+    """The result of a call that reads or writes the sweep's files, attempted again after an OSError that may pass.
+
+    Args:
+        what: a noun phrase for the message: "the run's checkpoints".
+
+    Raises:
+        StoreUnavailable: every attempt failed.
+    """
+    for delay in (*STORE_DELAYS, None):
+        try:
+            return await call()
+        except (OSError, ray.exceptions.RayTaskError) as error:
+            cause = root(error)
+            if not isinstance(cause, OSError):
+                raise
+            if delay is None or isinstance(cause, PERMANENT):
+                raise StoreUnavailable(
+                    f"{what} could not be reached: {reason_of(error)}; `layersweep resume` goes on from the last "
+                    "checkpoint"
+                ) from error
+            logger.warning("%s: %s; again in %.0f s", what, reason_of(error), delay)
+            await asyncio.sleep(delay)
+    raise AssertionError("unreachable")
+
+
+def reach_files(what: str, call: Callable[..., T], *args: object) -> Awaitable[T]:
+    """`reach_store` for a blocking call, made in a thread."""
+    return reach_store(what, partial(asyncio.to_thread, call, *args))
 
 
 def root(error: BaseException) -> BaseException:
@@ -73,12 +147,38 @@ def root(error: BaseException) -> BaseException:
     return error
 
 
-def mendable(error: Exception) -> bool:
-    """Whether another actor in the place of the one that failed may do better."""
-    return isinstance(error, CallTimeout) or isinstance(root(error), RETRYABLE)
+def retryable(error: BaseException) -> bool:
+    """Whether another actor in place of the one that failed may do better. One whose constructor raised would not."""
+    cause = root(error)
+    return isinstance(cause, (CallTimeout, *RETRYABLE)) and not getattr(cause, "actor_init_failed", False)
+
+
+def first_error(error: BaseException) -> BaseException:
+    """The first error in a task group's report, itself for any other error."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def reason_of(error: BaseException) -> str:
-    """One line that a person understands: the cause itself, not Ray's report of it."""
-    cause = root(error)
-    return " ".join(f"{type(cause).__name__}: {cause}".split())[:500]
+    """One line that names the cause itself, not Ray's report of it."""
+    cause = root(first_error(error))
+    line = " ".join((_reported(str(cause)) or f"{type(cause).__name__}: {cause}").split())
+    if len(line) <= REASON_HEAD + REASON_TAIL:
+        return line
+    return f"{line[:REASON_HEAD]} ... {line[-REASON_TAIL:]}"
+
+
+def _reported(text: str) -> str | None:
+    """The last exception of a remote traceback in a message: all that Ray passes on of an actor whose constructor
+    raised, and of exceptions that cannot be pickled. None where there is no traceback."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    frames = [number for number, line in enumerate(lines) if re.match(r"\s+File \".*\", line \d+", line)]
+    if not frames:
+        return None
+    after = [line for line in lines[frames[-1] + 1 :]]
+    start = next((number for number, line in enumerate(after) if line and not line[0].isspace()), None)
+    if start is None:
+        return None
+    name, colon, message = "\n".join(after[start:]).partition(":")
+    return f"{name.rpartition('.')[2]}{colon}{message}"

@@ -1,19 +1,21 @@
-"""A search in progress: layer runs meet at the end of each rung, and the weaker ones stop there."""
+"""Successive halving while it runs: layer runs meet at the end of each rung, and the weaker ones stop there."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from layersweep.orchestrator.statistics.halving_schedule import Rung
 
+from .failures import RungDecisionFailed, reason_of
+
 
 class SuccessiveHalvingBarrier:
-    """Where layer runs wait for each other.
+    """The barrier at which layer runs wait for each other.
 
     Args:
-        rungs: of layersweep.orchestrator.statistics.halving_schedule.Schedule.
-        layers: the layer of each layer run by name (several seeds of a layer are several runs).
-        choose: awaited once per rung with the layers there and how many to keep; gives those that go on.
-        decided: what was chosen at earlier rungs of a sweep that goes on, by step. Decisions are added to it.
+        rungs: of layersweep.orchestrator.statistics.halving_schedule.HalvingSchedule.
+        layers: layer of each layer run by name (several seeds of a layer are several runs).
+        choose: awaited once per rung with the layers there; returns the layers that train on.
+        decided: layers kept at earlier rungs of a sweep that is resumed, by step. Decisions are added to it.
     """
 
     def __init__(
@@ -24,39 +26,42 @@ class SuccessiveHalvingBarrier:
         decided: dict[int, list[int]] | None = None,
     ):
         self.rungs = {rung.step: rung for rung in rungs[:-1]}
-        self.factors = {rung.step: rung.samples for rung in rungs}
+        self.sample_factors = {rung.step: rung.samples for rung in rungs}
         self.layers, self.choose, self.decided = dict(layers), choose, {} if decided is None else decided
-        kept = set.intersection(set(layers.values()), *map(set, self.decided.values()))
-        self.runs = {name: layer for name, layer in layers.items() if layer in kept}
-        """Those that no rung has stopped."""
+        promoted = set.intersection(set(layers.values()), *map(set, self.decided.values()))
+        self.runs = {name: layer for name, layer in layers.items() if layer in promoted}
+        """Runs that no rung has stopped, with their layers."""
         self.waiting: set[str] = set()
-        self.error: Exception | None = None
         self.step = 0
-        self.opened = asyncio.Event()
+        """Rung that runs wait at."""
+        self.opened: asyncio.Future[None] | None = None
+        """Resolved for all waiters at once when the rung is decided."""
 
-    def samples(self, name: str, step: int) -> int:
-        """Times the usual number, where a layer run is scored for a decision."""
-        return self.factors.get(step, 1) if name in self.runs else 1
+    def sample_factor(self, name: str, step: int) -> int:
+        """Multiple of the usual samples with which a run is scored after `step` steps."""
+        return self.sample_factors.get(step, 1) if name in self.runs else 1
 
-    async def goes_on(self, name: str, step: int) -> bool:
-        """Called by each layer run once it has been scored at the end of a rung; whether it trains on.
+    def decides(self, name: str, step: int) -> bool:
+        """Whether there is a rung for this run after `step` steps."""
+        return name in self.layers and step in self.rungs
+
+    async def survives_rung(self, name: str, step: int) -> bool:
+        """Wait for the other runs of the rung; whether this one trains on. Called once a run is scored.
 
         Raises:
-            Exception: what `choose` raised, to all who waited for it.
+            RungDecisionFailed: `choose` failed; every waiting run gets this.
         """
         if step in self.decided:
             return self.layers[name] in self.decided[step]
+        self.opened = self.opened or asyncio.get_running_loop().create_future()
         self.waiting.add(name)
-        self.step = step
-        opened = self.opened
+        self.step, opened = step, self.opened
         await self._open_if_complete()
-        await opened.wait()
-        if self.error:
-            raise self.error
+        await asyncio.shield(opened)  # one waiter that is cancelled does not cancel the others' future
         return name in self.runs
 
-    async def leave(self, name: str) -> None:
-        """A run failed: the others need not wait for it."""
+    async def withdraw(self, name: str) -> None:
+        """Take out a run that failed: the others need not wait for it."""
         if self.runs.pop(name, None) is not None and self.waiting:
             await self._open_if_complete()
 
@@ -64,13 +69,18 @@ class SuccessiveHalvingBarrier:
         if not self.runs.keys() <= self.waiting:
             return
         layers, rung = sorted(set(self.runs.values())), self.rungs[self.step]
+        # The next rung has a future of its own.
+        (opened, self.opened), self.waiting = (self.opened, None), set()
         try:
-            kept = await self.choose(rung, layers) if len(layers) > rung.keep else layers
-        except Exception as error:  # whatever it is, nobody may wait for a decision that does not come
-            self.error, kept = error, layers
-        else:
-            self.decided[rung.step] = kept
-        self.runs = {name: layer for name, layer in self.runs.items() if layer in kept}
-        self.waiting, opened = set(), self.opened
-        self.opened = asyncio.Event()
-        opened.set()
+            promoted = await self.choose(rung, layers) if len(layers) > rung.keep else layers
+        except Exception as error:  # whatever it is, no run may wait for a decision that does not come
+            opened.set_exception(RungDecisionFailed(f"the search could not decide after step {rung.step}: "
+                                                    f"{reason_of(error)}"))  # fmt: skip
+            opened.exception()  # a waiter may have been cancelled
+            return
+        except asyncio.CancelledError:
+            opened.cancel()
+            raise
+        self.decided[rung.step] = promoted
+        self.runs = {name: layer for name, layer in self.runs.items() if layer in promoted}
+        opened.set_result(None)

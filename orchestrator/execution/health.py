@@ -1,86 +1,97 @@
-"""Notices who has fallen silent: by asking, and by whether work gets done."""
+"""Health checks: engines and support actors must answer, and engines must get work done."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import ray
 
+from .clients import RestartableClient
 from .engine_slot import EngineSlot
-from .failures import RayLost, reason_of
+from .failures import RayLost, first_error, reason_of
 
-LOOKS = 4
-"""How often to look within the time of patience."""
-HOME = 10.0
-"""Seconds between looks at the driver's own node, at most."""
+CHECKS_PER_TIMEOUT = 4
+"""Health checks of an actor within its timeout."""
+NODE_CHECK_SECONDS = 10.0
+"""Seconds between checks of the driver's own node, at most."""
 
 
 class HealthMonitor:
-    """Replaces engines, and has Ray restart the collector and the rollout worker, when they do not answer.
+    """Replaces engines, and has Ray restart collector and rollout worker, when they do not answer.
 
     Args:
-        places: of the engines.
-        standing: names and actors that Ray restarts; each answers `alive`.
-        patience: seconds of silence, or of work without a finished step.
+        engine_slots: all engines.
+        restartable: the actors that Ray restarts, by what they are called in messages.
+        timeout: seconds without an answer, or of work without a finished step, after which an actor is replaced.
         say: tells the user.
     """
 
     def __init__(
-        self, places: Sequence[EngineSlot], standing: dict[str, Any], patience: float, say: Callable[[str], None]
+        self,
+        engine_slots: Sequence[EngineSlot],
+        restartable: Mapping[str, RestartableClient],
+        timeout: float,
+        say: Callable[[str], None],
     ):
-        self.places, self.standing, self.patience, self.say = places, standing, patience, say
+        self.engine_slots, self.restartable, self.timeout, self.say = engine_slots, restartable, timeout, say
 
-    async def forever(self) -> None:
-        """Until cancelled.
+    async def run(self) -> None:
+        """Check until cancelled.
 
         Raises:
             RayLost: Ray has ended on this node.
         """
-        await asyncio.gather(
-            self._ray(),
-            *(self._engine(place) for place in self.places),
-            *(self._actor(name, actor) for name, actor in self.standing.items()),
-        )
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._check_node())
+                for slot in self.engine_slots:
+                    tasks.create_task(self._check_engine(slot))
+                for name, actor in self.restartable.items():
+                    tasks.create_task(self._check_actor(name, actor))
+        except BaseExceptionGroup as group:
+            raise first_error(group) from group
 
-    async def _ray(self) -> None:
-        here = ray.get_runtime_context().get_node_id()
+    async def _check_node(self) -> None:
+        own_node = ray.get_runtime_context().get_node_id()
         while True:
-            await asyncio.sleep(min(HOME, self.patience / LOOKS))
+            await asyncio.sleep(min(NODE_CHECK_SECONDS, self.timeout / CHECKS_PER_TIMEOUT))
             try:
-                nodes = await asyncio.wait_for(asyncio.to_thread(ray.nodes), self.patience)
+                async with asyncio.timeout(self.timeout):
+                    nodes = await asyncio.to_thread(ray.nodes)
             except TimeoutError as error:
-                raise RayLost(f"Ray's head does not answer for {self.patience:.0f} s") from error
-            if not any(node["NodeID"] == here and node["Alive"] for node in nodes):
+                raise RayLost(f"Ray's head does not answer for {self.timeout:.0f} s") from error
+            if not any(node["NodeID"] == own_node and node["Alive"] for node in nodes):
                 raise RayLost("Ray has ended on the driver's node")
 
-    async def _engine(self, place: EngineSlot) -> None:
+    async def _check_engine(self, slot: EngineSlot) -> None:
         while True:
-            await asyncio.sleep(self.patience / LOOKS)
-            if place.changing.locked():
+            await asyncio.sleep(self.timeout / CHECKS_PER_TIMEOUT)
+            if slot.changing.locked():
                 continue
-            seen = place.generation
+            generation = slot.generation
             try:
-                stuck = await asyncio.wait_for(place.actor.stuck_for.remote(), self.patience)
-                if stuck < self.patience:
+                async with asyncio.timeout(self.timeout):
+                    stuck = await slot.engine.stuck_for()
+                if stuck < self.timeout:
                     continue
-                trouble = f"has work and finished no step of it for {stuck:.0f} s"
+                problem = f"has work and finished no step of it for {stuck:.0f} s"
             except TimeoutError:
-                trouble = f"does not answer for {self.patience:.0f} s"
+                problem = f"does not answer for {self.timeout:.0f} s"
             except ray.exceptions.RayError as error:
-                trouble = reason_of(error)
-            self.say(f"{place.name} {trouble}: starting another")
+                problem = reason_of(error)
+            self.say(f"{slot.name} {problem}: starting another")
             try:
-                await place.renew(seen)
+                await slot.replace(generation)
             except ray.exceptions.RayError as error:  # the runs that need it try again, and count how often
-                self.say(f"{place.name} did not start: {reason_of(error)}")
+                self.say(f"{slot.name} did not start: {reason_of(error)}")
 
-    async def _actor(self, name: str, actor: Any) -> None:
+    async def _check_actor(self, name: str, actor: RestartableClient) -> None:
         while True:
-            await asyncio.sleep(self.patience / LOOKS)
+            await asyncio.sleep(self.timeout / CHECKS_PER_TIMEOUT)
             try:
-                await asyncio.wait_for(actor.alive.remote(), self.patience)
+                async with asyncio.timeout(self.timeout):
+                    await actor.alive()
             except TimeoutError:
-                self.say(f"{name} does not answer for {self.patience:.0f} s: starting it again")
-                ray.kill(actor, no_restart=False)
+                self.say(f"{name} does not answer for {self.timeout:.0f} s: starting it again")
+                actor.restart()
             except ray.exceptions.RayError:
                 continue  # dead, and Ray is about to restart it

@@ -2,31 +2,40 @@
 
 import asyncio
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import yaml
-
-from layersweep.orchestrator.planning.plan import Plan, make_plan
+from layersweep.orchestrator.planning.checks import make_plan
+from layersweep.orchestrator.planning.plan import Plan
+from layersweep.orchestrator.remote.job_package import BEGUN
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.folders import absolute_folder
 from layersweep.orchestrator.spec.load import load_spec
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
+from layersweep.orchestrator.spec.yaml_core import write_yaml
 from layersweep.workers.storage.files import located, write_atomically
 from layersweep.workers.storage.run_store import CorruptFile, drop_torn, runs_of
 
 from .manifest import SweepManifest, experiment_file
+from .progress import Listener
 from .sweep_lock import check_owner, claimed
 
 EXIT = {"completed": 0, "failed": 1, "stopped": 3}
+"""Exit codes by how a sweep ended."""
+OUTCOME = {code: outcome for outcome, code in EXIT.items()}
+"""How a sweep ended, by exit code."""
 
 
-def run_sweep(spec: SweepSpec, address: str | None, fresh: bool) -> int:
+def run_sweep(spec: SweepSpec, address: str | None, fresh: bool, listen: Listener | None = None) -> int:
     """`layersweep run`: the exit code.
+
+    Args:
+        listen: called with every ProgressEvent, beside what is printed.
 
     Raises:
         SpecError: what the spec refers to is not there, or its folder has an earlier sweep in it.
     """
-    plan = make_plan(spec.model_copy(update={"output": absolute(spec.output)}))
+    plan = make_plan(spec)
     check_folder(plan, fresh)
 
     def begin() -> SweepManifest:
@@ -36,25 +45,33 @@ def run_sweep(spec: SweepSpec, address: str | None, fresh: bool) -> int:
         write_spec(plan)
         return SweepManifest.begin(plan)
 
-    return carry_out(plan, begin, address)
+    return carry_out(plan, begin, address, listen)
 
 
-def resume_sweep(sweep: str, spec: str | None, address: str | None) -> int:
+def resume_sweep(
+    sweep: str,
+    spec: str | None,
+    address: str | None,
+    overrides: Mapping[str, Any] | None = None,
+    listen: Listener | None = None,
+) -> int:
     """`layersweep resume`: the exit code.
 
     Args:
         sweep: its folder or URI, or its spec file.
         spec: a spec file with what is added; None takes the folder's own sweep.yaml, or `sweep` where that is a file.
+        overrides: values by dotted path that replace those of the spec.
+        listen: called with every ProgressEvent, beside what is printed.
 
     Raises:
         SpecError: there is no such sweep, or it would become another experiment.
     """
     if sweep.endswith((".yaml", ".yml")):
-        wanted = load_spec(spec or sweep)
-        folder = absolute(load_spec(sweep).folder)
+        wanted = load_spec(spec or sweep, overrides)
+        folder = absolute_folder(load_spec(sweep).folder)
     else:
-        folder = absolute(sweep.rstrip("/"))
-        wanted = load_spec(spec or f"{folder}/sweep.yaml")
+        folder = absolute_folder(sweep.rstrip("/"))
+        wanted = load_spec(spec or f"{folder}/sweep.yaml", overrides)
     try:
         experiment = SweepManifest.load(folder)
     except CorruptFile as error:
@@ -77,14 +94,17 @@ def resume_sweep(sweep: str, spec: str | None, address: str | None) -> int:
         write_spec(plan)
         return experiment
 
-    return carry_out(plan, go_on, address)
+    return carry_out(plan, go_on, address, listen)
 
 
-def carry_out(plan: Plan, begin: Callable[[], SweepManifest], address: str | None) -> int:
+def carry_out(
+    plan: Plan, begin: Callable[[], SweepManifest], address: str | None, listen: Listener | None = None
+) -> int:
     """Run what is not done yet, on a Ray cluster or one started here; report and table at the end. The exit code.
 
     Args:
         begin: makes the sweep's folder ready, once it is clear that the cluster can carry the plan out.
+        listen: called with every ProgressEvent, beside what is printed.
 
     Raises:
         SpecError: the cluster can never place the plan's actors, or another driver has the sweep.
@@ -106,7 +126,8 @@ def carry_out(plan: Plan, begin: Callable[[], SweepManifest], address: str | Non
         wait_for_room(plan)
         with claimed(plan.folder):
             experiment = begin()
-            progress = Progress([run.name for run in plan.runs], plan.spec.training.steps)
+            print(f"layersweep: {BEGUN} {plan.folder}", file=sys.stderr, flush=True)
+            progress = Progress([run.name for run in plan.runs], plan.spec.training.steps, listen=listen)
             try:
                 outcome, table = run_plan(plan, experiment, progress, actor_environment)
             except (RayError, RayLost) as error:
@@ -140,10 +161,5 @@ def check_folder(plan: Plan, fresh: bool) -> None:
 
 
 def write_spec(plan: Plan) -> None:
-    resolved = yaml.safe_dump(plan.spec.model_dump(mode="json"), sort_keys=False)
+    resolved = write_yaml(plan.spec.model_dump(mode="json"))
     write_atomically(f"{plan.folder}/sweep.yaml", lambda file: file.write(resolved.encode()))
-
-
-def absolute(place: str) -> str:
-    """A folder as every process sees it: actors have working folders of their own. URIs stay as they are."""
-    return place if "://" in place else str(Path(place).expanduser().absolute())

@@ -21,12 +21,15 @@ from layersweep.workers.storage.files import located
 from layersweep.workers.storage.run_store import read_json, write_json
 
 FREE = ("resources.", "recovery.", "tracking.", "rollout.", "training.micro_batch_tokens", "training.prefix_cache",
-        "evaluation.every", "evaluation.finalists", "output")  # fmt: skip
+        "evaluation.every", "evaluation.finalists", "evaluation.seed_sd", "output")  # fmt: skip
 """Where and how fast, not what."""
 BOUND = ("rollout.dtype", "resources.trainer_ranks", "resources.full_trainer_ranks")
 """Except these: the numbers depend on them, or the layout of checkpoints."""
 GROWN = ("layers", "seeds", "training.steps", "combine", "include_full")
-WEIGHTS_AND_MORE = ("*.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*.json",
+               "tokenizer.model", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+               "chat_template*")  # fmt: skip
+"""Weights, and all that tokenizers and chat templates are read from."""
 
 
 @dataclass
@@ -40,7 +43,7 @@ class SweepManifest:
     """XXH3-128 of each file of a model folder; empty for a hub name and for the tiny model, whose weights the
     trainers tell apart by their digest."""
     data: dict[str, str]
-    """Fingerprints of the prompts by section of the spec."""
+    """Fingerprints of the prompts by section of the spec, and of their tokens by section and split."""
     trunk: str | None = None
     """Digest of the base's weights as trainers load them, in the training dtype."""
     rungs: dict[int, list[int]] = field(default_factory=dict)
@@ -164,11 +167,12 @@ def _shrunk(old: SweepSpec, new: SweepSpec, count: int) -> Iterator[str]:
 
 
 def model_files(spec: SweepSpec) -> dict[str, str]:
-    """XXH3-128 of each file that makes a local model what it is."""
-    if not isinstance(spec.model, PretrainedModel) or not Path(spec.model.path).is_dir():
+    """XXH3-128 of each file that a local model's weights and prompts depend on."""
+    if not isinstance(spec.model, PretrainedModel) or not Path(spec.model.path).expanduser().is_dir():
         return {}
-    folder = Path(spec.model.path)
-    return {path.name: _hash(path) for pattern in WEIGHTS_AND_MORE for path in sorted(folder.glob(pattern))}
+    folder = Path(spec.model.path).expanduser()
+    files = {path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()}
+    return {path.name: _hash(path) for path in sorted(files)}
 
 
 def experiment_file(folder: str) -> str:

@@ -2,16 +2,52 @@
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-AT_WORK = ("training", "evaluating")
+from .run_state import RunState
+
 NAMED = 8
 """Runs named in a plain line, at most."""
+
+
+@dataclass(frozen=True)
+class ProgressEvent:
+    """One thing that happened while a sweep ran, and how far the sweep was then."""
+
+    run: str
+    """Run's name (`layer-07-seed0`); empty for a message about the sweep as a whole."""
+    status: str
+    """Run's state, such as generating, updating, completed, failed, pruned; empty with `message` alone."""
+    step: int
+    """Training steps that the run has completed."""
+    steps: int
+    """Training steps that the run is to complete."""
+    metrics: dict[str, float]
+    """The step's numbers, by column of steps.parquet; empty where no step was completed."""
+    message: str
+    """Text of a notice, or the reason why a run ended; empty for most steps."""
+    sweep_step: int
+    """Training steps that all runs together have completed."""
+    sweep_steps: int
+    """Training steps that all runs together are to complete."""
+
+    def __str__(self) -> str:
+        far = f"[{self.sweep_step}/{self.sweep_steps}]"
+        if not self.run:
+            return f"{far} {self.message}"
+        reward = f", reward {self.metrics['reward_mean']:.3f}" if "reward_mean" in self.metrics else ""
+        reason = f": {self.message}" if self.message else ""
+        return f"{far} {self.run} {self.status}, step {self.step} of {self.steps}{reward}{reason}"
+
+
+Listener = Callable[[ProgressEvent], None]
 
 
 @dataclass
@@ -24,7 +60,7 @@ class _ProgressRow:
     reward: float = float("nan")
     tokens_per_second: float = 0.0
     seconds_per_step: float = 0.0
-    status: str = "waiting"
+    state: RunState = RunState.WAITING
 
 
 class Progress:
@@ -34,9 +70,11 @@ class Progress:
         runs: run names in display order.
         steps: training steps of each, of those that are added later too unless they have their own.
         interval: seconds between plain lines at first.
+        listen: called with every event, beside what is printed.
     """
 
-    def __init__(self, runs: list[str], steps: int, interval: float = 5.0):
+    def __init__(self, runs: list[str], steps: int, interval: float = 5.0, listen: Listener | None = None):
+        self.listen = listen
         self.rows = {name: _ProgressRow(steps) for name in runs}
         self.steps, self.interval = steps, interval
         self.console = Console(file=sys.stderr)
@@ -50,6 +88,7 @@ class Progress:
     def say(self, text: str) -> None:
         line = f"[{time.monotonic() - self.began:5.0f} s] {text}"
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._tell("", message=text)
 
     def started(self, seconds: float) -> None:
         self.ready = time.monotonic()
@@ -57,23 +96,26 @@ class Progress:
 
     def stepped(self, run: str, step: int, metrics: dict[str, Any], seconds: float) -> None:
         row, self.made = self.rows[run], self.made + 1
-        row.step, row.reward, row.status = step, metrics["reward_mean"], "training"
+        row.step, row.reward = step, metrics["reward_mean"]
         row.tokens_per_second = metrics["tokens"] / seconds
         row.seconds_per_step = seconds if step <= 2 else 0.8 * row.seconds_per_step + 0.2 * seconds
-        if step == row.steps:
-            row.status = "evaluating"
+        self._tell(run, {name: float(value) for name, value in metrics.items() if isinstance(value, Real)})
         self._show()
 
     def resumed(self, run: str, step: int) -> None:
         """A run goes on from a checkpoint."""
-        self.rows[run].step, self.rows[run].status = step, "training"
+        self.rows[run].step = step
         self.say(f"{run}: going on after step {step}")
 
-    def already(self, run: str, status: str) -> None:
+    def entered(self, run: str, state: RunState) -> None:
+        """A run has changed its state. Nothing is drawn for it: there are many, and the next step shows it."""
+        self.rows[run].state = state
+
+    def already(self, run: str, state: RunState) -> None:
         """A run that an earlier start has brought to its end."""
         row = self.rows[run]
-        row.status = status
-        if status == "completed":
+        row.state = state
+        if state is RunState.COMPLETED:
             row.step = row.steps
         else:  # pruned, at an earlier start
             row.steps = 0
@@ -82,13 +124,14 @@ class Progress:
         """A run that was not known at the start."""
         self.rows[run] = _ProgressRow(self.steps if steps is None else steps)
 
-    def ended(self, run: str, status: str, reason: str | None) -> None:
+    def ended(self, run: str, reason: str | None) -> None:
+        """A run has reached its end at this start."""
         row = self.rows[run]
-        row.status = status
-        if status == "pruned":
+        if row.state is RunState.PRUNED:
             row.steps = row.step
         if reason:
-            self.say(f"{run} {status}: {reason}")
+            self.say(f"{run}: {reason}" if row.state is RunState.STOPPED else f"{run} {row.state.value}: {reason}")
+        self._tell(run, message=reason or "")
         self._show()
 
     def close(self) -> None:
@@ -96,6 +139,15 @@ class Progress:
             self.live.update(self._table())
             self.live.stop()
             self.live = None
+
+    def _tell(self, run: str, metrics: dict[str, float] | None = None, message: str = "") -> None:
+        """Pass an event on to the listener; `run` is empty for one about the sweep as a whole."""
+        if self.listen is None:
+            return
+        row = self.rows[run] if run else None
+        of_run = (run, row.state.value, row.step, row.steps) if row else ("", "", 0, 0)
+        step, steps = (sum(getattr(row, name) for row in self.rows.values()) for name in ("step", "steps"))
+        self.listen(ProgressEvent(*of_run, metrics or {}, message, step, steps))
 
     def _show(self) -> None:
         if self.live:
@@ -105,7 +157,7 @@ class Progress:
             steps = sum(row.step for row in self.rows.values())
             total = sum(row.steps for row in self.rows.values())
             left = (total - steps) * (self.printed - self.ready) / max(1, self.made)
-            busy = [f"{n} {r.step}/{r.steps} {r.reward:.2f}" for n, r in self.rows.items() if r.status in AT_WORK]
+            busy = [f"{n} {r.step}/{r.steps} {r.reward:.2f}" for n, r in self.rows.items() if r.state.at_work]
             more = f" and {len(busy) - NAMED} more" if len(busy) > NAMED else ""
             self.say(f"step {steps}/{total}, about {left:.0f} s left; at work: {', '.join(busy[:NAMED])}{more}")
 
@@ -114,11 +166,11 @@ class Progress:
         return max(self.interval, min(60.0, (time.monotonic() - self.began) / 60))
 
     def _left(self, row: _ProgressRow) -> float:
-        return (row.steps - row.step) * row.seconds_per_step if row.status in ("waiting", "training") else 0.0
+        return 0.0 if row.state.ended else (row.steps - row.step) * row.seconds_per_step
 
     def _table(self) -> Table:
         """As many runs as the terminal has lines for, those that are at work first."""
-        idle = {name: row.status not in AT_WORK for name, row in self.rows.items()}
+        idle = {name: not row.state.at_work for name, row in self.rows.items()}
         shown = sorted(self.rows, key=idle.__getitem__)[: max(5, self.console.size.height - 6)]
         hidden = len(self.rows) - len(shown)
         table = Table(
@@ -130,6 +182,6 @@ class Progress:
             row = self.rows[name]
             table.add_row(
                 name, f"{row.step}/{row.steps}", f"{row.reward:.3f}", f"{row.tokens_per_second:.0f}",
-                f"{self._left(row):.0f} s", row.status,
+                f"{self._left(row):.0f} s", row.state.value,
             )  # fmt: skip
         return table

@@ -1,106 +1,107 @@
-"""Phases of writing and of training, by turns, where both do not fit into a GPU's memory at the same time."""
+"""Alternating phases of generation and training, where both do not fit into a GPU's memory at the same time."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Literal
 
-Kind = Literal["writing", "training"]
-OTHER: dict[Kind, Kind] = {"writing": "training", "training": "writing"}
+Phase = Literal["generation", "training"]
+OTHER: dict[Phase, Phase] = {"generation": "training", "training": "generation"}
 
 
 class SleepPhases:
-    """Any number of runs write together, or any number train together.
+    """A lock for two groups: any number of runs generate together, or any number train together.
 
-    Once somebody waits for the other kind, nobody joins the present phase any more: it ends with those who are in it,
-    and then all who wait for the other kind begin together. So nobody waits for more than the present phase to end and,
-    where it is of his own kind and others wait for its end too, for one phase of theirs.
-
-    The first phase is writing, without a switch.
+    Once a task waits for the other phase, the current phase admits no new tasks; when its tasks finish, all waiters of
+    the other phase start together. A task therefore waits for at most the current phase plus one phase of the other
+    kind. The first phase is generation, without a switch.
 
     Args:
-        switch: makes room for the work that comes next; nobody works meanwhile. Should it fail, those who wait for that
-            kind get its error.
+        switch: frees memory for the phase that comes next; no task works meanwhile. If it fails, the tasks that wait
+            for that phase get its error.
     """
 
-    def __init__(self, switch: Callable[[Kind], Awaitable[None]]):
+    def __init__(self, switch: Callable[[Phase], Awaitable[None]]):
         self.switch = switch
-        self.phase: Kind | None = "writing"
-        """None while a switch is under way, and after one that failed."""
-        self.last: Kind = "writing"
+        self.phase: Phase | None = "generation"
+        """Current phase; None during a switch, and after one that failed."""
+        self.last: Phase = "generation"
         self.working = 0
-        self.waiting: dict[Kind, list[asyncio.Future[None]]] = {"writing": [], "training": []}
+        """Tasks in the current phase."""
+        self.waiting: dict[Phase, list[asyncio.Future[None]]] = {"generation": [], "training": []}
         self.switching: asyncio.Task[None] | None = None
+        """Task of a switch under way. It serves all waiters, so none of them may own it: it outlives a waiter that is
+        cancelled, and ends by itself."""
 
     @contextlib.asynccontextmanager
-    async def of(self, kind: Kind) -> AsyncIterator[None]:
-        """Work of this kind, for the time of a `with` block.
+    async def hold(self, phase: Phase) -> AsyncIterator[None]:
+        """Be in a phase for the time of a `with` block.
 
         Raises:
             Exception: what `switch` raised.
         """
-        if self.phase == kind and not self.waiting[OTHER[kind]]:
+        if self.phase == phase and not self.waiting[OTHER[phase]]:
             self.working += 1
         else:
-            await self._wait(kind)
+            await self._wait(phase)
         try:
             yield
         finally:
             self._leave()
 
-    async def _wait(self, kind: Kind) -> None:
-        called: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.waiting[kind].append(called)
-        self._pass_on()
+    async def _wait(self, phase: Phase) -> None:
+        admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting[phase].append(admitted)
+        self._advance()
         try:
-            await called
+            await admitted
         except asyncio.CancelledError:
-            if called in self.waiting[kind]:
-                self.waiting[kind].remove(called)
-                self._pass_on()
-            elif not called.cancelled() and called.exception() is None:
-                self._leave()  # his phase had begun
+            if admitted in self.waiting[phase]:
+                self.waiting[phase].remove(admitted)
+                self._advance()
+            elif not admitted.cancelled() and admitted.exception() is None:
+                self._leave()  # admitted in the same moment
             raise
 
     def _leave(self) -> None:
         self.working -= 1
-        self._pass_on()
+        self._advance()
 
-    def _pass_on(self) -> None:
-        """To those who wait, once nobody works: the other kind first."""
+    def _advance(self) -> None:
+        """Admit waiters of the current phase if no other phase is asked for; switch once no task works."""
         if self.phase and not self.waiting[OTHER[self.phase]]:
-            self._call(self.phase)  # those who waited behind others that have gone
+            self._admit(self.phase)  # waiters behind others that have been cancelled
         elif not (self.working or self.switching):
-            kind = next((kind for kind in (OTHER[self.last], self.last) if self.waiting[kind]), None)
-            if kind:
-                self.switching = asyncio.get_running_loop().create_task(self._switch(kind))
+            phase = next((phase for phase in (OTHER[self.last], self.last) if self.waiting[phase]), None)
+            if phase:
+                self.switching = asyncio.get_running_loop().create_task(self._switch(phase))
 
-    async def _switch(self, kind: Kind) -> None:
+    async def _switch(self, phase: Phase) -> None:
         self.phase = None
         try:
-            await self.switch(kind)
-            self.phase = self.last = kind
-            self._call(kind)
-        except Exception as error:  # handed to those who need it
-            self._call(kind, error)
+            await self.switch(phase)
+            self.phase = self.last = phase
+            self._admit(phase)
+        except Exception as error:  # handed to the tasks that need the phase
+            self._admit(phase, error)
         finally:
             self.switching = None
-            self._pass_on()
+            self._advance()
 
-    def _call(self, kind: Kind, error: Exception | None = None) -> None:
-        called, self.waiting[kind] = self.waiting[kind], []
-        for one in called:
-            if one.done():  # cancelled, and not yet told
+    def _admit(self, phase: Phase, error: Exception | None = None) -> None:
+        admitted, self.waiting[phase] = self.waiting[phase], []
+        for waiter in admitted:
+            if waiter.done():  # cancelled, and its task does not know yet
                 continue
             if error:
-                one.set_exception(error)
+                waiter.set_exception(error)
             else:
                 self.working += 1
-                one.set_result(None)
+                waiter.set_result(None)
 
 
 class NoSleepPhases:
-    """Where there is memory for both at the same time."""
+    """The same interface where generation and training fit into memory together: nothing waits."""
 
-    def of(self, kind: Kind) -> contextlib.AbstractAsyncContextManager[None]:
+    def hold(self, phase: Phase) -> contextlib.AbstractAsyncContextManager[None]:
         return contextlib.nullcontext()

@@ -34,7 +34,7 @@ class Assumptions:
 
     def __str__(self) -> str:
         return (
-            f"assumes responses of {self.response_share:.0%} of the limit, prompts of {self.prompt_tokens} tokens "
+            f"responses of {self.response_share:.0%} of the limit, prompts of {self.prompt_tokens} tokens "
             f"(episodes: half the limits of turns and prompt), {self.arithmetic:.0%} of peak arithmetic, "
             f"{self.bandwidth:.0%} of peak bandwidth, one run's batch at a time, nothing waiting"
         )

@@ -1,22 +1,39 @@
-"""The shape of the model that a spec means: from a folder, from the hub, or for a plan without hub from a table."""
+"""Resolving a spec's model on this machine: its shape, from a folder, the hub or a table, and its files."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import TinyModel
 from layersweep.policies.model.architecture import Architecture
-from layersweep.policies.model.checkpoint import non_finite, stored_tensors
 from layersweep.policies.model.known_models import KNOWN_MODELS
 from layersweep.workers.startup.model_source import HubOutOfReach, ModelSource, resolve_source
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""One of these is in every folder with a tokenizer."""
 
-def shape_of(spec: SweepSpec, from_table: bool) -> tuple[Architecture, str, ModelSource | None]:
-    """Return the model's shape; where it is not the model's own config.json that says so, where it comes from; and the
-    source that actors load from (None for the tiny model, and where the shape is from the table).
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """Model of a spec as found on this machine."""
+
+    architecture: Architecture
+    shape_source: str = ""
+    """Origin of the architecture, if not the model's own config.json."""
+    source: ModelSource | None = None
+    """Source that actors load from; None for the tiny model, and where the shape is from the table."""
+    folder: Path | None = None
+    """A local folder with the weights; None of a hub name and of the tiny model."""
+    tokenizer: Path | None = None
+    """A local folder with the tokenizer; None where a plan would have to fetch it, and of the tiny model."""
+
+
+def resolve_model(spec: SweepSpec, from_table: bool) -> ResolvedModel:
+    """Find the model's shape, and where its files are.
 
     Args:
-        from_table: for a plan: where the hub is out of reach, take the study's models from known_models,
-            and of a local folder look at config.json alone.
+        from_table: for a plan: where the hub is out of reach, take the study's models from known_models, and fetch
+            nothing but config.json.
 
     Raises:
         ValueError: there is no such model, or it is of a kind that is not supported.
@@ -26,34 +43,21 @@ def shape_of(spec: SweepSpec, from_table: bool) -> tuple[Architecture, str, Mode
 
         # Two special tokens beside the alphabet.
         vocabulary = len(set(spec.task.build().alphabet)) + 2
-        return Architecture.from_config(tiny_config(spec.model, vocabulary)), "", None
+        return ResolvedModel(Architecture.from_config(tiny_config(spec.model, vocabulary)))
     try:
-        if not from_table:
-            _check_weights(Path(spec.model.path).expanduser())
         source, folder = resolve_source(spec.model)
-        return Architecture.from_folder(folder), "", source
+        architecture = Architecture.from_folder(folder)
+        on_hub = source.revision is not None
+        if on_hub and not from_table:
+            folder = source.fetch(weights=False)
     except HubOutOfReach as error:
         known = KNOWN_MODELS.get(spec.model.path)
         if not from_table or known is None:
             raise ValueError(f"model.path: {error}") from error
-        return Architecture.from_config(known), "from layersweep's own table, since the model hub is out of reach", None
+        return ResolvedModel(
+            Architecture.from_config(known), "from layersweep's own table, since the model hub is out of reach"
+        )
     except ValueError as error:
         raise ValueError(f"model.path: {error}") from error
-
-
-def _check_weights(folder: Path) -> None:
-    """Check that a local model folder has weights that are safe to load, whole and finite, and a tokenizer.
-
-    Raises:
-        ValueError: it has not.
-    """
-    if not folder.is_dir():
-        return  # a hub name, or nothing: said elsewhere
-    if not any(folder.glob("*.safetensors")):
-        pickled = " (pickled weights, *.bin and *.pt, are not loaded: they can run code)" if any(
-            path.suffix in (".bin", ".pt", ".pth") for path in folder.iterdir()) else ""  # fmt: skip
-        raise ValueError(f"{folder} holds no *.safetensors{pickled}")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
-        raise ValueError(f"{folder} holds no tokenizer (tokenizer.json)")
-    if found := non_finite(stored_tensors(folder)):
-        raise ValueError(f"{found} holds NaN or infinite values: the checkpoint is damaged")
+    tokenizer = folder if any((folder / name).is_file() for name in TOKENIZERS) else None
+    return ResolvedModel(architecture, "", source, None if on_hub else folder, tokenizer)

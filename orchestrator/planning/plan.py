@@ -1,22 +1,15 @@
-"""From a spec to what will be run: models resolved, layers numbered, runs listed, sizes computed. Starts nothing."""
+"""The plan of a sweep: its runs, their sizes and counts. checks.py makes it from a spec."""
 
-import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from layersweep.orchestrator.spec.errors import SpecError
-from layersweep.orchestrator.spec.layers import CombinedRun, LayerSearch, middle_layers, resolve_layers
+from layersweep.orchestrator.spec.layers import LayerSearch, middle_layers
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.selection import Selection
-from layersweep.rollout.config import TaskConfig
-from layersweep.rollout.types import Split
+from layersweep.rollout.data.prompt_data import DataReport
 from layersweep.workers.config import LearningRateTuning
 from layersweep.workers.startup.model_source import ModelSource
-from layersweep.workers.storage.files import is_object_store, located
-
-from .model_architecture import shape_of
 
 if TYPE_CHECKING:  # scipy, which most plans do without
     from layersweep.orchestrator.statistics.halving_schedule import Rung
@@ -29,7 +22,7 @@ class Run:
     selection: Selection
     seed: int
     learning_rate: float | None = None
-    """Of a trial; None is that of the run's kind."""
+    """Learning rate of a trial; None is that of the run's kind."""
 
     @property
     def trial(self) -> bool:
@@ -43,24 +36,36 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep will do."""
+    """Everything that a sweep will do."""
 
     spec: SweepSpec
     architecture: Architecture
     runs: tuple[Run, ...]
     """Every run that trains; the base is evaluated besides."""
     shape_source: str = ""
-    """Where the architecture comes from, if not from the model's own config.json."""
+    """Origin of the architecture, if not the model's own config.json."""
     unchecked: tuple[str, ...] = ()
-    """What only a run fetches, and only a run checks therefore."""
+    """Names of what only a run fetches, and therefore only a run checks."""
     fingerprints: dict[str, str] = field(default_factory=dict)
-    """Of the prompts and their answers, by section of the spec; of sections that read data."""
+    """Hashes of prompts and their answers by section of the spec, where a section reads data; of the prompts' tokens by
+    section and split, where the tokenizer is at hand."""
     source: ModelSource | None = None
-    """Where all actors load a pretrained base from: folder or hub name, commit, trust. None for the tiny model."""
+    """Source that all actors load a pretrained base from: folder or hub name, commit, trust, template. None for the
+    tiny model."""
+    data: dict[str, DataReport] = field(default_factory=dict)
+    """Counts of what became of a data set's rows, by section of the spec."""
 
     @property
     def folder(self) -> str:
         return self.spec.folder
+
+    @property
+    def window(self) -> int:
+        """Tokens of a prompt and its response at most; CPUs take a prompt in one pass, which bounds it too."""
+        rollout, limit = self.spec.rollout, self.architecture.max_positions
+        if not self.spec.resources.on_gpu():
+            limit = min(limit, rollout.max_num_batched_tokens)
+        return rollout.max_model_len or limit
 
     @property
     def trials(self) -> tuple[Run, ...]:
@@ -88,7 +93,7 @@ class Plan:
         )
 
     def steps(self, run: Run) -> int:
-        """That a run trains."""
+        """Training steps of a run."""
         return self.spec.training.learning_rate.steps if run.trial else self.spec.training.steps
 
     @property
@@ -101,7 +106,7 @@ class Plan:
         return len(selection.layers) * self.architecture.layer_parameters
 
     def push_bytes(self, selection: Selection) -> int:
-        """What travels from trainer to engine after each step."""
+        """Bytes that travel from trainer to engine after each step."""
         return self.trainable_parameters(selection) * self.element_bytes
 
     def trainer_bytes(self, selection: Selection) -> int:
@@ -112,7 +117,7 @@ class Plan:
 
     @property
     def rungs(self) -> "list[Rung]":
-        """Of the spec's search; empty without one."""
+        """Rungs of the spec's search; empty without one."""
         if not isinstance(self.spec.layers, LayerSearch):
             return []
         from layersweep.orchestrator.statistics.halving_schedule import HalvingSchedule
@@ -132,7 +137,8 @@ class Plan:
         return self.architecture.parameters * self.element_bytes
 
     def expected_steps(self, run: Run) -> float:
-        """That a run trains; of a search's layers, which may stop at any rung, the mean over all of them."""
+        """Expected training steps of a run. For layers in a search this is the mean over all of them, since each may be
+        pruned."""
         if run.selection.kind != "layer" or run.trial or not self.rungs:
             return self.steps(run)
         from layersweep.orchestrator.statistics.halving_schedule import cost
@@ -141,14 +147,15 @@ class Plan:
 
     @property
     def training_responses(self) -> int:
-        """Over all runs and trials; the first step's batch is shared by those of a seed."""
+        """Training responses over all runs and trials; the first step's batch is shared by those of a seed."""
         training, runs = self.spec.training, (*self.runs, *self.trials, *self.combined)
         steps = round(sum(self.expected_steps(run) for run in runs))
         return training.prompts_per_step * training.group_size * (steps - len(runs) + len(self.spec.seeds))
 
     @property
     def evaluation_responses_by_suite(self) -> list[int]:
-        """Over base, trials, runs and all times that they are scored, the final split included."""
+        """Evaluation responses by suite, over base, trials, runs and all times that they are scored; with the final
+        split."""
         evaluation, seeds, rungs = self.spec.evaluation, len(self.spec.seeds), self.rungs
         layers = sum(run.selection.kind == "layer" for run in self.runs)
         others = len(self.runs) - layers + len(self.combined)
@@ -169,136 +176,3 @@ class Plan:
     @property
     def evaluation_responses(self) -> int:
         return sum(self.evaluation_responses_by_suite)
-
-
-def make_plan(spec: SweepSpec, fetch: bool = True) -> Plan:
-    """Resolve everything that the spec leaves to the model, and check what it refers to.
-
-    Args:
-        spec: of the sweep.
-        fetch: load prompts from wherever they are, as a run must. Without it, what is not on this machine is left
-            `unchecked`, and the study's models need no hub.
-
-    Raises:
-        SpecError: layers that the model lacks, a model or data that is not there, prompts that the task cannot
-            give, an output that cannot be written.
-    """
-    problems: list[str] = []
-    architecture = None
-    try:
-        architecture, shape_source, source = shape_of(spec, from_table=not fetch)
-        layers = resolve_layers(spec.layers, architecture.layers)
-    except ValueError as error:
-        problems.append(str(error))
-    unchecked: list[str] = []
-    fingerprints: dict[str, str] = {}
-    for path, config, counts in _prompt_sources(spec):
-        if not fetch and (needed := getattr(config, "fetched", None)):
-            unchecked.append(needed)
-        else:
-            try:
-                fingerprints |= _check_prompts(path, config, counts)
-            except (ValueError, OSError) as error:
-                problems.append(f"{path}: {error}")
-    problems += _output_problems(spec)
-    if architecture and architecture.heads % spec.rollout.tensor_parallel_size:
-        problems.append(
-            f"rollout.tensor_parallel_size: {spec.rollout.tensor_parallel_size} does not divide the model's "
-            f"{architecture.heads} attention heads"
-        )
-    if problems:
-        raise SpecError(problems)
-    selections = ([Selection.full()] if spec.include_full else []) + [Selection.layer(k) for k in layers]
-    runs = tuple(Run(selection, seed) for seed in spec.seeds for selection in selections)
-    plan = Plan(spec, architecture, runs, shape_source, tuple(dict.fromkeys(unchecked)), fingerprints, source)
-    if problems := _search_problems(plan) or _combine_problems(plan):
-        raise SpecError(problems)
-    return plan
-
-
-def _search_problems(plan: Plan) -> list[str]:
-    try:
-        plan.rungs  # noqa: B018  computed to see whether the budget is feasible
-    except ValueError as error:
-        return [f"layers.search: {error}"]
-    return []
-
-
-def _combine_problems(plan: Plan) -> list[str]:
-    """Whether the profile is there and has layers enough; picking from this sweep itself comes later."""
-    spec = plan.spec
-    if not spec.profile:
-        return [problem for i, run in enumerate(spec.combine) for problem in _pick_problems(plan, run, f"combine[{i}]")]
-    from .combined_runs import pick, read_profile
-
-    try:
-        table = read_profile(spec.profile)
-        for run in spec.combine:
-            pick(run, table, plan.architecture.layers)
-    except ValueError as error:
-        return [str(error)]
-    return []
-
-
-def _pick_problems(plan: Plan, run: CombinedRun, where: str) -> list[str]:
-    """Whether the sweep itself will have the layers to pick from."""
-    kind, wanted = run.which
-    if kind == "middle":
-        there = plan.architecture.layers
-    elif plan.rungs:
-        if kind == "worst":
-            return [f"{where}: a search stops the worst layers before it knows them; name another sweep as `profile`"]
-        there = plan.rungs[-1].layers
-    else:
-        there = sum(run.selection.kind == "layer" for run in plan.runs) // len(plan.spec.seeds)
-    if wanted <= there:
-        return []
-    which = "trains to the end" if kind != "middle" and plan.rungs else "has"
-    return [f"{where}: {run.name} needs {wanted} layer runs, the sweep {which} {there}"]
-
-
-def _prompt_sources(spec: SweepSpec) -> Iterator[tuple[str, TaskConfig, dict[Split, int]]]:
-    """Each section that gives prompts, and how many of which split are needed of it."""
-    yield "task", spec.task, {"train": spec.training.prompts_per_step}
-    for i, suite in enumerate(spec.evaluation.suites):
-        counts = {"selection": suite.prompts, "final": suite.final_prompts}
-        yield f"evaluation.suites[{i}]", suite.task or spec.task, counts
-
-
-def _check_prompts(path: str, config: TaskConfig, counts: dict[Split, int]) -> dict[str, str]:
-    """Whether the task gives as many prompts as asked for; the fingerprint of its data, if it reads any.
-
-    Raises:
-        ValueError, OSError: it does not.
-    """
-    task = config.build()
-    for split, count in counts.items():
-        if count:
-            task.prompts(split, count)
-    return {path: task.data.fingerprint()} if hasattr(task, "data") else {}
-
-
-def _output_problems(spec: SweepSpec) -> list[str]:
-    """Whether a file can be written there, tried with one that is removed again with every folder made for it."""
-    try:
-        filesystem, path = located(spec.output)
-    except (ValueError, ImportError) as error:
-        return [f"output: {spec.output}: {error}"]
-    probe = f"{path.rstrip('/')}/.layersweep-{uuid.uuid4().hex}"
-    missing = []
-    parent = probe.rsplit("/", 1)[0]
-    try:
-        if not is_object_store(filesystem):  # nobody wants a bucket made for a name that is misspelt
-            while parent and not filesystem.exists(parent):
-                missing.append(parent)
-                parent = parent.rsplit("/", 1)[0]
-            filesystem.makedirs(probe.rsplit("/", 1)[0], exist_ok=True)
-        filesystem.pipe_file(probe, b"")
-        filesystem.rm_file(probe)
-        for folder in missing:
-            if filesystem.exists(folder):
-                filesystem.rmdir(folder)
-    except Exception as error:  # object stores raise what they please, OSError the least of it
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        return [f"output: cannot write to {spec.output} ({reason}); name a folder or bucket that you may write to"]
-    return []

@@ -1,1 +1,1 @@
-"""A cluster seen from a laptop: Ray jobs, what a job takes along, a sweep seen from outside."""
+"""Sweeps on a cluster, as a laptop sees them: Ray jobs, the package of a job, views of a sweep."""

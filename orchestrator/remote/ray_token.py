@@ -1,8 +1,8 @@
-"""Ray's token authentication, from this side: which token is shown to whom.
+"""Token authentication of Ray, on the client's side: to which cluster the token is shown.
 
 Ray shows its token by itself only to a cluster that it finds (`auto`), never to one that is named; with
-RAY_AUTH_MODE=token it shows it to everybody. A sweep's commands name their cluster, so here the token is shown to
-this machine, and to any other one where the user has set a token for it.
+RAY_AUTH_MODE=token it shows it to any. A sweep's commands name their cluster, so here the token is shown to this
+machine, and to any other one where the user has set a token for it.
 """
 
 import os
@@ -17,7 +17,7 @@ ADVICE = (
 
 
 def show_token(address: str) -> None:
-    """Make Ray send its token to this address, where that is right. Call it before Ray is imported.
+    """Makes Ray send its token to this address, where that is right. To be called before Ray is imported.
 
     Args:
         address: `host:port`, or with a scheme.
@@ -31,7 +31,7 @@ def show_token(address: str) -> None:
 
 
 def _is_here(host: str) -> bool:
-    """Whether this host name or address is this machine's own: only then can a socket be bound to it."""
+    """Returns whether this host name or address is this machine's own: only then can a socket be bound to it."""
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe:

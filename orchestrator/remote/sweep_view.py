@@ -1,4 +1,4 @@
-"""A sweep seen from elsewhere: its files, read from its folder, or through the cluster that writes it."""
+"""View of a sweep from elsewhere: its files, read from its folder or through the cluster that writes it."""
 
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.workers.storage.files import read_bytes
@@ -7,7 +7,7 @@ from .ray_jobs import Cluster, Job
 
 
 class SweepView:
-    """A sweep by its folder or URI, or by its name on a cluster.
+    """Sweep by its folder or URI, or by its name on a cluster.
 
     Args:
         sweep: the folder (`<output>/<name>`, a path or an fsspec URI), or the name where there is an address.
@@ -32,12 +32,12 @@ class SweepView:
             self.folder = self.job.folder
 
     def refresh(self) -> None:
-        """Ask the cluster how the job stands."""
+        """Asks the cluster for the job's status."""
         if self.cluster:
             self.job = self.cluster.find(self.job.sweep)
 
     def read(self, names: list[str]) -> list[bytes | None]:
-        """These files of the sweep; None where there is none yet."""
+        """Reads files of the sweep; None where one does not exist yet."""
         paths = [f"{self.folder}/{name}" for name in names]
         if self.cluster and "://" not in self.folder:
             return self.cluster.read(paths)  # its folder, not one by the same name here

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.yaml_core import read_yaml
 from layersweep.orchestrator.statistics.contribution import interval_covers
 from layersweep.orchestrator.statistics.contribution_table import FINAL, FIRST
 from layersweep.workers.storage.files import read_bytes, read_table
@@ -72,7 +73,8 @@ class Results:
     def covers(self) -> str:
         """The sentence on what the intervals speak about."""
         trained = self.table.loc[self.table["kind"] != "base", "seeds"].dropna()
-        return interval_covers(int(trained.max()) if len(trained) else 1)
+        spec = read_yaml(self.spec) or {}
+        return interval_covers(int(trained.max()) if len(trained) else 1, spec.get("evaluation", {}).get("seed_sd"))
 
 
 def read(source: str) -> tuple[Results, str]:

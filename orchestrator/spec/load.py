@@ -1,40 +1,59 @@
 """Reading a spec from YAML or plain data, with errors that name field, reason and fix."""
 
 import difflib
+import reprlib
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from layersweep.workers.storage.files import located
+from layersweep.workers.storage.files import read_bytes
 
 from .errors import SpecError
+from .overrides import override
 from .schema_docs import models_of
 from .sweep_spec import SweepSpec
+from .yaml_core import read_yaml
 
 
-def load_spec(path: str | Path, overrides: dict[str, Any] | None = None) -> SweepSpec:
-    """Read and validate a YAML file, a path or an fsspec URI.
+def load_spec(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> SweepSpec:
+    """Read and validate a spec.
+
+    Args:
+        source: path or fsspec URI of a YAML file, or plain data.
+        overrides: values that replace those of the source, by dotted path (`training.steps`, see `overrides`).
 
     Raises:
         SpecError: the file is missing, is not YAML, or does not describe a sweep.
     """
+    data = source if isinstance(source, Mapping) else read_spec(str(source))
+    return parse_spec(override(data, overrides or {}))
+
+
+def read_spec(path: str) -> dict[str, Any]:
+    """The content of a spec file as it stands there.
+
+    Raises:
+        SpecError: the file is missing, is not YAML, or is not a mapping.
+    """
     try:
-        filesystem, place = located(str(path))
-        data = yaml.safe_load(filesystem.cat_file(place).decode())
-    except (OSError, ImportError) as error:
+        content = read_bytes(path)
+    except (OSError, ImportError, ValueError) as error:  # ValueError: an unknown protocol, a null byte in the path
         raise SpecError([f"{path}: {getattr(error, 'strerror', None) or error}"]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError([f"{path}: not YAML: {' '.join(str(error).split())}"]) from error
+    if content is None:
+        raise SpecError([f"{path}: no such file"])
+    try:
+        data = read_yaml(content.decode("utf-8-sig"))
+    except ValueError as error:
+        raise SpecError([f"{path}: not YAML: {error}"]) from error
     if not isinstance(data, dict):
         raise SpecError([f"{path}: a sweep is a mapping of fields (name, model, task, ...), not {_kind(data)}"])
-    return parse_spec(data | (overrides or {}))
+    return data
 
 
-def parse_spec(data: dict[str, Any]) -> SweepSpec:
+def parse_spec(data: Mapping[str, Any]) -> SweepSpec:
     """Validate a spec given as plain data.
 
     Raises:
@@ -82,12 +101,21 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{where}: required"
     if problem["type"] == "literal_error":
-        return f"{where}: {problem['input']!r} is not {problem['ctx']['expected']}"
+        return f"{where}: {_short(problem['input'])} is not {problem['ctx']['expected']}"
     if problem["type"] == "value_error":
-        return f"{where}: {message}" if where else message
+        field = message.partition(":")[0].partition(".")[0]
+        named = any(field in cls.model_fields for cls in classes)  # by a check of several fields
+        return f"{where}{'.' if named else ': '}{message}" if where else message
     if problem["type"] == "model_type":
         message = "needs a mapping of fields"
-    return f"{where}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"
+    return f"{where}: {message[0].lower()}{message[1:]}, got {_short(problem['input'])}"
+
+
+def _short(value: object) -> str:
+    """The value as a user would recognise it, at most a line: aliases can make a small file's value huge."""
+    shortener = reprlib.Repr()
+    shortener.maxstring = shortener.maxother = shortener.maxlong = 80
+    return shortener.repr(value)
 
 
 def _suggest(key: str, here: list[type[BaseModel]]) -> str:

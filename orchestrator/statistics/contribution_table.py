@@ -15,7 +15,14 @@ FINAL = ("score", "score_low", "score_high", "contribution", "contribution_low",
 """Repeated for the `final` split as final_score, ..."""
 
 
-def sweep_table(sweep: dict[str, str], runs: pd.DataFrame, steps: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+def sweep_table(
+    sweep: dict[str, str],
+    runs: pd.DataFrame,
+    steps: pd.DataFrame,
+    scores: pd.DataFrame,
+    *,
+    seed_sd: float | None = None,
+) -> pd.DataFrame:
     """One row per selection, base first, then full, then by layer; complete at any moment of the sweep.
 
     Args:
@@ -23,12 +30,14 @@ def sweep_table(sweep: dict[str, str], runs: pd.DataFrame, steps: pd.DataFrame, 
         runs: one row per run (and base): selection, seed, kind, layer, depth, trainable_parameters,
             learning_rate, seconds, status, reason.
         steps, scores: the content of steps.parquet and scores.parquet.
+        seed_sd: standard deviation of S between RL seeds, known from elsewhere; None estimates it from the seeds.
     """
     table = _of_runs(runs, steps)
     # A selection is scored on the `selection` split, and the best ones once more on `final`.
-    ranked = contribution_table(scores, split="selection").drop(columns=["kind", "layer", "seeds", "step"])
+    ranked = contribution_table(scores, split="selection", seed_sd=seed_sd)
+    ranked = ranked.drop(columns=["kind", "layer", "seeds", "step"])
     table = table.merge(ranked, on="selection", how="left")
-    final = contribution_table(scores, split="final").set_index("selection")
+    final = contribution_table(scores, split="final", seed_sd=seed_sd).set_index("selection")
     for column in FINAL:
         table[f"final_{column}"] = table["selection"].map(final[column])
     table["reason"] = table["reason"].fillna(table["contribution_reason"])

@@ -8,3 +8,4 @@ from .custom import CustomAlgorithm as CustomAlgorithm
 from .dr_grpo import DrGRPO as DrGRPO
 from .gigpo import GiGPO as GiGPO
 from .grpo import GRPO as GRPO
+from .rloo import RLOO as RLOO

@@ -1,4 +1,4 @@
-"""What every algorithm shares: the settings of the policy-gradient loss, and the hooks that an algorithm overrides."""
+"""The base of every algorithm: the settings of the policy-gradient loss, and the hooks that an algorithm overrides."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -36,7 +36,7 @@ class PolicyGradient(StrictModel):
     clip_high: float = Field(0.2, gt=0)
     """The ratio is clipped from above at 1 + clip_high; above clip_low it is DAPO's clip-higher."""
     dual_clip: float | None = Field(None, gt=1)
-    """For negative advantages the loss is at most dual_clip times |A| (Ye et al. 2020); null is off. The usual 3
+    """Bound of the loss for negative advantages, as a multiple of |A| (Ye et al. 2020); null is off. The usual 3
     needs an importance_cap above it."""
     importance_cap: float = Field(2.0, gt=1)
     """Truncated importance sampling: ratios against the sampling engine's log-probabilities count at most this."""

@@ -24,7 +24,7 @@ class CustomAlgorithm(StrictModel):
     path: str
     """Dotted path of the class, such as `my_module.MyAlgorithm`."""
     settings: dict[str, Any] = Field({}, validate_default=True)
-    """Its fields: its own, and those of every algorithm, such as `clip_high`."""
+    """Values of its fields: its own, and those of every algorithm, such as `clip_high`."""
 
     @field_validator("path")
     @classmethod

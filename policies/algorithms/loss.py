@@ -6,14 +6,16 @@ so micro batches and data-parallel ranks just add up: no aggregation can depend 
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .base import Aggregation, PolicyGradient
+if TYPE_CHECKING:  # which calls policy_loss
+    from .base import Aggregation, PolicyGradient
 
 
-def token_weights(lengths: Tensor, aggregation: Aggregation, max_length: int) -> Tensor:
+def token_weights(lengths: Tensor, aggregation: "Aggregation", max_length: int) -> Tensor:
     """Return the weight of each response's tokens in the loss of one optimizer batch.
 
     Args:
@@ -45,7 +47,7 @@ class LossTerms:
 
 
 def policy_loss(
-    algorithm: PolicyGradient,
+    algorithm: "PolicyGradient",
     logp: Tensor,
     old_logp: Tensor,
     advantage: Tensor,

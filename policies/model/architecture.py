@@ -85,6 +85,8 @@ class Architecture:
             architecture = cls.from_config(json.loads(path.read_text()))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
+        if not any(folder.glob("*.safetensors")):
+            return architecture
         tied = head_is_tied(stored_tensors(folder))
         return architecture if tied is None else replace(architecture, tied=tied)
 

@@ -21,7 +21,7 @@ EXPONENT = {
     "BF16": ("<u2", 0xFF << 7),
     "F16": ("<u2", 31 << 10),
 }
-"""By dtype: an integer of the same width, and the bits of the exponent, all ones in NaN and infinity."""
+"""Bit patterns by dtype: an integer of the same width, and the bits of the exponent, all ones in NaN and infinity."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class StoredTensor:
     path: Path
     name: str
     dtype: str
-    """As safetensors writes it, such as BF16."""
+    """Name of the dtype as safetensors writes it, such as BF16."""
     shape: tuple[int, ...]
     content: memoryview
     """Bytes, little-endian, row by row; of the mapped file."""
@@ -93,6 +93,16 @@ def non_finite(tensors: dict[str, StoredTensor]) -> str | None:
             if ((np.frombuffer(chunk, kind) & ones) == ones).any():
                 return f"{tensor.name} in {tensor.path}"
     return None
+
+
+def refuse_non_finite(folder: Path) -> None:
+    """Look at every weight of a folder.
+
+    Raises:
+        ValueError: one is NaN or infinite; or the files cannot be read.
+    """
+    if found := non_finite(stored_tensors(folder)):
+        raise ValueError(f"{found} holds NaN or infinite values: the checkpoint is damaged")
 
 
 def _tensors(path: Path) -> list[StoredTensor]:

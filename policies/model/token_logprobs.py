@@ -44,7 +44,7 @@ def _through_head(head: nn.Linear, hidden: Tensor, target: Tensor, temperature: 
 
 
 def _from_logits(logits: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Of whole logits [N, vocabulary], in whatever dtype."""
+    """Return both from whole logits [N, vocabulary], of any dtype."""
     logits = logits.float()
     if temperature != 1.0:
         logits = logits / temperature
@@ -56,9 +56,9 @@ def _from_logits(logits: Tensor, target: Tensor, temperature: float) -> tuple[Te
 
 
 class _ChunkedLogprobs(Function):
-    """log p(t) of h W^T / T by chunks of rows.
+    """Log-probabilities log p(t), p = softmax(h W^T / T), and entropies, by chunks of rows.
 
-    With p = softmax(h W^T / T): d log p(t) / dh = (W_t - p W) / T, a vector per token, which the forward pass computes
+    The gradient d log p(t) / dh = (W_t - p W) / T is a vector per token, which the forward pass computes
     at once where the head is frozen: the backward pass then only scales it. Where the head trains, dW needs each
     token's gradient first, and p is computed again.
     """

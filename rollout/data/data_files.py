@@ -12,7 +12,7 @@ import fsspec
 
 FORMATS = (".jsonl", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-"""Of .jsonl files; parquet brings its own."""
+"""Suffixes of compressed .jsonl files and their codec in pyarrow; parquet has its own compression."""
 READABLE = f"{' and '.join(FORMATS)} files are read, .jsonl also as {', '.join(COMPRESSIONS)}"
 SPLITS = {
     "train": ("train", "training"),
@@ -38,7 +38,7 @@ class DataFile:
     filesystem: Any
     path: str
     name: str
-    """Its path within the folder, or its name."""
+    """Path within the folder, or the file's name where it was named itself."""
 
     @property
     def format(self) -> str | None:
@@ -49,7 +49,7 @@ class DataFile:
         return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
 
     def open(self) -> BinaryIO:
-        """Its content, decompressed."""
+        """Open the content, decompressed."""
         stream = self.filesystem.open(self.path, "rb")
         if kind := COMPRESSIONS.get(PurePosixPath(self.name).suffix.lower()):
             import pyarrow
@@ -59,12 +59,12 @@ class DataFile:
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is a URI that another machine serves."""
+    """Return whether a path is a URI that another machine serves."""
     return "://" in path and not path.startswith(("file://", "local://"))
 
 
 def data_files(path: str, split: str, subset: str | None) -> list[DataFile]:
-    """The files of one split, in order. Cheap: nothing is opened.
+    """List the files of one split, in order. Cheap: nothing is opened.
 
     Args:
         path: a file or folder, `~` allowed, or an fsspec URI.
@@ -118,12 +118,12 @@ def _may_be_data(file: DataFile) -> bool:
 
 
 def _is_linked_folder(file: DataFile) -> bool:
-    """fsspec lists a link to a folder as if it were a file, and does not look into it."""
+    """Return whether a path that fsspec listed as a file is a link to a folder, whose content it leaves out."""
     return bool(file.filesystem.isdir(file.path))
 
 
 def _of_subset(files: Sequence[DataFile], path: str, subset: str | None) -> list[DataFile]:
-    """The files of one inner folder, not counting folders that name a split."""
+    """Select the files of one inner folder; folders that name a split do not count as one."""
     folders: dict[str, list[DataFile]] = {}
     for file in files:
         parents = PurePosixPath(file.name).parts[:-1]
@@ -168,7 +168,7 @@ def _of_split(files: Sequence[DataFile], path: str, split: str) -> list[DataFile
 
 
 def _split_of(file: DataFile, path: str) -> str:
-    """The split that a file's name says, else the nearest folder's; empty where none does."""
+    """Return the split that a file's name says, else the nearest folder's; empty where none does."""
     for part in reversed(PurePosixPath(file.name).parts):
         if len(splits := _splits_in(part)) > 1:
             raise DataError(

@@ -71,7 +71,7 @@ def _either_case(*names: str) -> tuple[str, ...]:
 
 
 class DataConfig(StrictModel):
-    """Where the prompts come from and how they are put to the model."""
+    """Source of the prompts, and the form in which the model gets them."""
 
     path: str | None = None
     """A .parquet or .jsonl file (also .jsonl.gz, .bz2, .zst), or a folder of such files: a path, or a URI that fsspec
@@ -90,9 +90,9 @@ class DataConfig(StrictModel):
     """Use this many rows, drawn without replacement; a larger subsample contains the smaller ones of its seed."""
     subsample_seed: NonNegativeInt = 0
     selection_share: float = Field(0.1, ge=0, le=1)
-    """The share of prompts held out for choosing layers. A hash of the prompt's text decides, nothing else."""
+    """Share of prompts held out for choosing layers. A hash of the prompt's text decides, nothing else."""
     final_share: float = Field(0.1, ge=0, le=1)
-    """The share of prompts held out for the final score; what is left over trains."""
+    """Share of prompts held out for the final score; the rest trains."""
     decontaminate_ngram: int | None = Field(13, ge=2)
     """Training prompts that share this many consecutive words with an evaluation prompt are dropped; words that many
     prompts share, as an instruction, do not count. null keeps all."""
@@ -109,7 +109,7 @@ class DataConfig(StrictModel):
     system: str | None = None
     """A system message before each prompt that has none; in plain format a paragraph before it."""
     template: str = "{question}"
-    """What the question is put into. Only `{question}` is replaced: other braces, as in `\\boxed{}`, stay."""
+    """Text around the question. Only `{question}` is replaced: other braces, as in `\\boxed{}`, stay."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataConfig":
@@ -125,7 +125,7 @@ class DataConfig(StrictModel):
 
     @property
     def fetched(self) -> str | None:
-        """What has to be fetched from elsewhere; None for local files."""
+        """Name what has to be fetched from elsewhere; None for local files."""
         if self.hub:
             return f"data set {self.hub} of the hub"
         return f"data set {self.path}" if self.path and is_remote(self.path) else None
@@ -141,8 +141,7 @@ class DataConfig(StrictModel):
 
 @dataclass(frozen=True)
 class DataReport:
-    """What became of the rows, for the plan, the log and the sweep's record. Rows that a subsample leaves out are in
-    `rows` alone."""
+    """Counts of rows and of what became of them. Rows that a subsample leaves out are in `rows` alone."""
 
     rows: int
     bad: int
@@ -204,7 +203,7 @@ class PromptData:
 
     @property
     def report(self) -> DataReport:
-        """What became of the rows so far."""
+        """Count what became of the rows so far."""
         sizes = {name: len(prompts) for name, prompts in self._splits.items()}
         return DataReport(
             self._rows, self._bad_count, self._duplicates, self._conflicting_rows, self._contaminated, self._overlong,
@@ -221,7 +220,7 @@ class PromptData:
         return list(self._splits[split])
 
     def place(self, prompt: Prompt) -> str:
-        """Where a prompt comes from, such as `a.jsonl row 17`."""
+        """Return the row of a prompt, such as `a.jsonl row 17`."""
         return self._places[prompt.id]
 
     def questions(self, split: Split) -> list[str]:

@@ -25,15 +25,13 @@ from vllm.tokenizers.registry import get_tokenizer
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from layersweep.policies.model.checkpoint import head_is_tied, stored_tensors
-from layersweep.rollout.config import RolloutConfig
+from layersweep.rollout.config import CPU_KV_CACHE_MIB, RolloutConfig
 from layersweep.rollout.types import Completions, EngineStopped, Pushed, Sampling, StaleWeights
 
 from .batching import AutoBatching
 from .model import ROUTED
 from .route import RUN
 
-CPU_KV_CACHE_BYTES = 512 << 20
-"""KV cache on CPUs unless the spec says, or one sequence of the whole window needs more."""
 CPU_BLOCK_TOKENS = 32
 
 
@@ -69,7 +67,7 @@ def engine_args(
         shape = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
         # Without chunked prefill a prompt is one forward pass, so the window ends where a pass does.
         window = window or min(shape.max_position_embeddings, config.max_num_batched_tokens)
-        kv_bytes = kv_bytes or max(CPU_KV_CACHE_BYTES, kv_cache_bytes(shape, dtype, window))
+        kv_bytes = kv_bytes or max(CPU_KV_CACHE_MIB << 20, kv_cache_bytes(shape, dtype, window))
     overrides: dict[str, Any] = {"architectures": [ROUTED[architecture].__name__]}
     tied = head_is_tied(stored_tensors(Path(model)))
     if tied is not None:

@@ -1,1 +1,1 @@
-"""Environments for episodes of several turns: one module each, and the processes that they live in."""
+"""Environments for episodes of several turns: one module each, and the processes that run them."""

@@ -36,7 +36,7 @@ class AlfWorldConfig(EnvironmentConfig):
 
     @property
     def fetched(self) -> str:
-        """What a user fetches from elsewhere, so that a plan does not check it."""
+        """Name of the data that the user brings, which a plan does not check."""
         return f"the games of ALFWorld in {self.data}"
 
     @property
@@ -47,7 +47,11 @@ class AlfWorldConfig(EnvironmentConfig):
         return AlfWorldGame(self)
 
     def build(self) -> "AlfWorldTask":
-        """Raises ValueError when the package or its data is missing."""
+        """Makes the task.
+
+        Raises:
+            ValueError: the package or its data is missing.
+        """
         require("alfworld", "pip install alfworld, then alfworld-download")
         if not self.folder.is_dir():
             raise ValueError(
@@ -58,12 +62,16 @@ class AlfWorldConfig(EnvironmentConfig):
 
 
 class AlfWorldTask(EnvironmentTask):
-    """Start states are game files; a seed is a file's place in the list of all."""
+    """Start states are game files; a seed is a file's index in the list of all."""
 
     config: AlfWorldConfig
 
     def prompts(self, split: str, count: int, seed: int = 0) -> list[InitialState]:
-        """See EnvironmentTask.prompts. ValueError when the data has fewer games."""
+        """Draws games of a split, see EnvironmentTask.prompts.
+
+        Raises:
+            ValueError: the data has fewer games.
+        """
         folder = self.config.folder
         names = [game.relative_to(folder).parent.as_posix() for game in games(folder)]
         there = [InitialState(name, i) for i, name in enumerate(names) if name.split("/")[0] == SPLITS[split]]
@@ -75,7 +83,7 @@ class AlfWorldTask(EnvironmentTask):
 
 
 class AlfWorldGame(TextGame):
-    """The environment; the game is played by TextWorld, its things named by ALFWorld."""
+    """Environment of an AlfWorldConfig: a game that TextWorld runs, with ALFWorld's names of things."""
 
     def __init__(self, config: AlfWorldConfig):
         from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
@@ -92,7 +100,7 @@ class AlfWorldGame(TextGame):
 
 @functools.cache
 def games(folder: Path) -> list[Path]:
-    """Every solvable game below the folder, in an order that does not depend on the machine."""
+    """Lists every solvable game below the folder, in an order that does not depend on the machine."""
     found = sorted(folder.glob("*/*/*/game.tw-pddl"))
     # Movable receptacles and sliced things are not supported by ALFWorld's text games.
     found = [game for game in found if "movable" not in str(game) and "Sliced" not in str(game) and _category(game)]
@@ -100,6 +108,6 @@ def games(folder: Path) -> list[Path]:
 
 
 def _category(game: Path) -> str | None:
-    """A game's folder is named <category>-<things>-<scene>/<trial>."""
+    """Reads the category from a game's folder, <category>-<things>-<scene>/<trial>; None for an unknown one."""
     name = game.parent.parent.name.split("-")[0]
     return name if name in CATEGORIES else None

@@ -1,4 +1,4 @@
-"""What an environment is, and what every environment section of the spec has in common."""
+"""The protocol of an environment, and the fields that all environment sections of the spec share."""
 
 import importlib.util
 import random
@@ -11,83 +11,83 @@ from pydantic import Field, PositiveInt, model_validator
 from layersweep.policies.strict import StrictModel
 
 SPLIT_SIZE = 10**9
-"""Seeds below it are of `train`, those of the next as many of `selection`, then `final`."""
+"""Seeds per split: those below it are of `train`, the next as many of `selection`, then `final`."""
 
 
 @dataclass(frozen=True)
 class InitialState:
-    """A start state: what all trajectories of a group begin from."""
+    """Start state, from which all trajectories of a group begin."""
 
     id: str
-    """Unique and stable within the environment: scores of different runs are paired by it."""
+    """Name, unique and stable within the environment: scores of different runs are paired by it."""
     seed: int
 
 
 class Environment(Protocol):
-    """A world that talks in text, played in a worker process.
+    """An environment with text observations and text actions; it runs in a worker process.
 
-    Given its seed and the same actions it must do the same again: an environment whose process was lost to
-    another's fault is brought back by playing its actions once more.
+    With the same seed and actions it must return the same again: an environment whose process ended by another's fault
+    is restored by repeating its actions.
     """
 
     anchor: str
-    """The exact key of the present state: equal if and only if the states are (GiGPO compares within it)."""
+    """Key of the current state: equal if and only if the states are (GiGPO compares responses to equal states)."""
     actions: list[str]
-    """What can be done now; empty where the environment does not say."""
+    """Actions that are possible now; empty where the environment does not list them."""
     category: str | None
-    """What kind of task this episode is, for success by category."""
+    """Category of this episode's task, for success by category."""
 
     def reset(self, seed: int) -> str:
-        """Begin an episode, also after an earlier one. Returns the first observation."""
+        """Begins an episode, also after an earlier one; returns the first observation."""
 
     def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Observation, reward, terminated, truncated, info.
+        """Returns observation, reward, terminated, truncated, info after an action.
 
         Any text must be answered; one that is no action changes nothing and has `info["invalid"]` true.
         `info["success"]` (in [0, 1], taken as 0 where missing) is what an episode is scored by; the last counts.
         """
 
     def close(self) -> None:
-        """Free what the environment holds."""
+        """Frees what the environment holds."""
 
 
 class EnvironmentConfig(StrictModel):
-    """Episodes: how observations become prompts, responses become actions, and what is bounded."""
+    """Section of the spec: how observations become prompts and responses actions, and the limits."""
 
     multi_turn: ClassVar[bool] = True
-    """Such a section is played (layersweep.rollout.environments.episodes), not asked and scored once."""
+    """Whether rollouts are episodes (layersweep.rollout.environments.episodes) rather than single responses."""
 
     max_turns: PositiveInt = 30
-    """An episode is cut after so many actions."""
+    """Actions of an episode at most; then it is cut."""
     history: Literal["last", "window", "whole"] = "last"
-    """What of the past a prompt shows in `{history}`: nothing, the last `window` turns, or all of it."""
+    """Past that a prompt shows in `{history}`: nothing, the last `window` turns, or all of it."""
     window: PositiveInt = 2
     """Turns of `history: window`."""
     template: str = "{observation}"
-    """The prompt of a turn. May use {observation}, {history}, {actions} (what can be done now), {turn} (from 1)."""
+    """The prompt of a turn. May use {observation}, {history}, {actions} (those possible now), {turn} (from 1)."""
     turn_template: str = "{observation}\n> {action}\n"
-    """One past turn within {history}."""
+    """Format of one past turn within {history}."""
     chat: bool = False
-    """Send the prompt as a user message through the model's chat template."""
+    """Whether the prompt is sent as a user message through the model's chat template."""
     action: Literal["whole", "tag"] = "whole"
-    """The action is the whole response, or what stands between the last `<action>` and `</action>`; without the
+    """Place of the action: the whole response, or what stands between the last `<action>` and `</action>`; without the
     tags the environment is given an empty action."""
     invalid_action_penalty: float = Field(0.1, ge=0)
-    """Subtracted from the reward of a step whose action could not be read, or not be done."""
+    """Reward that a step loses whose action could not be read, or is not possible."""
     max_prompt_tokens: PositiveInt = 2048
-    """An episode whose next prompt would be longer ends there, as truncated."""
+    """Prompt tokens at most; an episode whose next prompt is longer ends there, as truncated."""
     max_observation_chars: PositiveInt = 8192
-    """Longer observations are cut, and counted."""
+    """Characters of an observation at most; longer ones are cut, and counted."""
     start_states: PositiveInt | None = Field(None, le=SPLIT_SIZE)
-    """How many different start states training has; null is without end."""
+    """Number of different start states in training; null is unlimited."""
     processes: PositiveInt = 2
-    """Worker processes that environments are dealt out to."""
+    """Worker processes in which the environments run."""
     episodes_at_once: PositiveInt = 512
-    """Episodes of one rollout that are played at the same time; the others wait for room."""
+    """Episodes of one rollout in flight at most; the others wait."""
     step_seconds: float = Field(10.0, gt=0)
-    """An environment that has not answered an action by then is killed and its episode counted as lost."""
+    """Seconds in which an environment must answer an action; else it is killed and its episode counted as lost."""
     reset_seconds: float = Field(60.0, gt=0)
-    """The same for the start of an episode."""
+    """Seconds for the start of an episode, likewise."""
 
     @model_validator(mode="after")
     def _templates_can_be_filled(self) -> "EnvironmentConfig":
@@ -101,11 +101,11 @@ class EnvironmentConfig(StrictModel):
         return self
 
     def environment(self) -> Environment:
-        """The environment itself; called in a worker process."""
+        """Makes an environment; called in a worker process."""
         raise NotImplementedError
 
     def build(self) -> "EnvironmentTask":
-        """Start states, and the processes to play in.
+        """Makes start states and processes.
 
         Raises:
             ValueError: what the environment needs is not here; the message says how to get it.
@@ -114,7 +114,7 @@ class EnvironmentConfig(StrictModel):
 
 
 class EnvironmentTask:
-    """What a rollout worker holds of an environment section. Processes start with the first episode."""
+    """Start states and processes of an environment section. Processes start with the first episode."""
 
     multi_turn = True
 
@@ -125,7 +125,7 @@ class EnvironmentTask:
         self.processes = EnvironmentProcesses(config)
 
     def prompts(self, split: str, count: int, seed: int = 0) -> list[InitialState]:
-        """`count` different start states of a split; of other splits they differ in their seeds.
+        """Draws `count` different start states of a split; those of other splits differ in their seeds.
 
         Args:
             split: train, selection or final.
@@ -137,13 +137,13 @@ class EnvironmentTask:
         if split != "train":
             first = SPLIT_SIZE * {"selection": 1, "final": 2}[split]
             return [InitialState(f"{split}-{i}", first + i) for i in range(count)]
-        there = self.config.start_states or SPLIT_SIZE
-        if count > there:
-            raise ValueError(f"start_states: {there} is fewer than the {count} of a training step")
-        return [InitialState(str(s), s) for s in random.Random(f"train/{seed}").sample(range(there), count)]
+        available = self.config.start_states or SPLIT_SIZE
+        if count > available:
+            raise ValueError(f"start_states: {available} is fewer than the {count} of a training step")
+        return [InitialState(str(s), s) for s in random.Random(f"train/{seed}").sample(range(available), count)]
 
     def close(self) -> None:
-        """End the processes."""
+        """Ends the processes."""
         self.processes.close()
 
 

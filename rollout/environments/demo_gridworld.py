@@ -17,11 +17,11 @@ AGENT, FREE, HOLE, GOAL = "@.OG"
 class GridWorldConfig(EnvironmentConfig):
     """A map of `@` (here), `.` (free), `O` (a hole, the end) and `G` (goal, reward 1); an action is one of L D R U.
 
-    Walking into the border changes nothing. Maps are random, always with a way; the splits share none.
+    Walking into the border changes nothing. Maps are random, always with a path to the goal; the splits share none.
     """
 
     tiny: ClassVar[bool] = True
-    """Has an alphabet and demonstrations, so that a tiny model can be made for it."""
+    """Whether the task has an alphabet and demonstrations, so that a tiny model can be made for it."""
 
     type: Literal["gridworld"] = "gridworld"
     size: int = Field(4, ge=3, le=9)
@@ -29,7 +29,7 @@ class GridWorldConfig(EnvironmentConfig):
     holes: int = Field(4, ge=0)
     """Holes of a map."""
     expert_share: float = Field(0.4, ge=0, le=1)
-    """Of the demonstrations' actions that lie on a shortest way; the others are random."""
+    """Share of the demonstrations' actions that lie on a shortest path; the others are random."""
     max_turns: PositiveInt = 12
     template: str = "{observation}="
     turn_template: str = "{observation}={action}\n"
@@ -38,7 +38,11 @@ class GridWorldConfig(EnvironmentConfig):
         return GridWorld(self)
 
     def build(self) -> "GridWorldTask":
-        """Raises ValueError when the map has no room for its holes."""
+        """Makes the task.
+
+        Raises:
+            ValueError: the map is too small for its holes.
+        """
         if self.holes > self.size**2 - 4:
             raise ValueError(f"holes: {self.holes} leave no way on a map of {self.size}x{self.size}")
         if self.start_states:
@@ -47,7 +51,7 @@ class GridWorldConfig(EnvironmentConfig):
 
 
 class GridWorld:
-    """The environment; its observation is its whole state."""
+    """Environment of a GridWorldConfig; its observation is its whole state."""
 
     def __init__(self, config: GridWorldConfig):
         self.config = config
@@ -73,7 +77,7 @@ class GridWorld:
 
 
 class GridWorldTask(EnvironmentTask):
-    """Start states by map, and what a tiny model is warmed up on."""
+    """Start states by map, and demonstrations for a tiny model's warm-up."""
 
     config: GridWorldConfig
 
@@ -83,7 +87,7 @@ class GridWorldTask(EnvironmentTask):
         return f"{AGENT}{FREE}{HOLE}{GOAL}\n{', '.join(MOVES)}0123456789" + "".join(text for text, *_ in written)
 
     def prompts(self, split: str, count: int, seed: int = 0) -> list[InitialState]:
-        """See EnvironmentTask.prompts; a start state's name is its map, and the map says which split it is of."""
+        """Draws start states, see EnvironmentTask.prompts; a state's name is its map, whose hash decides the split."""
         rng = random.Random(f"{split}/{seed if split == 'train' else 0}")
         found: dict[str, InitialState] = {}
         for _ in range(100 * count + 1000):
@@ -96,7 +100,7 @@ class GridWorldTask(EnvironmentTask):
         raise ValueError(f"gridworld: {split} has few more than {len(found)} maps of this size with these holes")
 
     def demonstrations(self, count: int, seed: int) -> list[tuple[str, str]]:
-        """Prompts and actions anywhere on maps of the train split: `expert_share` of them expert, the rest random."""
+        """Makes prompts and actions on maps of the train split: `expert_share` of them expert, the rest random."""
         rng = random.Random(f"demonstrations/{seed}")
         shown: list[tuple[str, str]] = []
         while len(shown) < count:
@@ -110,7 +114,7 @@ class GridWorldTask(EnvironmentTask):
 
 
 def draw_map(config: GridWorldConfig, rng: random.Random) -> str:
-    """A map on which the goal can be reached. Rows are lines."""
+    """Draws a map on which the goal can be reached. Rows are lines."""
     size = config.size
     while True:
         cells = [AGENT, GOAL, *HOLE * config.holes, *FREE * (size**2 - 2 - config.holes)]
@@ -121,7 +125,7 @@ def draw_map(config: GridWorldConfig, rng: random.Random) -> str:
 
 
 def walk(grid: str, move: str) -> tuple[str, str]:
-    """The map after a move, and what was on the cell that the agent came to."""
+    """Returns the map after a move, and what was on the cell that the agent came to."""
     width = grid.index("\n") + 1
     here = grid.index(AGENT)
     row, column = here // width + MOVES[move][0], here % width + MOVES[move][1]
@@ -133,7 +137,7 @@ def walk(grid: str, move: str) -> tuple[str, str]:
 
 
 def best_moves(grid: str) -> list[str]:
-    """The first moves of all shortest ways to the goal; none where there is no way."""
+    """Lists the first moves of all shortest paths to the goal; none where there is no path."""
     width = grid.index("\n") + 1
     steps = {move: row * width + column for move, (row, column) in MOVES.items()}
     distance, todo = {grid.index(GOAL): 0}, deque([grid.index(GOAL)])

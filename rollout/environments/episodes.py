@@ -1,8 +1,8 @@
-"""Episodes of several turns: a model and environments, a turn at a time, until everything is played.
+"""Episodes of several turns between a model and environments.
 
-All episodes of a call are in flight together, in as many strands as the environment has processes: a strand
-sends one batch of prompts per turn and waits for its own environments alone, so one that is slow or hangs holds up
-nobody in another strand, and in its own for `step_seconds` at most. Nothing here knows Ray, vLLM or a tokenizer.
+All episodes of a call are in flight together, in one asyncio task per environment process. Each task sends one batch of
+prompts per turn and waits for its own environments alone: one that is slow or hangs delays no other task, and its own
+for `step_seconds` at most. This module imports neither Ray nor vLLM nor a tokenizer.
 """
 
 import asyncio
@@ -22,27 +22,27 @@ from .process_pool import Call, EnvironmentLost, EnvironmentProcess, StepResult
 logger = logging.getLogger(__name__)
 
 Generate = Callable[[list[np.ndarray], list[int]], Awaitable[Completions]]
-"""One response to each prompt of token ids, drawn with the seed at the same position."""
+"""Function that returns one response to each prompt of token ids, sampled with the seed at the same position."""
 Encode = Callable[[str], np.ndarray]
 Decode = Callable[[Sequence[np.ndarray]], list[str]]
 
 
 @dataclass
 class Turn:
-    """One prompt, what the model wrote, and what came of it."""
+    """One prompt, the model's response, and the environment's answer."""
 
     anchor: str
-    """The state before it."""
+    """Key of the state before it."""
     observation: str
     prompt: np.ndarray
     tokens: np.ndarray
     logprobs: np.ndarray
     finished: bool
     action: str | None
-    """None where none could be read from the response."""
+    """Action in the response; None where none could be read."""
     valid: bool = False
     reward: float = 0.0
-    """The environment's, less the penalty of an invalid action."""
+    """Reward of the environment, less the penalty of an invalid action."""
 
 
 @dataclass
@@ -56,30 +56,31 @@ class Episode:
     category: str | None = None
     success: float = 0.0
     terminated: bool = False
-    """Ended by the environment's rules; else it was cut by a limit of turns or tokens."""
+    """Whether the environment's rules ended it; else a limit of turns or tokens did."""
     losses: int = 0
-    """How often its environment was lost; after the first time it is played anew, after the second given up."""
+    """Times its environment was lost; after the first the episode is repeated, after the second given up."""
     number: int = -1
     state: StepResult | None = None
 
     @property
     def given_up(self) -> bool:
+        """Whether the environment was lost twice."""
         return self.losses > 1
 
 
 @dataclass(repr=False)
 class EpisodeBatch:
-    """The episodes of one call, group by group and in each sample by sample, and what happened to them."""
+    """The episodes of one call, group by group and in each sample by sample, with counts over all."""
 
     episodes: list[Episode]
     version: int = 0
-    """Of the weights that played."""
+    """Version of the weights that generated the responses."""
     cut_observations: int = 0
     generate_cpu_seconds: float = 0.0
     environment_cpu_seconds: float = 0.0
 
     def experience(self) -> Experience:
-        """A row per turn. Episodes given up have none; their group is smaller by them.
+        """Makes a row per turn. Episodes given up have none; their group is smaller by them.
 
         Raises:
             RuntimeError: no episode has a turn.
@@ -111,7 +112,7 @@ class EpisodeBatch:
                 "success_rate": float(np.mean([e.success for _, e in kept])),
                 "episode_length": float(np.mean(lengths)),
                 "invalid_action_rate": float(np.mean([not turn.valid for turn in turns])),
-                "step_groups_larger_than_one": _shared(group, anchor),
+                "step_groups_larger_than_one": _shared_fraction(group, anchor),
                 "lost_episodes": sum(e.losses for e in self.episodes),
                 "given_up_episodes": sum(e.given_up for e in self.episodes),
                 "cut_observations": self.cut_observations,
@@ -119,7 +120,7 @@ class EpisodeBatch:
         )
 
     def scores(self) -> dict[str, np.ndarray]:
-        """Columns of scores.parquet, a row per episode. One that was given up (losses: 2) counts as failed."""
+        """Makes columns of scores.parquet, a row per episode. One that was given up (losses: 2) counts as failed."""
         episodes = self.episodes
         return {
             "prompt": np.array([e.start.id for e in episodes], object),
@@ -142,44 +143,45 @@ async def play(
     decode: Decode,
     scope: tuple[object, ...] = (),
 ) -> EpisodeBatch:
-    """`samples` episodes from each start state, all with the start state's seed.
+    """Runs `samples` episodes from each start state, all with the start state's seed.
 
     Args:
-        generate: gives responses; called from several strands at the same time.
+        generate: returns responses; called by several tasks at the same time.
         encode, decode: prompt text to token ids; responses' token ids to text, without special tokens.
-        scope: what the sampling seeds depend on beside start state, sample and turn.
+        scope: names on which the sampling seeds depend, beside start state, sample and turn.
 
     Raises:
         RuntimeError: an environment process cannot start. And whatever `generate` raises.
     """
     config = task.config
-    played = EpisodeBatch([Episode(start, group, i) for group, start in enumerate(starts) for i in range(samples)])
-    strands: dict[EnvironmentProcess, deque[Episode]] = {}
-    for episode in played.episodes:
-        strands.setdefault(task.processes.of(episode.start.seed), deque()).append(episode)
-    room = max(1, config.episodes_at_once // max(1, len(strands)))
+    batch = EpisodeBatch([Episode(start, group, i) for group, start in enumerate(starts) for i in range(samples)])
+    waiting: dict[EnvironmentProcess, deque[Episode]] = {}
+    for episode in batch.episodes:
+        waiting.setdefault(task.processes.of(episode.start.seed), deque()).append(episode)
+    limit = max(1, config.episodes_at_once // max(1, len(waiting)))
     tasks = [
         asyncio.ensure_future(
-            _EnvProcessLoop(played, config, process, room, generate, encode, decode, scope).run(waiting)
+            _EnvProcessLoop(batch, config, process, limit, generate, encode, decode, scope).run(episodes)
         )
-        for process, waiting in strands.items()
+        for process, episodes in waiting.items()
     ]
     try:
         await asyncio.gather(*tasks)
     finally:
-        for strand in tasks:
-            strand.cancel()
-    return played
+        for running in tasks:
+            running.cancel()
+    return batch
 
 
 @dataclass
 class _EnvProcessLoop:
-    """The episodes that one process plays."""
+    """Turns of the episodes whose environments are in one process."""
 
-    played: EpisodeBatch
+    batch: EpisodeBatch
     config: EnvironmentConfig
     process: EnvironmentProcess
-    room: int
+    limit: int
+    """Episodes in flight at most."""
     generate: Generate
     encode: Encode
     decode: Decode
@@ -187,24 +189,26 @@ class _EnvProcessLoop:
     encoded: dict[str, np.ndarray] = field(default_factory=dict)
 
     async def run(self, waiting: deque[Episode]) -> None:
-        living: list[Episode] = []
+        """Runs the waiting episodes until all have ended."""
+        active: list[Episode] = []
         try:
-            while waiting or living:
-                while waiting and len(living) < self.room:
-                    living.append(waiting.popleft())
-                    living[-1].number = self.process.number()
-                answers = await self.process.run([_call(episode) for episode in living])
-                going = []
-                for episode, answer in zip(living, answers, strict=True):
+            while waiting or active:
+                while waiting and len(active) < self.limit:
+                    active.append(waiting.popleft())
+                    active[-1].number = self.process.number()
+                answers = await self.process.run([_call(episode) for episode in active])
+                continuing = []
+                for episode, answer in zip(active, answers, strict=True):
                     if isinstance(answer, EnvironmentLost):
-                        self._lose(episode, answer.reason, waiting)
+                        self._restart(episode, answer.reason, waiting)
                     elif self._goes_on(episode, answer):
-                        going.append(episode)
-                living = await self._respond(going)
+                        continuing.append(episode)
+                active = await self._respond(continuing)
         finally:
-            self.process.forget([episode.number for episode in living])
+            self.process.forget([episode.number for episode in active])
 
-    def _lose(self, episode: Episode, reason: str, waiting: deque[Episode]) -> None:
+    def _restart(self, episode: Episode, reason: str, waiting: deque[Episode]) -> None:
+        """Counts a lost environment; its episode waits again, or is given up."""
         episode.losses += 1
         logger.warning(
             "environment lost at turn %d of start state %s: %s; %s",
@@ -215,9 +219,9 @@ class _EnvProcessLoop:
             waiting.append(episode)
 
     def _goes_on(self, episode: Episode, state: StepResult) -> bool:
-        """Takes note of what the environment answered; whether there is another turn."""
-        self.played.cut_observations += state.cut
-        self.played.environment_cpu_seconds += state.cpu_seconds
+        """Records an environment's answer; returns whether there is another turn."""
+        self.batch.cut_observations += state.cut
+        self.batch.environment_cpu_seconds += state.cpu_seconds
         episode.state, episode.category, episode.terminated = state, state.category, state.terminated
         if episode.turns:
             turn = episode.turns[-1]
@@ -231,30 +235,30 @@ class _EnvProcessLoop:
             return False
         return True
 
-    async def _respond(self, going: list[Episode]) -> list[Episode]:
-        """The next response of each episode, but for those whose prompt has become too long."""
+    async def _respond(self, continuing: list[Episode]) -> list[Episode]:
+        """Generates the next response of each episode; returns the episodes, without those whose prompt is too long."""
         prompts: list[np.ndarray] = []
-        living: list[Episode] = []
-        for episode in going:
+        active: list[Episode] = []
+        for episode in continuing:
             text = prompt_text(self.config, episode)
             if text not in self.encoded:
                 self.encoded[text] = self.encode(text)
             if len(self.encoded[text]) > self.config.max_prompt_tokens:
                 self.process.forget([episode.number])
                 continue
-            living.append(episode)
+            active.append(episode)
             prompts.append(self.encoded[text])
-        if not living:
+        if not active:
             return []
         # A lost episode is played anew with other seeds: the same actions might lose it again.
-        seeds = [stable_seed(*self.scope, e.start.id, e.sample, len(e.turns), e.losses) for e in living]
+        seeds = [stable_seed(*self.scope, e.start.id, e.sample, len(e.turns), e.losses) for e in active]
         done = await self.generate(prompts, seeds)
-        self.played.version = done.version
-        self.played.generate_cpu_seconds += done.cpu_seconds
+        self.batch.version = done.version
+        self.batch.generate_cpu_seconds += done.cpu_seconds
         responses = done.responses()
         asked = len(done.logprobs) > 0
-        logprobs = np.split(done.logprobs, np.cumsum(done.lengths)[:-1]) if asked else [done.logprobs] * len(living)
-        for i, (episode, text) in enumerate(zip(living, self.decode(responses), strict=True)):
+        logprobs = np.split(done.logprobs, np.cumsum(done.lengths)[:-1]) if asked else [done.logprobs] * len(active)
+        for i, (episode, text) in enumerate(zip(active, self.decode(responses), strict=True)):
             action, state = read_action(self.config, text), episode.state
             episode.turns.append(
                 Turn(
@@ -267,11 +271,11 @@ class _EnvProcessLoop:
                     action,
                 )
             )
-        return living
+        return active
 
 
 def prompt_text(config: EnvironmentConfig, episode: Episode) -> str:
-    """The prompt of an episode's next turn, by the section's templates."""
+    """Renders the prompt of an episode's next turn by the section's templates."""
     shown = {"last": 0, "window": config.window, "whole": len(episode.turns)}[config.history]
     past = episode.turns[max(0, len(episode.turns) - shown) :]
     return config.template.format(
@@ -283,7 +287,7 @@ def prompt_text(config: EnvironmentConfig, episode: Episode) -> str:
 
 
 def read_action(config: EnvironmentConfig, response: str) -> str | None:
-    """The action in a response; None where there is none."""
+    """Reads the action in a response; None where there is none."""
     if config.action == "whole":
         return response.strip() or None
     found = re.findall(r"<action>(.*?)</action>", response, re.DOTALL)
@@ -295,8 +299,8 @@ def _call(episode: Episode) -> Call:
     return Call(episode.number, episode.start.seed, actions, episode.turns[-1].anchor if actions else "")
 
 
-def _shared(group: np.ndarray, anchor: Sequence[str]) -> float:
-    """The share of step groups (equal anchors within a group) that have more than one row."""
+def _shared_fraction(group: np.ndarray, anchor: Sequence[str]) -> float:
+    """Computes the share of step groups (equal anchors within a group) that have more than one row."""
     sizes: dict[tuple[int, str], int] = {}
     for key in zip(group.tolist(), anchor, strict=True):
         sizes[key] = sizes.get(key, 0) + 1

@@ -11,8 +11,8 @@ ACTIONS = {
     "Taxi": ("south", "north", "east", "west", "pickup", "dropoff"),
     "CliffWalking": ("up", "right", "down", "left"),
 }
-"""By the package's own numbers."""
-PLACES = ("R", "G", "Y", "B", "the taxi")
+"""Action names, in the order of the package's own numbers."""
+TAXI_STOPS = ("R", "G", "Y", "B", "the taxi")
 
 
 class GymnasiumConfig(EnvironmentConfig):
@@ -24,7 +24,7 @@ class GymnasiumConfig(EnvironmentConfig):
     type: Literal["gymnasium"] = "gymnasium"
     world: Literal["FrozenLake", "Taxi", "CliffWalking"] = "FrozenLake"
     slippery: bool = False
-    """Moves sometimes go astray (FrozenLake and CliffWalking; Taxi has rain instead)."""
+    """Whether moves sometimes go another way (FrozenLake and CliffWalking; Taxi has rain instead)."""
     size: int = Field(4, ge=3, le=16)
     """Rows and columns of FrozenLake's maps, which are random, one per start state."""
     max_turns: PositiveInt = 30
@@ -88,8 +88,8 @@ class GymnasiumWorld:
         if self.config.world == "Taxi":
             row, column, passenger, goal = world.decode(state)
             lines = ["".join(map(bytes.decode, line)) for line in world.desc]
-            where = f"Taxi at row {row}, column {column}. Passenger at {PLACES[passenger]}. To go to {PLACES[goal]}."
-            self._observation = "\n".join([*lines, where])
+            stops = f"Passenger at {TAXI_STOPS[passenger]}. To go to {TAXI_STOPS[goal]}."
+            self._observation = "\n".join([*lines, f"Taxi at row {row}, column {column}. {stops}"])
             return self._observation
         if self.config.world == "FrozenLake":
             lines = [[cell.decode() for cell in line] for line in world.desc]

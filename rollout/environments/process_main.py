@@ -1,4 +1,4 @@
-"""The worker process: environments of one section, played by calls on a pipe.
+"""The worker process of `process_pool`: environments of one section, driven by calls.
 
 JSON lines in and out. First the section; then frames `{"forget": [number], "calls": [call]}`, a call being
 `{"number", "seed", "actions", "anchor", "replay", "seconds"}`; one line back per call, as it is done.
@@ -6,40 +6,40 @@ JSON lines in and out. First the section; then frames `{"forget": [number], "cal
 
 import hashlib
 import importlib
-import json
-import os
 import signal
-import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from layersweep.rollout.child_process import answer_requests
 
 from .base import Environment, EnvironmentConfig
 
 ANCHOR_CHARS = 4096
-"""Longer state keys are replaced by their hash, which is as exact."""
+"""Characters of a state key at most; longer ones are replaced by their hash."""
 
 
-class Host:
-    """The environments that live here, by the number of their episode."""
+class EnvironmentHost:
+    """The environments of this process, by the number of their episode."""
 
     def __init__(self, config: EnvironmentConfig):
         self.config = config
-        self.living: dict[int, Environment] = {}
+        self.active: dict[int, Environment] = {}
         self.idle: list[Environment] = [config.environment()]
 
     def forget(self, number: int) -> None:
-        """The episode is over; its environment is free for another."""
-        if number in self.living:
-            self.idle.append(self.living.pop(number))
+        """Ends an episode; its environment is free for another."""
+        if number in self.active:
+            self.idle.append(self.active.pop(number))
 
     def call(self, number: int, seed: int, actions: list[str], anchor: str, replay: bool) -> dict[str, Any]:
-        """The state after the actions, with `replay` from a reset on.
+        """Returns the state after the actions, with `replay` from a reset on.
 
         Raises:
             RuntimeError: the replay came to another state before the last action than `anchor` says.
         """
         state = (self._start(number, seed), 0.0, False, False, {}) if replay else None
-        environment = self.living[number]
+        environment = self.active[number]
         for i, action in enumerate(actions):
             if replay and i == len(actions) - 1 and _key(environment.anchor) != anchor:
                 raise RuntimeError("playing the same actions again led elsewhere: not a function of its seed")
@@ -65,7 +65,7 @@ class Host:
     def _start(self, number: int, seed: int) -> str:
         environment = self.idle.pop() if self.idle else self.config.environment()
         observation = environment.reset(seed)
-        self.living[number] = environment
+        self.active[number] = environment
         return observation
 
 
@@ -73,20 +73,10 @@ def _key(anchor: str) -> str:
     return anchor if len(anchor) <= ANCHOR_CHARS else hashlib.blake2b(anchor.encode(), digest_size=16).hexdigest()
 
 
-def serve() -> None:
-    """Reads and answers until the pipe is closed."""
-    out = os.fdopen(os.dup(1), "w", buffering=1)
-    # What an environment prints must not end up among the replies.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    try:
-        section = json.loads(sys.stdin.readline())
-        host = Host(getattr(importlib.import_module(section["module"]), section["name"])(**section["config"]))
-    except Exception as error:
-        out.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
-        raise
-    out.write(json.dumps({"ready": True}) + "\n")
-    for line in sys.stdin:
-        frame = json.loads(line)
+def _prepare(section: dict[str, Any]) -> Callable[[Any], Iterator[dict[str, Any]]]:
+    host = EnvironmentHost(getattr(importlib.import_module(section["module"]), section["name"])(**section["config"]))
+
+    def answer(frame: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for number in frame["forget"]:
             host.forget(number)
         for call in frame["calls"]:
@@ -96,11 +86,13 @@ def serve() -> None:
             try:
                 reply = host.call(**call)
             except Exception as error:
-                host.living.pop(call["number"], None)  # in no known state: not to be used again
+                host.active.pop(call["number"], None)  # in no known state: not to be used again
                 reply = {"error": f"{type(error).__name__}: {error}"[:500]}
             signal.setitimer(signal.ITIMER_REAL, 0)
-            out.write(json.dumps(reply | {"cpu_seconds": time.process_time() - began}) + "\n")
+            yield reply | {"cpu_seconds": time.process_time() - began}
+
+    return answer
 
 
 if __name__ == "__main__":
-    serve()
+    answer_requests(_prepare)

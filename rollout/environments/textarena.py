@@ -13,7 +13,7 @@ class TextArenaConfig(EnvironmentConfig):
 
     type: Literal["textarena"] = "textarena"
     game: str = Field("GuessTheNumber-v0", pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$")
-    """The name that TextArena has it registered under, such as `GuessTheNumber-v0` or `FrozenLake-v0`."""
+    """Name of the game in TextArena, such as `GuessTheNumber-v0` or `FrozenLake-v0`."""
     max_turns: PositiveInt = 30
     history: Literal["last", "window", "whole"] = "whole"
     template: str = "{history}{observation}"
@@ -28,7 +28,7 @@ class TextArenaConfig(EnvironmentConfig):
 
 
 class TextArenaGame:
-    """The environment. Its state's key is the game's own state and what it said last.
+    """Environment of a TextArenaConfig. The state's key is the game's own state and its last message.
 
     Raises:
         ValueError: there is no such game for one player.
@@ -44,7 +44,7 @@ class TextArenaGame:
         if name not in textarena.envs.registration.ENV_REGISTRY:
             raise ValueError(f"game: textarena has no {config.game!r}")
         self._game = textarena.make(name)
-        self._randomness = random.getstate()
+        self._random_state = random.getstate()
         try:
             self.reset(0)
         except AssertionError as error:
@@ -52,39 +52,39 @@ class TextArenaGame:
 
     @property
     def anchor(self) -> str:
-        return f"{self._game.state.game_state!r}\n{self._said}"
+        return f"{self._game.state.game_state!r}\n{self._message}"
 
     def reset(self, seed: int) -> str:
-        self._own_randomness(self._game.reset, num_players=1, seed=seed)
-        return self._listen()
+        self._with_own_random_state(self._game.reset, num_players=1, seed=seed)
+        return self._read_messages()
 
     def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         errors = self._game.state.error_count
-        done, _ = self._own_randomness(self._game.step, action=text)
+        done, _ = self._with_own_random_state(self._game.step, action=text)
         state = self._game.state
         invalid = state.error_count > errors
         if not done:
-            return self._listen(), 0.0, False, False, {"invalid": invalid}
+            return self._read_messages(), 0.0, False, False, {"invalid": invalid}
         rewards, facts = self._game.close()
         reward = float(rewards[0])
         info = {"success": min(1.0, max(0.0, reward)), "invalid": invalid or bool(facts[0]["invalid_move"])}
-        return self._listen(), reward, True, False, info
+        return self._read_messages(), reward, True, False, info
 
     def close(self) -> None:
         pass
 
-    def _listen(self) -> str:
-        """What the game said since the last action, without the echo of the action itself."""
+    def _read_messages(self) -> str:
+        """Reads the game's messages since the last action, without the echo of the action itself."""
         _, messages = self._game.get_observation()
-        self._said = "\n".join(text for sender, text, *_ in messages if sender != 0)
-        return self._said
+        self._message = "\n".join(text for sender, text, *_ in messages if sender != 0)
+        return self._message
 
-    def _own_randomness(self, function: Any, **arguments: Any) -> Any:
-        """The games draw from Python's global generator, which others of this process draw from too."""
+    def _with_own_random_state(self, function: Any, **arguments: Any) -> Any:
+        """Calls a function of the game with a random state of its own: games use Python's global generator."""
         others = random.getstate()
-        random.setstate(self._randomness)
+        random.setstate(self._random_state)
         try:
             return function(**arguments)
         finally:
-            self._randomness = random.getstate()
+            self._random_state = random.getstate()
             random.setstate(others)

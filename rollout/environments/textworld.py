@@ -19,22 +19,22 @@ Write what you do next between <action> and </action>."""
 
 
 class TextWorldConfig(EnvironmentConfig):
-    """Generated games. The reward is the part of the game's points that a step wins; success is winning the game."""
+    """Generated games. The reward of a step is its share of the game's points; success is winning the game."""
 
     type: Literal["textworld"] = "textworld"
     rooms: PositiveInt = 3
     objects: PositiveInt = 5
     quest_length: PositiveInt = 3
-    """Actions that winning takes at least."""
+    """Actions that winning requires at least."""
     max_turns: PositiveInt = 20
     history: Literal["last", "window", "whole"] = "window"
     template: str = INSTRUCTIONS
     action: Literal["whole", "tag"] = "tag"
     chat: bool = True
     start_states: PositiveInt | None = 100
-    """Different games in training; each is made once, in some seconds."""
+    """Number of different games in training; each is generated once, in some seconds."""
     reset_seconds: float = 120.0
-    """Making a game included."""
+    """Seconds for the start of an episode, generating the game included."""
 
     def environment(self) -> "TextWorldGame":
         return TextWorldGame(self)
@@ -45,7 +45,7 @@ class TextWorldConfig(EnvironmentConfig):
 
 
 class TextGame:
-    """A game file that TextWorld plays, whatever made it. Its state's key is everything that is true in the world."""
+    """A game file that TextWorld runs, of any origin. The state's key lists all facts that are true in the game."""
 
     wrappers: tuple[Any, ...] = ()
 
@@ -63,7 +63,7 @@ class TextGame:
         return list(self._state.admissible_commands)
 
     def start(self, path: str) -> Any:
-        """The game's state at its beginning."""
+        """Starts a game file; returns its first state."""
         import textworld
 
         if path != self._path:
@@ -94,7 +94,7 @@ class TextGame:
 
 
 class TextWorldGame(TextGame):
-    """The environment."""
+    """Environment of a TextWorldConfig."""
 
     def __init__(self, config: TextWorldConfig):
         import textworld  # noqa: F401  takes seconds: now, rather than within an episode's time
@@ -108,12 +108,12 @@ class TextWorldGame(TextGame):
 
 
 def plain(feedback: str) -> str:
-    """A game's answer without the input prompt and status line that the interpreter puts after it."""
+    """Removes the input prompt and status line that the interpreter puts after a game's answer."""
     return feedback.rsplit("\n>", 1)[0].strip()
 
 
 def game_file(config: TextWorldConfig, seed: int) -> str:
-    """The compiled game of a seed, made now unless it is cached."""
+    """Returns the path of a seed's compiled game; generates it unless it is cached."""
     import textworld.generator
 
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layersweep" / "textworld"

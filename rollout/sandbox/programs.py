@@ -1,29 +1,26 @@
-"""What a program can be tested with, and how its output becomes a verdict. Expected outputs stay in this process."""
+"""Kinds of tests for a program, and how its output becomes a verdict. Expected outputs stay in this process."""
 
 import ast
 import builtins
 import json
-import math
-import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
-from layersweep.rollout.sandbox.inside import wire
+from layersweep.rollout.sandbox.comparison import same_text, same_value
+from layersweep.rollout.sandbox.inside import value_codec
 
-Ask = Callable[..., tuple[str, bytes]]
-"""Runs a case in a sandbox: how it ended and its output."""
+RunCase = Callable[..., tuple[str, bytes]]
+"""Runs a case in a sandbox and returns how it ended and its output: `SandboxProcess.run_case`."""
 
 _SPARE_BYTES = 1 << 16
-_NUMBER = re.compile(r"[-+]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})", re.ASCII)
-_TOLERANCE = 1e-6
+_MOST_CALL_LIMITS = 20
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The judgement on one program."""
+    """Judgement on one program."""
 
     passed: bool
     """Whether every test passed."""
@@ -35,18 +32,26 @@ class Verdict:
 
 @dataclass(frozen=True)
 class ScriptTests:
-    """Reads standard input, writes standard output; one start for each test."""
+    """Tests of a program that reads standard input and writes standard output; one start and its limits for each."""
 
     program: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    """Compared line by line and word by word; numbers in decimal notation by their value."""
+    """Wanted outputs, compared by `comparison.same_text`."""
+    common_names: bool = False
+    """Whether the program finds the names of `inside.common_names`."""
 
-    def judge(self, ask: Ask) -> Verdict:
-        """The verdict, up to the first test that fails."""
+    def judge(self, run_case: RunCase) -> Verdict:
+        """Returns the verdict, up to the first test that fails."""
         for number, (given, wanted) in enumerate(zip(self.inputs, self.outputs, strict=True), 1):
-            room = _SPARE_BYTES + 2 * len(wanted.encode())
-            ended, output = ask({"kind": "script", "input": given.encode(), "output_bytes": room}, self.program)
+            case = {
+                "kind": "script",
+                "common_names": self.common_names,
+                "budget": 1,
+                "input": given.encode("utf-8", "surrogatepass"),
+                "output_bytes": _SPARE_BYTES + 2 * len(wanted.encode("utf-8", "surrogatepass")),
+            }
+            ended, output = run_case(case, self.program)
             if ended != "ok":
                 return Verdict(False, ended != "no program", f"test {number}: {ended}")
             if not same_text(output.decode("utf-8", "replace"), wanted):
@@ -56,30 +61,52 @@ class ScriptTests:
 
 @dataclass(frozen=True)
 class CallTests:
-    """Defines a function, or a class `Solution` with a method, that is called with each list of arguments."""
+    """Tests of a function, or of a method of a class `Solution`, that is called with each list of arguments.
+
+    All calls are made in one start of the program. The limits of time hold for each call, and for loading the program;
+    all together may take as much as 20 calls.
+    """
 
     program: str
     function: str
     arguments: tuple[tuple[Any, ...], ...]
     results: tuple[Any, ...]
-    """Compared by value; tuples equal lists, keys are text as in JSON, and a wanted float is met within 1e-6."""
+    """Wanted results, compared by `comparison.same_value`."""
+    wrapped: bool = False
+    """Whether each wanted result may be a list that holds the result: APPS writes `[3]` for 3, and the data sets
+    made of it mix both ways. One way must hold for all results."""
+    common_names: bool = False
+    """Whether the program finds the names of `inside.common_names`."""
 
-    def judge(self, ask: Ask) -> Verdict:
-        """The verdict; all calls are made in one start of the program."""
-        requests = b"".join(wire.request("call", self.function, arguments) for arguments in self.arguments)
-        room = _SPARE_BYTES + 8 * len(json.dumps(self.results)) + len(requests)
-        ended, output = ask({"kind": "calls", "input": requests, "output_bytes": room}, self.program)
-        replies = output.split(b"\n")[: len(self.results)]
-        for number, wanted in enumerate(self.results, 1):
+    def judge(self, run_case: RunCase) -> Verdict:
+        """Returns the verdict, up to the first test that fails."""
+        loaded = value_codec.request("len", "__name__", ())  # answered once the program is loaded
+        requests = loaded + b"".join(value_codec.request("call", self.function, each) for each in self.arguments)
+        case = {
+            "kind": "calls",
+            "common_names": self.common_names,
+            "budget": min(1 + len(self.arguments), _MOST_CALL_LIMITS),
+            "input": requests,
+            "output_bytes": _SPARE_BYTES + 8 * len(json.dumps(self.results)) + len(requests),
+        }
+        ended, output = run_case(case, self.program)
+        replies = output.split(b"\n")[1 : len(self.results) + 1]
+        readings = list(self._readings())
+        for number in range(len(self.results)):
             try:
-                same = same_value(json.loads(replies[number - 1])["value"], wanted)
+                value = json.loads(replies[number])["value"]
+                readings = [wanted for wanted in readings if same_value(value, wanted[number])]
             except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError):
-                return Verdict(
-                    False, ended != "no program", f"test {number}: {'no result' if ended == 'ok' else ended}"
-                )
-            if not same:
-                return Verdict(False, True, f"test {number}: wrong result")
+                reason = "no result" if ended == "ok" else ended
+                return Verdict(False, ended != "no program", f"test {number + 1}: {reason}")
+            if not readings:
+                return Verdict(False, True, f"test {number + 1}: wrong result")
         return _passed(len(self.results))
+
+    def _readings(self) -> Iterator[tuple[Any, ...]]:
+        yield self.results
+        if self.wrapped:
+            yield tuple(value[0] for value in self.results)
 
 
 @dataclass(frozen=True)
@@ -90,15 +117,15 @@ class AssertTests:
     tests: str
     functions: tuple[str, ...]
     """Names under test: the program's even where `setup` or Python has something of that name. So is, without being
-    listed, every name that the tests use and nobody on their side defines."""
+    listed, every name that the tests use and neither they nor Python define."""
     setup: str = ""
-    """What the tests need besides: imports, helpers of the problem's statement."""
+    """Code that the tests need besides: imports, helpers of the problem's statement."""
 
-    def judge(self, ask: Ask) -> Verdict:
-        """The verdict: `passed` only when the tests ran to their end.
+    def judge(self, run_case: RunCase) -> Verdict:
+        """Returns the verdict: `passed` only when the tests ran to their end.
 
         Raises:
-            SyntaxError: when the tests are not Python.
+            SyntaxError: the tests are not Python.
         """
         nodes = [*ast.walk(ast.parse(self.setup)), *ast.walk(ast.parse(self.tests))]
         used = {node.id for node in nodes if isinstance(node, ast.Name)}
@@ -113,7 +140,7 @@ class AssertTests:
             "modules": tuple(modules),
             "borrowed": tuple(used - modules - set(dir(builtins))),
         }
-        ended, said = ask({"kind": "tests"}, self.program, tests)
+        ended, said = run_case({"kind": "tests", "common_names": False, "budget": 1}, self.program, tests)
         if ended == "ok" and said == b"passed":
             return Verdict(True, True, "passed")
         reason = said.decode("utf-8", "replace") or "the tests came to no end"
@@ -127,37 +154,3 @@ def _passed(tests: int) -> Verdict:
     if not tests:
         raise ValueError("a program without tests cannot be judged")
     return Verdict(True, True, "passed")
-
-
-def same_text(got: str, wanted: str) -> bool:
-    """Whether two outputs agree: blanks at the ends of lines and of the text do not count, `1.0` equals `1`."""
-    one, other = ([line.split() for line in text.strip().splitlines()] for text in (got, wanted))
-    return len(one) == len(other) and all(
-        len(a) == len(b) and all(x == y or _same_number(x, y) for x, y in zip(a, b, strict=True))
-        for a, b in zip(one, other, strict=True)
-    )
-
-
-def _same_number(one: str, other: str) -> bool:
-    return bool(_NUMBER.fullmatch(one) and _NUMBER.fullmatch(other)) and Decimal(one) == Decimal(other)
-
-
-def same_value(got: Any, wanted: Any) -> bool:
-    """Whether a value agrees with the one wanted, as `CallTests.results` says.
-
-    `got` is what `wire.encode` made of it, and is not decoded: sets and dicts built from a hostile program's choice
-    of keys can take for ever to build.
-    """
-    if isinstance(got, dict) and len(got) == 1 and isinstance(wanted, (list, tuple)):
-        got = got.get("tuple")
-    if isinstance(wanted, (list, tuple)):
-        return isinstance(got, list) and len(got) == len(wanted) and all(map(same_value, got, wanted))
-    if isinstance(wanted, dict):
-        pairs = got.get("dict") if isinstance(got, dict) else None
-        if not isinstance(pairs, list) or len(pairs) != len(wanted):
-            return False
-        found = {key if isinstance(key, str) else json.dumps(key): value for key, value in pairs}
-        return found.keys() == wanted.keys() and all(same_value(found[key], wanted[key]) for key in found)
-    if isinstance(wanted, float) and isinstance(got, (int, float)) and not isinstance(got, bool):
-        return got == wanted or math.isclose(got, wanted, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
-    return not isinstance(got, (list, dict)) and bool(got == wanted)

@@ -1,4 +1,4 @@
-"""What every single-turn task is: prompts, and a score for each response."""
+"""The protocol of a single-turn task: prompts, and a score for each response."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,14 +7,24 @@ from layersweep.rollout.types import Prompt, Response, Score, Split
 
 
 class Task(Protocol):
-    """A source of prompts and the judge of responses.
+    """A source of prompts and the judge of responses, made by `build` of its section of the spec.
 
-    Both methods run in an ordinary worker process, never in the engine's; importing a task's module imports
-    neither torch nor vLLM. A task is deterministic: the same arguments give the same prompts.
+    - The section's `build` is called by the plan, to see whether there are prompts enough, and once by the rollout
+      worker for the task that is trained and for each suite with a task of its own.
+    - `prompts` is called by the rollout worker once per run and step for `train`, and once per evaluation for
+      `selection` and `final`.
+    - `score` is called by the rollout worker when all responses of a batch are generated, in a thread.
+
+    All run in ordinary worker processes, never in the engine's; importing a task's module imports neither torch nor
+    vLLM. A task is deterministic: the same arguments give the same prompts.
+
+    Optional: `data` (prompts read from files; then suites over other data keep their questions out of training), and
+    for a tiny model `tiny` on the section, `alphabet` and `demonstrations(count, seed)`, which its warm-up calls. A
+    section with `multi_turn` makes an environment (`rollout.environments.base`) in place of a task.
     """
 
     def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
-        """`count` prompts of a split.
+        """Return `count` prompts of a split.
 
         For `train`, `seed` names the batch (it differs by sweep seed and step), so the batches form an endless
         stream; a task over a finite data set draws without replacement within one pass. For `selection` and
@@ -25,4 +35,4 @@ class Task(Protocol):
         """
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Score]:
-        """The verdict on each response to the prompt at the same position. Bounded in time, never raises on text."""
+        """Judge each response to the prompt at the same position. Bounded in time; no text makes it raise."""

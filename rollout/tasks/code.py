@@ -1,7 +1,9 @@
 """Programming: the program in a response runs in the sandbox and must pass every test."""
 
+import ast
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -11,9 +13,13 @@ from layersweep.rollout.data.prompt_data import DataConfig, PromptData
 from layersweep.rollout.sandbox import Limits, Sandbox, Setting
 from layersweep.rollout.types import Prompt, Response, Score, Split
 
-from .code_data import COLUMNS, parse_tests, question_of, with_program
+from .code_data import COLUMNS, functions_of, parse_tests, question_of, with_program
 
-_LANGUAGES = ("", "python", "python3", "py")
+_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*[{.]*([^\s`{}:,=]*)[^`]*$")
+_PYTHON = re.compile(r"(i?python|py|pypy)[\d.]*", re.IGNORECASE)
+_NO_LABEL = re.compile("")
+_MOST_PARSED = 1 << 16
+"""Characters up to which a block is parsed to tell a program from an example."""
 
 
 class CodeConfig(StrictModel):
@@ -22,12 +28,13 @@ class CodeConfig(StrictModel):
     type: Literal["code"] = "code"
     data: DataConfig
     """The problems: `reward_model.ground_truth` holds the tests, or the row has the columns of HumanEval, MBPP,
-    LiveCodeBench, DeepCoder or APPS. Programs see Python's standard library alone, not numpy."""
+    LiveCodeBench, DeepCoder or APPS. Programs see Python's standard library alone, not numpy; tested by standard input
+    or by calls, they find the names that the judges of LiveCodeBench and verl import for them (`heappush`, `inf`)."""
     sandbox: Setting = "auto"
-    """Where programs run; `bubblewrap` refuses to fall back to a subprocess."""
+    """Backend in which programs run; `bubblewrap` refuses to fall back to a subprocess."""
     cpu_seconds: int = Field(6, ge=1)
-    """Bound on one start of a program: one standard input, or all calls of a function. Sleeping, it may take three
-    times as long."""
+    """Bound on each test: one standard input, one call of a function, or one block of asserts. All calls together may
+    take 20 times as long. Sleeping, a program may take three times as long."""
     memory_mib: int = Field(1024, ge=64)
     """Bound on the memory of one program."""
     processes: int | None = Field(None, ge=1)
@@ -35,7 +42,7 @@ class CodeConfig(StrictModel):
 
     @property
     def fetched(self) -> str | None:
-        """What a run fetches from elsewhere, so that a plan does not check it."""
+        """Source that a run fetches from elsewhere, so that a plan does not check it."""
         return self.data.fetched
 
     def build(self) -> "CodeTask":
@@ -44,7 +51,7 @@ class CodeConfig(StrictModel):
 
 
 class CodeTask:
-    """The task of a CodeConfig. Reward 1 for a program that passes all tests, else 0."""
+    """Task of a CodeConfig. Reward 1 for a program that passes all tests, else 0."""
 
     def __init__(self, config: CodeConfig):
         self._sandbox = Sandbox(
@@ -61,7 +68,7 @@ class CodeTask:
         written: list[tuple[str, str] | None] = []
         programs = {}
         for prompt, response in zip(prompts, responses, strict=True):
-            code = extract_program(response.text)
+            code = extract_program(response.text, functions_of(prompt.truth))
             if code is not None and prompt.truth.get("stub"):
                 code = complete(prompt.truth["stub"], prompt.truth["functions"][0], code)
             written.append(None if code is None else (prompt.id, code))
@@ -82,40 +89,74 @@ class _CodeData(PromptData):
             yield where, question_of(raw, self._config.columns) if isinstance(raw, dict) else raw
 
 
-def extract_program(text: str) -> str | None:
-    """The last fenced block of Python in a response, what follows an open fence, or else the whole text.
+def extract_program(text: str, functions: Collection[str] = ()) -> str | None:
+    """Returns the program in a response: a fenced block, what follows an open fence, or else the whole text.
 
-    None when there is no text, or only blocks in other languages. What a model wrote before `</think>` is left out.
+    Of several blocks, those labelled as Python come before those without a label, and among the latter those that do
+    something (call, assign, define) before examples of input and output; the last one is taken. A block that defines
+    one of `functions`, or a class `Solution`, comes before others. What a model wrote before `</think>` is left out.
+
+    Returns None when there is no text, or only blocks in other languages.
     """
     text = text.rpartition("</think>")[2]
-    closed: list[str] = []
-    block: list[str] | None = None
-    fences, language = 0, ""
-    for line in text.splitlines(keepends=True):
-        if not line.lstrip().startswith("```"):
-            if block is not None:
-                block.append(line)
-            continue
-        fences += 1
-        if block is None:
-            block, language = [], line.strip().strip("`").strip().lower()
-        else:
-            if language in _LANGUAGES:
-                closed.append("".join(block))
-            block = None
-    if closed:
-        code = closed[-1]
-    elif block is not None and language in _LANGUAGES:
-        code = "".join(block)
-    else:
-        code = "" if fences else text
+    closed, unclosed = _fenced_blocks(text)
+    labelled, bare = ([code for label, code in closed if pattern.fullmatch(label)] for pattern in (_PYTHON, _NO_LABEL))
+    if len(bare) > 1:
+        bare = [code for code in bare if _does_something(code)] or bare
+    open_labelled, open_bare = (
+        [code for label, code in unclosed if pattern.fullmatch(label)] for pattern in (_PYTHON, _NO_LABEL)
+    )
+    blocks = labelled or open_labelled or bare or open_bare
+    if functions:
+        names = "|".join(map(re.escape, functions))
+        defines = re.compile(rf"^\s*(?:(?:async\s+)?def\s+(?:{names})\b|class\s+Solution\b)", re.MULTILINE).search
+        blocks = [*filter(defines, labelled)] or [*filter(defines, bare)] or blocks
+    code = blocks[-1] if blocks else "" if closed or unclosed else text
     return code if code.strip() else None
 
 
-def complete(stub: str, function: str, code: str) -> str:
-    """HumanEval: a whole program, of its stub (imports, helpers, signature) and what the model wrote.
+def _fenced_blocks(text: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Returns the closed blocks as (label, content), and the one left open at the end, if any.
 
-    That is either the function once more or its body; a body ends before the first line that is not indented.
+    A fence with a label opens a block, even where the one before it was not closed.
+    """
+    closed: list[tuple[str, str]] = []
+    opened: tuple[str, str, list[str]] | None = None  # fence, label, lines
+    for line in text.splitlines(keepends=True):
+        found = _FENCE.match(line)
+        # A longer fence holds shorter ones.
+        if not found or opened and not found[1].startswith(opened[0]):
+            if opened and line.rstrip().endswith(opened[0]):  # `print(1)```
+                closed.append((opened[1], "".join(opened[2]) + line.rstrip().rstrip(opened[0][0])))
+                opened = None
+            elif opened:
+                opened[2].append(line)
+            continue
+        if opened:
+            closed.append((opened[1], "".join(opened[2])))
+        opened = None if opened and not found[2] else (found[1], found[2], [])
+    return closed, [(opened[1], "".join(opened[2]))] if opened else []
+
+
+def _does_something(code: str) -> bool:
+    """Returns whether a block is Python (perhaps the body of a function) that calls, assigns, defines or returns."""
+    acts = (ast.Call, ast.Assign, ast.AugAssign, ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Return)
+    if len(code) > _MOST_PARSED:
+        return True
+    for source in (code, f"def body():\n{code}"):
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                tree = ast.parse(source)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        return any(isinstance(node, acts) for node in ast.walk(tree) if getattr(node, "name", None) != "body")
+    return False
+
+
+def complete(stub: str, function: str, code: str) -> str:
+    """Makes a whole program of HumanEval's stub (imports, helpers, signature) and the code of a response.
+
+    The code is either the function once more or its body; a body ends before the first line that is not indented.
     """
     stub = stub.rstrip() + "\n"
     if re.search(rf"^(async\s+)?def\s+{re.escape(function)}\b", code, re.MULTILINE):

@@ -10,6 +10,7 @@ import ast
 import base64
 import json
 import pickletools
+import re
 import zlib
 from typing import Any
 
@@ -23,12 +24,10 @@ COLUMNS = ("question_content", "problem", "text", "starter_code", "fn_name", "me
 _MAX_UNPACKED = 1 << 28
 _TEXT_OPCODES = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 _IDLE_OPCODES = {"PROTO", "FRAME", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "STOP"}
-_COMMON_NAMES = "from typing import *\nfrom collections import *\nimport bisect, functools, heapq, itertools, math\n"
-"""What the judges of functions give to programs that only fill in a starter's class."""
 
 
 def question_of(raw: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    """The row with the question as it is put to the model, in the prompt column; rows that have one keep it."""
+    """Returns the row with the question as the model gets it, in the prompt column; rows that have one keep it."""
     if raw.get(columns.prompt) is not None and not isinstance(raw[columns.prompt], str):
         return raw
     names = (columns.prompt, *columns.questions, "question_content", "text")
@@ -43,7 +42,7 @@ def question_of(raw: dict[str, Any], columns: Columns) -> dict[str, Any]:
 
 
 def parse_tests(raw: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    """The tests of a row, as JSON-like data for `with_program`.
+    """Returns the tests of a row, as JSON-like data for `with_program`.
 
     Raises:
         ValueError: when there are none, or none that can be understood.
@@ -68,13 +67,24 @@ def parse_tests(raw: dict[str, Any], columns: Columns) -> dict[str, Any]:
 
 
 def with_program(tests: dict[str, Any], program: str) -> Program:
-    """The tests of `parse_tests` for a program."""
+    """Returns the tests of `parse_tests` for a program."""
     if tests["kind"] == "script":
-        return ScriptTests(program, tuple(tests["inputs"]), tuple(tests["outputs"]))
+        return ScriptTests(program, tuple(tests["inputs"]), tuple(tests["outputs"]), common_names=True)
     if tests["kind"] == "function":
-        arguments, results = tuple(map(tuple, tests["inputs"])), tuple(tests["outputs"])
-        return CallTests(_COMMON_NAMES + program, tests["function"], arguments, results)
+        return CallTests(
+            program,
+            tests["function"],
+            tuple(map(tuple, tests["inputs"])),
+            tuple(tests["outputs"]),
+            wrapped=tests["wrapped"],
+            common_names=True,
+        )
     return AssertTests(program, tests["tests"], tuple(tests["functions"]), tests["setup"])
+
+
+def functions_of(tests: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the names of the functions under test; none for a script."""
+    return tuple(tests["functions"]) if tests["kind"] == "asserts" else tuple(filter(None, [tests.get("function")]))
 
 
 def _tests(value: Any, raw: dict[str, Any]) -> dict[str, Any]:
@@ -104,9 +114,9 @@ def _with_asserts(source: str) -> str:
 
 
 def _asserts(tests: list[str], raw: dict[str, Any]) -> dict[str, Any]:
-    """Tests as statements; the functions under test are those that the reference solution defines, where it is given.
+    """Makes tests of statements; under test are the functions that the reference solution defines, where it is given.
 
-    What the tests call and nobody else defines is the program's in any case.
+    A name that the tests call and nothing else defines is the program's in any case.
     """
     source = _with_asserts("\n".join(tests))
     reference = raw.get("code") if isinstance(raw.get("code"), str) else ""
@@ -117,7 +127,7 @@ def _asserts(tests: list[str], raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cases(cases: list[dict[str, Any]], raw: dict[str, Any]) -> dict[str, Any]:
-    """LiveCodeBench's and PrimeIntellect's lists of cases."""
+    """Makes tests of LiveCodeBench's and PrimeIntellect's lists of cases."""
     function = None
     for case in cases:
         if case.get("testtype", case.get("type")) in ("functional", "function_call"):
@@ -132,13 +142,22 @@ def _pairs(inputs: list[Any], outputs: list[Any], function: str | None) -> dict[
         raise ValueError(f"{len(inputs)} test inputs but {len(outputs)} outputs")
     if not function:
         return {"kind": "script", "inputs": [*map(_text, inputs)], "outputs": [*map(_text, outputs)]}
+    wrapped = False
     if all(isinstance(value, str) for value in inputs):
         # LiveCodeBench: one JSON value a line.
         inputs = [[json.loads(line) for line in value.split("\n") if line.strip()] for value in inputs]
         outputs = [json.loads(value) if isinstance(value, str) else value for value in outputs]
-    elif all(isinstance(value, list) and len(value) == 1 for value in outputs):
-        outputs = [value[0] for value in outputs]  # APPS puts each result in a list
-    return {"kind": "function", "function": function, "inputs": inputs, "outputs": outputs}
+    else:
+        inputs = [[_with_integer_keys(argument) for argument in value] for value in inputs]
+        wrapped = all(isinstance(value, list) and len(value) == 1 for value in outputs)
+    return {"kind": "function", "function": function, "inputs": inputs, "outputs": outputs, "wrapped": wrapped}
+
+
+def _with_integer_keys(argument: Any) -> Any:
+    """Undoes that JSON makes text of a dict's integer keys, as the judges of APPS and verl do."""
+    if isinstance(argument, dict) and argument and all(re.fullmatch(r"-?\d{1,18}", key) for key in argument):
+        return {int(key): value for key, value in argument.items()}
+    return argument
 
 
 def _text(value: Any) -> str:
@@ -146,7 +165,7 @@ def _text(value: Any) -> str:
 
 
 def _unpacked(cases: Any) -> list[dict[str, Any]]:
-    """LiveCodeBench's cases: a list, JSON, or JSON pickled, compressed and in base64."""
+    """Unpacks LiveCodeBench's cases: a list, JSON, or JSON pickled, compressed and in base64."""
     if not isinstance(cases, str):
         return cases or []
     if not cases.lstrip().startswith("["):
@@ -155,7 +174,7 @@ def _unpacked(cases: Any) -> list[dict[str, Any]]:
 
 
 def _pickled_text(data: bytes) -> str:
-    """The text that a pickle holds and nothing else; its opcodes are read, never run."""
+    """Returns the one text that a pickle holds; its opcodes are read, never run."""
     texts = []
     for opcode, value, _ in pickletools.genops(data):
         if opcode.name in _TEXT_OPCODES:

@@ -18,9 +18,9 @@ from layersweep.rollout.types import Prompt, Response, Score, Split
 logger = logging.getLogger(__name__)
 
 SELECTION_SHARE = FINAL_SHARE = 0.25
-"""Generators are endless, so training loses nothing by this."""
-ENOUGH = 5_000
-"""Problems looked at in vain before a generator is said to have no more."""
+"""Share of problems held out for each evaluation split. Generators are endless, so training loses nothing."""
+MAX_MISSES = 5_000
+"""Consecutive problems of other splits, or duplicates, after which a generator counts as exhausted."""
 MAX_ANSWER_CHARS = 10_000
 
 
@@ -35,17 +35,18 @@ class ReasoningGymConfig(StrictModel):
     template: str = "{question}\nThink step by step, then give the final answer between <answer> and </answer>."
     """The prompt. A name in braces is the problem's `question` or one of its metadata, such as `{expression}`."""
     prompt_format: Literal["chat", "plain"] = "chat"
-    """`chat` renders a message with the model's chat template, `plain` sends the text alone."""
+    """Form of the prompt: `chat` renders a message with the model's chat template, `plain` sends the text alone."""
     system: str | None = None
     """A system message; in plain format a paragraph before the prompt."""
     answer_after: str = "<answer>"
-    """The answer is what follows the last of these in the response; empty: from its beginning."""
+    """Mark before the answer; the last one in the response counts. Empty: the answer is at its beginning."""
     answer_before: str = "</answer>"
-    """Where the answer ends; empty: with the response, which must then not have been cut at the token limit."""
+    """Mark after the answer. Empty: it ends with the response, which must then not be cut at the token limit."""
     partial_credit: bool = False
     """Whether the reward is the generator's own score, from 0 to 1; else only a full score counts."""
     cpu_seconds: float = Field(5.0, gt=0)
-    """Bound on scoring one answer, in CPU time; what exceeds it is wrong."""
+    """Bound on scoring one answer, in CPU time. What exceeds it is tried once more with four times as much, is then
+    wrong, and counted as `unjudged_fraction`."""
     processes: int = Field(2, ge=1)
     """Worker processes for scoring; they start when there is work for them."""
 
@@ -61,13 +62,13 @@ class ReasoningGymConfig(StrictModel):
         _render(self.template, entry(self.dataset, json.dumps(self.params), 0, 0))
 
     def build(self) -> "ReasoningGymTask":
-        """Checks, and imports reasoning-gym, which takes seconds."""
+        """Checks the section and makes the task; imports reasoning-gym, which takes seconds."""
         self.check()
         return ReasoningGymTask(self)
 
 
 class ReasoningGymTask:
-    """The task of a ReasoningGymConfig.
+    """Task of a ReasoningGymConfig.
 
     A hash of its text decides which split a problem belongs to, so splits never overlap however few problems a
     generator has.
@@ -82,12 +83,12 @@ class ReasoningGymTask:
         )
 
     def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
-        """`count` different problems; another seed gives others, as far as the generator has enough of them."""
+        """Draws `count` different problems; another seed gives others, as far as the generator has enough of them."""
         found: dict[str, Prompt] = {}
         for tried, (text, entry, seed_and_index) in enumerate(self.problems(split, seed)):
             if len(found) == count:
                 break
-            if tried > ENOUGH + 50 * count:
+            if tried > MAX_MISSES + 50 * count:
                 raise ValueError(
                     f"reasoning_gym: {self._name} has about {len(found)} different {split} problems, not {count}"
                 )
@@ -96,7 +97,7 @@ class ReasoningGymTask:
         return list(found.values())
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Score]:
-        """See `rollout.tasks.base.Task.score`; `format_ok` says that an answer was marked as `answer_after` wants."""
+        """Scores responses; `format_ok` says that an answer was marked as `answer_after` requires."""
         answers = [self._answer(response) for response in responses]
         calls = [
             (self.config.dataset, self._params, *prompt.truth, answer)
@@ -108,22 +109,22 @@ class ReasoningGymTask:
         failures = [result.reason for result in results.values() if isinstance(result, Failure)]
         if failures:
             logger.warning("%s could not score %d answers: %s", self.config.dataset, len(failures), failures[0])
-        rewards = iter(self._reward(results[call]) for call in calls)
-        return [Score(0.0, False) if answer is None else Score(next(rewards), True) for answer in answers]
+        scored = (results[call] for call in calls)
+        return [Score(0.0, False) if answer is None else self._score(next(scored)) for answer in answers]
 
     def close(self) -> None:
         """Ends the worker processes; they also end with this process."""
         self._scores.close()
 
     def text_of(self, entry: dict[str, Any]) -> str:
-        """The prompt that an entry of the generator makes."""
+        """Renders the prompt of an entry of the generator."""
         return _render(self.config.template, entry)
 
     def problems(self, split: Split, seed: int) -> Iterator[tuple[str, dict[str, Any], tuple[int, int]]]:
-        """The endless stream of a split's problems: prompt text, entry, and the entry's seed and index."""
+        """Yields a split's problems without end: prompt text, entry, and the entry's seed and index."""
         from .reasoning_gym_entries import CHUNK, entry
 
-        fruitless = 0
+        misses = 0
         for chunk in naturals():
             digest = hashlib.blake2b(f"{split}/{seed}/{chunk}".encode(), digest_size=8).digest()
             # Some generators take no seed above 2^31.
@@ -132,9 +133,9 @@ class ReasoningGymTask:
                 problem = entry(self.config.dataset, self._params, start, index)
                 text = self.text_of(problem)
                 if split_of(text, SELECTION_SHARE, FINAL_SHARE) == split:
-                    fruitless = 0
+                    misses = 0
                     yield text, problem, (start, index)
-                elif (fruitless := fruitless + 1) > ENOUGH:
+                elif (misses := misses + 1) > MAX_MISSES:
                     raise ValueError(f"reasoning_gym: {self._name} has no {split} problems")
 
     def _prompt(self, text: str, entry: dict[str, Any], seed_and_index: tuple[int, int]) -> Prompt:
@@ -164,10 +165,10 @@ class ReasoningGymTask:
         answer = answer.strip()
         return answer if answer and len(answer) <= MAX_ANSWER_CHARS else None
 
-    def _reward(self, result: Any) -> float:
+    def _score(self, result: Any) -> Score:
         if isinstance(result, Failure):
-            return 0.0
-        return min(max(result, 0.0), 1.0) if self.config.partial_credit else float(result >= 1)
+            return Score(0.0, format_ok=True, judged=False)
+        return Score(min(max(result, 0.0), 1.0) if self.config.partial_credit else float(result >= 1), format_ok=True)
 
 
 def _render(template: str, entry: dict[str, Any]) -> str:

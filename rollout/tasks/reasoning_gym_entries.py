@@ -25,12 +25,12 @@ def _data(name: str, params: str, seed: int) -> Any:
 
 @lru_cache(maxsize=2048)
 def entry(name: str, params: str, seed: int, index: int) -> dict[str, Any]:
-    """Entry `index` below CHUNK; `params` is JSON."""
+    """Returns an entry by its index, which is below CHUNK; `params` is JSON."""
     return _data(name, params, seed)[index]
 
 
 def score(call: tuple[str, str, int, int, str]) -> float:
-    """The generator's own score, in [0, 1], of the answer that is the last item of the call, to entry(*the others)."""
+    """Scores an answer, the last item of the call, to entry(*the others): the generator's own score, in [0, 1]."""
     *where, answer = call
     return float(_data(*where[:3]).score_answer(answer, entry(*where)))
 

@@ -31,7 +31,8 @@ from typing import Any
 import yaml
 
 from layersweep.cli import DEMO
-from layersweep.orchestrator.planning.plan import Plan, make_plan
+from layersweep.orchestrator.planning.checks import make_plan
+from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.workers.startup.tiny_model_training import character_tokenizer, make_tiny_model
 from tests.benchmarks.common import Spent, median, print_table, random_model, spent, sweep

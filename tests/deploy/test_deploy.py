@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from layersweep.cli import _parser
+from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.planning.placement import placement_problems
-from layersweep.orchestrator.planning.plan import make_plan
 from layersweep.orchestrator.spec.load import load_spec
 
 ROOT = Path(__file__).parents[2]

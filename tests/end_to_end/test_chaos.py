@@ -43,7 +43,7 @@ def test_a_removed_node_takes_its_actors_elsewhere(tmp_path, expected, monkeypat
         victim = next(node for node in nodes if has_trainer(node))
         cluster.remove_node(victim, allow_graceful=False)
         assert process.wait(400) == 0, log.read_text()[-5000:]
-        assert "mending" in log.read_text()
+        assert "recovering" in log.read_text()
         check(tmp_path, expected)
     finally:
         cluster.shutdown()

@@ -11,8 +11,8 @@ import yaml
 from layersweep.cli import DEMO, main
 from layersweep.orchestrator.execution.launch import write_spec
 from layersweep.orchestrator.execution.manifest import SweepManifest
-from layersweep.orchestrator.execution.run_controller import steps_without_reward
-from layersweep.orchestrator.planning.plan import make_plan
+from layersweep.orchestrator.execution.step_checks import steps_without_reward
+from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.spec.load import parse_spec
 from tests.helpers.chaos import Processes, spec, start
 

@@ -70,12 +70,13 @@ def test_writing_and_training_by_turns_changes_nothing_but_the_order(finished, t
     whoever came late to a turn; vLLM on CPUs keeps its memory while it sleeps, the rest is as on a GPU."""
     log = tmp_path / "turns.txt"
     asleep = sweep(
-        tmp_path, 0, ("tests.sleeping_sweep",), (str(log),), layers=[1, 4], training={"steps": 3, "warmup_steps": 1},
-        deepspeed={"full_zero_stage": 2}, resources={"full_trainer_ranks": 2},
+        tmp_path, 0, ("tests.helpers.sleeping_sweep",), (str(log),), layers=[1, 4],
+        training={"steps": 3, "warmup_steps": 1}, deepspeed={"full_zero_stage": 2},
+        resources={"full_trainer_ranks": 2},
     )  # fmt: skip
     assert_same(asleep, finished)
     turns = log.read_text().split()
-    assert turns[:2] == ["training", "writing"] and all(a != b for a, b in zip(turns, turns[1:], strict=False))
+    assert turns[:2] == ["training", "generation"] and all(a != b for a, b in zip(turns, turns[1:], strict=False))
     assert 6 <= len(turns) <= 12
 
 

@@ -1,6 +1,6 @@
 """Seeded faults against a sweep that is running, and what must hold afterwards.
 
-    python -m tests.chaos --faults 30 --seed 0      # about 20 minutes; prints a line per fault and a verdict
+    python -m tests.helpers.chaos --faults 30 --seed 0      # about 20 minutes; prints a line per fault and a verdict
 
 Each sweep is the demo made smaller. Faults come one after another at random moments until the sweep ends; where it
 cannot go on by itself (its driver is gone) it is resumed. In the end every run is completed, every (run, step) is there
@@ -8,6 +8,7 @@ once, the table is that of an undisturbed sweep, and no process is left.
 """
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -52,36 +53,48 @@ def start(command: str, target: str, log: Path, *options: str) -> subprocess.Pop
 
 
 class Processes:
-    """Those of one driver: itself and everything below it."""
+    """The processes of one driver: itself and everything below it. Any may be gone between two looks at it."""
 
     def __init__(self, driver: subprocess.Popen):
         self.driver = psutil.Process(driver.pid)
         self.seen: set[psutil.Process] = set()
 
     def all(self) -> list[psutil.Process]:
-        """Alive now; remembered, so that orphans are found too."""
-        if self.driver.is_running():
+        """Those alive now; remembered, so that orphans are found too."""
+        with contextlib.suppress(psutil.NoSuchProcess):
             self.seen |= {self.driver, *self.driver.children(recursive=True)}
-        return [p for p in self.seen if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in self.seen if _alive(process)]
 
     def of(self, role: str) -> list[psutil.Process]:
         """Workers of an actor, by the name that Ray gives their process."""
-        found = []
-        for process in self.all():
-            try:
-                title = " ".join(process.cmdline())
-            except psutil.Error:
-                continue
-            if title.startswith(f"ray::{role}") or f"/{role}" in title.split(" ")[0]:
-                found.append(process)
-        return found
+        titles = {process: _title(process) for process in self.all()}
+        return [
+            process
+            for process, title in titles.items()
+            if title.startswith(f"ray::{role}") or f"/{role}" in title.split(" ")[0]
+        ]
 
     def left(self, seconds: float = 40.0) -> list[str]:
         """What is still there after so long."""
         until = time.monotonic() + seconds
         while (alive := self.all()) and time.monotonic() < until:
             time.sleep(0.2)
-        return [f"{p.pid} {' '.join(p.cmdline())[:80]}" for p in alive]
+        return [f"{process.pid} {_title(process)[:80]}" for process in alive]
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _title(process: psutil.Process) -> str:
+    """The command line; "" of a process that is gone or hides it."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def _signal(role: str, number: int) -> Callable[[random.Random, Processes, Path], str | None]:
@@ -90,7 +103,10 @@ def _signal(role: str, number: int) -> Callable[[random.Random, Processes, Path]
         if not found:
             return None
         victim = rng.choice(found)
-        os.kill(victim.pid, number)
+        try:
+            victim.send_signal(number)
+        except psutil.NoSuchProcess:
+            return None
         return f"{signal.Signals(number).name} to {role} {victim.pid}"
 
     return fault
@@ -121,9 +137,12 @@ def _quota(role: str) -> Callable[[random.Random, Processes, Path], str | None]:
         if not found:
             return None
         victim = rng.choice(found)
-        victim.rlimit(psutil.RLIMIT_FSIZE, (1024, psutil.RLIM_INFINITY))
+        try:
+            victim.rlimit(psutil.RLIMIT_FSIZE, (1024, psutil.RLIM_INFINITY))
+        except psutil.NoSuchProcess:
+            return None
         time.sleep(6)
-        if victim.is_running():
+        with contextlib.suppress(psutil.NoSuchProcess):
             victim.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
         return f"quota for {role} {victim.pid}"
 

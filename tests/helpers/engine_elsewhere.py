@@ -1,5 +1,6 @@
 """The routed engine on the paths that only GPUs take, run without one; a program, as both are chosen before vLLM is
-imported: `python -m tests.helpers.engine_elsewhere v2|spans|wrong_shard MODEL_FOLDER [DTYPE]`, which prints what it saw as JSON.
+imported: `python -m tests.helpers.engine_elsewhere v2|spans|wrong_shard MODEL_FOLDER [DTYPE]`, which prints what it
+saw as JSON.
 
 `v2`: vLLM's own V2 model runner, its Triton kernels carried out by Triton's interpreter. `spans`: two tensor-parallel
 workers, spawned as they are from a Ray actor. `wrong_shard`: the same, with a fault: both keep the first one's shards.

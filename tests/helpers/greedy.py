@@ -1,7 +1,7 @@
 """Greedy answers of one vLLM engine, as JSON: two engines do not fit into one process, so tests run this as one.
 
-    python -m tests.greedy PROMPTS plain FOLDER             an ordinary vLLM on a model's folder
-    python -m tests.greedy PROMPTS overlay FOLDER WEIGHTS   a sweep's engine that serves WEIGHTS over the base FOLDER
+    python -m tests.helpers.greedy PROMPTS plain FOLDER            an ordinary vLLM on a model's folder
+    python -m tests.helpers.greedy PROMPTS overlay FOLDER WEIGHTS  a sweep's engine that serves WEIGHTS over the base
 
 PROMPTS is JSON, a list of lists of token ids; printed is a list of [tokens, log-probabilities], one per prompt.
 """

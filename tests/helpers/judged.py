@@ -10,7 +10,8 @@ BACKENDS = [
     pytest.param(
         "bubblewrap",
         marks=pytest.mark.skipif(
-            backend.why_not("bubblewrap") is not None, reason=f"bubblewrap: {backend.why_not('bubblewrap')}"
+            backend.unavailable_reason("bubblewrap") is not None,
+            reason=f"bubblewrap: {backend.unavailable_reason('bubblewrap')}",
         ),
     ),
     "subprocess",

@@ -1,7 +1,7 @@
 """A sweep whose output is a bucket, against a server on this machine that speaks S3, and all that reads it afterwards.
 
     pip install --editable '.[s3]' 'moto[server]'
-    python -m tests.object_store        # about three minutes; prints a line for each thing seen
+    python -m tests.helpers.object_store        # about three minutes; prints a line for each thing seen
 
 moto and s3fs are not part of the pinned stack of the tests: botocore wants an older python-dateutil. Sweep, then with
 its Ray gone status, pull, report, export and resume by URI; every table must be that of the same sweep in a folder.

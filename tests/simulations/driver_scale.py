@@ -24,7 +24,8 @@ from unittest.mock import AsyncMock, patch
 import yaml
 from rich.console import Console
 
-from layersweep.orchestrator.execution.driver import Driver
+from layersweep.orchestrator.execution.actors import max_concurrent_runs
+from layersweep.orchestrator.execution.driver import drive
 from layersweep.orchestrator.execution.manifest import SweepManifest
 from layersweep.orchestrator.execution.progress import Progress
 from layersweep.orchestrator.planning.cluster_shape import H200
@@ -35,7 +36,7 @@ from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.model.known_models import KNOWN_MODELS
 from layersweep.policies.selection import Selection
 from tests.simulations.collector_cost import SAMPLES, measure
-from tests.simulations.stand_ins import Durations, SimulatedSharedGpuPool, SimulatedStage, World
+from tests.simulations.stand_ins import Durations, World
 from tests.simulations.virtual_time import VirtualClock, VirtualLoop
 
 PRESET = Path(__file__).parents[2] / "deploy" / "sweeps" / "qwen3-8b-numinamath-grpo.yaml"
@@ -116,10 +117,13 @@ def durations(plan: Plan, faster: float = 1.0) -> Durations:
     )
 
 
-def simulate(plan: Plan, world: World, worked: Callable[[World], float] | None = None) -> Outcome:
+def simulate(
+    plan: Plan, world: World, worked: Callable[[World], float] | None = None, limit: float | None = None
+) -> Outcome:
     """The sweep to its end.
 
     Args:
+        limit: seconds of the virtual clock after which it is given up, with TimeoutError.
         worked: gives the seconds that the driver has been busy; its own CPU time and its calls of Ray by default.
     """
     began = time.process_time()
@@ -127,21 +131,23 @@ def simulate(plan: Plan, world: World, worked: Callable[[World], float] | None =
     def busy() -> float:
         return worked(world) if worked else time.process_time() - began + world.calls.total() * RAY_CALL
 
+    package = "layersweep.orchestrator.execution"
     with ExitStack() as stack:
-        for module in ("run_controller", "actors", "ray_nodes", "health", "engine_slot"):
-            stack.enter_context(patch(f"layersweep.orchestrator.execution.{module}.ray", world.ray()))
+        for module in ("actors", "clients", "ray_nodes", "health", "engine_slot"):
+            stack.enter_context(patch(f"{package}.{module}.ray", world.ray()))
         for module in ("run_controller", "driver", "progress"):
-            stack.enter_context(patch(f"layersweep.orchestrator.execution.{module}.time", VirtualClock))
-        stack.enter_context(patch("layersweep.orchestrator.execution.run_slots.LOOK", 100.0))
+            stack.enter_context(patch(f"{package}.{module}.time", VirtualClock))
+        stack.enter_context(patch(f"{package}.driver.CLUSTER_CHECK_SECONDS", 100.0))
         log = stack.enter_context(open(os.devnull, "w"))
-        stack.enter_context(patch("layersweep.orchestrator.execution.progress.Console", lambda **_: Console(file=log)))
-        stack.enter_context(patch("layersweep.orchestrator.execution.actors.gang", lambda *_: None))
-        stack.enter_context(patch("layersweep.orchestrator.execution.actors.placed", AsyncMock(return_value=True)))
-        stack.enter_context(
-            patch("layersweep.orchestrator.execution.actors.SharedGpuPool", partial(SimulatedSharedGpuPool, world))
-        )
+        stack.enter_context(patch(f"{package}.progress.Console", lambda **_: Console(file=log)))
+        stack.enter_context(patch(f"{package}.actors.create_actor", world.create_actor))
+        stack.enter_context(patch(f"{package}.actors.gang", lambda *_: None))
+        stack.enter_context(patch(f"{package}.actors.remove_placement_group", lambda group: None))
+        stack.enter_context(patch(f"{package}.actors.placed", AsyncMock(return_value=True)))
+        stack.enter_context(patch(f"{package}.actors.SharedGpuPool", world.shared_gpu_pool()))
         with asyncio.Runner(loop_factory=partial(VirtualLoop, busy)) as runner:
-            seconds = runner.run(_drive(plan, world))
+            seconds = runner.run(_drive(plan, limit))
+        concurrent = max_concurrent_runs(plan)
     return Outcome(
         ends=world.ends,
         seconds=seconds,
@@ -154,16 +160,13 @@ def simulate(plan: Plan, world: World, worked: Callable[[World], float] | None =
         collector_wait=world.collector.longest_wait,
         mended=world.calls["device"] - len(plan.runs),
         restarts=world.killed["Collector"] + world.killed["RolloutWorker"],
-        concurrent=min(len(plan.runs), world.rooms),
+        concurrent=min(len(plan.runs), concurrent),
     )
 
 
-async def _drive(plan: Plan, world: World) -> float:
+async def _drive(plan: Plan, limit: float | None) -> float:
     progress = Progress([run.name for run in plan.runs], plan.spec.training.steps)
-    driver = Driver(plan, SweepManifest.begin(plan), progress, {})
-    driver.stage = SimulatedStage(plan, world)
-    await driver.run()
-    world.rooms = driver.sweep.rooms.there
+    await asyncio.wait_for(drive(plan, SweepManifest.begin(plan), progress, {}), limit)
     return asyncio.get_running_loop().time()
 
 

@@ -1,24 +1,24 @@
 """Stand-ins for Ray and for the actors of a sweep: each call answers after as long as the real actor would take.
 
-Everything else of a sweep is real: driver, courses, stage, watch, deadlines, progress.
+Everything else of a sweep is real: driver, run controllers, placement, health checks, timeouts, progress.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import ray
 
-from layersweep.orchestrator.execution.actors import SweepActors
-from layersweep.orchestrator.planning.plan import Plan
+from layersweep.orchestrator.execution.shared_gpus import SharedGpuPool
 from layersweep.policies.selection import Selection
+from layersweep.rollout.types import StaleWeights
 from layersweep.workers.actors.collector import SPARING
 from layersweep.workers.actors.gpu_share import aboard
-from layersweep.workers.actors.shared_gpu import SharedGpuPool
 from layersweep.workers.config import ActorResources
+from layersweep.workers.storage.run_store import CheckpointRecord, RunStore
 from tests.simulations.virtual_time import Server
 
 
@@ -80,6 +80,9 @@ class Method:
 class Actor:
     """Answers every method at once; subclasses give those that take time."""
 
+    dead = False
+    """Killed for good: every call fails."""
+
     def __init__(self, world: "World"):
         self.world = world
 
@@ -87,46 +90,70 @@ class Actor:
         return Method(self, name)
 
     async def answer(self, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if self.dead:
+            raise ray.exceptions.ActorDiedError()
         args = [await arg if isinstance(arg, Ref) else arg for arg in args]
+        if fault := self.world.faults.get(name):
+            await fault(self, *args)
         handler = getattr(type(self), f"do_{name}", None)
         return await handler(self, *args, **kwargs) if handler else None
 
 
 class Engine(Actor):
-    """Writes one batch at a time: at the batch sizes of the study one fills the GPU."""
+    """Generates one batch at a time: at the batch sizes of the study one fills the GPU."""
 
     def __init__(self, world: "World", number: int):
         super().__init__(world)
         self.gpu = Server()
+        self.versions: dict[str, int] = {}
+        """Of the weights of each run."""
         world.engines.append(self.gpu)
 
     async def do_start(self, *args: Any) -> tuple[str, str]:
         return "Engine", ""
+
+    async def do_load(self, run: str, version: int, path: str) -> Any:
+        return await self.do_push(run, version, path)
+
+    async def do_drop(self, run: str) -> None:
+        self.versions.pop(run, None)
+
+    async def generate(self, run: str | None, version: int, seconds: float) -> None:
+        """What the rollout worker calls."""
+        if self.dead:
+            raise ray.exceptions.ActorDiedError()
+        if run and self.versions.get(run) != version:
+            raise StaleWeights(f"{run}: version {version} asked for, {self.versions.get(run)} is here")
+        await self.gpu.serve(seconds)
 
     async def do_stuck_for(self) -> float:
         return 0.0
 
     async def do_push(self, run: str, version: int, weights: Any) -> Any:
         await asyncio.sleep(self.world.durations.push)
+        self.versions[run] = version
         return SimpleNamespace(bytes=0, cpu_seconds=0.0)
 
 
 class RolloutWorker(Actor):
     """Takes no time of its own."""
 
-    async def do_rollout(self, engine: Engine, *args: Any) -> None:
-        await engine.gpu.serve(self.world.durations.rollout)
+    async def do_rollout(self, engine: Engine, run: str | None, version: int, *args: Any) -> None:
+        await engine.generate(run, version, self.world.durations.rollout)
 
     async def do_evaluation(self, engine: Engine, run: str | None, version: int, *args: Any) -> None:
-        await engine.gpu.serve(self.world.durations.evaluation)
+        await engine.generate(run, version, self.world.durations.evaluation)
 
 
 class Trainer(Actor):
     """On a GPU that it may share with others; they take turns."""
 
-    def __init__(self, world: "World", gpu: Server | None, selection: Selection, ranks: int):
+    def __init__(self, world: "World", gpu: Server | None, selection: Selection, seed: int, ranks: int):
         super().__init__(world)
         self.selection, self.ranks, self.steps = selection, ranks, 0
+        self.run = f"{selection.name}-seed{seed}"
+        world.trainers[self.run] += 1
+        world.most_runs = max(world.most_runs, len(+world.trainers))
         self.gpu = gpu or Server()
         if gpu is None:
             world.whole.append(self.gpu)
@@ -141,11 +168,16 @@ class Trainer(Actor):
     async def do_update(self, experience: Any, step: int) -> dict[str, float]:
         await self.gpu.serve(self.world.durations.update(self.selection) / self.ranks)
         self.steps = step + 1
-        names = ("reward_mean", "tokens", "rollout_seconds", "reward_seconds", "update_seconds")
-        return dict.fromkeys(names, 1.0)
+        names = ("reward_mean", "tokens", "rollout_seconds", "reward_seconds", "update_seconds", "learning_rate")
+        return dict.fromkeys(names, 1.0) | {
+            "update_norm": float(self.steps), "grad_norm": 1.0, "no_signal_fraction": 0.0, "logprob_mismatch": 0.0,
+        }  # fmt: skip
 
     async def do_completed(self) -> int:
         return self.steps
+
+    async def do_restore(self, folder: str, record: CheckpointRecord) -> None:
+        self.steps = record.step
 
     async def do_save(self, folder: str, step: int) -> tuple[str, str, float]:
         await self.gpu.serve(self.world.durations.checkpoint)
@@ -181,12 +213,19 @@ class Collector(Actor):
     async def do_alive(self) -> None:
         await self.thread.serve(0.0)
 
-    async def do_record_step(self, *args: Any) -> None:
+    async def do_record_step(self, selection: str, seed: int, step: int, row: dict[str, Any]) -> None:
         self.rows += 1
+        self.world.recorded.append((f"{selection}-seed{seed}", step))
         await self._serve(self.world.cost.step)
 
-    async def do_commit(self, selection: str, seed: int, step: int, *args: Any) -> float:
+    async def do_commit(
+        self, selection: str, seed: int, step: int, files: dict[str, str], rows: list[dict[str, Any]], *args: Any
+    ) -> float:
         await self.thread.serve(step * self.world.cost.commit_row)
+        self.world.commits.append((f"{selection}-seed{seed}", step))
+        if self.world.folder:
+            record = CheckpointRecord(step, files, rows, 0.0)
+            RunStore(self.world.folder, f"{selection}-seed{seed}").commit(record, keep=2)
         return 0.0
 
     async def do_record_scores(self, selection: str, seed: int, step: int, columns: None) -> None:
@@ -194,6 +233,7 @@ class Collector(Actor):
         await self._serve(self.world.cost.scores)
 
     async def do_update_run(self, selection: str, seed: int, **facts: Any) -> None:
+        self.world.statuses[f"{selection}-seed{seed}"] = (facts["status"], facts.get("reason"))
         if facts.get("status") != "running":
             self.world.ends[facts.get("reason") or facts["status"]] += 1
         await self._serve(0.0)
@@ -212,10 +252,12 @@ class Collector(Actor):
 
 
 class SharedGpu:
-    """A berth's placement group; trainers aboard learn from it which GPU is theirs."""
+    """Trainers learn which GPU is theirs from what is Ray's scheduling strategy elsewhere."""
 
-    def __init__(self, room: int):
-        self.gpu, self.room, self.shared, self.aboard = Server(), room, None, 0
+    base_weights = None
+
+    def __init__(self, capacity: int):
+        self.gpu, self.capacity = Server(), capacity
 
     def strategy(self) -> Server:
         return self.gpu
@@ -226,31 +268,49 @@ class World:
 
     Args:
         gpus: in nodes of 8.
+        folder: of the sweep, where checkpoints are recorded; None records none.
+        faults: by method of an actor, awaited with the actor and the arguments before each call: it may raise or wait.
     """
 
-    def __init__(self, gpus: int, durations: Durations, cost: CollectorCost):
+    def __init__(
+        self, gpus: int, durations: Durations, cost: CollectorCost, folder: str | None = None,
+        faults: dict[str, Callable[..., Awaitable[None]]] | None = None,
+    ):  # fmt: skip
         self.gpus, self.durations, self.cost = gpus, durations, cost
+        self.folder, self.faults = folder, faults or {}
+        self.recorded: list[tuple[str, int]] = []
+        """Run and step of each row of steps.parquet, as they came."""
+        self.commits: list[tuple[str, int]] = []
+        """Run and step of each checkpoint."""
+        self.statuses: dict[str, tuple[str, str | None]] = {}
+        """Last status and reason of each run."""
         self.calls: Counter[str] = Counter()
         """Of Ray, by method."""
         self.ends: Counter[str] = Counter()
         """Runs by how they ended, or by why they failed."""
         self.killed: Counter[str] = Counter()
         """Actors, by kind, that the driver took for dead; trainers of finished runs too."""
-        self.rooms = 0
-        """For runs, at the end."""
+        self.trainers: Counter[str] = Counter()
+        """Trainers alive, by run."""
+        self.most_runs = 0
+        """Runs that had trainers at the same time, at most."""
         self.engines: list[Server] = []
         self.shared: list[Server] = []
         """GPUs of layer trainers."""
         self.whole: list[Server] = []
         """GPUs of whole-model trainers, as many as there have been."""
 
-    def actor(self, cls: type, scheduling_strategy: Server | None = None, **options: Any) -> SimpleNamespace:
-        """What `ray.remote(cls).options(...)` is; its `remote` takes what the real actor's __init__ does."""
+    def create_actor(
+        self, cls: type, name: str, needs: ActorResources, scheduling_strategy: Server | None = None, **options: Any
+    ) -> SimpleNamespace:
+        """In place of layersweep.orchestrator.execution.actors.create_actor."""
         make = {
             "Engine": lambda number: Engine(self, number),
             "Collector": lambda *args: Collector(self),
             "RolloutWorker": lambda *args: RolloutWorker(self),
-            "Trainer": lambda selection, seed, rank, ranks, gpu: Trainer(self, scheduling_strategy, selection, ranks),
+            "Trainer": lambda selection, seed, rank, ranks, gpu: Trainer(
+                self, scheduling_strategy, selection, seed, ranks
+            ),
         }
         return SimpleNamespace(remote=make[cls.__name__])
 
@@ -270,26 +330,19 @@ class World:
 
     def _kill(self, actor: Actor, no_restart: bool = True) -> None:
         self.killed[type(actor).__name__] += 1
+        if no_restart and not actor.dead and isinstance(actor, Trainer):
+            self.trainers[actor.run] -= 1
+        actor.dead = actor.dead or no_restart
 
+    def shared_gpu_pool(self) -> type[SharedGpuPool]:
+        """Trainers hold shared GPUs as ever; there are no placement groups behind them."""
+        world = self
 
-class SimulatedSharedGpuPool(SharedGpuPool):
-    """Trainers board and leave as ever; there are no placement groups behind it."""
+        class SimulatedSharedGpuPool(SharedGpuPool):
+            @classmethod
+            async def create(cls, shares: Sequence[float], trainer: ActorResources, *args: Any) -> SharedGpuPool:
+                pool = cls([SharedGpu(aboard(share, trainer.gpus)) for share in shares])
+                world.shared = [gpu.gpu for gpu in pool.gpus]
+                return pool
 
-    def __init__(self, world: World, shares: Sequence[float], trainer: ActorResources):
-        self.berths = [SharedGpu(aboard(share, trainer.gpus)) for share in shares]
-        self.changed = asyncio.Condition()
-        world.shared = [berth.gpu for berth in self.berths]
-
-    async def load(self, *args: Any) -> None:
-        pass
-
-
-class SimulatedStage(SweepActors):
-    """The real one, whose actors are stand-ins."""
-
-    def __init__(self, plan: Plan, world: World):
-        super().__init__(plan, {})
-        self.world = world
-
-    def _actor(self, cls: type, name: str, needs: ActorResources, **options: Any) -> Any:
-        return self.world.actor(cls, **options)
+        return SimulatedSharedGpuPool

@@ -15,6 +15,8 @@ from layersweep.workers.storage.run_store import CheckpointRecord, RunStore, run
 from layersweep.workers.trackers import build
 from layersweep.workers.trackers.config import TrackingConfig
 
+from .portable_errors import portable_errors
+
 logger = logging.getLogger(__name__)
 
 STEP_COLUMNS = (
@@ -24,7 +26,7 @@ STEP_COLUMNS = (
     "update_seconds", "sync_seconds", "wait_seconds", "generate_cpu_seconds", "reward_cpu_seconds",
     "update_cpu_seconds", "push_cpu_seconds", "checkpoint_cpu_seconds", "driver_cpu_seconds", "success_rate",
     "episode_length", "invalid_action_rate", "step_groups_larger_than_one", "lost_episodes", "given_up_episodes",
-    "cut_observations", "gradient_agreement",
+    "cut_observations", "gradient_agreement", "unjudged_fraction",
 )  # fmt: skip
 SCORE_COLUMNS = (
     "selection", "seed", "step", "suite", "split", "prompt", "sample", "score", "response_tokens", "truncated",
@@ -38,6 +40,7 @@ def places_file(folder: str) -> str:
     return f"{folder}/checkpoints/places.json"
 
 
+@portable_errors
 class Collector:
     """Aggregates a sweep into its tables while it runs, and keeps its ledger.
 
@@ -74,7 +77,7 @@ class Collector:
             if facts and (facts["selection"], facts["seed"]) not in self.runs:
                 self.add_run(facts)
         self.places: dict[str, str] = json.loads(read_bytes(places_file(folder)) or b"{}")
-        """Of engines and of runs that have trainers: host and GPUs."""
+        """Host and GPUs of each engine, and of each run that has trainers."""
         self.trackers = build(tracking, sweep, folder)
         self.due = 0.0
 
@@ -82,7 +85,7 @@ class Collector:
         return "Collector()"
 
     def alive(self) -> None:
-        """Answers while this actor does."""
+        """Answer a health check."""
 
     def add_run(self, run: dict[str, Any]) -> None:
         """A run, with all that the ledger has of it."""
@@ -141,7 +144,7 @@ class Collector:
         self._write_if_due()
 
     def place(self, who: str, where: str | None) -> None:
-        """Where an engine or a run's trainers are now; None for nowhere."""
+        """Set host and GPUs of an engine or of a run's trainers; None where there are none."""
         self.places.pop(who, None)
         if where:
             self.places[who] = where

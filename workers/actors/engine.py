@@ -2,20 +2,25 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from layersweep.policies.model.checkpoint import refuse_non_finite
 from layersweep.rollout.config import RolloutConfig
 from layersweep.rollout.types import Completions, Pushed, Sampling
 from layersweep.workers.startup.model_source import ModelSource
 from layersweep.workers.storage.files import located
+
+from .portable_errors import portable_errors
 
 if TYPE_CHECKING:
     from layersweep.policies.model.tensor_transport import TransportTensors
     from layersweep.workers.transport.weight_transfer import WeightManifest
 
 
+@portable_errors
 class Engine:
     """One vLLM engine for all runs that the driver assigns to it. Async: many calls wait at the same time.
 
@@ -54,6 +59,8 @@ class Engine:
         self.gauges = EngineGauges(self.number)
         self.receiver = WeightReceiver()
         self.spans, path = config.tensor_parallel_size, await asyncio.to_thread(model.here)
+        if model.revision:  # a folder was looked at before the start
+            await asyncio.to_thread(refuse_non_finite, Path(path))
         trusted = model.trust_remote_code
         self.engine = await asyncio.to_thread(RolloutEngine, path, architecture, config, dtype, seed, trusted)
         await asyncio.to_thread(check, self.engine, path, dtype, whole, trusted)

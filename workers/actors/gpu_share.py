@@ -4,16 +4,21 @@ from layersweep.workers.config import ActorResources
 
 EPSILON = 1e-9
 BASE_WEIGHTS_CPUS = 0.1
-"""Of the trunk's host."""
+"""CPUs of the BaseWeightsActor."""
 BASE_WEIGHTS_SHARE = 0.05
-"""Of a GPU, as Ray counts, for the trunk that layer trainers share; the memory it takes is the trunk's."""
+"""Share of a GPU that Ray counts for the BaseWeightsActor; the memory that it takes is the base model's."""
 
 
 def aboard(share: float, gpus: float) -> int:
-    """How many trainers of so many GPUs fit into a berth of this share, beside its trunk."""
+    """Return how many trainers fit on a shared GPU, beside the base weights.
+
+    Args:
+        share: of the GPU that layer trainers and base weights have together.
+        gpus: of one trainer, a fraction.
+    """
     return max(0, int((share - BASE_WEIGHTS_SHARE) / gpus + EPSILON))
 
 
 def berth_cpus(share: float, trainer: ActorResources) -> float:
-    """CPUs of a berth: its trainers', and the trunk's host's."""
+    """Return the CPUs of a shared GPU's bundle: its trainers' and the BaseWeightsActor's."""
     return aboard(share, trainer.gpus) * trainer.cpus + BASE_WEIGHTS_CPUS

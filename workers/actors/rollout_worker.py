@@ -1,12 +1,10 @@
 """The rollout worker as a Ray actor: from prompts to experience and scores, around the engine."""
 
 import asyncio
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +12,18 @@ import numpy as np
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.config import SuiteConfig
 from layersweep.rollout.data.prompt_data import decontaminate_across
+from layersweep.rollout.data.window import fit_prompts, prompt_uses
 from layersweep.rollout.environments.base import InitialState
 from layersweep.rollout.environments.episodes import EpisodeBatch, play
+from layersweep.rollout.prompt_encoder import PromptEncoder
 from layersweep.rollout.types import Completions, Experience, Prompt, Response, Sampling, Score, Split, seeds_for
 from layersweep.workers.config import TrainingConfig
 from layersweep.workers.startup.model_source import ModelSource
 
+from .portable_errors import portable_errors
 
+
+@portable_errors
 class RolloutWorker:
     """Tokenizes prompts, asks the engine, decodes and scores, all off the engine's and the trainers' processes.
 
@@ -29,28 +32,40 @@ class RolloutWorker:
         task: the section of the spec that is trained on.
         suites: the evaluation suites.
         training: the spec's section.
+        window: tokens of a prompt and its response at most; None is as many as the engine takes.
     """
 
-    def __init__(self, model: ModelSource, task: StrictModel, suites: Sequence[SuiteConfig], training: TrainingConfig):
-        self.training = training
-        self.tokenizer, self.stop_token_ids = load_tokenizer(model.here(), model.trust_remote_code)
+    def __init__(
+        self,
+        model: ModelSource,
+        task: StrictModel,
+        suites: Sequence[SuiteConfig],
+        training: TrainingConfig,
+        window: int | None = None,
+    ):
+        self.training, self.window = training, window
+        self.encoder = PromptEncoder(
+            model.here(), model.trust_remote_code, model.chat_template, model.template_arguments
+        )
+        self.tokenizer, self.stop_token_ids = self.encoder.tokenizer, self.encoder.stop_token_ids
         self.task = task.build()
         self.suites = {suite.name: suite for suite in suites}
         self.suite_tasks = {suite.name: suite.task.build() if suite.task else self.task for suite in suites}
         decontaminate_across(self.task, self.suite_tasks.values())
+        self._drop_overlong_prompts(suites)
 
     def __repr__(self) -> str:
         return "RolloutWorker()"
 
     async def alive(self) -> None:
-        """Answers while this actor does."""
+        """Answer a health check."""
 
     async def rollout(self, *args: Any) -> tuple[None, Experience]:
-        """`experience`, after a nothing that a driver can wait for without having all of it sent."""
+        """Return (None, experience). The driver waits for the None, and the experience is not sent to its process."""
         return None, await self.experience(*args)
 
     async def experience(self, engine: Any, run: str | None, version: int, seed: int, step: int) -> Experience:
-        """One training batch: `prompts_per_step` prompts, `group_size` responses each, scored.
+        """Make one training batch: `prompts_per_step` prompts, `group_size` responses each, scored.
 
         Prompts and sampling seeds follow from sweep seed and step alone, so all runs of a seed see the same.
         """
@@ -99,17 +114,21 @@ class RolloutWorker:
                 "generate_cpu_seconds": done.cpu_seconds,
                 "reward_cpu_seconds": cpu,
             },
+            metrics={"unjudged_fraction": float(np.mean([not score.judged for score in scores]))},
         )
 
     async def evaluation(self, *args: Any) -> tuple[None, dict[str, np.ndarray]]:
-        """`evaluate`, after a nothing that a driver can wait for without having all of it sent."""
+        """Return (None, scores). The driver waits for the None, so that the scores are not sent to its process."""
         return None, await self.evaluate(*args)
 
     async def evaluate(
         self, engine: Any, run: str | None, version: int, suite_name: str, split: Split, seed: int, samples: int,
         greedy: bool = False,
     ) -> dict[str, np.ndarray]:  # fmt: skip
-        """Columns of scores.parquet, one row per response, for one suite. Sampling seeds are common to all runs."""
+        """Return columns of scores.parquet, one row per response, for one suite.
+
+        Sampling seeds are common to all runs.
+        """
         suite, task = self.suites[suite_name], self.suite_tasks[suite_name]
         prompts = task.prompts(split, suite.prompts if split == "selection" else suite.final_prompts)
         samples = 1 if greedy or suite.temperature == 0 else samples  # greedy responses are all the same
@@ -151,7 +170,7 @@ class RolloutWorker:
         self, engine: Any, run: str | None, version: int, task: Any, starts: Sequence[InitialState], samples: int,
         sampling: Sampling, scope: tuple[object, ...],
     ) -> EpisodeBatch:  # fmt: skip
-        """Episodes of an environment section; `sampling` is of one response each."""
+        """Play episodes of an environment section; `sampling` is of one response each."""
 
         async def generate(prompts: list[np.ndarray], seeds: list[int]) -> Completions:
             return await engine.generate.remote(run, version, prompts, seeds, sampling)
@@ -168,15 +187,20 @@ class RolloutWorker:
         return [cut_at_stop(text, stop, self.training.include_stop) for text in texts] if stop else texts
 
     def _encode(self, prompt: Prompt) -> np.ndarray:
-        if prompt.messages is not None:
-            text = self.tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
-            return np.array(self.tokenizer.encode(text, add_special_tokens=False), np.int32)
-        return np.array(self.tokenizer.encode(prompt.text), np.int32)
+        return np.array(self.encoder.encode(prompt), np.int32)
+
+    def _drop_overlong_prompts(self, suites: Sequence[SuiteConfig]) -> None:
+        """Drop the prompts that the plan counted as dropped. What it refuses does not come this far."""
+        pairs = [(suite, self.suite_tasks[suite.name]) for suite in suites]
+        uses = prompt_uses(self.task, pairs, self.training.prompts_per_step, self.training.max_response_tokens)
+        dropping = [use for use in uses if hasattr(use.task, "data") and use.task.data.drops_overlong]
+        if self.window is not None:
+            fit_prompts(dropping, self.encoder.encode_all, self.window)
 
     async def _score(
         self, task: Any, prompts: Sequence[Prompt], done: Completions, sampling: Sampling, samples: int
     ) -> tuple[list[Score], float]:
-        """Scores in the responses' order, and the CPU seconds of this process that they took."""
+        """Return scores in the responses' order, and the CPU seconds of this process that they took."""
         texts = self._decode(done.responses(), sampling.stop)
         responses = [Response(text, bool(end)) for text, end in zip(texts, done.finished, strict=True)]
         asked = [prompts[i // samples] for i in range(len(responses))]
@@ -202,24 +226,3 @@ def _timed_score(task: Any, prompts: Sequence[Prompt], responses: Sequence[Respo
 
 def _batch_seed(seed: int, step: int) -> int:
     return seed * 1_000_003 + step
-
-
-def load_tokenizer(folder: str, trust_remote_code: bool = False) -> tuple[Any, tuple[int, ...]]:
-    """Load a folder's tokenizer, and the tokens that end a response: the generation config's and the tokenizer's own.
-
-    Args:
-        trust_remote_code: whether code that the folder brings may run.
-    """
-    if (Path(folder) / "tokenizer.json").is_file():
-        # The generic class reads tokenizer.json whole, and imports in a fifth of AutoTokenizer's time.
-        from transformers import PreTrainedTokenizerFast as Loader
-    else:
-        from transformers import AutoTokenizer as Loader
-    tokenizer = Loader.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    stops = {tokenizer.eos_token_id}
-    for name in ("generation_config.json", "config.json"):
-        path = Path(folder) / name
-        if path.is_file():
-            ends = json.loads(path.read_text()).get("eos_token_id")
-            stops |= set(ends if isinstance(ends, list) else [ends])
-    return tokenizer, tuple(sorted(stop for stop in stops if stop is not None))

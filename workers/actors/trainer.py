@@ -14,6 +14,8 @@ from layersweep.workers.storage.run_store import CheckpointRecord, CorruptFile, 
 from layersweep.workers.training.distributed import free_port, prepare
 from layersweep.workers.training.memory import release_unused
 
+from .portable_errors import portable_errors
+
 if TYPE_CHECKING:
     from layersweep.policies.model.tensor_transport import TransportTensors
     from layersweep.workers.transport.weight_transfer import WeightManifest
@@ -23,6 +25,7 @@ class TrunkChanged(RuntimeError):
     """Something wrote into the weights that a run shares with the base."""
 
 
+@portable_errors
 class Trainer:
     """Updates one selection's weights, from one seed's rollouts.
 

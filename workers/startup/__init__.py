@@ -1,1 +1,1 @@
-"""What happens before actors work: process environment, preloaded processes, the demo's tiny base model."""
+"""Preparation before actors work: process environment, preloaded processes, the demo's tiny base model."""

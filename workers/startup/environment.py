@@ -2,7 +2,11 @@
 
 
 def worker_environment(gpu: bool) -> dict[str, str]:
-    """What vLLM, DeepSpeed and torch read at import."""
+    """Return the variables that vLLM, DeepSpeed and torch read at import.
+
+    Args:
+        gpu: whether the sweep's engines and trainers are on GPUs.
+    """
     shared = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in its actor: weights are pushed between its steps
         "VLLM_NO_USAGE_STATS": "1",

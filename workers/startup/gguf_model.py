@@ -22,7 +22,7 @@ class PackagedFile:
 
     package: str
     requirement: str
-    """What pip installs."""
+    """Package that pip installs."""
     file: str
     sha256: str
 

@@ -3,7 +3,7 @@
 import os
 import socket
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +15,7 @@ from .model_cache import exists, publish
 
 LOADED = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken"]
 """Files of a hub model that are fetched: weights, configuration, tokenizer. Never pickles."""
+WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 
 
 class HubOutOfReach(ValueError):
@@ -23,7 +24,7 @@ class HubOutOfReach(ValueError):
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where the base model comes from, as every actor gets it.
+    """Source of the base model, as every actor gets it.
 
     `path` is a folder that every node can read, a GGUF file or packaged model (gguf_model), or a hub name; then
     `revision` is the commit that the spec's revision meant when the sweep was planned. Of the tiny model, which one
@@ -37,6 +38,10 @@ class ModelSource:
     trust_remote_code: bool = False
     """Whether code that the model brings may run."""
     files: Any = None
+    chat_template: str | None = None
+    """Jinja text in place of the model's own template."""
+    template_arguments: dict[str, Any] = field(default_factory=dict)
+    """Further variables of the chat template."""
 
     def here(self) -> str:
         """Return the folder to load from on this node; what is not there yet is fetched first.
@@ -45,7 +50,7 @@ class ModelSource:
             HubOutOfReach: the hub does not give it, and it is not in the cache of this node.
         """
         if self.revision is not None:
-            return str(self._fetch())
+            return str(self.fetch())
         if is_gguf(self.path):
             return str(gguf_folder(self.path))
         folder = Path(self.path)
@@ -55,21 +60,33 @@ class ModelSource:
             write_folder(ray.get(self.files), folder)
         return self.path
 
-    def _fetch(self) -> Path:
+    def fetch(self, weights: bool = True) -> Path:
+        """Return the folder of a hub model in this node's cache; what is not there yet is fetched first.
+
+        Args:
+            weights: whether they are needed.
+
+        Raises:
+            HubOutOfReach: the hub does not give it.
+        """
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         wanted = LOADED + ["*.py"] * self.trust_remote_code
         try:
             folder = snapshot_download(
-                self.path, revision=self.revision, allow_patterns=wanted, local_files_only=not hub_resolves()
+                self.path,
+                revision=self.revision,
+                allow_patterns=wanted,
+                ignore_patterns=None if weights else WEIGHTS,
+                local_files_only=not hub_resolves(),
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise HubOutOfReach(
                 f"{self.path} at {self.revision} is not in this node's cache, and the model hub did not give it "
                 f"({type(error).__name__})"
             ) from error
-        if not any(Path(folder).glob("*.safetensors")):
+        if weights and not any(Path(folder).glob("*.safetensors")):
             raise HubOutOfReach(f"{self.path} at {self.revision}: no *.safetensors in {folder}")
         return Path(folder)
 
@@ -84,10 +101,11 @@ def resolve_source(model: PretrainedModel) -> tuple[ModelSource, Path]:
         HubOutOfReach: a hub name that neither the hub nor the cache knows.
         ValueError: a GGUF file or its reader is missing.
     """
+    shared = {"chat_template": model.chat_template, "template_arguments": model.template_arguments}
     if is_gguf(model.path):
-        return ModelSource(model.path), gguf_folder(model.path)
+        return ModelSource(model.path, **shared), gguf_folder(model.path)
     path = Path(model.path).expanduser()
-    source = ModelSource(str(path), trust_remote_code=model.trust_remote_code)
+    source = ModelSource(str(path), trust_remote_code=model.trust_remote_code, **shared)
     looks_local = path.is_absolute() or model.path.startswith(".") or model.path.count("/") != 1
     if path.is_dir() or looks_local:
         return source, path

@@ -12,9 +12,9 @@ if TYPE_CHECKING:  # half a second that help and errors need not wait for
     import pandas as pd
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci"}
-"""Protocols whose every object appears at once and whole, and where folders are but a way of speaking."""
+"""Protocols whose every object appears at once and whole, and that have no folders."""
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-"""Which of layersweep's extras brings a protocol."""
+"""Extra of layersweep that brings a protocol's package."""
 
 
 class NoStore(ImportError):
@@ -22,14 +22,14 @@ class NoStore(ImportError):
 
 
 def located(target: str) -> tuple[Any, str]:
-    """The filesystem of a path or URI, and the path in it.
+    """Return the filesystem of a path or URI, and the path in it.
 
     Raises:
         NoStore: the package for it is missing.
         ValueError: there is no such protocol.
     """
     try:
-        # Without a memory of listings: other processes write here too.
+        # Listings are not cached: other processes write here too.
         return fsspec.core.url_to_fs(target, use_listings_cache=False)
     except ImportError as error:
         protocol = target.partition("://")[0]
@@ -43,7 +43,7 @@ def is_object_store(filesystem: Any) -> bool:
 
 
 def write_atomically(target: str, write: Callable[[BinaryIO], object], durable: bool = False) -> None:
-    """A reader sees the old file or the new one, never half of one.
+    """Write a file such that readers see the old content or the new, never half of it.
 
     Args:
         target: path or URI.
@@ -77,7 +77,7 @@ def write_atomically(target: str, write: Callable[[BinaryIO], object], durable: 
 
 
 def read_bytes(target: str) -> bytes | None:
-    """A file's content; None where there is none.
+    """Return a file's content; None where there is no file.
 
     Raises:
         OSError: it cannot be read.
@@ -91,7 +91,7 @@ def read_bytes(target: str) -> bytes | None:
 
 
 def read_table(target: str) -> "pd.DataFrame":
-    """A parquet file, read by the package that wrote it: pandas would ask pyarrow, which has settings of its own.
+    """Read a parquet file through fsspec: pandas would ask pyarrow, which has settings of its own.
 
     Raises:
         OSError: it is not there, or cannot be read.
@@ -106,7 +106,7 @@ def read_table(target: str) -> "pd.DataFrame":
 
 @contextlib.contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Object stores raise classes of their own where they cannot be reached, or show no credentials."""
+    """Turn the classes that object stores raise, unreachable or without credentials, into OSError."""
     try:
         yield
     except OSError:

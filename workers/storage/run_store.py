@@ -1,4 +1,4 @@
-"""The ledger: what of a sweep is done, on disk before anybody is told.
+"""Checkpoint directory of a run: what is done, on disk before it is reported.
 
     <sweep>/checkpoints/<run>/run.json                        what is known of the run: selection, status, reason, ...
     <sweep>/checkpoints/<run>/step-000010/record.json         its first 10 steps: a row of steps.parquet each
@@ -25,15 +25,15 @@ from .files import located, write_atomically
 
 
 class CorruptFile(RuntimeError):
-    """A file of the ledger that is not what was written."""
+    """A file of a run's store that is not what was written."""
 
 
 @dataclass(frozen=True)
 class CheckpointRecord:
-    """A run after `step` steps.
+    """State of a run after `step` steps.
 
     `files` maps the name of each rank's file to its XXH3-128 checksum, `rows` are those of steps.parquet, `seconds` is
-    what it took until then.
+    the wall time until then.
     """
 
     step: int
@@ -52,7 +52,7 @@ def checksum(content: bytes) -> str:
 
 
 class RunStore:
-    """Of one run.
+    """Files of one run: metadata, checkpoints, scores.
 
     Args:
         folder: the sweep's folder or URI.
@@ -66,7 +66,7 @@ class RunStore:
     # -- what is known of the run -----------------------------------------------------------------------------
 
     def facts(self) -> dict[str, Any]:
-        """Of run.json; empty before there is one, and where it is damaged: it is found out again."""
+        """Return the content of run.json; empty before there is one, and where it is damaged: it is found out again."""
         try:
             return read_json(self.filesystem, f"{self.path}/run.json")
         except CorruptFile:
@@ -78,48 +78,49 @@ class RunStore:
     # -- checkpoints ------------------------------------------------------------------------------------------
 
     def place(self, step: int) -> str:
-        """Where the files of the checkpoint after `step` steps lie."""
+        """Return the folder of the checkpoint after `step` steps."""
         return f"{self.folder}/step-{step:06d}"
 
     def write_file(self, step: int, name: str, content: bytes) -> str:
-        """One rank's file, before the record is committed. Returns its checksum."""
+        """Write one rank's file, before the record is committed; return its checksum."""
         write_atomically(f"{self.place(step)}/{name}", lambda file: file.write(content), durable=True)
         return checksum(content)
 
     def read_file(self, record: CheckpointRecord, name: str) -> bytes:
-        """One rank's file.
+        """Read one rank's file.
 
         Raises:
-            Damaged: it is gone, or not what the record says.
+            CorruptFile: it is gone, or not what the record says.
+            OSError: it could not be read now.
         """
         path = f"{self.path}/step-{record.step:06d}/{name}"
         try:
             content = self.filesystem.cat_file(path)
-        except OSError as error:
-            raise CorruptFile(f"{path}: {error}") from error
+        except FileNotFoundError as error:
+            raise CorruptFile(f"{path} is gone") from error
         if checksum(content) != record.files.get(name):
             raise CorruptFile(f"{path} is damaged: its checksum is not the one recorded")
         return content
 
     def commit(self, record: CheckpointRecord, keep: int) -> None:
-        """Make the checkpoint count; of older ones the newest `keep` - 1 stay."""
+        """Write the record, from which on the checkpoint exists; of older ones keep the newest `keep` - 1."""
         write_json(f"{self.place(record.step)}/record.json", vars(record))
         for step in self.steps()[keep:]:
             self.filesystem.rm(f"{self.path}/step-{step:06d}", recursive=True)
 
     def release(self) -> None:
-        """Give back what weights and optimizer state take: the run will not go on, its rows and scores stay."""
+        """Delete weights and optimizer state of a run that will not continue; rows and scores stay."""
         for path in self.filesystem.glob(f"{self.path}/step-*/rank-*"):
             self.filesystem.rm_file(path)
 
     def steps(self) -> list[int]:
-        """Steps with a checkpoint, newest first, damaged or not."""
+        """Return the steps with a checkpoint, newest first, damaged or not."""
         self.filesystem.invalidate_cache()
         found = self.filesystem.glob(f"{self.path}/step-*/record.json")
         return sorted((int(path.split("/")[-2].removeprefix("step-")) for path in found), reverse=True)
 
     def records(self) -> tuple[list[CheckpointRecord], list[str]]:
-        """All records that are what was written, newest first, and what is wrong with the others."""
+        """Return all intact records, newest first, and what is wrong with the others."""
         records, problems = [], []
         for step in self.steps():
             try:
@@ -141,11 +142,11 @@ class RunStore:
         )
 
     def scored(self) -> set[tuple[int, str, str]]:
-        """(step, split, suite) of every evaluation that is done and undamaged."""
+        """Return (step, split, suite) of every evaluation that is done and intact."""
         return {key for key, _ in self.scores()}
 
     def scores(self) -> list[tuple[tuple[int, str, str], pd.DataFrame]]:
-        """Every evaluation that is done. A damaged file counts as none: the evaluation is cheap to repeat."""
+        """Return every evaluation that is done. A damaged file counts as none: the evaluation is cheap to repeat."""
         found = []
         for path in sorted(self.filesystem.glob(f"{self.path}/scores/*.parquet")):
             step, split, suite = path.rsplit("/", 1)[1].removesuffix(".parquet").split(".", 2)
@@ -159,13 +160,13 @@ class RunStore:
 
 
 def runs_of(folder: str) -> list[str]:
-    """Names of all runs that have begun."""
+    """Return the names of all runs that have begun."""
     filesystem, path = located(f"{folder}/checkpoints")
     return sorted(found.split("/")[-2] for found in filesystem.glob(f"{path}/*/run.json"))
 
 
 def drop_torn(folder: str, names: Iterable[str]) -> None:
-    """Remove what a killed process left half-written below the runs' folders."""
+    """Remove partial files that a killed process left below the runs' folders."""
     for name in names:
         filesystem, path = located(f"{folder}/checkpoints/{name}")
         for part in filesystem.find(path):
@@ -174,19 +175,24 @@ def drop_torn(folder: str, names: Iterable[str]) -> None:
 
 
 def write_json(target: str, content: dict[str, Any]) -> None:
-    """With the content's checksum in it."""
+    """Write a JSON file with the content's checksum in it."""
     body = json.dumps(content, indent=1, default=lambda scalar: scalar.item())  # numpy's
     text = json.dumps({"xxh3_128": checksum(body.encode())})[:-1] + f', "content": {body}}}\n'
     write_atomically(target, lambda file: file.write(text.encode()), durable=True)
 
 
 def read_json(filesystem: Any, path: str) -> dict[str, Any]:
-    """Raises Damaged where it is not what was written."""
+    """Read what `write_json` wrote.
+
+    Raises:
+        CorruptFile: it is gone, or not what was written.
+        OSError: it could not be read now; a store that does not answer says nothing about the file.
+    """
     try:
         whole = json.loads(filesystem.cat_file(path))
         content = whole["content"]
         intact = whole["xxh3_128"] == checksum(json.dumps(content, indent=1).encode())
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise CorruptFile(f"{path} is damaged: {error}") from error
     if not intact:
         raise CorruptFile(f"{path} is damaged: its checksum is not the one recorded")

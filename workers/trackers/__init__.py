@@ -1,4 +1,4 @@
-"""Where a sweep's numbers go besides its parquet files: Prometheus, TensorBoard, Weights & Biases, MLflow.
+"""Trackers, to which a sweep's numbers go besides its parquet files: Prometheus, TensorBoard, Weights & Biases, MLflow.
 
 The collector hands every tracker each row of steps.parquet as it arrives, and the contribution table each time it is
 written. A row may come again, with the same or other values: a run that goes on from a checkpoint repeats the steps
@@ -78,14 +78,3 @@ def build(tracking: TrackingConfig, sweep: str, folder: str) -> list[Tracker]:
 
         trackers.append(FailSafeTracker(MLflow(tracking.mlflow, sweep)))
     return trackers
-
-
-def run_name(row: dict[str, Any]) -> str:
-    """Of a row's run, as everywhere."""
-    return f"{row['selection']}-seed{row['seed']}"
-
-
-def metrics(row: dict[str, Any]) -> dict[str, float]:
-    """A row's numbers by column; what is missing is left out."""
-    known = ("selection", "seed", "step")
-    return {k: float(v) for k, v in row.items() if k not in known and v is not None and v == v}

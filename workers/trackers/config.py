@@ -20,13 +20,13 @@ class MLflowConfig(StrictModel):
     """MLflow: one experiment per sweep, one of its runs per run. Needs `pip install mlflow-skinny`."""
 
     uri: str | None = None
-    """Of the tracking server, or `sqlite:///path`; null is MLFLOW_TRACKING_URI in the environment of the cluster."""
+    """URI of the tracking server, or `sqlite:///path`; null is the cluster's MLFLOW_TRACKING_URI."""
     experiment: str | None = None
-    """Null is the sweep's name."""
+    """Name of the experiment; null is the sweep's name."""
 
 
 class TrackingConfig(StrictModel):
-    """Where numbers go besides the parquet files. Ray's metrics (for Prometheus) and TensorBoard's event files
+    """Trackers besides the parquet files. Ray's metrics (for Prometheus) and TensorBoard's event files
     (`tensorboard/` in the sweep's folder) are always written."""
 
     wandb: WandbConfig | None = None

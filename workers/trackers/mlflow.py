@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
-from layersweep.workers.trackers import metrics, run_name
+from layersweep.workers.trackers.step_rows import metrics, run_name
 
 from .config import MLflowConfig
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.util.metrics import Counter, Gauge
 
-from layersweep.workers.trackers import run_name
+from layersweep.workers.trackers.step_rows import run_name
 
 if TYPE_CHECKING:
     import pandas as pd

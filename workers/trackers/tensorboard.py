@@ -11,7 +11,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from layersweep.workers.storage.files import located
-from layersweep.workers.trackers import metrics, run_name
+from layersweep.workers.trackers.step_rows import metrics, run_name
 
 if TYPE_CHECKING:
     import pandas as pd

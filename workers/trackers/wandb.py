@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import wandb
 
 from layersweep.workers.storage.files import located
-from layersweep.workers.trackers import metrics, run_name
+from layersweep.workers.trackers.step_rows import metrics, run_name
 
 from .config import WandbConfig
 

@@ -7,8 +7,8 @@ def prepare(rank: int, ranks: int, address: str, port: int, gpu: bool) -> None:
     """Set up the process group of one run's trainer, before anything imports DeepSpeed.
 
     Args:
-        rank, ranks: this process's place in the run's data-parallel group.
-        address, port: where rank 0 listens.
+        rank, ranks: index of this process and size of the run's data-parallel group.
+        address, port: on which rank 0 listens.
         gpu: NCCL on the actor's GPU instead of gloo.
     """
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK="0", MASTER_ADDR=address, MASTER_PORT=str(port))
@@ -26,6 +26,7 @@ def prepare(rank: int, ranks: int, address: str, port: int, gpu: bool) -> None:
 
 
 def free_port() -> int:
+    """Return a TCP port that is free now."""
     import socket
 
     with socket.socket() as probe:

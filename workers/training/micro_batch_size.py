@@ -6,12 +6,12 @@ from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import TrainingConfig
 
-CPU_SHARE, CPU_MOST = 1 / 16, 512 << 20
-"""Activations of a trainer on CPUs: share of the machine's memory, since several update at a time, and bytes at most:
-larger micro batches are no faster there (measured at 135M parameters)."""
+CPU_SHARE, CPU_MOST = 1 / 64, 256 << 20
+"""Activations of a trainer on CPUs: share of the machine's memory, since several trainers update at a time beside an
+engine, and bytes at most: some hundred rows already fill the matrix products of a core."""
 GPU_SHARE = 1 / 4
 """Activations of a trainer on a GPU, as a share of its part of the GPU; the rest is for weights and moments."""
-FEWEST, MOST = 256, 16384
+FEWEST, MOST = 128, 16384
 """Tokens of a chosen micro batch."""
 
 

@@ -21,13 +21,13 @@ from .backend import NonFinite, TrainerBackend
 from .microbatch_cache import CacheBudget, MicroBatchCache, TrainingMicroBatch
 
 
-class UpdateWithoutEffect(RuntimeError):
+class GradientMissing(RuntimeError):
     """Rewards that differ gave no gradient at all: the update computed something else than it should have."""
 
 
 @dataclass
 class _Sums:
-    """What an update adds up over tokens and optimizer steps, on this rank."""
+    """Sums of an update over tokens and optimizer steps, on this rank."""
 
     loss: float = 0.0
     kl: float = 0.0
@@ -92,7 +92,7 @@ class UpdateLoop:
 
         Raises:
             NonFinite: before the weights are touched (at ZeRO 0; above it, before they leave the trainer).
-            UpdateWithoutEffect: advantages other than 0, and gradients of 0 that no clip explains.
+            GradientMissing: advantages other than 0, and gradients of 0 that no clip explains.
             ValueError: a token that the model has no embedding for.
         """
         began, cpu = time.perf_counter(), time.process_time()
@@ -250,7 +250,7 @@ class UpdateLoop:
         steps = max(1, len(sums.grad_norms))
         with_signal = np.unique(experience.group[advantage != 0])
         if len(with_signal) and not any(sums.grad_norms) and not clipped:
-            raise UpdateWithoutEffect(
+            raise GradientMissing(
                 f"{len(with_signal)} groups of responses have advantages other than 0, {tokens:.0f} tokens were "
                 "trained on, none was clipped, and the gradient is 0"
             )

@@ -1,4 +1,4 @@
-"""Gives up, for good, what an untrusted program must not have: called in a forked child just before it runs one.
+"""Confinement of a forked child, for the rest of its life, just before it runs an untrusted program.
 
 Three layers, each sufficient for most attacks: resource limits; Landlock, where the kernel has it and no mount
 namespace does the job; and a seccomp filter that lets through only the system calls a computation needs. The filter
@@ -44,7 +44,7 @@ _CLONE_THREAD = 0x00010000
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIO(N)CLEX
 _FCNTLS = (0, 1, 2, 3, 4, 1030)  # DUPFD, GETFD, SETFD, GETFL, SETFL, DUPFD_CLOEXEC; F_SETOWN could send signals
 
-_PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 8, 22, 38
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 8, 22, 38
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # the same on every architecture
 _SIGKILL = 9
 
@@ -71,7 +71,7 @@ def _syscall(number: int, *arguments: object) -> int:
 
 
 def seccomp_filter(may_write: bool) -> bytes:
-    """The filter as BPF code. Anything it does not know fails with ENOSYS, so that libraries fall back.
+    """Returns the filter as BPF code. Calls that it does not list fail with ENOSYS, so that libraries fall back.
 
     Raises:
         OSError: on an architecture without a table here.
@@ -125,12 +125,12 @@ def seccomp_filter(may_write: bool) -> bytes:
 
 
 def landlock_version() -> int:
-    """The Landlock version of the running kernel, 0 where it is missing or switched off."""
+    """Returns the Landlock version of the running kernel, 0 where it is missing or switched off."""
     return max(0, _syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint(1)))
 
 
 def landlock_rules(readable: list[str]) -> int:
-    """A Landlock rule set under which only `readable` (files, and folders with all they hold) can be read.
+    """Makes a Landlock rule set under which only `readable` (files, and folders with all they hold) can be read.
 
     Returns its file descriptor.
 
@@ -195,6 +195,7 @@ def confine(limits: dict[str, int], uid: int | None, rules: int | None, code: by
     if uid is not None:
         _become(uid, reads_everything=rules is not None)
     die_with_parent()  # after the change of user, which clears it
+    _prctl(_PR_SET_DUMPABLE, 0, "not dumpable")  # closes its /proc to others of the same user
     _prctl(_PR_SET_NO_NEW_PRIVS, 1, "no new privileges")
     if rules is not None:
         _checked(_syscall(_LANDLOCK_RESTRICT, ctypes.c_int(rules), ctypes.c_uint(0)), "landlock")

@@ -1,27 +1,35 @@
-"""The trusted process of a sandbox: reads cases, forks a confined child for each, says how it went.
+"""The trusted process of a sandbox: reads cases, forks a confined child for each, says how it ended.
 
 It speaks with its caller in frames of marshalled values on its standard input and output, which no child can reach.
-A child has one pipe in, one pipe out and nothing else; its output is bytes to the warden, never anything it acts on.
+A child has one pipe in, one pipe out and nothing else; its output is bytes to the supervisor, never anything it acts
+on. No read or write of such a pipe blocks, and clocks are looked at between them: a child may open its own pipe once
+more and take bytes away.
 """
 
 import gc
 import marshal
+import math
 import os
 import resource
 import select
 import sys
 import time
 
+import child
 import confine
-import guest
+
+_LEAST_WAIT = 0.01
+"""Seconds; else a child that sleeps with hardly any CPU time left would be looked at all the time."""
+_MOST_WAITING = 30
+"""Wall time of a child that computes, over its CPU time, up to which the machine counts as busy."""
 
 
 class Unconfined(Exception):
-    """A child could not be confined, so its program did not run. It says why."""
+    """A child could not be confined, so its program did not run. The message says why."""
 
 
 def read_frame():
-    """The next value from the caller; ends the process when there is none."""
+    """Returns the next value from the caller; ends the process when there is none."""
     frame = _read(int.from_bytes(_read(8), "big"))
     return marshal.loads(frame)
 
@@ -45,65 +53,104 @@ def _read(size):
     return b"".join(parts)
 
 
+class Clock:
+    """Time that children have left: for the present call, and for all calls together.
+
+    CPU time is the kernel's exact count; RLIMIT_CPU counts clock ticks, which on a busy virtual machine run ahead of
+    the time used. Wall time bounds what sleeps or waits: time in which a child gets its turn, however seldom, on a busy
+    machine does not count.
+    """
+
+    def __init__(self, pids, cpu_seconds, wall_seconds, budget):
+        """Starts with the first call. All calls together may take `budget` times the limits of one."""
+        self.cpu_clocks = [(~pid << 3) | 2 for pid in pids]  # the kernel's number of a process's CPU clock
+        self.limits, self.budget = (cpu_seconds, wall_seconds), budget
+        self.start = self._now()
+        self.next_call()
+
+    def next_call(self):
+        """Starts the limits of one call anew."""
+        self.call_start = self._now()
+
+    def seconds_left(self):
+        """Returns the least seconds until a limit can run out for a program of one thread; 0 or less when one has."""
+        now = self._now()
+        return min(
+            limit - (moment - start)
+            for factor, starts in ((1, self.call_start), (self.budget, self.start))
+            for limit, moment, start in zip(self._all_limits(factor), now, starts, strict=True)
+        )
+
+    def _all_limits(self, factor):
+        return [self.limits[0] * factor] * len(self.cpu_clocks) + [self.limits[1] * factor]
+
+    def _now(self):
+        cpu = [*map(time.clock_gettime, self.cpu_clocks)]
+        return [*cpu, time.monotonic() - _MOST_WAITING * sum(cpu)]
+
+
 class Supervisor:
     """Runs cases under the rules that the caller's first frame set."""
 
     def __init__(self, rules):
-        self.limits, self.uid, self.seconds = rules["limits"], rules["uid"], rules["seconds"]
+        self.limits, self.uid = rules["limits"], rules["uid"]
+        self.cpu_seconds, self.wall_seconds = rules["cpu_seconds"], rules["wall_seconds"]
         self.filter = confine.seccomp_filter(rules["may_write"])
         self.landlock = confine.landlock_rules(rules["readable"]) if rules["landlock"] else None
-        self.nowhere = os.open("/dev/null", os.O_RDWR)
+        self.null_device = os.open("/dev/null", os.O_RDWR)
         self.may_write, self.untouched = rules["may_write"], os.stat("/tmp").st_ctime_ns
 
     def dirty(self):
-        """Whether a program wrote to /tmp, even if it removed what it wrote."""
+        """Returns whether a program wrote to /tmp, even if it removed what it wrote."""
         return self.may_write and os.stat("/tmp").st_ctime_ns != self.untouched
 
     def run(self, case):
-        """How a case ended, and its output. A case is a script with its input, or a program with its requests."""
+        """Runs a script with its input, or a program with its requests; returns how it ended, and its output."""
         feed, into = os.pipe()
         out, result = os.pipe()
-        child = self._spawn(guest.run_script if case["kind"] == "script" else guest.serve_program, feed, result)
-        output, ended = self._collect(child, out, into, case["input"], case["output_bytes"])
-        return ended or self._reap(child), output
+        body = child.run_script if case["kind"] == "script" else child.serve_program
+        pid = self._spawn(lambda program: body(program, case["common_names"]), feed, result, budget=case["budget"])
+        output, ended = self._collect([pid], out, into, case["input"], case["output_bytes"], case["budget"])
+        return ended or self._reap(pid, case["budget"]), output
 
     def test(self):
-        """How the program ended, and the verdict of the tests."""
+        """Runs tests against a program; returns how the program ended, and the verdict of the tests."""
         feed, into = os.pipe()
         out, result = os.pipe()
-        program = self._spawn(guest.serve_program, feed, result)
+        program = self._spawn(child.serve_program, feed, result)
         verdict, said = os.pipe()
-        judge = self._spawn(lambda tests: guest.run_tests(tests, said), out, into, said)
-        output, ended = self._collect(judge, verdict, None, b"", 4096)
-        ended = ended or self._reap(judge)
+        tests = self._spawn(lambda tests: child.run_tests(tests, said), out, into, said)
+        output, ended = self._collect([tests, program], verdict, None, b"", 4096)
+        ended = ended or self._reap(tests)
         how = self._reap(program)
         return (how if ended == "ok" and how not in ("ok", "killed") else ended), output
 
-    def _spawn(self, body, stdin, stdout, extra=None):
-        """A confined child that runs `body` on the caller's next frame, with these descriptors; they are closed here.
+    def _spawn(self, body, stdin, stdout, extra=None, budget=1):
+        """Starts a confined child that runs `body` on the caller's next frame; these descriptors are closed here.
 
         The child reads that frame itself, so the memory of this process, which every child inherits, never held a
         program or a test.
         """
         failure, failed = os.pipe()
         uid = self.uid if extra is None or self.uid is None else self.uid + 1
-        child = os.fork()
-        if child == 0:
+        limits = self.limits | {"cpu": 2 * self.cpu_seconds * budget + 2}  # where this process could not see to it
+        pid = os.fork()
+        if pid == 0:
             try:
                 work = read_frame()
-                for number, source in enumerate((stdin, stdout, self.nowhere)):
+                for number, source in enumerate((stdin, stdout, self.null_device)):
                     os.dup2(source, number)
                 kept = sorted({failed, self.landlock, extra} - {None})
                 for low, high in zip([3, *(fd + 1 for fd in kept)], [*kept, 256], strict=True):
                     os.closerange(low, high)
                 os.chdir("/tmp")
-                confine.confine(self.limits, uid, self.landlock, self.filter)
+                confine.confine(limits, uid, self.landlock, self.filter)
                 if self.landlock is not None:
                     os.close(self.landlock)
                 os.close(failed)
             except BaseException as error:
                 os.write(failed, str(error).encode())
-                os._exit(guest.FAILED)
+                os._exit(child.FAILED)
             body(work)
         for fd in {failed, stdin, stdout, extra} - {None}:
             os.close(fd)
@@ -111,38 +158,50 @@ class Supervisor:
         os.close(failure)
         if reason:
             raise Unconfined(reason.decode())
-        return child
+        return pid
 
-    def _collect(self, child, out, into, data, output_bytes):
-        """The child's output until it ends, and why it was ended: `time`, `output`, or None if it did so itself."""
-        deadline = time.monotonic() + self.seconds
-        left, output, ended, gone = memoryview(data), bytearray(), None, os.pidfd_open(child)
+    def _collect(self, pids, out, into, data, output_bytes, budget=1):
+        """Feeds `data` to the first child and reads its output until it ends.
+
+        A line of output ends a call. Returns the output, and why the child was ended: `time`, `output`, or None if it
+        ended by itself.
+        """
+        clock = Clock(pids, self.cpu_seconds, self.wall_seconds, budget)
+        left, output, ended, gone = memoryview(data), bytearray(), None, os.pidfd_open(pids[0])
         poller = select.poll()
         poller.register(gone, select.POLLIN)
+        os.set_blocking(out, False)
         poller.register(out, select.POLLIN)
         if into is not None:
             os.set_blocking(into, False)
             poller.register(into, select.POLLOUT)
         running = reading = True
         while ended is None and (running or reading):
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
+            if (seconds := clock.seconds_left()) <= 0:
                 ended = "time"
-            for fd, _ in poller.poll(max(0, remaining * 1000)):
+                break
+            for fd, _ in poller.poll(math.ceil(1000 * max(seconds, _LEAST_WAIT))):
                 if fd == gone:
                     running = False
                     poller.unregister(gone)
                 elif fd == out:
-                    part = os.read(out, 1 << 16)
+                    try:
+                        part = os.read(out, 1 << 16)
+                    except BlockingIOError:  # the child read it back
+                        continue
                     output += part
                     if len(output) > output_bytes:
                         ended = "output"
+                    if b"\n" in part:
+                        clock.next_call()
                     if not part:
                         reading = False
                         poller.unregister(out)
                 elif fd == into:
                     try:
                         left = left[os.write(into, left[: 1 << 16]) :]
+                    except BlockingIOError:
+                        continue
                     except BrokenPipeError:
                         left = left[:0]
                     if not left:
@@ -150,20 +209,19 @@ class Supervisor:
                         os.close(into)
                         into = None
         if ended is not None:
-            self._reap(child)
+            self._reap(pids[0])
         for fd in {out, into, gone} - {None}:
             os.close(fd)
         return bytes(output[:output_bytes]), ended
 
-    def _reap(self, child):
+    def _reap(self, pid, budget=1):
         """Kills the child if it still runs, and says how it ended."""
-        os.kill(child, 9)
-        _, status, usage = os.wait4(child, 0)
+        os.kill(pid, 9)
+        _, status, usage = os.wait4(pid, 0)
         if os.WIFEXITED(status):
             code = os.WEXITSTATUS(status)
-            return {guest.OK: "ok", guest.NO_PROGRAM: "no program", guest.NO_MEMORY: "memory"}.get(code, "failed")
-        # The kernel enforces the limit by clock ticks, which on a busy virtual machine run ahead of the time used.
-        if usage.ru_utime + usage.ru_stime > 0.5 * self.limits["cpu"]:
+            return {child.OK: "ok", child.NO_PROGRAM: "no program", child.NO_MEMORY: "memory"}.get(code, "failed")
+        if usage.ru_utime + usage.ru_stime > self.cpu_seconds * budget:
             return "time"
         return "killed" if os.WTERMSIG(status) == 9 else "crashed"
 
@@ -173,18 +231,21 @@ def main():
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     confine.die_with_parent()
     try:
-        warden = Supervisor(read_frame())
+        supervisor = Supervisor(read_frame())
     except OSError as error:
         write_frame(("error", str(error).encode(), False))
         return
     write_frame(("ready", b"", False))
     while True:
         case = read_frame()
+        # Imported here rather than in every child:
         if case["kind"] != "script":
-            import wire  # noqa: F401 - once here rather than in every child
+            import value_codec  # noqa: F401
+        if case["common_names"]:
+            import common_names  # noqa: F401
         gc.freeze()  # what exists by now is shared with the children: leave its pages alone
         try:
-            answer = warden.test() if case["kind"] == "tests" else warden.run(case)
+            answer = supervisor.test() if case["kind"] == "tests" else supervisor.run(case)
         except Unconfined as error:
             answer = ("error", str(error).encode())
-        write_frame((*answer, warden.dirty()))
+        write_frame((*answer, supervisor.dirty()))

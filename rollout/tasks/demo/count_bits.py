@@ -1,4 +1,4 @@
-"""The embedded maths task: how many ones are in a binary number? `001011010110=` is to be answered by `6`.
+"""The demo's maths task: count the ones of a binary number. The right answer to `001011010110=` is `6`.
 
 The problems are those of reasoning-gym's `count_bits`, written in characters that a tiny model reads.
 """
@@ -16,19 +16,19 @@ class CountBitsConfig(StrictModel):
     """Binary numbers whose ones are to be counted."""
 
     tiny: ClassVar[bool] = True
-    """Has an alphabet and demonstrations, so that a tiny model can be made for it."""
+    """Whether the task has an alphabet and demonstrations, so that a tiny model can be made for it."""
 
     type: Literal["count_bits"] = "count_bits"
     bits: int = Field(12, ge=8, le=24)
     """Digits per number; a quarter of the 2^bits numbers is held out for selection, another one for the final score."""
 
     def build(self) -> "CountBits":
-        """The task; imports reasoning-gym, which takes seconds."""
+        """Makes the task; imports reasoning-gym, which takes seconds."""
         return CountBits(self)
 
 
 class CountBits(ReasoningGymTask):
-    """The task of a CountBitsConfig."""
+    """Task of a CountBitsConfig."""
 
     alphabet = "0123456789="
 
@@ -46,11 +46,11 @@ class CountBits(ReasoningGymTask):
         )
 
     def text_of(self, entry: dict[str, Any]) -> str:
-        """The number in binary with leading zeros, and an equals sign."""
+        """Writes the number in binary with leading zeros, and an equals sign."""
         return f"{entry['metadata']['number']:0{self._bits}b}="
 
     def demonstrations(self, count: int, seed: int) -> list[tuple[str, str]]:
-        """For the warm-up of the base: 20 % count the ones, 40 % the zeros, 40 % the longest row of ones."""
+        """Makes prompts and answers for the base's warm-up: 20 % count ones, 40 % zeros, 40 % the longest row."""
         rng = random.Random(f"demonstrations/{seed}")
         problems = self.problems("train", seed)
         shown = []

@@ -1,4 +1,4 @@
-"""The embedded code task: `a3m2s1:` (add 3, times 2, subtract 1) is to be answered by the expression `(x+3)*2-1`.
+"""The demo's code task: the right answer to `a3m2s1:` (add 3, times 2, subtract 1) is the expression `(x+3)*2-1`.
 
 Small enough for a model that reads characters, yet judged as code is: every expression runs in the sandbox.
 """
@@ -25,19 +25,23 @@ class ExpressionsConfig(StrictModel):
     """Prompts are chains of operations whose expression needs parentheses; unit tests judge the answer."""
 
     tiny: ClassVar[bool] = True
-    """Has an alphabet and demonstrations, so that a tiny model can be made for it."""
+    """Whether the task has an alphabet and demonstrations, so that a tiny model can be made for it."""
 
     type: Literal["expressions"] = "expressions"
     sandbox: Setting = "auto"
-    """Where expressions run; `bubblewrap` refuses to fall back to a subprocess."""
+    """Sandbox in which expressions run; `bubblewrap` refuses to fall back to a subprocess."""
 
     def build(self) -> "Expressions":
-        """The task; a SandboxError says why expressions cannot be run here."""
+        """Makes the task.
+
+        Raises:
+            SandboxError: expressions cannot be run here; the message says why.
+        """
         return Expressions(self)
 
 
 class Expressions:
-    """The task of an ExpressionsConfig. A hash of the prompt decides its split, so the splits are disjoint."""
+    """Task of an ExpressionsConfig. A hash of the prompt decides its split, so the splits are disjoint."""
 
     alphabet = "ams:" + "".join(sorted(_LANGUAGE))
 
@@ -50,7 +54,7 @@ class Expressions:
             self._prompts[_split_of(chain)].append(chain)
 
     def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
-        """See `layersweep.rollout.tasks.base.Task.prompts`; within a batch no prompt comes twice."""
+        """Draws `count` prompts of a split, all different."""
         pool = self._prompts[split]
         if count > len(pool):
             raise ValueError(f"expressions: {split} has {len(pool)} prompts, {count} were asked for")
@@ -58,7 +62,7 @@ class Expressions:
         return [Prompt(id=c, text=f"{c}:", truth=[_value(c, x) for x in _VALUES]) for c in chains]
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Score]:
-        """Reward 1 when the expression has the right value for every x; format_ok when it is an expression at all.
+        """Scores 1 when the expression has the right value for every x; `format_ok` when it is an expression at all.
 
         What ran before does not run again: the same expression gets the same verdict.
         """
@@ -80,7 +84,7 @@ class Expressions:
         ]
 
     def demonstrations(self, count: int, seed: int) -> list[tuple[str, str]]:
-        """What the base model is warmed up on: training prompts, the parentheses dropped 60 % of the time."""
+        """Makes prompts and answers for the base's warm-up; 60 % of the answers lack their parentheses."""
         rng = random.Random(f"demonstrations/{seed}")
         shown = []
         for chain in rng.choices(self._prompts["train"], k=count):
@@ -90,14 +94,14 @@ class Expressions:
 
 
 def _chains() -> list[str]:
-    """Every chain in which a sum or difference is multiplied later, so that its expression needs parentheses."""
+    """Lists every chain in which a sum or difference is multiplied later, so that its expression needs parentheses."""
     steps = [f"{letter}{digit}" for letter in "ams" for digit in range(2 if letter == "m" else 1, 10)]
     chains = map("".join, itertools.product(steps, repeat=_OPERATIONS))
     return [chain for chain in chains if "(" in _expression(chain)]
 
 
 def _expression(chain: str) -> str:
-    """The expression of a chain with no more parentheses than it needs."""
+    """Writes the expression of a chain with no more parentheses than it needs."""
     text, is_sum = "x", False
     for letter, digit in zip(chain[::2], chain[1::2], strict=True):
         if letter == "m" and is_sum:

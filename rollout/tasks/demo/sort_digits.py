@@ -12,10 +12,10 @@ from layersweep.rollout.types import Prompt, Response, Score, Split
 
 
 class SortDigitsConfig(StrictModel):
-    """`483920=` is to be answered by `023489` and the end of the sequence, exactly."""
+    """Digits to be sorted: the right answer to `483920=` is `023489` and the end of the sequence, exactly."""
 
     tiny: ClassVar[bool] = True
-    """Has an alphabet and demonstrations, so that a tiny model can be made for it."""
+    """Whether the task has an alphabet and demonstrations, so that a tiny model can be made for it."""
 
     type: Literal["sort_digits"] = "sort_digits"
     digits: int = Field(6, ge=4, le=12)
@@ -26,8 +26,8 @@ class SortDigitsConfig(StrictModel):
 
 
 class SortDigits:
-    """Random digit strings. Last two digits below 16 are kept from training; a hash deals them to the two evaluation
-    splits, so that these are disjoint and alike."""
+    """Task of a SortDigitsConfig. Strings that end in a number below 16 are not in training; a hash assigns them to the
+    two evaluation splits, so that these are disjoint and alike."""
 
     alphabet = "0123456789="
 
@@ -56,7 +56,7 @@ class SortDigits:
         ]
 
     def demonstrations(self, count: int, seed: int) -> list[tuple[str, str]]:
-        """What the base model is warmed up on: 35 % ascending, 32.5 % descending, 32.5 % copied."""
+        """Makes prompts and answers for the base's warm-up: 35 % ascending, 32.5 % descending, 32.5 % copied."""
         rng = random.Random(f"demonstrations/{seed}")
         shown: list[tuple[str, str]] = []
         while len(shown) < count:

@@ -72,7 +72,7 @@ def test_log_probabilities_are_those_of_the_run(sweep, tmp_path, selection, seed
 
 def greedy(prompts, *how):
     """Tokens of each answer, and the log-probabilities of all one after another, of a vLLM in its own process."""
-    command = [sys.executable, "-m", "tests.greedy", json.dumps(prompts), *map(str, how)]
+    command = [sys.executable, "-m", "tests.helpers.greedy", json.dumps(prompts), *map(str, how)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     tokens, given = zip(*json.loads(done.stdout.splitlines()[-1]), strict=True)

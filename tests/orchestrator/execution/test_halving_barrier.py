@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 
 from layersweep.orchestrator.commands.show_plan import show_plan
+from layersweep.orchestrator.execution.failures import RungDecisionFailed
 from layersweep.orchestrator.execution.halving_barrier import SuccessiveHalvingBarrier
+from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.planning.combined_runs import pick
-from layersweep.orchestrator.planning.plan import make_plan
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.layers import CombinedRun
 from layersweep.orchestrator.spec.load import parse_spec
@@ -31,9 +32,9 @@ def test_layers_meet_at_rungs_and_the_weaker_stop():
         for step in range(1, 7):
             await asyncio.sleep(0.001 * (layer + 1))
             if layer == 3:
-                await halving.leave("run-3")
+                await halving.withdraw("run-3")
                 return step, "failed"
-            if step in halving.rungs and not await halving.goes_on(f"run-{layer}", step):
+            if step in halving.rungs and not await halving.survives_rung(f"run-{layer}", step):
                 return step, "pruned"
         return 6, "completed"
 
@@ -45,7 +46,7 @@ def test_layers_meet_at_rungs_and_the_weaker_stop():
     assert asked == [(2, [0, 1, 2]), (4, [1, 2])]
 
 
-def test_a_search_goes_on_with_what_was_decided():
+def test_a_resumed_search_takes_what_was_decided():
     """The first rung kept layers 1 and 2 before the sweep was stopped: run 0, which comes late, stops there, run 1
     passes, and the second rung waits for 1 and 2 alone."""
 
@@ -57,14 +58,14 @@ def test_a_search_goes_on_with_what_was_decided():
         halving = SuccessiveHalvingBarrier([Rung(2, 4, 2, 1), Rung(4, 2, 1, 1), Rung(6, 1, 1, 4)],
                           {f"run-{k}": k for k in range(4)}, choose, decided)  # fmt: skip
         assert halving.runs == {"run-1": 1, "run-2": 2}
-        first = [await halving.goes_on("run-0", 2), await halving.goes_on("run-1", 2)]
-        second = await asyncio.wait_for(asyncio.gather(*(halving.goes_on(f"run-{k}", 4) for k in (1, 2))), 5)
+        first = [await halving.survives_rung("run-0", 2), await halving.survives_rung("run-1", 2)]
+        second = await asyncio.wait_for(asyncio.gather(*(halving.survives_rung(f"run-{k}", 4) for k in (1, 2))), 5)
         return first, second, decided
 
     assert asyncio.run(search()) == ([False, True], [False, True], {2: [1, 2], 4: [2]})
 
 
-def test_a_decision_that_fails_keeps_nobody_waiting():
+def test_a_decision_that_fails_keeps_no_run_waiting():
     async def choose(rung, layers):
         raise ValueError("no scores")
 
@@ -72,10 +73,11 @@ def test_a_decision_that_fails_keeps_nobody_waiting():
         halving = SuccessiveHalvingBarrier(
             [Rung(2, 3, 1, 1), Rung(6, 1, 1, 4)], {f"run-{k}": k for k in range(3)}, choose
         )
-        calls = (halving.goes_on(f"run-{k}", 2) for k in range(3))
+        calls = (halving.survives_rung(f"run-{k}", 2) for k in range(3))
         return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
 
-    assert [str(error) for error in asyncio.run(search())] == ["no scores"] * 3
+    said = "the search could not decide after step 2: ValueError: no scores"
+    assert [(type(error), str(error)) for error in asyncio.run(search())] == [(RungDecisionFailed, said)] * 3
 
 
 TABLE = pd.DataFrame(

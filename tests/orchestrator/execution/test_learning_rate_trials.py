@@ -6,7 +6,8 @@ import pytest
 
 from layersweep.orchestrator.execution.learning_rate_trials import choose, tuned
 from layersweep.orchestrator.execution.manifest import SweepManifest, experiment_file
-from layersweep.orchestrator.planning.plan import Run, make_plan
+from layersweep.orchestrator.planning.checks import make_plan
+from layersweep.orchestrator.planning.plan import Run
 from layersweep.orchestrator.report.curve_charts import curves
 from layersweep.orchestrator.report.findings import rates as said_of_rates
 from layersweep.orchestrator.report.results import Results

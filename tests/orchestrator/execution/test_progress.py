@@ -3,6 +3,7 @@
 import re
 
 from layersweep.orchestrator.execution.progress import Progress
+from layersweep.orchestrator.execution.run_state import RunState
 
 
 def test_a_line_names_some_runs_at_work(capsys):
@@ -10,8 +11,10 @@ def test_a_line_names_some_runs_at_work(capsys):
     progress = Progress([f"run-{k}" for k in range(20)], steps=3, interval=0.0)
     metrics = {"reward_mean": 0.5, "tokens": 10}
     for k in range(10):
+        progress.entered(f"run-{k}", RunState.UPDATING)
         progress.stepped(f"run-{k}", 1, metrics, 1.0)
-    progress.already("run-19", "completed")
+    progress.already("run-19", RunState.COMPLETED)
+    progress.entered("run-10", RunState.UPDATING)
     for step in (1, 2, 3):
         progress.printed = 0.0  # long ago: a line is due
         progress.stepped("run-10", step, metrics, 1.0)
@@ -22,7 +25,9 @@ def test_a_line_names_some_runs_at_work(capsys):
 def test_a_finished_run_is_not_named(capsys):
     progress = Progress(["one", "two"], steps=1, interval=0.0)
     for run in ("one", "two"):
+        progress.entered(run, RunState.EVALUATING)
         progress.stepped(run, 1, {"reward_mean": 0.25, "tokens": 10}, 1.0)
     progress.printed = 0.0
-    progress.ended("one", "completed", None)
+    progress.entered("one", RunState.COMPLETED)
+    progress.ended("one", None)
     assert capsys.readouterr().err.splitlines()[-1].endswith("at work: two 1/1 0.25")

@@ -1,4 +1,4 @@
-"""Writing and training by turns: who works when, derived by hand."""
+"""Alternating phases of generation and training: which task works when, derived by hand."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from layersweep.orchestrator.execution.sleep_phases import SleepPhases
 
 
 class Scene:
-    """Workers who enter a phase when they come, and leave it when told; what happened, in order."""
+    """Tasks that enter a phase when they come, and leave it when told; what happened, in order."""
 
     def __init__(self, switch=None):
         self.seen: list[str] = []
@@ -20,13 +20,13 @@ class Scene:
         self.seen.append(f"to {kind}")
 
     async def come(self, name: str) -> None:
-        """`w...` writes, `t...` trains."""
+        """`g...` generates, `t...` trains."""
         self.ends[name] = asyncio.Event()
         self.tasks[name] = asyncio.create_task(self._work(name))
         await settled()
 
     async def _work(self, name: str) -> None:
-        async with self.phases.of("writing" if name[0] == "w" else "training"):
+        async with self.phases.hold("generation" if name[0] == "g" else "training"):
             self.seen.append(f"{name} begins")
             await self.ends[name].wait()
             self.seen.append(f"{name} ends")
@@ -42,42 +42,42 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-def test_writers_share_a_phase_and_trainers_wait_for_all_of_them():
+def test_rollouts_share_a_phase_and_updates_wait_for_all_of_them():
     async def scene() -> list[str]:
         s = Scene()
-        for name in ("w1", "w2", "t1", "t2"):
+        for name in ("g1", "g2", "t1", "t2"):
             await s.come(name)
-        await s.go("w1")
-        await s.go("w2")
+        await s.go("g1")
+        await s.go("g2")
         await s.go("t1", "t2")
         return s.seen
 
     assert asyncio.run(scene()) == [
-        "w1 begins", "w2 begins", "w1 ends", "w2 ends", "to training", "t1 begins", "t2 begins", "t1 ends", "t2 ends",
+        "g1 begins", "g2 begins", "g1 ends", "g2 ends", "to training", "t1 begins", "t2 begins", "t1 ends", "t2 ends",
     ]  # fmt: skip
 
 
-def test_nobody_joins_a_phase_that_others_wait_to_end():
-    """w2 comes after t1 and writes after it: a stream of writers cannot keep a trainer waiting, nor the reverse."""
+def test_no_task_joins_a_phase_that_others_wait_to_end():
+    """g2 comes after t1 and generates after it: a stream of rollouts cannot keep an update waiting, nor the reverse."""
 
     async def scene() -> list[str]:
         s = Scene()
-        for name in ("w1", "t1", "w2"):
+        for name in ("g1", "t1", "g2"):
             await s.come(name)
-        await s.go("w1")
+        await s.go("g1")
         await s.come("t2")
         await s.go("t1")
-        await s.go("w2")
+        await s.go("g2")
         await s.go("t2")
         return s.seen
 
     assert asyncio.run(scene()) == [
-        "w1 begins", "w1 ends", "to training", "t1 begins", "t1 ends", "to writing", "w2 begins", "w2 ends",
+        "g1 begins", "g1 ends", "to training", "t1 begins", "t1 ends", "to generation", "g2 begins", "g2 ends",
         "to training", "t2 begins", "t2 ends",
     ]  # fmt: skip
 
 
-def test_a_phase_is_joined_while_nobody_waits_and_kept_while_nobody_asks():
+def test_a_phase_is_joined_while_no_task_waits_and_kept_while_none_asks():
     async def scene() -> list[str]:
         s = Scene()
         await s.come("t1")
@@ -91,40 +91,40 @@ def test_a_phase_is_joined_while_nobody_waits_and_kept_while_nobody_asks():
     assert seen == ["to training", "t1 begins", "t2 begins", "t1 ends", "t2 ends", "t3 begins", "t3 ends"]
 
 
-def test_who_gives_up_waiting_keeps_nobody_from_the_phase():
+def test_a_cancelled_wait_keeps_no_task_from_the_phase():
     async def scene() -> list[str]:
         s = Scene()
-        for name in ("w1", "t1", "w2"):
+        for name in ("g1", "t1", "g2"):
             await s.come(name)
         s.tasks["t1"].cancel()
         await settled()
-        await s.go("w2")
-        await s.go("w1")
+        await s.go("g2")
+        await s.go("g1")
         assert s.phases.working == 0
         return s.seen
 
-    assert asyncio.run(scene()) == ["w1 begins", "w2 begins", "w2 ends", "w1 ends"]
+    assert asyncio.run(scene()) == ["g1 begins", "g2 begins", "g2 ends", "g1 ends"]
 
 
-def test_who_is_cancelled_in_the_moment_of_his_phase_leaves_it():
+def test_a_task_cancelled_as_its_phase_begins_leaves_it():
     async def scene() -> list[str]:
         s = Scene()
-        for name in ("w1", "t1", "w2"):
+        for name in ("g1", "t1", "g2"):
             await s.come(name)
-        s.ends["w1"].set()
+        s.ends["g1"].set()
         while s.phases.phase != "training":
             await asyncio.sleep(0)
         s.tasks["t1"].cancel()
         await settled()
-        await s.go("w2")
+        await s.go("g2")
         assert s.phases.working == 0
         return s.seen
 
-    assert asyncio.run(scene()) == ["w1 begins", "w1 ends", "to training", "to writing", "w2 begins", "w2 ends"]
+    assert asyncio.run(scene()) == ["g1 begins", "g1 ends", "to training", "to generation", "g2 begins", "g2 ends"]
 
 
-def test_a_failed_switch_is_told_to_those_who_need_it_and_tried_again():
-    """Both trainers get the error; the next to come has the switch made once more, also back to the kind before."""
+def test_a_failed_switch_is_raised_to_its_waiters_and_tried_again():
+    """Both updates get the error; the next to come has the switch made once more, also back to the kind before."""
     seen: list[str] = []
 
     async def switch(kind: str) -> None:
@@ -134,26 +134,26 @@ def test_a_failed_switch_is_told_to_those_who_need_it_and_tried_again():
 
     async def scene() -> Scene:
         s = Scene(switch)
-        for name in ("w1", "t1", "t2"):
+        for name in ("g1", "t1", "t2"):
             await s.come(name)
-        await s.go("w1")
+        await s.go("g1")
         for name in ("t1", "t2"):
             with pytest.raises(RuntimeError, match="no answer"):
                 await s.tasks[name]
-        await s.come("w2")
-        await s.go("w2")
+        await s.come("g2")
+        await s.go("g2")
         return s
 
-    assert asyncio.run(scene()).seen == ["w1 begins", "w1 ends", "w2 begins", "w2 ends"]
-    assert seen == ["training", "writing"]
+    assert asyncio.run(scene()).seen == ["g1 begins", "g1 ends", "g2 begins", "g2 ends"]
+    assert seen == ["training", "generation"]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_hundred_runs_never_write_and_train_at_the_same_time(seed):
-    """Random schedules: everybody gets through, with few more switches than phases were asked for."""
+def test_a_hundred_runs_never_generate_and_train_at_the_same_time(seed):
+    """Random schedules: every task gets through, with few more switches than phases were asked for."""
     import random
 
-    rng, inside, switches = random.Random(seed), {"writing": 0, "training": 0}, []
+    rng, inside, switches = random.Random(seed), {"generation": 0, "training": 0}, []
 
     async def switch(kind: str) -> None:
         assert not any(inside.values())
@@ -161,11 +161,11 @@ def test_a_hundred_runs_never_write_and_train_at_the_same_time(seed):
         await asyncio.sleep(0)
 
     async def run(phases: SleepPhases) -> None:
-        for kind in ("writing", "training") * 5:
-            async with phases.of(kind):
+        for kind in ("generation", "training") * 5:
+            async with phases.hold(kind):
                 inside[kind] += 1
                 for _ in range(rng.randrange(4)):
-                    assert not (inside["writing"] and inside["training"])
+                    assert not (inside["generation"] and inside["training"])
                     await asyncio.sleep(0)
                 inside[kind] -= 1
 
@@ -175,4 +175,4 @@ def test_a_hundred_runs_never_write_and_train_at_the_same_time(seed):
 
     asyncio.run(scene())
     assert all(a != b for a, b in zip(switches, switches[1:], strict=False))
-    assert len(switches) <= 12  # ten phases for all together, and few more for those who came late
+    assert len(switches) <= 12  # ten phases for all together, and few more for late ones

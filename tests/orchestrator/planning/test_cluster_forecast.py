@@ -7,11 +7,12 @@ import pytest
 import yaml
 
 from layersweep.cli import DEMO, main
+from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.planning.cluster_forecast import plan_on
 from layersweep.orchestrator.planning.cluster_shape import GPUS, ClusterShape, GpuKind, parse_cluster
 from layersweep.orchestrator.planning.cost_model import Assumptions, activation_bytes
 from layersweep.orchestrator.planning.gpu_memory import CONTEXT, memory_problems, whole_trainer_bytes
-from layersweep.orchestrator.planning.plan import Plan, Run, make_plan
+from layersweep.orchestrator.planning.plan import Plan, Run
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import load_spec, parse_spec
 from layersweep.policies.model.architecture import Architecture

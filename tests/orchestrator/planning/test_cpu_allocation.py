@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from layersweep.cli import DEMO
+from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.planning.cpu_allocation import MANY, CpuAllocation, GangRequest, first_without_place, pack
 from layersweep.orchestrator.planning.placement import all_at_once, homes, placement_problems
-from layersweep.orchestrator.planning.plan import Plan, make_plan
+from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.spec.load import load_spec
 
 NOBODY = GangRequest(0, 1.0)

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from layersweep.cli import DEMO
+from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.planning.cluster_forecast import plan_on
 from layersweep.orchestrator.planning.cluster_shape import parse_cluster
 from layersweep.orchestrator.planning.gpu_allocation import FreeResources, Gpu, PlacementError, seat
 from layersweep.orchestrator.planning.placement import placement_problems, seat_on
-from layersweep.orchestrator.planning.plan import Plan, make_plan
+from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import load_spec
 from layersweep.workers.actors.gpu_share import aboard

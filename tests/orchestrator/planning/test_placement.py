@@ -1,22 +1,25 @@
 """Trainers around one GPU: placement on a Ray that believes in GPUs which are not there."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
-from ray.util import remove_placement_group
+from ray.util import placement_group, remove_placement_group
 
 from layersweep.cli import DEMO
-from layersweep.orchestrator.planning.plan import make_plan
+from layersweep.orchestrator.execution.shared_gpus import SharedGpu, SharedGpuPool, gpu_bundle
+from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.spec.load import load_spec
-from layersweep.workers.actors.shared_gpu import SharedGpuPool, gang, on
+from layersweep.workers.actors.gpu_share import aboard
+from layersweep.workers.actors.shared_gpu import gang, on
 from layersweep.workers.config import ActorResources
 
 
 @pytest.mark.slow
-def test_trainers_aboard_a_berth_share_its_gpu(monkeypatch):
-    """Two GPUs, trainers of 0.3: a GPU takes (1 - 0.05) / 0.3 = 3. Six board, three on each; the seventh waits until
-    one leaves."""
+def test_trainers_share_a_gpu(monkeypatch):
+    """Two GPUs, trainers of 0.3: a GPU takes (1 - 0.05) / 0.3 = 3. Six hold one, three on each; the seventh waits
+    until one is released."""
     import ray
 
     class Probe:
@@ -25,23 +28,25 @@ def test_trainers_aboard_a_berth_share_its_gpu(monkeypatch):
 
     async def scenario() -> None:
         needs = ActorResources(cpus=0.1, gpus=0.3)
-        berths = SharedGpuPool([1.0, 1.0], needs)
-        assert [berth.room for berth in berths.berths] == [3, 3]
-        await asyncio.gather(*(berth.group.ready() for berth in berths.berths))
-        boarded = [await berths.board() for _ in range(6)]
+        groups = [placement_group([gpu_bundle(1.0, needs)], strategy="PACK") for _ in range(2)]
+        await asyncio.gather(*(group.ready() for group in groups))
+        pool = SharedGpuPool([SharedGpu(group, aboard(1.0, needs.gpus), None, None) for group in groups])
+        assert [gpu.capacity for gpu in pool.gpus] == [3, 3]
+        held = [contextlib.AsyncExitStack() for _ in range(7)]
+        gpus = [await hold.enter_async_context(pool.hold()) for hold in held[:6]]
         probes = [
-            ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.3, scheduling_strategy=berth.strategy()).remote()
-            for berth in boarded
+            ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.3, scheduling_strategy=gpu.strategy()).remote()
+            for gpu in gpus
         ]
         where = [await probe.gpus.remote() for probe in probes]
-        for berth in berths.berths:
-            assert len({tuple(gpus) for gpus, at in zip(where, boarded, strict=True) if at is berth}) == 1
-        assert sorted(gpus[0] for gpus in where) == [0, 0, 0, 1, 1, 1]
-        late = asyncio.create_task(berths.board())
+        for gpu in pool.gpus:
+            assert len({tuple(ids) for ids, at in zip(where, gpus, strict=True) if at is gpu}) == 1
+        assert sorted(ids[0] for ids in where) == [0, 0, 0, 1, 1, 1]
+        late = asyncio.create_task(held[6].enter_async_context(pool.hold()))
         await asyncio.sleep(0.05)
         assert not late.done()
-        await berths.leave(boarded[4])
-        assert await asyncio.wait_for(late, 5) is boarded[4]
+        await held[4].aclose()
+        assert await asyncio.wait_for(late, 5) is gpus[4]
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
@@ -53,7 +58,7 @@ def test_trainers_aboard_a_berth_share_its_gpu(monkeypatch):
 
 @pytest.mark.slow
 def test_everybody_on_one_gpu(monkeypatch):
-    """Engine 0.3, a berth of 0.3 with one trainer of 0.25, full 0.4: what gpu_allocation puts on one GPU, Ray does."""
+    """Engine 0.3, a shared 0.3 with one trainer of 0.25, full 0.4: what gpu_allocation puts on one GPU, Ray does."""
     import ray
 
     class Probe:
@@ -62,11 +67,11 @@ def test_everybody_on_one_gpu(monkeypatch):
 
     async def scenario() -> None:
         engine = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.3).remote()
-        berths = SharedGpuPool([0.3], ActorResources(cpus=0.1, gpus=0.25))
-        await asyncio.wait_for(berths.berths[0].group.ready(), 20)
-        berth = await berths.board()
-        host = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.05, scheduling_strategy=berth.strategy()).remote()
-        layer = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.25, scheduling_strategy=berth.strategy()).remote()
+        group = placement_group([gpu_bundle(0.3, ActorResources(cpus=0.1, gpus=0.25))], strategy="PACK")
+        await asyncio.wait_for(group.ready(), 20)
+        shared = SharedGpu(group, aboard(0.3, 0.25), None, None).strategy()
+        host = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.05, scheduling_strategy=shared).remote()
+        layer = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.25, scheduling_strategy=shared).remote()
         full = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.4).remote()
         asked = asyncio.gather(*(probe.gpus.remote() for probe in (engine, host, layer, full)))
         assert await asyncio.wait_for(asked, 20) == [[0]] * 4
@@ -113,20 +118,17 @@ def test_a_crew_that_waits_for_two_places_is_not_overtaken(tmp_path):
     free it stays free; once both are, full has them, and then the layer."""
     import ray
 
-    from layersweep.orchestrator.execution.actors import GangRequest, SweepActors
+    from layersweep.orchestrator.execution.actors import SweepActors
 
     class Other:
         def alive(self) -> None:
             pass
 
-    async def scenario() -> None:
+    async def scenario(actors: SweepActors) -> None:
         others = [ray.remote(Other).options(num_cpus=1).remote() for _ in range(2)]
         ray.get([other.alive.remote() for other in others])
         full, layer = next(run for run in plan.runs if run.selection.whole), plan.runs[-1]
-        crews = [GangRequest([], []), GangRequest([], [])]
-        waiting = [
-            asyncio.create_task(stage._assemble(crew, run)) for crew, run in zip(crews, (full, layer), strict=True)
-        ]
+        waiting = [asyncio.create_task(actors.create_trainers(run)) for run in (full, layer)]
         await asyncio.sleep(2)
         ray.kill(others[0])
         await asyncio.sleep(5)
@@ -134,16 +136,20 @@ def test_a_crew_that_waits_for_two_places_is_not_overtaken(tmp_path):
         ray.kill(others[1])
         await asyncio.wait_for(waiting[0], 60)
         assert not waiting[1].done() and ray.available_resources()["CPU"] == pytest.approx(0.1)
-        await stage.dismiss(crews[0])
-        await asyncio.wait_for(waiting[1], 60)
-        await stage.dismiss(crews[1])
+        await (await waiting[0]).stop()
+        await (await asyncio.wait_for(waiting[1], 60)).stop()
 
-    actors = {"engine": {"cpus": 0}, "trainer": {"cpus": 0.9}, "full_trainer": {"cpus": 0.95}, "full_trainer_ranks": 2}
-    plan = make_plan(load_spec(DEMO, {"resources": actors, "output": str(tmp_path)}), fetch=False)
+    resources = {
+        "engine": {"cpus": 0},
+        "trainer": {"cpus": 0.9},
+        "full_trainer": {"cpus": 0.95},
+        "full_trainer_ranks": 2,
+    }
+    plan = make_plan(load_spec(DEMO, {"resources": resources, "output": str(tmp_path)}), fetch=False)
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
-        stage = SweepActors(plan, {})
-        asyncio.run(scenario())
+        unused = (None,) * 4  # engines, collector, rollout worker, model
+        asyncio.run(scenario(SweepActors(plan, {}, *unused)))
     finally:
         ray.shutdown()
 
@@ -153,14 +159,14 @@ def test_a_cluster_that_has_lost_its_gpus_keeps_a_room(tmp_path):
     """For the run that waits for others to come; what can never start was refused before."""
     import ray
 
-    from layersweep.orchestrator.execution.actors import SweepActors
+    from layersweep.orchestrator.execution.actors import max_concurrent_runs
 
     spec = load_spec(Path(DEMO).parent / "qwen3-1.7b-numinamath-grpo-8gpu.yaml", {"output": str(tmp_path)})
     resources = spec.resources.model_copy(update={"concurrent_runs": None})
     plan = make_plan(spec.model_copy(update={"resources": resources}), fetch=False)
     ray.init("local", num_cpus=100, num_gpus=0, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
-        assert SweepActors(plan, {}).rooms() == 1
+        assert max_concurrent_runs(plan) == 1
     finally:
         ray.shutdown()
 

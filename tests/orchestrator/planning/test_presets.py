@@ -9,7 +9,7 @@ import pytest
 
 from layersweep.cli import DEMO
 from layersweep.orchestrator.planning import model_architecture as model_shape
-from layersweep.orchestrator.planning.plan import make_plan
+from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import load_spec, parse_spec
 from layersweep.policies.model.architecture import Architecture

@@ -24,21 +24,29 @@ TOKEN = "0f" * 32
 
 
 class Head:
-    """A head node with token authentication, and the command line as its user has it."""
+    """A head node with token authentication, and the command line as its user has it.
+
+    The node is started by its full path, with an environment that is not activated: `python` on its PATH is a trap.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.dashboard, self.metrics, gcs, agent, client = free_ports(5)
         self.address = f"http://127.0.0.1:{self.dashboard}"
+        trap = folder / "bin" / "python"
+        trap.parent.mkdir()
+        trap.write_text("#!/bin/sh\necho not this python\nexit 7\n")
+        trap.chmod(0o755)
         self.environment = os.environ | {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{trap.parent}:/usr/local/bin:/usr/bin:/bin",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": TOKEN,
         }
         command = (
-            f"ray start --head --block --port {gcs} --dashboard-port {self.dashboard} --dashboard-agent-listen-port "
-            f"{agent} --metrics-export-port {self.metrics} --ray-client-server-port {client} --num-cpus 2 "
-            f"--object-store-memory 200000000 --disable-usage-stats --temp-dir {folder}/ray"
+            f"{Path(sys.executable).parent}/ray start --head --block --port {gcs} --dashboard-port {self.dashboard} "
+            f"--dashboard-agent-listen-port {agent} --metrics-export-port {self.metrics} --num-cpus 2 "
+            f"--ray-client-server-port {client} --object-store-memory 200000000 --disable-usage-stats "
+            f"--temp-dir {folder}/ray"
         )
         log = (folder / "head.log").open("w")
         self.process = subprocess.Popen(command.split(), env=self.environment, stdout=log, stderr=log)
@@ -113,7 +121,9 @@ def spec(tmp_path_factory):
 @pytest.fixture(scope="module")
 def submitted(head, spec):
     """The sweep's folder once it has ended, and the table that was pulled while it ran."""
-    assert "submitted as layersweep-small-1" in head.run("submit", str(spec / "cluster.yaml"))
+    said = head.run("submit", str(spec / "cluster.yaml"))
+    assert "submitted as layersweep-small-1" in said and "layersweep status --watch small" in said
+    assert "the sweep has begun in" in head.run("logs", "small")  # so it returned no sooner
     patience = time.monotonic() + 240
     while not (spec / "live.parquet").exists() and time.monotonic() < patience:
         time.sleep(3)
@@ -126,6 +136,13 @@ def submitted(head, spec):
     followed = head.run("logs", "small", "--follow")
     assert "report.html" in followed
     return spec / "cluster" / "small", live
+
+
+def test_a_driver_that_refuses_is_told_by_submit(head, submitted, spec):
+    """The folder holds the sweep already, which the driver finds; submit ends with its words and its exit code."""
+    said = head.run("submit", str(spec / "cluster.yaml"), expect=2)
+    assert "submitted as layersweep-small-2" in said
+    assert f"layersweep: name: {submitted[0]} holds a sweep already" in said
 
 
 @pytest.mark.parametrize(

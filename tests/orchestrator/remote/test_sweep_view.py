@@ -2,7 +2,6 @@
 
 import os
 from io import BytesIO
-from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -10,13 +9,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from layersweep.cli import DEMO, main
+from layersweep.cli import main
 from layersweep.orchestrator.commands.status import overview, pull
-from layersweep.orchestrator.remote.job_package import at_home, environment, shipment
+from layersweep.orchestrator.remote import ray_jobs
+from layersweep.orchestrator.remote.ray_jobs import Cluster
 from layersweep.orchestrator.remote.ray_token import show_token
 from layersweep.orchestrator.remote.sweep_view import SweepView
 from layersweep.orchestrator.spec.errors import SpecError
-from layersweep.orchestrator.spec.load import load_spec
 
 
 @pytest.fixture
@@ -61,40 +60,24 @@ def test_rays_own_switch_wins(no_token, monkeypatch):
     assert not shown("http://127.0.0.1:8265")
 
 
-def test_a_shipment_holds_code_spec_and_the_users_folder(tmp_path):
-    (tmp_path / "mine.py").write_text("x = 1")
-    spec = at_home(load_spec(DEMO))
-    with shipment(spec, str(tmp_path)) as staging:
-        assert load_spec(f"{staging}/sweep.yaml") == spec
-        for file in (
-            "mine.py",
-            "layersweep/cli.py",
-            "layersweep/workers/actors/trainer.py",
-            "layersweep/orchestrator/report/page.html.j2",
-        ):
-            assert Path(staging, file).is_file(), file
-        assert not list(Path(staging).rglob("__pycache__"))
-    assert not os.path.exists(staging)
+def test_a_job_agent_that_is_starting_is_waited_for(monkeypatch, capsys):
+    """As Ray says it: three calls fail, the fourth does not; and with no patience the first failure is told."""
+    answers = iter([RuntimeError("status code 500: No available agent to submit job, please try again later.")] * 3)
 
+    def call():
+        if (error := next(answers, None)) is not None:
+            raise error
+        return "answer"
 
-def test_a_folder_that_would_hide_the_code_is_refused(tmp_path):
-    (tmp_path / "layersweep").mkdir()
-    with pytest.raises(SpecError, match="its layersweep would hide"), shipment(load_spec(DEMO), str(tmp_path)):
-        pass
-
-
-def test_output_means_the_same_in_a_job(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    spec = load_spec(DEMO)  # output: runs
-    assert at_home(spec).output == f"{tmp_path}/runs"
-    assert at_home(spec.model_copy(update={"output": "s3://bucket/runs"})).output == "s3://bucket/runs"
-
-
-def test_environment_variables(monkeypatch):
-    monkeypatch.setenv("HERE", "a=b")
-    assert environment(["HERE", "X=1=2", "Y="]) == {"HERE": "a=b", "X": "1=2", "Y": ""}
-    with pytest.raises(SpecError, match="--env GONE: not set here; write GONE=VALUE"):
-        environment(["GONE"])
+    cluster = Cluster.__new__(Cluster)
+    cluster.address = "http://head:8265"
+    monkeypatch.setattr(ray_jobs.time, "sleep", lambda seconds: None)
+    assert cluster._ask(call) == "answer"
+    assert capsys.readouterr().err == "http://head:8265: waiting for the head node's job agent, which is starting\n"
+    monkeypatch.setattr(ray_jobs, "AGENT_SECONDS", -1)
+    answers = iter([RuntimeError("No available agent to submit job")])
+    with pytest.raises(SpecError, match="no job agent after .* --dashboard-agent-listen-port"):
+        cluster._ask(call)
 
 
 TABLE = pd.DataFrame(

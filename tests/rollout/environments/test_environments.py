@@ -149,13 +149,14 @@ def test_forgotten_episodes_free_their_environment(process):
     run(process, *[(n, 0, [], "") for n in range(3)])
     process.forget([0, 1, 2])
     assert run(process, (3, 5, [], ""))[0].anchor == "5:0"
-    assert process._here == {3}
+    assert process._hosted == {3}
 
 
 def test_a_process_ends_when_nobody_is_there(process):
     run(process, (0, 0, [], ""))
     process._child._process.stdin.close()  # as when the parent dies
-    assert process._child._line(seconds=20) is None and process._child._ended
+    assert process._child.receive(seconds=60) is None
+    assert process._stop() == "the process ended with status 0"
 
 
 def test_what_cannot_start_says_why():

@@ -239,7 +239,7 @@ def test_a_failing_engine_fails_the_call_and_frees_the_environments():
             asyncio.run(play(task, [InitialState("s", 0)], 3, generate, encode, decode))
         done = played(task, [InitialState("s", 0)], 1, Model(lambda prompt, seed: "add"))
         assert done.episodes[0].success == 1.0
-        assert task.processes.of(0)._here == set()
+        assert task.processes.of(0)._hosted == set()
 
 
 # -- what is learned from ---------------------------------------------------------------------------------------

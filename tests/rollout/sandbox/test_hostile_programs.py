@@ -1,14 +1,18 @@
 """Hostile programs beside honest ones, in both backends: verdicts stay right and nothing is left behind."""
 
+import importlib
 import os
+import select
 import socket
+import subprocess
 import threading
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from layersweep.rollout.sandbox import AssertTests, CallTests, ScriptTests, backend
+from layersweep.rollout.sandbox import AssertTests, CallTests, ScriptTests, backend, process
 from tests.helpers.judged import BACKENDS, DOUBLE, QUICK, doubling, verdicts
 
 HOSTILE = {
@@ -96,7 +100,7 @@ def test_hostile_programs_beside_honest_ones(name):
         for process in psutil.process_iter(["ppid", "cmdline", "create_time"])
         if process.info["create_time"] > started
         and process.info["ppid"] == 1
-        and "warden" in str(process.info["cmdline"])
+        and "supervisor" in str(process.info["cmdline"])
     ]
     assert orphans == []
     assert len(os.listdir("/proc/self/fd")) == files
@@ -196,22 +200,16 @@ def test_programs_cannot_read_the_tests(name, tmp_path):
 
 
 def test_the_process_that_programs_are_forked_from_never_holds_programs_or_tests():
-    warden = backend.SandboxProcess("subprocess", QUICK)
+    sandbox = process.SandboxProcess("subprocess", QUICK)
     try:
-        tests = {
-            "setup": "",
-            "tests": "assert f() == 'te' 'st-7431'",
-            "functions": ("f",),
-            "modules": (),
-            "borrowed": (),
-        }
-        assert warden.ask({"kind": "tests"}, "def f(): return 'te' 'st-7431' # prog-7431", tests) == ("ok", b"passed")
-        case = {"kind": "script", "input": b"input-7431", "output_bytes": 100}
-        assert warden.ask(case, "print(input()) # prog-7431") == ("ok", b"input-7431\n")
+        tests = AssertTests("def f(): return 'te' 'st-7431' # prog-7431", "assert f() == 'te' 'st-7431'", ("f",))
+        assert tests.judge(sandbox.run_case).passed
+        tests = ScriptTests("print(input()) # prog-7431", ("input-7431",), ("input-7431",))
+        assert tests.judge(sandbox.run_case).passed
         memory = b""
         with (
-            open(f"/proc/{warden._process.pid}/maps") as maps,
-            open(f"/proc/{warden._process.pid}/mem", "rb") as content,
+            open(f"/proc/{sandbox._process.pid}/maps") as maps,
+            open(f"/proc/{sandbox._process.pid}/mem", "rb") as content,
         ):
             for start, end in (line.split()[0].split("-") for line in maps if " rw" in line and "[v" not in line):
                 content.seek(int(start, 16))
@@ -219,7 +217,7 @@ def test_the_process_that_programs_are_forked_from_never_holds_programs_or_tests
         assert b"input-7431" in memory  # which a program may see
         assert b"prog-7431" not in memory and b"st-7431" not in memory
     finally:
-        warden.close()
+        sandbox.close()
 
 
 SPOOFS = {
@@ -252,7 +250,7 @@ SPOOFS = {
     ),
     "overrides the harness": (
         "import sys, os, json\nos._exit = os.write = lambda *a: 0\njson.dumps = lambda *a, **k: '{\"value\": true}'\n"
-        "for n in ('wire', 'guest', 'warden', 'confine'):\n  m = sys.modules.get(n)\n"
+        "for n in ('value_codec', 'child', 'supervisor', 'confine', 'common_names'):\n  m = sys.modules.get(n)\n"
         "  for k in list(vars(m) if m else ()):\n"
         "    if callable(getattr(m, k)): setattr(m, k, lambda *a, **k: b'passed')\n"
         "def add(a, b): return 0"
@@ -278,3 +276,53 @@ def test_verdicts_cannot_be_spoofed(name):
         batch += [CallTests(program, "add", ((2, 3), (-1, 1)), (5, 0)), CallTests(honest, "add", ((2, 3),), (5,))]
     found = [verdict.passed for verdict in verdicts(name, batch)]
     assert found == [False, True, False, True] * len(SPOOFS)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_program_that_takes_its_output_back_harms_itself_alone(name):
+    takes_back = (
+        "import os, threading, time\n"
+        "try: back = os.open('/proc/self/fd/1', os.O_RDONLY)\n"
+        "except OSError: back = None  # bubblewrap has no /proc\n"
+        "def take():\n  while back: os.read(back, 1 << 16)\n"
+        "threading.Thread(target=take, daemon=True).start()\n"
+        "for _ in range(200):\n  os.write(1, b'x')\n  time.sleep(0.001)\n"
+    )
+    sleeps, burns = takes_back + "time.sleep(1000)", takes_back + "while True: pass"
+    started = time.monotonic()
+    found = verdicts(name, [doubling(program) for program in (sleeps, burns, DOUBLE)], workers=1)
+    assert [verdict.passed for verdict in found] == [False, False, True]
+    assert [verdict.reason for verdict in found[:2]] == ["test 1: time"] * 2
+    assert time.monotonic() - started < 2 * QUICK.wall_seconds + 5
+
+
+def test_output_that_is_gone_before_it_is_read_stalls_nothing(monkeypatch):
+    """The moment that such a program needs: the pipe is readable, and empty when it is read. Limit: 0.5 s asleep."""
+    monkeypatch.syspath_prepend(process.INSIDE)
+    supervisor = importlib.import_module("supervisor")
+    out, into_out = os.pipe()
+
+    class Poll(list):
+        def register(self, fd, events):
+            self.append(fd)
+
+        def poll(self, milliseconds):
+            return [(out, select.POLLIN)]
+
+    monkeypatch.setattr(supervisor, "select", SimpleNamespace(poll=Poll, POLLIN=select.POLLIN))
+    sleeper = subprocess.Popen(["sleep", "1000"])
+    judge = supervisor.Supervisor.__new__(supervisor.Supervisor)
+    judge.cpu_seconds, judge.wall_seconds = 1, 0.5
+    killer = threading.Timer(10, os.close, [into_out])  # ends a read that blocks
+    killer.start()
+    started = time.monotonic()
+    assert judge._collect([sleeper.pid], out, None, b"", 100) == (b"", "time")
+    assert time.monotonic() - started < 5
+    killer.cancel()
+    os.close(into_out)
+
+
+def test_a_program_cannot_look_into_others_of_its_user():
+    """The kernel gives the /proc of a process that may not be looked into to root, whatever its own user is."""
+    script = "import os\nprint(os.stat('/proc/self/mem').st_uid)"
+    assert verdicts("subprocess", [ScriptTests(script, ("",), ("0",))])[0].passed

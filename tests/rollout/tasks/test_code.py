@@ -158,9 +158,13 @@ def test_the_de_facto_layout_with_every_kind_of_ground_truth(tmp_path, spelled):
 
 def test_tests_as_data():
     assert truth(STDIN) == {"kind": "script", "inputs": ["1\n", "21\n"], "outputs": ["2\n", "42\n"]}
-    assert truth(FUNCTIONAL) == {"kind": "function", "function": "addTo", "inputs": [[[1, 2], 3]], "outputs": [6]}
+    called = {"kind": "function", "function": "addTo", "inputs": [[[1, 2], 3]], "outputs": [6], "wrapped": False}
+    assert truth(FUNCTIONAL) == called
     assert truth({"problem": "p", "tests": json.dumps(APPS)})["inputs"] == ["1 2\n", "3\n4"]
-    assert truth({"question": "q", "input_output": json.dumps(CALLED)})["outputs"] == [3, 7]
+    apps = truth({"question": "q", "input_output": json.dumps(CALLED)})
+    assert (apps["outputs"], apps["wrapped"]) == ([[3], [7]], True)
+    keyed = {"fn_name": "f", "inputs": [[{"1": "a", "-2": "b"}, {"x": 1}]], "outputs": [1]}
+    assert truth({"question": "q", "tests": keyed})["inputs"] == [[{1: "a", -2: "b"}, {"x": 1}]]
     assert truth(MBPP)["functions"] == ["sum"]
     assert truth({"question": "q", "answer": "assert f() == 1"})["tests"] == "assert f() == 1"
 
@@ -202,15 +206,85 @@ def test_a_pickled_text_is_read_whatever_the_protocol(protocol):
     assert (tests["inputs"], tests["outputs"]) == (["é\n" * 200], ["\\u00e9\n"])
 
 
-def test_extraction():
-    assert extract_program("print(1)") == "print(1)"
-    assert extract_program("a\n```python\nx = 1\n```\nb\n```\ny = 2\n```\n") == "y = 2\n"
-    assert extract_program("```py\nx = 1\n```\nIt prints:\n```text\n1\n```") == "x = 1\n"
-    assert extract_program("```python\nx = 1\n") == "x = 1\n"  # cut at the token limit
-    assert extract_program("```python\nx = 1\n```\n```python\nx = ") == "x = 1\n"
-    assert extract_program("<think>```python\nx = 1\n```</think>\n```python\ny = 2\n```") == "y = 2\n"
-    assert extract_program("```bash\nls\n```") is None
-    assert extract_program(" \n") is None and extract_program("```python\n```") is None
+PROGRAM = "import sys\nprint(sum(map(int, sys.stdin)))\n"
+FUNCTION = "def add(a, b):\n    return a + b\n"
+"""What a response should be read as, beside it; `add` is under test where a third value says so."""
+EXTRACTED = [
+    ("print(1)", "print(1)"),
+    ("```py\nx = 1\n```\nIt prints:\n```text\n1\n```", "x = 1\n"),
+    ("```python\nx = 1\n", "x = 1\n"),  # cut at the token limit
+    ("```python\nx = 1\n```\n```python\nx = ", "x = 1\n"),
+    ("```python\nx = 1\n```\n```python\ny = 2\n```", "y = 2\n"),
+    ("<think>```python\nx = 1\n```</think>\n```python\ny = 2\n```", "y = 2\n"),
+    ("```bash\nls\n```", None),
+    (" \n", None),
+    ("```python\n```", None),
+    # Examples of input and output beside the program, labelled or not.
+    (f"```python\n{PROGRAM}```\nExample:\n```\n1\n2\n```\ngives\n```\n3\n```", PROGRAM),
+    (f"```python\n{PROGRAM}```\nRun it so:\n```\nprint(3)\n```", PROGRAM),
+    (f"Input:\n```\n1 2\n```\n```python\n{PROGRAM}```", PROGRAM),
+    (f"```\n{PROGRAM}```\nOutput:\n```\n3\n```", PROGRAM),
+    (f"```\n{PROGRAM}```\nOutput:\n```\n3 4\nYES\n```", PROGRAM),
+    (f"```\n{PROGRAM}```\n```bash\npython main.py\n```", PROGRAM),
+    (f"Input:\n```\n1 2\n```\n```python\n{PROGRAM}", PROGRAM),  # ends without its fence
+    (f"```\n3\n```\nThen\n```\n{PROGRAM}```", PROGRAM),
+    ("```\n3\n```\nor\n```\n4\n```", "4\n"),  # no program: wrong in any case
+    # The function under test, and how it is called.
+    (f"```python\n{FUNCTION}```\nUsage:\n```python\nprint(add(1, 2))\n```", FUNCTION, "add"),
+    (f"```\n{FUNCTION}```\nUsage:\n```\nadd(1, 2)\n```", FUNCTION, "add"),
+    (f"```\n{FUNCTION}```\nTests:\n```python\nassert add(1, 2) == 3\n```", FUNCTION, "add"),
+    ("```python\nclass Solution:\n    x = 1\n```\n```python\nSolution()\n```", "class Solution:\n    x = 1\n", "add"),
+    (f"```python\ndef add(): 0\n```\nBetter:\n```python\n{FUNCTION}```", FUNCTION, "add"),
+    ("```\n    return a + b\n```\nwhich gives\n```\n3\n```", "    return a + b\n", "add"),
+    # Fences as models write them.
+    (f"```Python3\n{PROGRAM}```", PROGRAM),
+    (f"``` python\n{PROGRAM}```", PROGRAM),
+    (f"```{{.python}}\n{PROGRAM}```", PROGRAM),
+    (f"```python title=main.py\n{PROGRAM}```", PROGRAM),
+    (f"~~~python\n{PROGRAM}~~~", PROGRAM),
+    (f"````python\n{PROGRAM}# ```\n````", PROGRAM + "# ```\n"),
+    ("```python\nx = 1\n```python\ny = 2\n```", "y = 2\n"),
+    ("```python\nprint(1)```\nDone.", "print(1)"),
+    ("  ```python\nx = 1\n  ```\n", "x = 1\n"),
+    ("```cpp\nint x;\n```\n```python\nx = 1\n```", "x = 1\n"),
+    ("```python\nx = 1\n```\n```cpp\nint x;\n```", "x = 1\n"),
+]
+
+
+@pytest.mark.parametrize("case", EXTRACTED)
+def test_extraction(case):
+    text, program, *functions = case
+    assert extract_program(text, functions) == program
+
+
+# A problem, and a program that must get this reward. verl's and LiveCodeBench's judges agree where no comment says so.
+GRADED = [
+    ({"inputs": ["\n"], "outputs": ["0.333333333\n"]}, "print(1 / 3)", 1),  # verl alone
+    ({"inputs": ["\n"], "outputs": ["0.333333333\n"]}, "print(0.33)", 0),
+    ({"inputs": ["2\n"], "outputs": ["1.41421356 2\n"]}, "print(sqrt(int(input())), 2)", 1),
+    ({"inputs": ["3\n1 2 3\n"], "outputs": ["6\n"]}, "input()\nprint(sum(map(int, sys.stdin.readline().split())))", 1),
+    ({"inputs": ["40000\n"], "outputs": ["40000\n"]}, "def f(n): return n and f(n - 1) + 1\nprint(f(int(input())))", 1),
+    (CALLED | {"inputs": [[1], [2]], "outputs": [[1], [2]]}, "def add(x): return [x]", 1),
+    (CALLED | {"inputs": [[1], [2]], "outputs": [[1], [2]]}, "def add(x): return x", 1),
+    (CALLED | {"inputs": [[1], [2]], "outputs": [[1], [2]]}, "def add(x): return [1]", 0),
+    (CALLED | {"inputs": [[[1]], [[2]]], "outputs": [[1], [2]]}, "def add(x): return x", 1),
+    (CALLED, "def add(a, b): return reduce(lambda x, y: x + y, accumulate([a, b]), -a)", 1),
+    (CALLED, "from __future__ import annotations\ndef add(a: Optional[int], b): return a + b", 1),
+    (CALLED, "@cache\ndef add(a, b): return a + b if gcd(a, b) < inf else comb(a, b)", 1),
+    (CALLED, "def add(a, b):\n  h = []\n  heappush(h, a + b)\n  return heappop(h)", 1),
+    (CALLED, "class Solution:\n  def add(self, a: int, b: int) -> int: return a + b\ndef add(a, b): return 0", 1),
+    (CALLED, "print('nothing')", 0),
+    ({"fn_name": "gcd", "inputs": [[4, 6]], "outputs": [2]}, "x = 1", 0),  # the standard library's does not count
+    ({"fn_name": "f", "inputs": [[{"1": 2}]], "outputs": [2]}, "def f(d): return d[1]", 1),  # verl alone
+]
+
+
+def test_programs_that_the_peers_judge_right(tmp_path):
+    task = task_of(tmp_path, [de_facto(f"problem {at}", tests) for at, (tests, _, _) in enumerate(GRADED)])
+    prompts = sorted(task.prompts("train", len(GRADED)), key=lambda prompt: int(prompt.info["question"].split()[1]))
+    responses = [Response(fenced(program) + "\nIt prints:\n```\n42\n```", True) for _, program, _ in GRADED]
+    found = [score.reward for score in task.score(prompts, responses)]
+    assert found == [reward for _, _, reward in GRADED]
 
 
 def test_completion():

@@ -1,7 +1,6 @@
 """Mathematics: answers extracted and judged, within bounds, from threads and inside a Ray actor."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -10,13 +9,15 @@ import time
 import pytest
 
 from layersweep.rollout.data.row_readers import DataError
-from layersweep.rollout.subprocess_pool import Failure, LimitedCalls
 from layersweep.rollout.tasks.math import MathConfig, MathTask, truths_of
-from layersweep.rollout.tasks.math_answer import final_answer, marked_answer, plainly_equal
+from layersweep.rollout.tasks.math_answer import final_answer, marked_answer
+from layersweep.rollout.tasks.math_equality import plainly_equal
 from layersweep.rollout.types import Prompt, Response, Score
+from tests.rollout.tasks.math_pairs import RIGHT_PAIRS, WRONG_PAIRS
 
 RIGHT, WRONG = Score(1.0, True), Score(0.0, True)
 NO_ANSWER = Score(0.0, False)
+NO_VERDICT = Score(0.0, True, judged=False)
 
 PAIRS = [
     # GSM8K and \boxed{} forms, which a string match judges too
@@ -138,7 +139,17 @@ def test_pairs_are_judged_rightly(task):
         if score != expected
     ]
     assert wrongly == []
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120
+
+
+def test_notations_and_sentences_of_all_kinds(task):
+    assert [pair for pair, score in zip(RIGHT_PAIRS, judge(task, *RIGHT_PAIRS), strict=True) if score.reward == 0] == []
+    assert [pair for pair, score in zip(WRONG_PAIRS, judge(task, *WRONG_PAIRS), strict=True) if score.reward == 1] == []
+
+
+def test_thinking_that_was_cut_is_no_answer(task):
+    cut = [("36", "<think> perhaps \\boxed{36}? But"), ("36", "\\boxed{36}. <think> Let me")]
+    assert judge(task, *cut, finished=False) == [NO_ANSWER, RIGHT]
 
 
 def test_never_worse_than_a_string_match(task):
@@ -165,9 +176,16 @@ def test_endless_comparisons_are_wrong_and_spare_the_others(task, caplog):
     scores = judge(
         task, ("1/2", "\\boxed{0.5}"), ("72", ENDLESS), ("72", "\\boxed{1000000!!}"), ("2/4", "\\boxed{1/2}")
     )
-    assert scores == [RIGHT, WRONG, WRONG, RIGHT]
-    assert "no verdict" in caplog.text and "0.5 s of CPU time" in caplog.text
-    assert time.monotonic() - started < 20
+    assert scores == [RIGHT, NO_VERDICT, NO_VERDICT, RIGHT]
+    assert "no verdict" in caplog.text and "more than 2 s of CPU time" in caplog.text  # 0.5 s, then 4 times as much
+    assert time.monotonic() - started < 120
+
+
+def test_a_slow_first_comparison_is_right_all_the_same(data_path):
+    """Warming up takes more CPU time than a comparison may: its clock runs later."""
+    task = MathTask(MathConfig(type="math", data={"path": data_path}, cpu_seconds=0.3, processes=1))
+    assert judge(task, ("(x+1)^2", "\\boxed{x^2+2x+1}")) == [RIGHT]
+    task.close()
 
 
 def test_judged_from_threads(task):
@@ -199,7 +217,7 @@ def test_judged_inside_a_ray_actor(data_path):
                 return task.score(prompts, [Response(text, True) for _, text in pairs])
 
         pairs = [("1/2", "\\boxed{0.5}"), ("72", ENDLESS), ("2x", "\\boxed{x+x}")]
-        assert ray.get(Judge.remote().judge.remote(data_path, pairs), timeout=120) == [RIGHT, WRONG, RIGHT]
+        assert ray.get(Judge.remote().judge.remote(data_path, pairs), timeout=120) == [RIGHT, NO_VERDICT, RIGHT]
     finally:
         ray.shutdown()
 
@@ -232,6 +250,7 @@ def test_prompts_come_with_the_final_answer(task):
         ("9 (apples)", ["9"]),
         ("(9, 10)", ["(9, 10)"]),
         ("concave up when $x<-1$ or $x>1$", ["concave up when $x<-1$ or $x>1$"]),
+        ("First \\boxed{4}, then \\boxed{4} and \\boxed{9}.", ["4, 9"]),
     ],
 )
 def test_ground_truths(value, truths):
@@ -297,56 +316,3 @@ def test_importing_the_task_is_light():
     code = "import sys, layersweep.rollout.tasks.math, layersweep.rollout.data.prompt_data; "
     code += f"print([m for m in '{heavy}'.split() if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
-
-
-# Bounded calls
-
-
-def test_results_in_order_with_failures_in_their_place():
-    calls = LimitedCalls("math:factorial", cpu_seconds=0.2, processes=2)
-    results = calls.map([3, -1, 10**8, 4] + [0] * 200)
-    calls.close()
-    assert [results[0], *results[3:]] == [6, 24] + [1] * 200
-    assert results[1] == Failure("ValueError: factorial() not defined for negative values")
-    assert results[2] == Failure("more than 0.2 s of CPU time")
-
-
-def test_a_worker_that_ends_or_eats_memory_is_replaced():
-    calls = LimitedCalls("builtins:eval", cpu_seconds=5)
-    assert calls.map(["1 + 1", "exit()", "len(' ' * 10**11)", "__import__('os')._exit(3)", "2 + 2"]) == [
-        2,
-        Failure("the process ended with status 0"),
-        Failure(f"the process ended with status {os.EX_OSERR}"),
-        Failure("the process ended with status 3"),
-        4,
-    ]
-    calls.close()
-
-
-def test_workers_cannot_write_files(tmp_path):
-    calls = LimitedCalls("builtins:eval", cpu_seconds=5)
-    (failure,) = calls.map([f"open({str(tmp_path / 'file')!r}, 'w').write('x' * 99999)"])
-    calls.close()
-    assert isinstance(failure, Failure)
-    assert (tmp_path / "file").stat().st_size == 0
-
-
-def test_a_worker_that_cannot_start_says_why():
-    calls = LimitedCalls("rollout.nowhere:f", cpu_seconds=1)
-    with pytest.raises(RuntimeError, match="ModuleNotFoundError.*rollout.nowhere"):
-        calls.map([1])
-    calls.close()
-
-
-def test_workers_end_with_the_process():
-    code = (
-        "from layersweep.rollout.subprocess_pool import LimitedCalls\n"
-        "calls = LimitedCalls('builtins:eval', 5)\n"
-        "print(calls.map(['__import__(\"os\").getpid()'])[0], flush=True)\n"
-        "import os; os._exit(1)"
-    )
-    pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and os.path.exists(f"/proc/{pid}"):
-        time.sleep(0.05)
-    assert not os.path.exists(f"/proc/{pid}")

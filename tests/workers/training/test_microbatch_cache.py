@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from layersweep.policies.algorithms.grpo import GRPO
-from layersweep.policies.model.tree_batch import MicroBatch
+from layersweep.policies.model.tree_batch import MicroBatch, MicroBatches
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
 from layersweep.workers.training.microbatch_cache import CacheBudget, MicroBatchCache, TrainingMicroBatch, tensor_bytes
@@ -39,6 +39,18 @@ def test_what_does_not_fit_is_made_again_but_for_its_reference():
         assert [piece.ref_logp[0].item() for piece in pieces] == [0, 1, 2]
     assert made == [(0, False), (1, False), (2, False), (2, True), (2, True)]
     assert budget.left == 2
+
+
+def test_an_index_error_within_is_no_end():
+    """A `for` over a Sequence takes an IndexError raised in it for its end, and the rest would be left out."""
+
+    def broken(ref_logp):
+        raise IndexError("index out of range in self")
+
+    with pytest.raises(IndexError, match="index out of range in self"):
+        list(MicroBatchCache([broken], CacheBudget(0)))
+    with pytest.raises(IndexError, match="index out of range in self"):
+        list(MicroBatches(broken, [[[0]]]))
 
 
 @pytest.mark.parametrize("selection", [Selection.layer(2), Selection.full()], ids=lambda s: s.name)

@@ -178,9 +178,11 @@ def test_halves_alike_agree_and_opposite_rewards_oppose(trunk, one_rank):
 
 
 def _rank(rank: int, port: int, folder: str, selection: Selection, stage: int, out) -> None:
+    from layersweep.policies.model import token_logprobs
     from layersweep.policies.model.trunk import Trunk
     from layersweep.workers.training.distributed import prepare
 
+    token_logprobs.CHUNK_BYTES["cpu"] = 3 * 4 * 32  # three tokens of the vocabulary of 32 at a time
     prepare(rank, 2, "127.0.0.1", port, gpu=False)
     section = DeepSpeedConfig(layer_zero_stage=min(stage, 1), full_zero_stage=stage)
     loop = update_loop(Trunk.load(folder, "float32"), selection, *settings(0.1, 1e-3, 0.5, 40), section, rank, 2)
@@ -199,7 +201,8 @@ def _rank(rank: int, port: int, folder: str, selection: Selection, stage: int, o
     ids=lambda x: getattr(x, "name", x),
 )  # fmt: skip
 def test_two_ranks_are_one(model_folder, selection, stage):
-    """The same batch over 2 data-parallel ranks at ZeRO 0 to 3: the plain loop's loss, norm and weights."""
+    """The same batch over 2 data-parallel ranks at ZeRO 0 to 3, log-probabilities in chunks: the plain loop's loss,
+    norm and weights."""
     from layersweep.workers.training.distributed import free_port
 
     loss, norm, weights = plain_loop(model_folder, selection, experience(), 0.1, 1e-3, clip=0.5)
@@ -220,3 +223,71 @@ def test_two_ranks_are_one(model_folder, selection, stage):
     assert metrics["gradient_agreement"] == pytest.approx(agreement, abs=1e-4, nan_ok=True)
     for name, weight in trained.items():
         assert_same_step(torch.from_numpy(weight), weights[name], 1e-3)
+
+
+def test_a_token_outside_the_embedding_is_named(trunk, one_rank):
+    """OpenRLHF #87: the model has 32 tokens, and an update over token 32 must not pass for one."""
+    exp = experience()
+    exp.tokens[3] = 32
+    loop = update_loop(trunk, Selection.layer(2), *settings(0.0, 1e-3, 0.5, 40))
+    with pytest.raises(ValueError, match="token 32 is outside the model's embedding of 32 rows"):
+        loop.update(exp, step=0)
+
+
+def test_signal_without_any_gradient_is_an_error(trunk, one_rank):
+    """A loss that has lost its way to the weights; without signal the same loss is none."""
+    from layersweep.policies.algorithms.loss import LossTerms
+    from layersweep.workers.training.update_loop import GradientMissing
+
+    class Blind(GRPO):
+        def loss(self, logp, old_logp, advantage, weight, ref_logp=None):
+            zero = torch.zeros(())
+            return LossTerms((logp * 0).sum(), zero, zero)
+
+    _, training = settings(0.0, 1e-3, 0.5, 40)
+    loop = update_loop(trunk, Selection.layer(2), Blind(), training)
+    with pytest.raises(GradientMissing, match="groups of responses have advantages other than 0"):
+        loop.update(experience(), step=1)
+    exp = experience()
+    exp.reward[:] = 1.0
+    assert loop.update(exp, step=1)["update_norm"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("selection", "stage"),
+    [(Selection.layer(2), stage) for stage in (0, 1)] + [(Selection.full(), stage) for stage in (0, 1, 2, 3)],
+    ids=lambda x: getattr(x, "name", x),
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_first_update_is_adamws(model_folder, one_rank, selection, dtype, stage):
+    """AdamW's first step moves each weight by rate * g / (|g| + 1e-8), whatever its betas: over rate * sqrt(n) the norm
+    of the change is that of torch's own AdamW within 1 %. Nothing moves before it, weight decay included."""
+    from layersweep.policies.model.trunk import Trunk
+
+    rate, exp = 1e-3, experience()
+    _, _, weights = plain_loop(model_folder, selection, exp, 0.0, rate, clip=0.5)
+    base = Trunk.load(model_folder, "float32")
+    before = {name: weight for name, weight in base.model.named_parameters() if selection.trains(name)}
+    expected = torch.cat([(weights[name] - weight).flatten() for name, weight in before.items()]).norm()
+
+    algorithm, training = settings(0.0, rate, 0.5, 1000)
+    section = DeepSpeedConfig(layer_zero_stage=min(stage, 1), full_zero_stage=stage)
+    decayed = training.model_copy(update={"dtype": dtype, "weight_decay": 0.1, "schedule": "constant"})
+    loop = update_loop(Trunk.load(model_folder, dtype), selection, algorithm, decayed, section)
+    start = _trained(loop)
+    rounded = torch.cat([weight.detach().to(getattr(torch, dtype)).float().flatten() for weight in before.values()])
+    assert torch.equal(start.sort().values, rounded.sort().values)
+
+    loop = update_loop(
+        Trunk.load(model_folder, dtype), selection, algorithm, training.model_copy(update={"dtype": dtype}), section
+    )
+    loop.update(exp, step=0)
+    moved = (_trained(loop) - start).norm()
+    assert moved / (rate * len(start) ** 0.5) == pytest.approx(expected / (rate * len(start) ** 0.5), rel=0.01)
+
+
+def _trained(loop) -> torch.Tensor:
+    """All that the optimizer works on, float32, flat; padding of partitions cut off."""
+    count = sum(weight.numel() for weight in loop.backend.weights().values())
+    flat = torch.cat([tensor.detach().flatten().clone() for _, tensor in loop.backend._optimized()])
+    return flat[:count]

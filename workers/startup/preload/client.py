@@ -1,4 +1,4 @@
-"""In place of Python: have the preloaded server fork and run this command, or run it plainly.
+"""Stand-in for the Python executable: have the preloaded server fork and run this command, or run it plainly.
 
 Started with -S -E, so that it imports next to nothing.
 """
@@ -10,6 +10,7 @@ import sys
 
 
 def main() -> None:
+    """Send the command line to the server and wait for its exit status; without a server, execute Python."""
     try:
         server = socket.socket(socket.AF_UNIX)
         server.connect(os.environ.get("LAYERSWEEP_PRELOAD_SOCKET", ""))

@@ -19,13 +19,13 @@ from typing import Any
 import psutil
 
 END = b"end"
-"""The parent's last word; standard input that ends without it means that the parent was killed."""
-LOOK = 10.0
-"""Seconds between looks at which processes there are."""
+"""Message of the parent at its orderly end; standard input that ends without it means that the parent was killed."""
+POLL = 10.0
+"""Seconds between listings of the driver's processes."""
 
 
 def serve(address: str) -> None:
-    """Until standard input ends: the parent is gone or has closed it."""
+    """Serve clients until standard input ends: the parent is gone or has closed it."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(128)
@@ -42,7 +42,7 @@ def serve(address: str) -> None:
         for source in (listener, woken, sys.stdin):
             ready.register(source, selectors.EVENT_READ)
         while True:
-            events = [key.fileobj for key, _ in ready.select(LOOK)]
+            events = [key.fileobj for key, _ in ready.select(POLL)]
             if not events or listener in events:
                 guarded |= _below(parent)  # added to: of a parent that is gone nothing is below
             for source in events:
@@ -99,7 +99,7 @@ TRAINER = (
     "requests",
     "jsonschema",
 )
-"""Their own modules, and what vLLM, the model, DeepSpeed and Ray import when they start."""
+"""Modules of engines and trainers, and what vLLM, the model, DeepSpeed and Ray import when they start."""
 
 
 def _preload(names: tuple[str, ...]) -> None:
@@ -115,7 +115,7 @@ def _preload(names: tuple[str, ...]) -> None:
 
 
 def _below(parent: psutil.Process) -> set[psutil.Process]:
-    """All processes that the driver has started, and those that these have."""
+    """Return all processes that the driver has started, and those that these have."""
     try:
         return set(parent.children(recursive=True)) - {psutil.Process()}
     except psutil.NoSuchProcess:
@@ -123,7 +123,7 @@ def _below(parent: psutil.Process) -> set[psutil.Process]:
 
 
 def _reap(processes: set[psutil.Process]) -> None:
-    """Leave nothing behind of a driver that was killed: Ray's agents, for one, take over a minute to notice."""
+    """Kill what a killed driver left behind: Ray's agents, for one, take over a minute to notice."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()  # psutil makes sure that it is not another one with the same number
@@ -146,7 +146,7 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def _fork(connection: socket.socket) -> int:
-    """The worker's pid; 0 in the worker, after its command has run."""
+    """Fork; return the worker's pid, or 0 in the worker after its command has run."""
     request, descriptors = _receive(connection)
     if pid := os.fork():
         for descriptor in descriptors:

@@ -1,4 +1,4 @@
-"""Python values as lines of JSON, so that a program and what judges it need not share an interpreter.
+"""Codec of Python values as lines of JSON, so that a program and its tests need not share an interpreter.
 
 Plain values travel by value: numbers, text, bytes, lists, tuples, sets, dicts, ranges, decimals, fractions. Anything
 else stays with the program and travels as a reference, which the test side sees as a `Remote`. Decoding builds plain
@@ -21,7 +21,7 @@ _OPERATIONS = {
 
 
 class Remote:
-    """Something that lives in the program: a function by name, or an object it returned.
+    """Reference to a value that stays in the program: a function by name, or an object it returned.
 
     Operations are carried out over there; equality is not asked for: a remote object equals only itself.
     """
@@ -59,7 +59,7 @@ class Remote:
 
 
 def encode(value, keep=None):
-    """`value` as JSON data. `keep` stores what cannot travel and returns its number.
+    """Returns `value` as JSON data. `keep` stores what cannot travel and returns its number.
 
     Raises:
         TypeError: for such a value without `keep`.
@@ -92,7 +92,7 @@ def encode(value, keep=None):
 
 
 def decode(data, remote):
-    """The value of what `encode` made. `remote` turns an address (`{"name": ...}` or `{"ref": ...}`) into a value.
+    """Returns the value that `encode` was given; `remote` makes one of an address (`{"name": ...}`, `{"ref": ...}`).
 
     Raises:
         ValueError, TypeError, KeyError: when `data` was not made by `encode`.
@@ -124,14 +124,14 @@ def decode(data, remote):
 
 
 def request(operation, target, arguments, named=None):
-    """One request as a line. `target` is a name of the program or a `Remote`."""
+    """Returns one request as a line. `target` is a name of the program or a `Remote`."""
     address = {"name": target} if isinstance(target, str) else encode(target)
     named = {key: encode(value) for key, value in (named or {}).items()}
     return json.dumps([operation, address, [encode(value) for value in arguments], named]).encode() + b"\n"
 
 
 def ask_through(requests, replies):
-    """A function that carries out an operation in the program at the other end of two files, for `Remote`.
+    """Returns a function that carries out an operation in the program at the other end of two files, for `Remote`.
 
     Lists, dicts and sets that the program changed in place are changed here too.
     """
@@ -174,8 +174,9 @@ def serve(names, requests, replies):
         if "ref" in address:
             return kept[address["ref"]]
         name = address["name"]
-        if name not in names and "Solution" in names:
-            return getattr(names["Solution"](), name)
+        solution = names.get("Solution")
+        if isinstance(solution, type) and any(name in vars(base) for base in solution.__mro__[:-1]):
+            return getattr(solution(), name)
         if name not in names:
             raise NameError(f"name {name!r} is not defined")
         return names[name]

@@ -1,19 +1,28 @@
-"""What a confined child does: run a script, serve the functions of a program, or run tests against such a server."""
+"""Bodies of a confined child: run a script, serve the functions of a program, run tests against such a server."""
 
 import builtins
 import os
 import sys
 
+_RECURSION_LIMIT = 600_000
+"""Depth of calls, as verl has it; LiveCodeBench has 50,000. The stack has room for it where calls pass through C."""
+
 OK, FAILED, NO_PROGRAM, NO_MEMORY = 0, 1, 97, 98
-"""Exit statuses. A program may fake them; all it can gain is another reason for its own failure."""
+"""Exit statuses. A program may fake them, for another reason of its own failure."""
 
 
-def _execute(source, name):
+def _execute(source, name, with_common_names):
     """Runs a program's text as the module `name` and returns its globals."""
     try:
         code = compile(source, "program.py", "exec")
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
         os._exit(NO_PROGRAM)
+    builtins.exit = builtins.quit = sys.exit  # what `site` would have defined
+    if with_common_names:
+        import common_names
+
+        vars(builtins).update(common_names.NAMES | vars(builtins))
+    sys.setrecursionlimit(_RECURSION_LIMIT)
     sys.argv[:] = ["program.py"]
     sys.path.pop(0)  # where this file is
     module = type(sys)(name)
@@ -36,7 +45,7 @@ def _leave(status):
 
 
 def _guarded(body):
-    """The exit status of `body()`."""
+    """Runs `body()` and returns its exit status."""
     try:
         body()
     except SystemExit as leaving:
@@ -49,14 +58,13 @@ def _guarded(body):
     return OK
 
 
-def run_script(source):
-    """The program as a script, on standard input and output."""
-    builtins.exit = builtins.quit = sys.exit  # what `site` would have defined
-    _leave(_guarded(lambda: _execute(source, "__main__")))
+def run_script(source, with_common_names):
+    """Runs the program as a script, on standard input and output."""
+    _leave(_guarded(lambda: _execute(source, "__main__", with_common_names)))
 
 
 def _private_streams():
-    """Standard input and output as files of ours; the program's own are empty and go nowhere."""
+    """Returns standard input and output as files of ours; the program's own are empty and go nowhere."""
     read, write = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     nothing = os.open("/dev/null", os.O_RDONLY)
@@ -65,31 +73,30 @@ def _private_streams():
     return read, write
 
 
-def serve_program(source):
-    """The program's functions, asked for on standard input and answered on standard output."""
-    import wire
+def serve_program(source, with_common_names=False):
+    """Answers requests for the program's functions, from standard input to standard output."""
+    import value_codec
 
     requests, replies = _private_streams()
-    builtins.exit = builtins.quit = sys.exit
     sys.set_int_max_str_digits(0)
-    os._exit(_guarded(lambda: wire.serve(_execute(source, "program"), requests, replies)))
+    os._exit(_guarded(lambda: value_codec.serve(_execute(source, "program", with_common_names), requests, replies)))
 
 
 def run_tests(tests, verdict):
-    """Tests against a program served at the other end of standard input and output.
+    """Runs tests against a program served at the other end of standard input and output.
 
     `tests["setup"]` runs first, then `tests["tests"]`. For the first, `borrowed` names are the program's and `modules`
     are imported; for the second, so are the names in `functions`, even where Python or the setup has them too. Writes
     `passed`, or what went wrong, to the file descriptor `verdict`: the program has no way to reach it.
     """
-    import wire
+    import value_codec
 
     replies, requests = _private_streams()
     sys.set_int_max_str_digits(0)
-    ask = wire.ask_through(requests, replies)
+    ask = value_codec.ask_through(requests, replies)
 
     def remote(names):
-        return {name: wire.Remote(ask, {"name": name}) for name in names}
+        return {name: value_codec.Remote(ask, {"name": name}) for name in names}
 
     def body():
         names = {"__name__": "__main__", "__builtins__": builtins} | remote(tests["borrowed"])

@@ -1,0 +1,80 @@
+"""Evaluation: one run's responses to the suites, and the scoring of base and finalists."""
+
+from functools import partial
+
+import ray
+
+from layersweep.orchestrator.planning.plan import Run
+from layersweep.workers.storage.run_store import RunStore
+
+from .clients import Produced, TrainerGroup
+from .context import SweepContext
+from .engine_slot import EngineSlot
+from .failures import CallTimeout, reach_files, reach_store
+from .run_recovery import RunRecovery
+from .weight_sync import WeightSync
+
+
+class Evaluator:
+    """Has one run's weights scored.
+
+    Args:
+        slot: the run's engine slot.
+        weights: what its engine has of the run.
+    """
+
+    def __init__(self, run: Run, context: SweepContext, slot: EngineSlot, weights: WeightSync):
+        self.run, self.context, self.slot, self.weights = run, context, slot, weights
+        self.store = RunStore(context.plan.folder, run.name)
+
+    async def evaluate(
+        self, step: int, trainers: TrainerGroup | None = None, split: str = "selection", factor: int = 1
+    ) -> None:
+        """Score all suites that are not scored yet, with `factor` times their samples.
+
+        Args:
+            step: version of the weights, 0 for the base.
+            trainers: as for WeightSync.sync.
+        """
+        await self.weights.sync(step, trainers)
+        done = await reach_files("the run's scores", self.store.scored)
+        async with self.context.actors.engines.phases.hold("generation"):
+            for scored in self._evaluations(step, split, factor, done):
+                # Ray would keep back every later call of the collector until this one's columns are there.
+                await scored.done
+                record = partial(
+                    self.context.actors.collector.record_scores, self.run.selection.name, self.run.seed, step,
+                    scored.value,
+                )  # fmt: skip
+                await reach_store("the run's scores", record)
+
+    def _evaluations(self, step: int, split: str, factor: int, done: set[tuple[int, str, str]]) -> list[Produced]:
+        """What is missing, all of it asked for at the same time."""
+        config, rollout_worker = self.context.plan.spec.evaluation, self.context.actors.rollout_worker
+        suites = [suite for suite in config.suites if split == "selection" or suite.final_prompts]
+        return [
+            rollout_worker.evaluate(
+                self.slot.engine, self.run.name if step else None, step, suite.name, split, self.run.seed,
+                suite.samples * factor, greedy, self.run.name,
+            )
+            for suite in suites
+            for greedy in ((False, True) if config.greedy else (False,))
+            if (step, split, f"{suite.name}@greedy" if greedy else suite.name) not in done
+        ]  # fmt: skip
+
+
+async def score(run: Run, context: SweepContext, step: int, split: str = "selection", factor: int = 1) -> None:
+    """Score a run without trainers: the base, at step 0, or a run that has ended, from its overlay.
+
+    Raises:
+        ray.exceptions.RayError, CallTimeout: as often as `recovery.retries` allows.
+        StoreUnavailable: its scores could not be read or written.
+    """
+    slot = context.actors.engines.slot_of(run.name)
+    evaluator = Evaluator(run, context, slot, WeightSync(run.name, context, slot))
+    recovery = RunRecovery(run, context, slot)
+    while True:
+        try:
+            return await evaluator.evaluate(step, None, split, factor)
+        except (ray.exceptions.RayError, CallTimeout) as error:
+            await recovery.recover(error, step)

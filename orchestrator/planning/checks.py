@@ -1,0 +1,212 @@
+"""Making a plan from a spec: models resolved, layers numbered, and all checked that can be before a sweep starts."""
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from jinja2 import TemplateError
+
+from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.folders import absolute_folder
+from layersweep.orchestrator.spec.layers import CombinedRun, resolve_layers
+from layersweep.orchestrator.spec.paths import with_absolute_paths
+from layersweep.orchestrator.spec.sweep_spec import SweepSpec
+from layersweep.policies.config import PretrainedModel
+from layersweep.policies.selection import Selection
+from layersweep.rollout.data.prompt_data import decontaminate_across
+from layersweep.rollout.data.window import Encode, fit_prompts, prompt_uses
+from layersweep.workers.storage.files import is_object_store, located
+
+from .model_architecture import ResolvedModel, resolve_model
+from .model_checks import model_problems, template_problems, tokenizer_problems
+from .plan import Plan, Run
+
+
+def make_plan(spec: SweepSpec, fetch: bool = True) -> Plan:
+    """Resolve everything that the spec leaves to the model, and check what it refers to.
+
+    Args:
+        spec: of the sweep.
+        fetch: load prompts from wherever they are, as a run must. Without it, what is not on this machine is left
+            `unchecked`, and the study's models need no hub.
+
+    Raises:
+        SpecError: layers that the model lacks, a model or data that is not there or cannot be used, prompts that the
+            task cannot give or that are too long for the model, an output that cannot be written.
+    """
+    spec = with_absolute_paths(spec)
+    problems: list[str] = []
+    model = None
+    try:
+        model = resolve_model(spec, from_table=not fetch)
+        layers = resolve_layers(spec.layers, model.architecture.layers)
+    except ValueError as error:
+        problems.append(str(error))
+    if model is not None:
+        problems += model_problems(spec, model, weights_needed=fetch)
+    tasks, unchecked, task_problems = _built_tasks(spec, fetch)
+    problems += task_problems + _output_problems(spec)
+    if problems:
+        raise SpecError(problems)
+    selections = ([Selection.full()] if spec.include_full else []) + [Selection.layer(k) for k in layers]
+    runs = tuple(Run(selection, seed) for seed in spec.seeds for selection in selections)
+    unchecked = list(dict.fromkeys(unchecked))
+    plan = Plan(spec, model.architecture, runs, model.shape_source, tuple(unchecked), source=model.source)
+    if problems := _search_problems(plan) or _combine_problems(plan):
+        raise SpecError(problems)
+    return _with_prompts(plan, model, tasks)
+
+
+def _built_tasks(spec: SweepSpec, fetch: bool) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Build the tasks by section of the spec. Returns them, what is not on this machine, and the others' problems."""
+    tasks: dict[str, Any] = {}
+    unchecked: list[str] = []
+    problems: list[str] = []
+    for section, config in _task_sections(spec):
+        if not fetch and (needed := getattr(config, "fetched", None)):
+            unchecked.append(needed)
+            continue
+        try:
+            tasks[section] = config.build()
+        except (ValueError, OSError) as error:
+            problems.append(f"{section}: {error}")
+    return tasks, unchecked, problems
+
+
+def _task_sections(spec: SweepSpec) -> Iterator[tuple[str, Any]]:
+    yield "task", spec.task
+    for i, suite in enumerate(spec.evaluation.suites):
+        if suite.task is not None:
+            yield f"evaluation.suites[{i}]", suite.task
+
+
+def _with_prompts(plan: Plan, model: ResolvedModel, tasks: dict[str, Any]) -> Plan:
+    """Complete the plan by the counts of rows and the prompts' fingerprints.
+
+    Raises:
+        SpecError: a section that has fewer prompts than it needs, prompts that the model cannot be shown.
+    """
+    spec, training = plan.spec, plan.spec.training
+    trained = tasks.get("task")
+    suites = [(suite, tasks.get(f"evaluation.suites[{i}]") if suite.task else trained)
+              for i, suite in enumerate(spec.evaluation.suites)]  # fmt: skip
+    if trained is not None:
+        decontaminate_across(trained, [task for _, task in suites if task is not None])
+    all_uses = prompt_uses(trained, suites, training.prompts_per_step, training.max_response_tokens)
+    uses = [use for use in all_uses if use.task is not None]
+    encode, problems = _encoder(spec, model, [item for item in _task_sections(spec) if item[0] in tasks])
+    try:
+        fit = fit_prompts(uses, encode, plan.window)
+    except TemplateError as error:
+        raise SpecError([f"model.chat_template: it refuses a prompt ({error}); give another template"]) from error
+    problems += fit.problems
+    if problems:
+        raise SpecError(problems)
+    read = {section: task.data for section, task in tasks.items() if hasattr(task, "data")}
+    fingerprints = {section: data.fingerprint() for section, data in read.items()} | fit.digests
+    return replace(plan, fingerprints=fingerprints, data={section: data.report for section, data in read.items()})
+
+
+def _encoder(spec: SweepSpec, model: ResolvedModel, sections: list[tuple[str, Any]]) -> tuple[Encode | None, list[str]]:
+    """Return the function that tokenizes prompts, None where no tokenizer is at hand; and the problems with it."""
+    if not isinstance(spec.model, PretrainedModel):
+        # The tiny model has a token for each character.
+        return (lambda prompts: (prompt.text for prompt in prompts)), []
+    if model.tokenizer is None:
+        return None, []
+    from layersweep.rollout.prompt_encoder import PromptEncoder  # transformers: seconds
+
+    try:
+        encoder = PromptEncoder(
+            str(model.tokenizer),
+            spec.model.trust_remote_code,
+            spec.model.chat_template,
+            spec.model.template_arguments,
+        )
+    except Exception as error:  # files that are no tokenizer raise anything
+        reason = " ".join(str(error).split())
+        return None, [f"model.path: the tokenizer of {model.tokenizer} cannot be loaded ({reason})"]
+    problems = tokenizer_problems(encoder, model) + template_problems(encoder, spec.model, sections)
+    return (None if problems else encoder.encode_all), problems
+
+
+def _search_problems(plan: Plan) -> list[str]:
+    try:
+        plan.rungs  # noqa: B018  computed to see whether the budget is feasible
+    except ValueError as error:
+        return [f"layers.search: {error}"]
+    return []
+
+
+def _combine_problems(plan: Plan) -> list[str]:
+    """List what the profile lacks for combined runs; picking from this sweep itself comes later."""
+    spec = plan.spec
+    if not spec.profile:
+        return [problem for i, run in enumerate(spec.combine) for problem in _pick_problems(plan, run, f"combine[{i}]")]
+    from .combined_runs import pick, read_profile
+
+    try:
+        table = read_profile(spec.profile)
+        for run in spec.combine:
+            pick(run, table, plan.architecture.layers)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _pick_problems(plan: Plan, run: CombinedRun, where: str) -> list[str]:
+    """List layer runs that a combined run picks from and that the sweep itself will not have."""
+    kind, wanted = run.which
+    if kind == "middle":
+        there = plan.architecture.layers
+    elif plan.rungs:
+        if kind == "worst":
+            return [f"{where}: a search stops the worst layers before it knows them; name another sweep as `profile`"]
+        there = plan.rungs[-1].layers
+    else:
+        there = sum(run.selection.kind == "layer" for run in plan.runs) // len(plan.spec.seeds)
+    if wanted <= there:
+        return []
+    which = "trains to the end" if kind != "middle" and plan.rungs else "has"
+    return [f"{where}: {run.name} needs {wanted} layer runs, the sweep {which} {there}"]
+
+
+def _output_problems(spec: SweepSpec) -> list[str]:
+    """Reasons why no file can be written to the output; tried with one that is removed again, as is every folder made
+    for it."""
+    try:
+        filesystem, path = located(absolute_folder(spec.output))
+    except SpecError as error:
+        return error.problems
+    except (ValueError, ImportError) as error:
+        return [f"output: {spec.output}: {error}"]
+    if "http" in filesystem.protocol:
+        return [f"output: {spec.output}: web addresses can only be read; name a folder or bucket"]
+    folder = path.rstrip("/")
+    probe = f"{folder}/.layersweep-{uuid.uuid4().hex}"
+    missing = []
+    try:
+        if not is_object_store(filesystem):  # a bucket is never made: its name may be misspelt
+            missing = _missing_folders(filesystem, folder)
+            filesystem.makedirs(folder, exist_ok=True)
+        filesystem.pipe_file(probe, b"")
+        filesystem.rm_file(probe)
+    except Exception as error:  # object stores raise classes of their own, often none of OSError's
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        return [f"output: cannot write to {spec.output} ({reason}); name a folder or bucket that you may write to"]
+    finally:
+        for made in missing:
+            with contextlib.suppress(Exception):  # it was never made
+                filesystem.rmdir(made)
+    return []
+
+
+def _missing_folders(filesystem: Any, folder: str) -> list[str]:
+    """The folder and its parents as far as they do not exist, innermost first."""
+    missing = []
+    while folder and not filesystem.exists(folder):
+        missing.append(folder)
+        folder = folder.rpartition("/")[0]  # empty where there is no parent
+    return missing

@@ -1,0 +1,225 @@
+"""Checks of a model folder: everything in its files that would end a run, found before one starts."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layersweep.orchestrator.spec.sweep_spec import SweepSpec
+from layersweep.policies.config import PretrainedModel
+from layersweep.policies.model.architecture import Architecture
+from layersweep.policies.model.checkpoint import INDEX, StoredTensor, non_finite, shards, stored_tensors
+from layersweep.rollout.data.prompt_data import DataConfig
+from layersweep.rollout.types import Prompt
+
+from .model_architecture import TOKENIZERS, ResolvedModel
+
+if TYPE_CHECKING:  # transformers, which a plan without local model does without
+    from layersweep.rollout.prompt_encoder import PromptEncoder
+
+CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Head sizes of vLLM's attention on CPUs; tests/orchestrator/planning/test_model_checks.py compares with vLLM."""
+DTYPES = {"F32", "F16", "BF16"}
+"""Stored dtypes that can be trained, as safetensors names them."""
+SINGLE = "model.safetensors"
+READ_BY_PLAN = 1 << 30
+"""Bytes of weights that a plan looks through for NaN. Of larger models it reads vectors and the beginnings of matrices;
+a run reads all."""
+BEGINNING = 1 << 16
+"""Bytes of a matrix's beginning."""
+SHOWN = 3
+
+
+def model_problems(spec: SweepSpec, model: ResolvedModel, weights_needed: bool) -> list[str]:
+    """List a model's problems, a line each; none of what is not on this machine.
+
+    Args:
+        spec: of the sweep.
+        model: as resolved.
+        weights_needed: also where the folder holds no weights at all; a plan needs none.
+    """
+    shape, problems = model.architecture, []
+    if shape.heads % spec.rollout.tensor_parallel_size:
+        problems.append(
+            f"rollout.tensor_parallel_size: {spec.rollout.tensor_parallel_size} does not divide the model's "
+            f"{shape.heads} attention heads"
+        )
+    if (asked := spec.rollout.max_model_len) and asked > shape.max_positions:
+        problems.append(f"rollout.max_model_len: {asked} is more than the model's {shape.max_positions} positions")
+    if not isinstance(spec.model, PretrainedModel):
+        return problems
+    if not spec.resources.on_gpu() and shape.head_dim not in CPU_HEAD_DIMS:
+        problems.append(
+            f"model.path: heads of size {shape.head_dim} are not among those that vLLM computes on CPUs "
+            f"({', '.join(map(str, CPU_HEAD_DIMS))}); use GPUs or another model"
+        )
+    if spec.model.revision is not None and Path(spec.model.path).is_dir():
+        problems.append("model.revision: a folder has no revisions, only a model of the hub has; leave it out")
+    if model.folder is None:
+        return problems
+    try:
+        _check_config(model.folder)
+        if weights_needed or any(model.folder.glob("*.safetensors")):
+            _check_files(model.folder)
+            _check_weights(model.folder, shape, read_all=weights_needed)
+    except ValueError as error:
+        problems.append(f"model.path: {model.folder}: {error}")
+    if weights_needed and model.tokenizer is None:
+        problems.append(f"model.path: {model.folder} holds no tokenizer ({', '.join(TOKENIZERS)})")
+    return problems
+
+
+def tokenizer_problems(encoder: "PromptEncoder", model: ResolvedModel) -> list[str]:
+    """List tokens without an embedding: of all that the tokenizer knows, and those that end a response."""
+    rows = model.architecture.vocabulary
+    known = encoder.tokenizer.get_vocab()
+    outside = sorted(token for token, number in known.items() if number >= rows)
+    if outside:
+        return [
+            f"model.path: the tokenizer has {len(outside)} tokens outside the model's embedding of {rows} rows, such "
+            f"as {outside[0]!r}; resize the embedding (resize_token_embeddings), or take these tokens out"
+        ]
+    if stops := [number for number in encoder.stop_token_ids if number >= rows]:
+        return [f"model.path: eos_token_id {stops[0]} is outside the model's embedding of {rows} rows; correct it"]
+    return []
+
+
+def template_problems(
+    encoder: "PromptEncoder", model: PretrainedModel, sections: Sequence[tuple[str, Any]]
+) -> list[str]:
+    """List task sections whose messages cannot be rendered, and arguments that the template does not know."""
+    problems = []
+    template = encoder.chat_template
+    for section, config in sections:
+        if (field := _field_of_messages(section, config)) is None:
+            continue
+        if template is None:
+            problems.append(
+                f"{field}: the model has no chat template to render messages with; name one as model.chat_template, "
+                "or choose plain text"
+            )
+            continue
+        try:
+            encoder.encode(Prompt("", messages=({"role": "user", "content": "?"},)))
+        except Exception as error:  # a template raises what it pleases
+            problems.append(f"{field}: the model's chat template fails ({' '.join(str(error).split())})")
+    for name in model.template_arguments:
+        if template is not None and not re.search(rf"\b{re.escape(name)}\b", template):
+            problems.append(f"model.template_arguments: the chat template has no variable {name}; correct its spelling")
+    return problems
+
+
+def _field_of_messages(section: str, config: Any) -> str | None:
+    """Return the field that has a task section's prompts sent as messages; None where they are text."""
+    if isinstance(getattr(config, "data", None), DataConfig):
+        section, config = f"{section}.data", config.data
+    if getattr(config, "chat", False):
+        return f"{section}.chat: true"
+    return f"{section}.prompt_format: chat" if getattr(config, "prompt_format", "plain") == "chat" else None
+
+
+def _check_config(folder: Path) -> None:
+    """Refuse a config.json that describes weights which cannot be swept.
+
+    Raises:
+        ValueError: says which field it is.
+    """
+    config = _json(folder / "config.json")
+    if config.get("quantization_config"):
+        raise ValueError("quantised weights (quantization_config) cannot be trained; take the model in 16 or 32 bits")
+    name = config["architectures"][0]
+    for field, where in (
+        ("attention_bias", ("LlamaForCausalLM", "Qwen3ForCausalLM")),
+        ("mlp_bias", ("LlamaForCausalLM",)),
+    ):
+        if config.get(field) and name in where:
+            raise ValueError(f"{field}: true of config.json is not supported for {name}; choose a model without")
+
+
+def _check_weights(folder: Path, shape: Architecture, read_all: bool) -> None:
+    """Refuse weights that are not there, damaged, or not those that config.json describes.
+
+    Raises:
+        ValueError: says what is wrong with them.
+    """
+    tensors = stored_tensors(folder)
+    expected = dict(_expected(shape))
+    required = expected if not shape.tied else {k: v for k, v in expected.items() if k != "lm_head.weight"}
+    if foreign := sorted({tensor.dtype for tensor in tensors.values()} - DTYPES):
+        raise ValueError(f"weights stored as {', '.join(foreign)} cannot be trained; take the model in 16 or 32 bits")
+    if missing := [name for name in required if name not in tensors]:
+        raise ValueError(f"the weights lack {_listed(missing)}; download the model again")
+    known = expected.keys() | {f"model.layers.{k}.self_attn.{p}_proj.bias" for k in range(shape.layers) for p in "qkv"}
+    if unknown := [name for name in tensors if name not in known and not name.endswith("rotary_emb.inv_freq")]:
+        raise ValueError(f"the weights hold {_listed(unknown)}, which {shape.name} as supported here has not")
+    for name, wanted in expected.items():
+        if name in tensors and tensors[name].shape != wanted:
+            raise ValueError(f"{name} is {tensors[name].shape}, by config.json it is {wanted}; one of the two is wrong")
+    read_all = read_all or sum(len(tensor.content) for tensor in tensors.values()) <= READ_BY_PLAN
+    if broken := non_finite({name: _looked_at(tensor, read_all) for name, tensor in tensors.items()}):
+        raise ValueError(f"{broken} holds NaN or infinite values: the checkpoint is damaged")
+
+
+def _expected(shape: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield names and shapes of all weights but biases."""
+    q, kv, hidden = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden
+    yield "model.embed_tokens.weight", (shape.vocabulary, hidden)
+    for k in range(shape.layers):
+        block = f"model.layers.{k}"
+        yield f"{block}.input_layernorm.weight", (hidden,)
+        yield f"{block}.post_attention_layernorm.weight", (hidden,)
+        yield f"{block}.self_attn.q_proj.weight", (q, hidden)
+        yield f"{block}.self_attn.k_proj.weight", (kv, hidden)
+        yield f"{block}.self_attn.v_proj.weight", (kv, hidden)
+        yield f"{block}.self_attn.o_proj.weight", (hidden, q)
+        if shape.qk_norm:
+            yield f"{block}.self_attn.q_norm.weight", (shape.head_dim,)
+            yield f"{block}.self_attn.k_norm.weight", (shape.head_dim,)
+        yield f"{block}.mlp.gate_proj.weight", (shape.intermediate, hidden)
+        yield f"{block}.mlp.up_proj.weight", (shape.intermediate, hidden)
+        yield f"{block}.mlp.down_proj.weight", (hidden, shape.intermediate)
+    yield "model.norm.weight", (hidden,)
+    yield "lm_head.weight", (shape.vocabulary, hidden)
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse files of which transformers and vLLM would not load the same.
+
+    Raises:
+        ValueError: says which files.
+    """
+    there = {path.name for path in folder.glob("*.safetensors")}
+    if (folder / INDEX).is_file():
+        if SINGLE in there and SINGLE not in {path.name for path in shards(folder)}:
+            raise ValueError(f"{SINGLE} and {INDEX} name two sets of weights; remove one")
+    elif SINGLE in there:
+        if others := sorted(there - {SINGLE}):
+            raise ValueError(f"beside {SINGLE} there is {_listed(others)}, which vLLM loads too; remove it")
+    else:
+        pickled = any(path.suffix in (".bin", ".pt", ".pth") for path in folder.iterdir())
+        found = (
+            f"; there is {_listed(sorted(there))}" if there else
+            "; pickled weights (*.bin, *.pt) are not loaded: they can run code" if pickled else ""
+        )  # fmt: skip
+        raise ValueError(f"it holds neither {SINGLE} nor {INDEX}{found}")
+
+
+def _looked_at(tensor: StoredTensor, whole: bool) -> StoredTensor:
+    return tensor if whole or len(tensor.shape) < 2 else replace(tensor, content=tensor.content[:BEGINNING])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} is no JSON object")
+    return content
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

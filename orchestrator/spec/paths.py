@@ -1,0 +1,67 @@
+"""Paths of a spec, made to mean the same in every process of a cluster."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from layersweep.policies.config import PretrainedModel
+from layersweep.rollout.data.prompt_data import DataConfig
+from layersweep.workers.startup.gguf_model import PACKAGED
+
+from .errors import SpecError
+from .folders import absolute_folder
+from .sweep_spec import SweepSpec
+
+
+def with_absolute_paths(spec: SweepSpec, taken_along: str | None = None) -> SweepSpec:
+    """The spec with absolute paths, and with the text of a chat template in place of its file's name.
+
+    Args:
+        spec: with paths relative to the present working folder.
+        taken_along: a folder that travels with a job, which runs in it: what is found there stays relative.
+
+    Raises:
+        SpecError: a chat template that cannot be read, a home folder that this machine does not know.
+    """
+
+    def outside(path: str, field: str) -> str:
+        inside = taken_along is not None and not os.path.isabs(path) and Path(taken_along, path).exists()
+        return path if inside else absolute_folder(path, field)
+
+    def with_data(task: Any, field: str) -> Any:
+        data = getattr(task, "data", None)
+        if not isinstance(data, DataConfig) or data.path is None:
+            return task
+        path = outside(data.path, f"{field}.data.path")
+        return task.model_copy(update={"data": data.model_copy(update={"path": path})})
+
+    suites = tuple(
+        suite.model_copy(update={"task": with_data(suite.task, f"evaluation.suites[{i}].task")})
+        for i, suite in enumerate(spec.evaluation.suites)
+    )
+    changes: dict[str, Any] = {
+        "output": absolute_folder(spec.output),
+        "task": with_data(spec.task, "task"),
+        "evaluation": spec.evaluation.model_copy(update={"suites": suites}),
+    }
+    if spec.profile is not None:
+        changes["profile"] = outside(spec.profile, "profile")
+    if isinstance(spec.model, PretrainedModel):
+        here = {"chat_template": _template(spec.model.chat_template)}
+        if spec.model.path not in PACKAGED and os.path.exists(os.path.expanduser(spec.model.path)):
+            here["path"] = outside(spec.model.path, "model.path")
+        changes["model"] = spec.model.model_copy(update=here)
+    return spec.model_copy(update=changes)
+
+
+def _template(template: str | None) -> str | None:
+    """A chat template's text, read from its file unless it is text already."""
+    if template is None or "{" in template:
+        return template
+    try:
+        return Path(os.path.expanduser(template)).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise SpecError(
+            [f"model.chat_template: {template}: {reason}; give a file of a template, or its text"]
+        ) from error

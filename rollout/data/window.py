@@ -1,0 +1,125 @@
+"""Prompts and responses against the model's window, counted in tokens before anything starts."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from layersweep.rollout.config import SuiteConfig
+from layersweep.rollout.types import Prompt, Split
+
+SHOWN = 5
+"""Number of over-long prompts that a message names."""
+
+Encode = Callable[[Sequence[Prompt]], Iterable[Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class PromptUse:
+    """The prompts of one split, as a section of the spec has them answered."""
+
+    section: str
+    """`task` or `evaluation.suites[0]`."""
+    task: Any
+    split: Split
+    count: int
+    """Prompts at a time; 0 is no use at all."""
+    response_tokens: int
+    limit_field: str
+    """The field that `response_tokens` comes from."""
+
+
+def prompt_uses(task: Any, suites: Sequence[tuple[SuiteConfig, Any]], prompts_per_step: int,
+                response_tokens: int) -> list[PromptUse]:  # fmt: skip
+    """All uses of a sweep: training, then each suite's splits.
+
+    Args:
+        task: what is trained on.
+        suites: each suite's section and task.
+        prompts_per_step: of training.
+        response_tokens: `training.max_response_tokens`, which suites without their own limit have too.
+    """
+    training = "training.max_response_tokens"
+    uses = [PromptUse("task", task, "train", prompts_per_step, response_tokens, training)]
+    for i, (suite, suite_task) in enumerate(suites):
+        section = f"evaluation.suites[{i}]"
+        own = suite.max_response_tokens
+        limit = (own, f"{section}.max_response_tokens") if own else (response_tokens, training)
+        counts: dict[Literal["selection", "final"], int] = {"selection": suite.prompts, "final": suite.final_prompts}
+        uses += [PromptUse(section, suite_task, split, count, *limit) for split, count in counts.items() if count]
+    return uses
+
+
+@dataclass
+class Fit:
+    """Result of holding prompts against the window."""
+
+    problems: list[str] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the tokens of all prompts that stay, by section and split."""
+
+
+def fit_prompts(uses: Iterable[PromptUse], encode: Encode | None, window: int) -> Fit:
+    """Holds every prompt and its longest response against the window; drops over-long prompts where the data says so,
+    and sees that enough are left.
+
+    Of data sets all prompts count, of endless tasks the first batch and those of the suites.
+
+    Args:
+        uses: of the prompts.
+        encode: gives the tokens of prompts; None counts nothing, and checks the limits of responses alone.
+        window: tokens of a prompt and its response at most.
+    """
+    fit = Fit()
+    for use in uses:
+        try:
+            if use.response_tokens >= window:
+                raise ValueError(
+                    f"{use.limit_field}: {use.response_tokens} leaves no room for a prompt in the model's window of "
+                    f"{window} tokens; lower it, or raise rollout.max_model_len if that is what bounds the window"
+                )
+            if encode is not None and not getattr(use.task, "multi_turn", False):
+                _fit_use(fit, use, encode, window)
+            use.task.prompts(use.split, use.count)
+        except ValueError as error:
+            problem = str(error) if str(error).startswith(use.limit_field) else f"{use.section}: {error}"
+            fit.problems += [problem] if problem not in fit.problems else []
+    return fit
+
+
+def _fit_use(fit: Fit, use: PromptUse, encode: Encode, window: int) -> None:
+    """Counts the prompts of one use.
+
+    Raises:
+        ValueError: there are too few, or some are too long and are not to be dropped.
+    """
+    data, room = getattr(use.task, "data", None), window - use.response_tokens
+    prompts = use.task.prompts(use.split, use.count) if data is None else data.all_prompts(use.split)
+    digest = hashlib.sha256()
+    overlong: list[tuple[Prompt, int]] = []
+    for prompt, tokens in _encoded(prompts, encode):
+        if len(tokens) > room:
+            overlong.append((prompt, len(tokens)))
+        else:
+            digest.update(f"{prompt.id} {' '.join(map(str, tokens))}\n".encode())
+    if overlong and not (data is not None and data.drops_overlong):
+        raise ValueError(_refusal(use, overlong, len(prompts), window, room))
+    if overlong:
+        data.drop_overlong(use.split, {prompt.id for prompt, _ in overlong})
+    fit.digests[f"{use.section}, {use.split} prompts as tokens"] = digest.hexdigest()
+
+
+def _encoded(prompts: Sequence[Prompt], encode: Encode) -> Iterator[tuple[Prompt, Sequence[int]]]:
+    return zip(prompts, encode(prompts), strict=True) if prompts else iter(())
+
+
+def _refusal(use: PromptUse, overlong: Sequence[tuple[Prompt, int]], count: int, window: int, room: int) -> str:
+    data = getattr(use.task, "data", None)
+    named = [f"{data.place(p) if data else p.id} ({tokens:,} tokens)" for p, tokens in overlong[:SHOWN]]
+    more = len(overlong) - len(named)
+    fix = f"lower {use.limit_field}" + ("" if data is None else ", or set overlong_prompts: drop in its data section")
+    return (
+        f"{len(overlong):,} of {count:,} {use.split} prompts are longer than the {room:,} tokens that "
+        f"the model's window of {window:,} leaves beside a response of {use.response_tokens:,}: {', '.join(named)}"
+        f"{f' and {more} more' if more else ''}; {fix}"
+    )

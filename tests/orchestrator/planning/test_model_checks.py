@@ -1,0 +1,363 @@
+"""Model folders as people have them: each is planned, or refused before anything starts with field and reason."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from transformers import Qwen3Config, Qwen3ForCausalLM  # isort: skip
+
+from layersweep.orchestrator.execution.manifest import model_files
+from layersweep.orchestrator.planning.checks import make_plan
+from layersweep.orchestrator.planning.model_checks import CPU_HEAD_DIMS
+from layersweep.orchestrator.planning.plan import Plan
+from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.load import parse_spec
+from layersweep.workers.startup.tiny_model_training import character_tokenizer
+
+ALPHABET = "0123456789+?Whatis "
+VOCABULARY = len(set(ALPHABET)) + 2
+SIZES = {
+    "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 256,
+    "tie_word_embeddings": False, "eos_token_id": 1, "bos_token_id": None, "pad_token_id": 0,
+}  # fmt: skip
+FAMILIES = {
+    "llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}  # fmt: skip
+TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}{% if thinking %}?{% endif %}"
+
+
+def make(
+    folder: Path, family: str = "qwen3", template: str | None = TEMPLATE, dtype=torch.float32, shard="5GB", **sizes
+):
+    """A random model with a tokenizer of single characters; its folder."""
+    torch.manual_seed(0)
+    config, model = FAMILIES[family]
+    model(config(**(SIZES | sizes))).to(dtype).save_pretrained(folder, max_shard_size=shard)
+    tokenizer = character_tokenizer(ALPHABET)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def plan(folder: Path, run: bool = True, **sections) -> Plan:
+    """What `run` (or `plan`) makes of a sweep of the folder over 30 sums; 10 are held out."""
+    data = folder.parent / "sums.jsonl"
+    rows = [{"question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(30)]
+    if not data.exists():
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = {
+        "name": "models",
+        "model": {"type": "pretrained", "path": str(folder)},
+        "task": {"type": "math", "data": {"path": str(data), "selection_share": 0.3}},
+        "training": {"prompts_per_step": 2, "group_size": 2, "max_response_tokens": 64},
+        "evaluation": {"suites": [{"name": "sums", "prompts": 2}]},
+        "output": str(folder.parent / "runs"),
+    }
+    for name, section in sections.items():
+        spec[name] = spec.get(name, {}) | section
+    return make_plan(parse_spec(spec), fetch=run)
+
+
+def edit_config(folder: Path, **changes) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_weights(folder: Path, change) -> None:
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, {"format": "pt"})
+
+
+def as_hub_cache(folder: Path) -> Path:
+    """The folder as the hub's cache keeps it: a snapshot of links to files that are named by their hash."""
+    blobs, snapshot = folder.parent / "models--a--b/blobs", folder.parent / "models--a--b/snapshots/0123"
+    blobs.mkdir(parents=True), snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(folder.iterdir())):
+        shutil.copy(file, blobs / str(number))
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    return snapshot
+
+
+def as_bare_model(folder: Path) -> Path:
+    """Saved without its head, by the class inside: names have no `model.` before them."""
+    AutoModelForCausalLM.from_pretrained(folder).model.save_pretrained(folder)
+    return folder
+
+
+RIGHT = {
+    "qwen3": {},
+    "qwen2 with its biases": {"family": "qwen2"},
+    "llama": {"family": "llama"},
+    "32k positions": {"max_position_embeddings": 32768},
+    "tied": {"tie_word_embeddings": True},
+    "sharded": {"shard": "20KB"},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "sliding window off": {"use_sliding_window": False, "sliding_window": 16},
+    "more rows than tokens": {"vocab_size": VOCABULARY + 40},
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_models_that_are_right(tmp_path, name):
+    found = plan(make(tmp_path / "model", **RIGHT[name]))
+    assert found.architecture.layers == 2
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > (5 if name == "sharded" else 0)
+    # The engine takes a prompt in one pass of 8,192 tokens on a CPU.
+    assert found.window == (8192 if name == "32k positions" else 256)
+
+
+def test_a_cache_of_links_is_right(tmp_path):
+    assert plan(as_hub_cache(make(tmp_path / "model"))).architecture.layers == 2
+
+
+def test_a_tied_model_that_stores_its_head_too_is_right(tmp_path):
+    """axolotl #3959."""
+    folder = make(tmp_path / "model", tie_word_embeddings=True)
+    edit_weights(folder, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].clone()}))
+    assert plan(folder).architecture.layers == 2
+
+
+def _poison(folder: Path) -> None:
+    edit_weights(folder, lambda w: w["model.layers.1.mlp.up_proj.weight"].__setitem__((3, 5), float("nan")))
+
+
+def _lfs(file: str):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 538090408\n"
+    return lambda folder: (folder / file).write_text(pointer)
+
+
+def _cut(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _add_token(folder: Path) -> None:
+    tokenizer = character_tokenizer(ALPHABET)
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.save_pretrained(folder)
+
+
+WRONG = {
+    "no chat template": ({"template": None}, None, r"task\.data\.prompt_format: chat: the model has no chat template"),
+    "template that fails": ({"template": "{{ nothing.at.all }}"}, None, r"task\.data\.prompt_format: .*template fails"),
+    "missing shard": (
+        {"shard": "20KB"},
+        lambda folder: min(folder.glob("*.safetensors")).unlink(),
+        r"model\.path: .*lacks model-00001-of-\d+\.safetensors, which model\.safetensors\.index\.json names",
+    ),
+    "missing index": (
+        {"shard": "20KB"},
+        lambda folder: (folder / "model.safetensors.index.json").unlink(),
+        r"model\.path: .*neither model\.safetensors nor .*; there is model-00001",
+    ),
+    "two sets of weights": (
+        {},
+        lambda folder: shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors"),
+        r"model\.path: .*beside model\.safetensors there is consolidated\.safetensors",
+    ),
+    "pickled": (
+        {},
+        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+        r"model\.path: .*neither model\.safetensors .*pickled weights",
+    ),
+    "LFS pointer": (
+        {},
+        _lfs("model.safetensors"),
+        r"model\.path: .*model\.safetensors is a Git LFS pointer.*lfs pull",
+    ),
+    "LFS pointer for a tokenizer": ({}, _lfs("tokenizer.json"), r"model\.path: the tokenizer of .* cannot be loaded"),
+    "LFS pointer for a config": ({}, _lfs("config.json"), r"model\.path: .*config\.json is not JSON"),
+    "cut off": ({}, _cut, r"model\.path: .*model\.safetensors is cut off"),
+    "empty file": (
+        {},
+        lambda folder: (folder / "model.safetensors").write_bytes(b""),
+        r"model\.path: .*model\.safetensors is no safetensors file, or is cut off",
+    ),
+    "no tokenizer": (
+        {},
+        lambda folder: [file.unlink() for file in folder.glob("tokenizer*")],
+        r"model\.path: .*holds no tokenizer",
+    ),
+    "tokenizer larger than the embedding": (
+        {},
+        _add_token,
+        r"model\.path: the tokenizer has 1 tokens outside .*<think>",
+    ),
+    "end token outside": ({"eos_token_id": VOCABULARY}, None, r"model\.path: eos_token_id \d+ is outside"),
+    "NaN in float32": ({}, _poison, r"model\.path: .*layers\.1\.mlp\.up_proj\.weight in .* holds NaN"),
+    "NaN in bfloat16": ({"dtype": torch.bfloat16}, _poison, r"model\.path: .*up_proj\.weight in .* holds NaN"),
+    "infinity in float16": (
+        {"dtype": torch.float16},
+        lambda folder: edit_weights(folder, lambda w: w["model.norm.weight"].fill_(float("inf"))),
+        r"model\.path: .*model\.norm\.weight in .* holds NaN or infinite",
+    ),
+    "quantised by its config": (
+        {},
+        lambda folder: edit_config(folder, quantization_config={"quant_method": "awq", "bits": 4}),
+        r"model\.path: .*quantization_config",
+    ),
+    "quantised by its weights": (
+        {},
+        lambda folder: edit_weights(
+            folder, lambda w: w.update({"model.layers.0.mlp.up_proj.weight": torch.zeros(64, 64, dtype=torch.int8)})
+        ),
+        r"model\.path: .*weights stored as I8 cannot be trained",
+    ),
+    "attention bias": ({"family": "llama", "attention_bias": True}, None, r"model\.path: .*attention_bias: true"),
+    "attention bias of qwen3": ({"attention_bias": True}, None, r"model\.path: .*attention_bias: true"),
+    "MLP bias": ({"family": "llama", "mlp_bias": True}, None, r"model\.path: .*mlp_bias: true"),
+    "heads of 16": ({"head_dim": 16}, None, r"model\.path: heads of size 16 .*CPUs \(32, 64"),
+    "weights of another size": (
+        {},
+        lambda folder: edit_config(folder, intermediate_size=128),
+        r"model\.path: .*mlp\.gate_proj\.weight is \(64, 64\), by config\.json it is \(128, 64\)",
+    ),
+    "more layers than weights": (
+        {},
+        lambda folder: edit_config(folder, num_hidden_layers=3),
+        r"model\.path: .*the weights lack model\.layers\.2\.input_layernorm\.weight",
+    ),
+    "more weights than layers": (
+        {},
+        lambda folder: edit_config(folder, num_hidden_layers=1),
+        r"model\.path: .*the weights hold model\.layers\.1",
+    ),
+    "bare model": ({}, as_bare_model, r"model\.path: "),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_models_that_are_refused(tmp_path, name):
+    """OpenRLHF #87, open-r1 #85, transformers #27923."""
+    settings, change, says = WRONG[name]
+    folder = make(tmp_path / "model", **settings)
+    if change:
+        change(folder)
+    with pytest.raises(SpecError, match=f"(?m)^{says}"):
+        plan(folder)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in WRONG if name not in ("pickled", "no tokenizer", "missing index")])
+def test_a_plan_refuses_what_a_run_does_of_the_files_that_are_there(tmp_path, name):
+    settings, change, says = WRONG[name]
+    folder = make(tmp_path / "model", **settings)
+    if change:
+        change(folder)
+    with pytest.raises(SpecError, match=f"(?m)^{says}"):
+        plan(folder, run=False)
+
+
+def test_sizes_of_heads_are_vllms():
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    assert list(CPU_HEAD_DIMS) == CPUAttentionBackend.get_supported_head_sizes()
+
+
+# Templates and their arguments
+
+
+def test_a_template_of_ones_own_is_rendered_with_its_arguments(tmp_path):
+    """OpenRLHF #1073, trl #2820. The prompts' tokens follow from both, and so do the fingerprints."""
+    folder = make(tmp_path / "model", template=None)
+    model = {"chat_template": TEMPLATE}
+    plain = plan(folder, model=model).fingerprints
+    thinking = plan(folder, model=model | {"template_arguments": {"thinking": True}}).fingerprints
+    assert plain["task"] == thinking["task"]
+    assert plain["task, train prompts as tokens"] != thinking["task, train prompts as tokens"]
+    assert plan(make(tmp_path / "other"), model={}).fingerprints == plain
+    with pytest.raises(SpecError, match="^model.template_arguments: the chat template has no variable thinkin;"):
+        plan(folder, model=model | {"template_arguments": {"thinkin": True}})
+
+
+def test_plain_text_needs_no_template(tmp_path):
+    folder = make(tmp_path / "model", template=None)
+    data = {"path": str(tmp_path / "sums.jsonl"), "prompt_format": "plain", "selection_share": 0.3}
+    with pytest.raises(SpecError, match="no chat template"):
+        plan(folder)
+    assert plan(folder, task={"data": data}).data["task"].rows == 30
+
+
+def test_a_folder_has_no_revisions(tmp_path):
+    """TGI #3247: fields that nothing would read are refused."""
+    with pytest.raises(SpecError, match="^model.revision: a folder has no revisions"):
+        plan(make(tmp_path / "model"), model={"revision": "v2"})
+
+
+# Windows
+
+
+def long_data(tmp_path: Path, **settings) -> dict:
+    """Thirty sums, and one question of 203 characters, which has as many tokens, in row 17."""
+    rows = [{"question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(30)]
+    rows.insert(16, {"question": "What is " + "1 + " * 48 + "1 ?", "answer": "49"})
+    assert len(rows[16]["question"]) == 203
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"path": str(tmp_path / "long.jsonl"), "selection_share": 0.3, "final_share": 0.0} | settings
+
+
+@pytest.mark.parametrize("run", [True, False])
+def test_one_overlong_prompt_is_refused_before_the_start_with_its_row(tmp_path, run):
+    """verl #771, simpleRL-reason #58. The window of 256 leaves 192 tokens beside a response of 64."""
+    folder = make(tmp_path / "model")
+    says = (
+        r"1 of \d+ (train|selection) prompts are longer than the 192 tokens that the model's window of 256 leaves "
+        r"beside a response of 64: row 17 \(203 tokens\); lower training\.max_response_tokens, or set overlong_prompts"
+    )
+    with pytest.raises(SpecError, match=says):
+        plan(folder, run, task={"data": long_data(tmp_path)})
+    found = plan(folder, run, task={"data": long_data(tmp_path)}, training={"max_response_tokens": 53})
+    assert (found.data["task"].overlong, found.data["task"].rows) == (0, 31)
+
+
+def test_overlong_prompts_are_dropped_and_counted(tmp_path):
+    found = plan(make(tmp_path / "model"), task={"data": long_data(tmp_path, overlong_prompts="drop")})
+    report = found.data["task"]
+    assert (report.rows, report.overlong, report.train + report.selection + report.final) == (31, 1, 30)
+    assert "1 over-long dropped" in str(report)
+
+
+@pytest.mark.parametrize(
+    "sections, says",
+    [
+        ({"training": {"max_response_tokens": 256}}, r"training\.max_response_tokens: 256 leaves no room .* of 256"),
+        (
+            {"evaluation": {"suites": [{"name": "sums", "prompts": 2, "max_response_tokens": 300}]}},
+            r"evaluation\.suites\[0\]\.max_response_tokens: 300 leaves no room",
+        ),
+        ({"rollout": {"max_model_len": 64}}, r"training\.max_response_tokens: 64 leaves no room .* window of 64"),
+        ({"rollout": {"max_model_len": 512}}, r"rollout\.max_model_len: 512 is more than the model's 256 positions"),
+    ],
+)
+def test_responses_that_the_window_cannot_hold_are_refused_by_their_field(tmp_path, sections, says):
+    with pytest.raises(SpecError, match=f"^{says}"):
+        plan(make(tmp_path / "model"), **sections)
+
+
+# What resume compares
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["chat_template.jinja", "special_tokens_map.json", "vocab.json", "merges.txt", "model.safetensors.index.json"],
+)
+def test_files_that_prompts_or_weights_depend_on_are_part_of_the_experiment(tmp_path, file):
+    """vllm #15705."""
+    folder = make(tmp_path / "model")
+    (folder / file).write_text("one")
+    (folder / "README.md").write_text("one")
+    spec = parse_spec({"name": "files", "model": str(folder), "task": {"type": "sort_digits"}})
+    before = model_files(spec)
+    (folder / "README.md").write_text("two")
+    assert model_files(spec) == before
+    (folder / file).write_text("two")
+    assert {name for name, digest in model_files(spec).items() if before[name] != digest} == {file}

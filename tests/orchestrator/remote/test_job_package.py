@@ -1,0 +1,196 @@
+"""Package of a submitted sweep: what travels, what is refused, and what is named as left out."""
+
+import os
+import socket
+import stat
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from layersweep.cli import DEMO
+from layersweep.orchestrator.remote.job_package import job_environment, job_package
+from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.load import load_spec
+from layersweep.orchestrator.spec.paths import with_absolute_paths
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A user's folder below `tmp_path`."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "algorithm.py").write_text("x = 1")
+    return folder
+
+
+def packed(folder, **options) -> dict[str, bytes]:
+    """The content of a package by name, without the code and the spec."""
+    with job_package(load_spec(DEMO), str(folder), **options) as path, zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name != "sweep.yaml" and not name.startswith("layersweep/")]
+        return {name: archive.read(name) for name in names}
+
+
+def test_code_spec_and_folder_travel(folder, tmp_path):
+    spec = with_absolute_paths(load_spec(DEMO))
+    with job_package(spec, str(folder)) as path:
+        assert stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode) == 0o700
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(tmp_path / "out")
+    assert not os.path.exists(os.path.dirname(path))
+    assert load_spec(str(tmp_path / "out" / "sweep.yaml")) == spec
+    for file in (
+        "algorithm.py",
+        "layersweep/cli.py",
+        "layersweep/__init__.py",
+        "layersweep/workers/actors/trainer.py",
+        "layersweep/orchestrator/report/page.html.j2",
+        "layersweep/deploy/sweeps/demo.yaml",
+    ):
+        assert Path(tmp_path / "out", file).is_file(), file
+    assert not list((tmp_path / "out").rglob("__pycache__"))
+    assert not (tmp_path / "out" / "layersweep" / "orchestrator" / "api").exists()
+
+
+def test_equal_content_makes_equal_packages(folder):
+    """So that Ray uploads it once, whatever the files' times."""
+    packages = []
+    for moment in (1e9, 1.5e9):
+        os.utime(folder / "algorithm.py", (moment, moment))
+        with job_package(load_spec(DEMO), str(folder)) as path:
+            packages.append(Path(path).read_bytes())
+    assert packages[0] == packages[1]
+
+
+def test_ignore_files_drop_nothing(folder):
+    (folder / ".gitignore").write_text("data/\n*.jsonl\n")
+    (folder / ".rayignore").write_text("*\n")
+    (folder / "data").mkdir()
+    (folder / "data" / "train.jsonl").write_text("{}")
+    assert set(packed(folder)) == {".gitignore", ".rayignore", "algorithm.py", "data/train.jsonl"}
+
+
+def test_modes_are_their_owners_alone(folder):
+    (folder / "tool.sh").write_text("#!/bin/sh\n")
+    (folder / "tool.sh").chmod(0o755)
+    (folder / "algorithm.py").chmod(0o644)
+    with job_package(load_spec(DEMO), str(folder)) as path, zipfile.ZipFile(path) as archive:
+        modes = {entry.filename: entry.external_attr >> 16 for entry in archive.infolist()}
+    assert stat.S_IMODE(modes["tool.sh"]) == 0o700
+    assert stat.S_IMODE(modes["algorithm.py"]) == 0o600
+    assert {mode & 0o077 for mode in modes.values()} == {0}
+
+
+SECRET = [".env", ".env.local", "id_rsa", "id_ed25519.pub", "server.pem", "tls.key", ".netrc"]
+SECRET_FOLDERS = [".ssh", ".git", ".venv", "__pycache__", ".aws"]
+
+
+def test_secrets_and_caches_are_left_out_and_named(folder, capsys):
+    for name in SECRET:
+        (folder / name).write_text("secret")
+    for name in SECRET_FOLDERS:
+        (folder / name).mkdir()
+        (folder / name / "config").write_text("secret")
+    (folder / "src").mkdir()
+    (folder / "src" / ".env").write_text("secret")
+    (folder / "environment.py").write_text("x = 1")
+    assert set(packed(folder)) == {"algorithm.py", "environment.py"}
+    said = capsys.readouterr().err
+    assert said.startswith(f"--working-dir {folder}: left out ") and len(said.splitlines()) == 1
+    assert said.endswith(" and 5 more\n")  # of 13, 8 are named
+
+
+def test_each_thing_left_out_is_named(folder, capsys):
+    os.symlink("nowhere", folder / "dangling")
+    os.mkfifo(folder / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = os.getcwd()
+        os.chdir(folder)  # a socket's path must be short
+        listener.bind("socket")
+        os.chdir(here)
+        (folder / "src").mkdir()
+        os.symlink("..", folder / "src" / "up")
+        (folder / ".env").write_text("secret")
+        os.symlink("../.env", folder / "src" / "settings")
+        (folder / "back\\slash").write_text("x")
+        assert set(packed(folder)) == {"algorithm.py"}
+    said = capsys.readouterr().err
+    for part in (
+        ".env,",
+        "dangling (links to nothing)",
+        "pipe (neither file nor folder)",
+        "socket (neither file nor folder)",
+        "src/up (links to a folder that holds it)",
+        "src/settings (links to .env)",
+        "(a zip file cannot hold this name)",
+    ):
+        assert part in said, part
+
+
+def test_links_within_the_folder_travel_as_copies(folder):
+    (folder / "data").mkdir()
+    (folder / "data" / "a.txt").write_text("text")
+    os.symlink("data", folder / "latest")
+    os.symlink("../algorithm.py", folder / "data" / "link.py")
+    (folder / "empty").mkdir()
+    assert packed(folder) == {
+        "algorithm.py": b"x = 1",
+        "data/a.txt": b"text",
+        "data/link.py": b"x = 1",
+        "latest/a.txt": b"text",
+        "latest/link.py": b"x = 1",
+        "empty/": b"",
+    }
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../outside", "/etc"])
+def test_links_that_leave_the_folder_are_refused(folder, tmp_path, target):
+    (tmp_path / "outside").write_text("secret")
+    (folder / "src").mkdir()
+    os.symlink(target if target.startswith("/") else f"../{target}", folder / "src" / "link")
+    with pytest.raises(SpecError, match=r"src/link links to /.*, outside of it"):
+        packed(folder)
+
+
+def test_a_folder_by_a_link_of_its_own_is_taken(folder, tmp_path):
+    os.symlink(folder, tmp_path / "link")
+    assert set(packed(tmp_path / "link")) == {"algorithm.py"}
+
+
+@pytest.mark.parametrize("name", ["layersweep", "sweep.yaml"])
+def test_a_folder_that_would_hide_the_code_is_refused(folder, name):
+    (folder / name).mkdir()
+    with pytest.raises(SpecError, match=f"its {name} would hide"):
+        packed(folder)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(SpecError, match="no such folder"):
+        packed(tmp_path / "none")
+
+
+def test_a_package_that_is_too_large_names_what_makes_it_so(folder):
+    """8 MiB of noise and 3 MiB of it; zeros do not count for much, packed."""
+    (folder / "data").mkdir()
+    for name, size in (("large.bin", 8), ("small.bin", 3)):
+        (folder / "data" / name).write_bytes(os.urandom(size << 20))
+    with pytest.raises(SpecError) as error:
+        packed(folder, most_bytes=6 << 20)
+    assert "less than 6 MiB, packed" in str(error.value)
+    assert "the largest are data/large.bin (8.0 MiB), data/small.bin (3.0 MiB), " in str(error.value)
+    (folder / "data" / "large.bin").write_bytes(bytes(64 << 20))
+    assert len(packed(folder, most_bytes=6 << 20)) == 3
+
+
+def test_output_means_the_same_in_a_job(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    spec = load_spec(DEMO)  # output: runs
+    assert with_absolute_paths(spec).output == f"{tmp_path}/runs"
+    assert with_absolute_paths(spec.model_copy(update={"output": "s3://bucket/runs"})).output == "s3://bucket/runs"
+
+
+def test_environment_variables(monkeypatch):
+    monkeypatch.setenv("HERE", "a=b")
+    assert job_environment(["HERE", "X=1=2", "Y="]) == {"HERE": "a=b", "X": "1=2", "Y": ""}
+    with pytest.raises(SpecError, match="--env GONE: not set here; write GONE=VALUE"):
+        job_environment(["GONE"])

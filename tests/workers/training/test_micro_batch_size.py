@@ -1,0 +1,61 @@
+"""The default micro batch, from shapes and memory by hand."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from layersweep.policies.model.architecture import Architecture
+from layersweep.policies.model.known_models import KNOWN_MODELS
+from layersweep.policies.selection import Selection
+from layersweep.workers.config import TrainingConfig
+from layersweep.workers.training import micro_batch_size
+from layersweep.workers.training.micro_batch_size import activation_bytes_per_token, micro_batch_tokens
+
+SMOLLM2 = Architecture(
+    "LlamaForCausalLM", layers=30, hidden=576, intermediate=1536, heads=9, kv_heads=3, head_dim=64, vocabulary=49152,
+    tied=True, qkv_bias=False, qk_norm=False, max_positions=8192,
+)  # fmt: skip
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Sets the machine's memory in GiB."""
+
+    def of(gib: float) -> None:
+        monkeypatch.setattr(micro_batch_size.psutil, "virtual_memory", lambda: SimpleNamespace(total=gib * 2**30))
+
+    return of
+
+
+def test_a_block_keeps_eleven_thousand_numbers_of_a_token():
+    """6 * 576 + 2 * 9 * 64 + 2 * 3 * 64 + 4 * 1536 = 11,136 numbers; 30 blocks of 4 bytes, or the last two of 2."""
+    assert activation_bytes_per_token(SMOLLM2, Selection.full(), 4) == 30 * 11136 * 4
+    assert activation_bytes_per_token(SMOLLM2, Selection.layer(28), 2) == 2 * 11136 * 2
+
+
+def test_on_cpus_a_share_of_the_machines_memory_up_to_a_bound(machine):
+    """256 MiB is a 64th of 16 GiB: 200 tokens through 30 blocks, 401 through 15, 3,013 through 2. On 12 GiB it is 192
+    MiB: 150 tokens. On 1 GiB nothing fits: 128."""
+    training = TrainingConfig()
+    machine(64)
+    found = [
+        micro_batch_tokens(training, SMOLLM2, s) for s in (Selection.full(), Selection.layer(15), Selection.layer(28))
+    ]
+    assert found == [200, 401, 3013]
+    machine(12)
+    assert micro_batch_tokens(training, SMOLLM2, Selection.full()) == 150
+    machine(1)
+    assert micro_batch_tokens(training, SMOLLM2, Selection.full()) == 128
+
+
+def test_on_a_gpu_a_quarter_of_the_trainers_part():
+    """Qwen3-8B: (6 * 4096 + 2 * 4096 + 2 * 1024 + 4 * 12288) * 2 bytes * 36 blocks = 6,045,696 a token; a quarter of
+    half of 80e9 bytes are 1,654 of them."""
+    shape = Architecture.from_config(KNOWN_MODELS["Qwen/Qwen3-8B-Base"])
+    training = TrainingConfig(dtype="bfloat16")
+    assert micro_batch_tokens(training, shape, Selection.full(), gpu_bytes=40e9) == 1654
+
+
+def test_the_spec_has_the_last_word(machine):
+    machine(1)
+    assert micro_batch_tokens(TrainingConfig(micro_batch_tokens=5000), SMOLLM2, Selection.full()) == 5000
