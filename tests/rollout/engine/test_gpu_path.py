@@ -22,7 +22,7 @@ def elsewhere(path: str, folder: str, dtype: str = "float32") -> dict:
     command = [sys.executable, "-m", "tests.helpers.engine_elsewhere", path, folder, dtype]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))  # vLLM logs there too
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def faults(folder: str, family: str, dtype: str, *names: str) -> dict:
     command = [sys.executable, "-m", "tests.rollout.engine.faults", folder, f"{family}ForCausalLM", dtype, *names]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))  # vLLM logs there too
 
 
 @pytest.mark.slow
