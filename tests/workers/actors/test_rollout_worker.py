@@ -11,7 +11,8 @@ from layersweep.orchestrator.statistics.contribution import contribution_table
 from layersweep.rollout.config import SuiteConfig
 from layersweep.rollout.tasks.demo.sort_digits import SortDigitsConfig
 from layersweep.rollout.tasks.math import MathConfig
-from layersweep.rollout.types import Completions
+from layersweep.rollout.types import Completions, Score
+from layersweep.workers.actors.collector import STEP_COLUMNS
 from layersweep.workers.actors.rollout_worker import RolloutWorker
 from layersweep.workers.config import TrainingConfig
 from layersweep.workers.startup.tiny_model import ModelSource
@@ -149,3 +150,16 @@ def test_questions_of_the_suites_are_kept_out_of_training(tokenizer, tmp_path):
     worker = RolloutWorker(ModelSource(str(tmp_path / "model")), task, [suite], TrainingConfig(prompts_per_step=2))
     assert worker.contaminated == 1
     assert {prompt.text for prompt in worker.task.prompts("train", 2)} == set(training[1:])
+
+
+def test_responses_without_a_verdict_are_a_column_of_the_steps(worker, tokenizer, monkeypatch):
+    """Judging ran out of time on one of each prompt's two responses."""
+
+    def score(prompts, responses):
+        return [Score(0.0, True, judged=i % 2 == 0) for i in range(len(responses))]
+
+    monkeypatch.setattr(worker.task, "score", score)
+    worker.training = TrainingConfig(max_response_tokens=7, prompts_per_step=3, group_size=2)
+    experience = asyncio.run(worker.experience(Engine(tokenizer, {("layer-01", 6): 1}), "layer-01", 0, 0, 0))
+    assert experience.metrics == {"unjudged_fraction": 0.5}
+    assert "unjudged_fraction" in STEP_COLUMNS
