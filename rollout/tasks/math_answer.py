@@ -140,7 +140,7 @@ def marked_answer(text: str, parts: int = 1) -> str | None:
 
 
 def statements(text: str, finished: bool) -> list[str]:
-    """Lists what follows the last mark other than a box, unread: all, line, first sentence, what precedes a reason.
+    """Lists what follows the last mark other than a box: all, its line, first sentence, what precedes a reason.
 
     Where one is the right answer letter by letter, as "Mr. Doyle, at 5:30", no reading of it has to be found.
     """

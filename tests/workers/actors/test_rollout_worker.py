@@ -11,11 +11,12 @@ from layersweep.rollout.config import SuiteConfig
 from layersweep.rollout.environments.demo_gridworld import GridWorldConfig
 from layersweep.rollout.tasks.demo.sort_digits import SortDigitsConfig
 from layersweep.rollout.tasks.math import MathConfig
-from layersweep.rollout.types import Completions, Prompt
+from layersweep.rollout.types import Completions, Prompt, Score
 from layersweep.workers.actors.rollout_worker import RolloutWorker
 from layersweep.workers.config import TrainingConfig
 from layersweep.workers.startup.model_source import ModelSource
 from layersweep.workers.startup.tiny_model_training import character_tokenizer
+from layersweep.workers.storage.tables import STEPS
 from tests.orchestrator.statistics.test_contribution import table_of
 
 ALPHABET = "0123456789="
@@ -182,3 +183,16 @@ def test_messages_are_rendered_by_the_sources_template_and_arguments(tokenizer, 
         worker = RolloutWorker(source, SortDigitsConfig(digits=6), [], TrainingConfig())
         prompt = Prompt("p", messages=({"role": "user", "content": "123"},))
         assert worker.encoder.encode(prompt) == tokenizer.convert_tokens_to_ids(["1", "2", "3", last])
+
+
+def test_responses_without_a_verdict_are_a_column_of_the_steps(worker, tokenizer, monkeypatch):
+    """Judging ran out of time on one of each prompt's two responses."""
+
+    def score(prompts, responses):
+        return [Score(0.0, True, judged=i % 2 == 0) for i in range(len(responses))]
+
+    monkeypatch.setattr(worker.task, "score", score)
+    worker.training = TrainingConfig(max_response_tokens=7, prompts_per_step=3, group_size=2)
+    experience = asyncio.run(worker.experience(Engine(tokenizer, {("layer-01", 6): 1}), "layer-01", 0, 0, 0))
+    assert experience.metrics == {"unjudged_fraction": 0.5}
+    STEPS.check(experience.metrics)
