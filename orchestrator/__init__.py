@@ -1,1 +1,1 @@
-"""What the user touches: CLI, spec, plan, driver, contribution, report."""
+"""Everything that a user touches: CLI, spec, plan, driver, contribution, report."""

@@ -149,7 +149,7 @@ class RunningSweep(Sweep):
         self._process.stop()
 
     def log(self) -> str:
-        """What the sweep's driver has printed so far."""
+        """Text that the sweep's driver has printed so far."""
         return self._process.log()
 
 

@@ -1,1 +1,1 @@
-"""What a subcommand prints."""
+"""Output of the subcommands."""

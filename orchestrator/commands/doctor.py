@@ -1,4 +1,4 @@
-"""What this machine can do for layersweep, and what is missing."""
+"""Output of `layersweep doctor`: the abilities of this machine, and what is missing."""
 
 import importlib.metadata
 import importlib.util

@@ -1,4 +1,4 @@
-"""What `plan --cluster` prints."""
+"""Output of `plan --cluster`."""
 
 from rich.table import Table
 
@@ -8,14 +8,14 @@ from layersweep.orchestrator.report.format import size, wide_console
 
 
 def show_cluster_plan(found: ClusterPlan) -> None:
-    """Schedule, hours, network, and the memory of each kind of GPU."""
+    """Print schedule, hours, network, and the memory of each kind of GPU."""
     plan, cluster, schedule = found.plan, found.cluster, found.schedule
     resources, gpu = plan.spec.resources, cluster.gpu
     own = "sharing GPUs with trainers" if resources.engine.gpus < 1 else "on GPUs of their own"
     waves = f"layer runs in waves of {schedule.layer_runs}: {schedule.layer_waves}"
-    if found.seating.whole_runs:
-        waves += " in turn with" if found.seating.in_turn else ";"
-        waves += f" whole-model runs in waves of {found.seating.whole_runs}: {schedule.whole_waves}"
+    if found.allocation.whole_runs:
+        waves += " in turn with" if found.allocation.in_turn else ";"
+        waves += f" whole-model runs in waves of {found.allocation.whole_runs}: {schedule.whole_waves}"
     facts = {
         "cluster": f"{cluster} ({gpu.memory / 2**30:.1f} GiB, {gpu.flops['bfloat16'] / 1e12:.0f} bfloat16 TFLOP/s, "
         f"{gpu.bandwidth / 1e12:.2f} TB/s each); enough CPUs are assumed",
@@ -29,21 +29,23 @@ def show_cluster_plan(found: ClusterPlan) -> None:
         "assumed": str(Assumptions()).replace("one run's batch at a time, nothing waiting", "nothing waiting"),
     }
     for network in found.network:
-        facts[f"a step of {network.who}"] = (
+        facts[f"a step of {network.runs}"] = (
             f"weights {size(network.pushed)} to engines, {size(network.between_nodes)} of it between nodes; experience "
             f"{size(network.experience)} to trainers; gradients {size(network.gradients)} between ranks"
         )
     console = wide_console()
     for name, fact in facts.items():
-        console.print(f"{name:>25}  {fact}")
-    table = Table("GPUs", "who", "weights", "KV cache", "overlays", "trunk", "trainers' own", "activations",
+        console.print(f"{name:>25}  {fact}", markup=False)
+    table = Table("GPUs", "actors", "weights", "KV cache", "overlays", "trunk", "trainers' own", "activations",
                   "contexts", "at most")  # fmt: skip
-    for card, count in found.memory.items():
-        parts = (card.weights, card.cache, card.overlays, card.trunk, card.trainers, card.activations, card.contexts)
-        full = " (over!)" if card.total > gpu.memory else ""
-        table.add_row(str(count), card.who, *(size(part) if part else "" for part in parts), size(card.total) + full)
+    for memory, count in found.memory.items():
+        parts = (memory.weights, memory.cache, memory.overlays, memory.trunk, memory.trainers, memory.activations,
+                 memory.contexts)  # fmt: skip
+        shown = (size(part) if part else "" for part in parts)
+        full = " (over!)" if memory.total > gpu.memory else ""
+        table.add_row(str(count), memory.actors, *shown, size(memory.total) + full)
     console.print(table)
-    if any(card.total > gpu.memory for card in found.memory):
+    if any(memory.total > gpu.memory for memory in found.memory):
         console.print("over!: activations at their most do not fit; lower training.micro_batch_tokens", style="bold")
 
 

@@ -1,4 +1,4 @@
-"""What `layersweep plan` prints."""
+"""Output of `layersweep plan`."""
 
 from collections.abc import Mapping
 from typing import Any

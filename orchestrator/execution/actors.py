@@ -10,7 +10,7 @@ import ray
 from ray.util.placement_group import remove_placement_group
 
 from layersweep.orchestrator.planning.gpu_allocation import SUPPORT_ACTOR, PlacementError
-from layersweep.orchestrator.planning.placement import all_at_once, homes, placement_problems, places
+from layersweep.orchestrator.planning.placement import all_runs_fit, allocate, placement_problems, preferred_nodes
 from layersweep.orchestrator.planning.plan import Plan, Run
 from layersweep.orchestrator.statistics.contribution_table import sweep_table
 from layersweep.policies.config import PretrainedModel, TinyModel
@@ -82,7 +82,8 @@ class SweepActors:
         """
         spec, resources, nodes = plan.spec, plan.spec.resources, alive_nodes()
         engine_nodes, support_nodes = (
-            [near(nodes[number]["NodeID"]) for number in numbers] for numbers in homes(plan, resources_of(nodes))
+            [near(nodes[number]["NodeID"]) for number in numbers]
+            for numbers in preferred_nodes(plan, resources_of(nodes))
         )
 
         def create_engine(number: int, name: str) -> EngineClient:
@@ -114,7 +115,7 @@ class SweepActors:
         # vLLM measures how much of its GPU is free, twice: no other process may take memory there meanwhile.
         await engines.start()
         shared_gpus = None
-        if resources.on_gpu() and (shares := places(plan, resources_of(nodes)).berths):
+        if resources.on_gpu() and (shares := allocate(plan, resources_of(nodes)).shared_gpus):
             shared_gpus = await SharedGpuPool.create(shares, resources.trainer, model, spec.training.dtype)
         return cls(plan, actor_environment, engines, collector, rollout_worker, model, shared_gpus)
 
@@ -124,7 +125,7 @@ class SweepActors:
 
     def all_runs_fit(self) -> bool:
         """Tell whether all runs can train at the same time now: a search may then keep trainers while runs wait."""
-        return all_at_once(self.plan, resources_of(alive_nodes()))
+        return all_runs_fit(self.plan, resources_of(alive_nodes()))
 
     # -- trainers ---------------------------------------------------------------------------------------------
 
@@ -199,7 +200,7 @@ def max_concurrent_runs(plan: Plan) -> int:
     if resources.concurrent_runs:
         return resources.concurrent_runs
     try:
-        found = places(plan, resources_of(alive_nodes()))
+        found = allocate(plan, resources_of(alive_nodes()))
     except PlacementError:  # nodes were lost, and others may come
         return 1
     fitting = found.runs if resources.on_gpu() else found.layer_ranks // resources.trainer_ranks

@@ -103,7 +103,7 @@ class SweepProcess:
             self._process.send_signal(signal.SIGINT)
 
     def log(self) -> str:
-        """What the sweep has printed so far."""
+        """Text that the sweep has printed so far."""
         size = os.fstat(self._log.fileno()).st_size
         return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
 
@@ -119,7 +119,7 @@ class SweepProcess:
 
 
 def carry_out_request(request: dict[str, Any], pipe: int) -> int:
-    """What the child does: run or resume, with each event as a line of JSON to a pipe. Returns the exit code."""
+    """Run or resume in the child, with each event as a line of JSON to a pipe; returns the exit code."""
     os.set_inheritable(pipe, False)
     orphaned = False
 

@@ -9,7 +9,7 @@ from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.remote.job_package import BEGUN
 from layersweep.orchestrator.spec.errors import SpecError
-from layersweep.orchestrator.spec.folders import absolute_folder
+from layersweep.orchestrator.spec.folders import absolute_folder, check_home
 from layersweep.orchestrator.spec.load import load_spec
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.orchestrator.spec.yaml_core import write_yaml
@@ -39,6 +39,7 @@ def run_sweep(spec: SweepSpec, address: str | None, fresh: bool, listen: Listene
     plan = make_plan(spec)
     check_folder(plan.folder, fresh)
     check_owner(plan.folder)
+    check_home()
 
     def begin() -> SweepManifest:
         check_folder(plan.folder, fresh)  # once more, now that the sweep is ours
@@ -86,6 +87,7 @@ def resume_sweep(
     wanted = wanted.model_copy(update={"output": output})  # where it is now: it may have been moved
     plan = make_plan(wanted)
     check_owner(folder)
+    check_home()
     if manifest.asks_no_more_than_done(plan):
         print(f"nothing to do: all of {folder} is done, see {folder}/contribution.parquet")
         return 0

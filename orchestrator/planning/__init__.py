@@ -1,1 +1,1 @@
-"""What a sweep will do, checked and computed before anything starts: runs, placement, memory, hours. No Ray."""
+"""Plan of a sweep, checked and computed before anything starts: runs, placement, memory, hours. No Ray."""

@@ -195,7 +195,7 @@ def _output_problems(spec: SweepSpec) -> list[str]:
         filesystem.rm_file(probe)
     except Exception as error:  # object stores raise classes of their own, often none of OSError's
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        return [f"output: cannot write to {spec.output} ({reason}); name a folder or bucket that you may write to"]
+        return [f"output: cannot write to {spec.output:.200} ({reason:.200}); name one that you may write to"]
     finally:
         for made in missing:
             with contextlib.suppress(Exception):  # it was never made

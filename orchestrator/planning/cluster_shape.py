@@ -12,11 +12,11 @@ class GpuKind:
 
     name: str
     flops: dict[str, float]
-    """Dense (no sparsity), per second, by dtype; float32 without TF32."""
+    """Dense FLOPs per second by dtype (no sparsity, float32 without TF32)."""
     bandwidth: float
-    """Of its memory, bytes per second."""
+    """Bytes per second of its memory."""
     memory: float
-    """Bytes, as the driver reports them: up to 7 % more than the round decimal figure of the product's name."""
+    """Bytes of memory, as the driver reports them: up to 7 % above the round figure of the product's name."""
 
 
 def _gpu(name: str, bfloat16: float, float32: float, bandwidth: float, mebibytes: int) -> GpuKind:
@@ -71,7 +71,7 @@ def parse_cluster(text: str) -> ClusterShape:
     match = _FORM.fullmatch(text)
     if not match or 0 in (int(match[1] or 1), int(match[2])):
         raise SpecError(
-            [f"--cluster: {text!r} is no cluster; write GPUSxKIND or NODESxGPUSxKIND, such as 8xH200 or 4x8xH100"]
+            [f"--cluster: {text!r} is not a cluster; write GPUSxKIND or NODESxGPUSxKIND, such as 8xH200 or 4x8xH100"]
         )
     gpu = next((gpu for kind, gpu in GPUS.items() if kind.lower() == match[3].lower()), None)
     if gpu is None:

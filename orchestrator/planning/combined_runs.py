@@ -1,20 +1,22 @@
 """Layer-aware training: sets of layers picked from a finished table."""
 
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from layersweep.orchestrator.spec.layers import CombinedRun, middle_layers
 from layersweep.policies.selection import Selection
-from layersweep.workers.storage.files import read_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-def pick(run: CombinedRun, table: pd.DataFrame | None, layers: int) -> Selection:
+def pick(run: CombinedRun, table: "pd.DataFrame | None", layers: int) -> Selection:
     """The selection of a combined run in a model of `layers` layers.
 
     Args:
         table: a contribution table; not needed for `middle`.
 
     Raises:
-        ValueError: the table ranks fewer layers than asked for.
+        ValueError: the table ranks fewer layers than asked for, or is of a model with more layers.
     """
     kind, count = run.which
     if kind == "middle":
@@ -23,19 +25,25 @@ def pick(run: CombinedRun, table: pd.DataFrame | None, layers: int) -> Selection
         ranked = table[(table["kind"] == "layer") & table["score"].notna() & (table["status"] != "pruned")]
         if len(ranked) < count:
             raise ValueError(f"combine: {run.name} needs {count} layers with a score, the profile has {len(ranked)}")
+        if (highest := int(ranked["layer"].max())) >= layers:
+            raise ValueError(f"profile: it has a layer {highest}, and the model has layers 0 to {layers - 1}")
         ordered = ranked.sort_values("score", ascending=kind == "worst", kind="stable")
         chosen = tuple(int(k) for k in ordered["layer"].head(count))
     return run.of(chosen)
 
 
-def read_profile(path: str) -> pd.DataFrame:
-    """The table of another sweep: its folder or the parquet itself.
+def read_profile(path: str) -> "pd.DataFrame":
+    """The contribution table of another sweep: its folder or the parquet itself.
 
     Raises:
-        ValueError: there is no table.
+        ValueError: there is no table, or it is not a contribution table.
     """
+    from layersweep.workers.storage.tables import CONTRIBUTION
+
     source = path if path.endswith(".parquet") else f"{path.rstrip('/')}/contribution.parquet"
     try:
-        return read_table(source)
+        return CONTRIBUTION.read(source)
     except FileNotFoundError as error:
         raise ValueError(f"profile: there is no table at {source}") from error
+    except (ValueError, OSError) as error:
+        raise ValueError(f"profile: {source}: {error}") from error

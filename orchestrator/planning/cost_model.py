@@ -1,7 +1,7 @@
-"""What a sweep costs on GPUs, from arithmetic and memory traffic: a model for planning, not a measurement.
+"""Cost of a sweep on GPUs, from arithmetic and memory traffic: a model for planning, not a measurement.
 
 Counted per token of context c: a block's matrices are 2 FLOPs a parameter, its attention 4 FLOPs a query dimension and
-position of context; a backward pass costs as much once for the activations and once for the weights. Writing reads
+position of context; a backward pass costs as much once for the activations and once for the weights. Generation reads
 the weights once per forward pass and the cache of every sequence in it; the slower of arithmetic and memory counts.
 Left out: waiting, start-up, transfers of weights (a push is one layer), rewards, and the tail of long answers.
 """
@@ -19,14 +19,14 @@ from .plan import Plan
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a spec does not say."""
+    """Figures that a spec does not give."""
 
     response_share: float = 0.5
     """Mean response, as a share of the limit."""
     turn_share: float = 0.5
     """Mean episode, as a share of its most turns."""
     prompt_tokens: int = 256
-    """Of a question; of an episode's turn it is half of the section's max_prompt_tokens."""
+    """Tokens of a question; an episode's turn counts as half of the section's max_prompt_tokens."""
     arithmetic: float = 0.4
     """Share of the peak FLOPs that is reached."""
     bandwidth: float = 0.6
@@ -54,10 +54,10 @@ class GpuHours:
 
 
 def estimate(plan: Plan, gpu: GpuKind = H200, assumed: Assumptions | None = None, together: int = 1) -> GpuHours:
-    """GPU-hours of the whole sweep: trials of learning rates and combined runs too, of a search what its budget allows.
+    """Estimate the GPU-hours of the whole sweep, trials and combined runs included; a search counts by its budget.
 
     Args:
-        together: runs whose responses an engine writes in one batch; 1 is one run's batch at a time.
+        together: runs whose responses an engine generates in one batch; 1 is one run's batch at a time.
     """
     assumed = assumed or Assumptions()
     spec = plan.spec
@@ -66,7 +66,7 @@ def estimate(plan: Plan, gpu: GpuKind = H200, assumed: Assumptions | None = None
         turns, prompt = _turns_and_prompt(suite.task or spec.task, assumed)
         length = (suite.max_response_tokens or spec.training.max_response_tokens) * assumed.response_share
         sharing, width = suite.samples if turns == 1 else 1, suite.prompts * suite.samples
-        evaluation += writing_seconds(
+        evaluation += generation_seconds(
             plan, gpu, assumed, responses * turns, prompt, length, width * together, sharing, _overlays(plan, together)
         )
     update = sum(
@@ -78,20 +78,20 @@ def estimate(plan: Plan, gpu: GpuKind = H200, assumed: Assumptions | None = None
 
 
 def rollout_seconds(plan: Plan, responses: float, gpu: GpuKind, assumed: Assumptions, together: int = 1) -> float:
-    """Of one device that writes so many training responses (episodes, where the task has turns)."""
+    """Seconds of one device that generates so many training responses (episodes, where the task has turns)."""
     training = plan.spec.training
     turns, prompt = _turns_and_prompt(plan.spec.task, assumed)
     width = training.prompts_per_step * training.group_size * together
     length = training.max_response_tokens * assumed.response_share
     # Responses to one question share its prompt; every turn of an episode has its own.
     sharing = training.group_size if turns == 1 else 1
-    return writing_seconds(
+    return generation_seconds(
         plan, gpu, assumed, responses * turns, prompt, length, width, sharing, _overlays(plan, together)
     )
 
 
 def update_seconds(plan: Plan, selection: Selection, gpu: GpuKind, assumed: Assumptions) -> float:
-    """Of one device that makes all updates of one run."""
+    """Seconds of one device that makes all updates of one run."""
     training = plan.spec.training
     turns, prompt = _turns_and_prompt(plan.spec.task, assumed)
     length = training.max_response_tokens * assumed.response_share
@@ -103,43 +103,47 @@ def update_seconds(plan: Plan, selection: Selection, gpu: GpuKind, assumed: Assu
 
 
 def step_tokens(plan: Plan, assumed: Assumptions) -> float:
-    """Tokens that one run writes in one step."""
+    """Tokens that one run generates in one step."""
     training = plan.spec.training
     turns, _ = _turns_and_prompt(plan.spec.task, assumed)
     episodes = training.prompts_per_step * training.group_size
     return episodes * turns * training.max_response_tokens * assumed.response_share
 
 
-def writing_seconds(
+def generation_seconds(
     plan: Plan, gpu: GpuKind, assumed: Assumptions, responses: float, prompt: float, length: float, at_once: int,
     sharing: int, overlays: float = 0.0,
 ) -> float:  # fmt: skip
-    """Of one device that writes so many responses, `sharing` of them to one prompt, at most `at_once` at a time.
+    """Seconds of one device that generates so many responses.
 
-    `overlays` are bytes of weights read in every pass besides the base's.
+    Args:
+        prompt, length: tokens of a prompt and of a response, on average.
+        at_once: responses at a time, at most.
+        sharing: responses that share a prompt's KV cache.
+        overlays: bytes of weights read in every pass besides the base's.
     """
     shape, rollout = plan.architecture, plan.spec.rollout
     context = prompt + length / 2
     weights = forward_flops(shape, 0) / 2 * plan.element_bytes
-    room = (gpu.memory * rollout.gpu_memory_utilization * rollout.tensor_parallel_size - weights) / (
+    capacity = (gpu.memory * rollout.gpu_memory_utilization * rollout.tensor_parallel_size - weights) / (
         context * cache_bytes(plan)
     )
-    batch = max(1, min(at_once, rollout.max_num_seqs, room))
+    batch = max(1, min(at_once, rollout.max_num_seqs, capacity))
     arithmetic, bandwidth = gpu.flops[plan.spec.training.dtype] * assumed.arithmetic, gpu.bandwidth * assumed.bandwidth
     read = weights + overlays + batch * context * cache_bytes(plan)
     one_pass = max(batch * forward_flops(shape, context) / arithmetic, read / bandwidth)
-    reading = responses / sharing * prompt * forward_flops(shape, prompt / 2) / arithmetic
-    return responses * length / batch * one_pass + reading
+    prefill = responses / sharing * prompt * forward_flops(shape, prompt / 2) / arithmetic
+    return responses * length / batch * one_pass + prefill
 
 
 def cache_bytes(plan: Plan) -> int:
-    """KV cache of one token."""
+    """Bytes of one token's KV cache."""
     shape = plan.architecture
     return 2 * shape.layers * shape.kv_heads * shape.head_dim * plan.element_bytes
 
 
 def _overlays(plan: Plan, together: int) -> float:
-    """Bytes of the weights in which runs that are written together differ from the base; alone, a run replaces it."""
+    """Bytes in which the runs of one batch differ from the base; a run by itself replaces the base's weights."""
     if together == 1:
         return 0.0
     whole = next((plan.push_bytes(run.selection) for run in plan.runs if run.selection.whole), 0)
@@ -147,17 +151,17 @@ def _overlays(plan: Plan, together: int) -> float:
 
 
 def forward_flops(shape: Architecture, context: float) -> float:
-    """Of one token through all blocks and the LM head."""
+    """FLOPs of one token through all blocks and the LM head."""
     return shape.layers * block_flops(shape, context) + 2 * shape.vocabulary * shape.hidden
 
 
 def block_flops(shape: Architecture, context: float) -> float:
-    """Of one token through one block."""
+    """FLOPs of one token through one block."""
     return 2 * shape.layer_parameters + 4 * shape.heads * shape.head_dim * context
 
 
 def update_flops(shape: Architecture, selection: Selection, context: float, reference: bool, epochs: int) -> float:
-    """Of one token of a rollout batch, trained on `epochs` times.
+    """FLOPs of one token of a rollout batch, trained on `epochs` times.
 
     Below the first trained block: forward, once. From there on: forward and the activations' gradient; of what
     trains, the weights' gradient too. The reference is one more forward of the upper part, in every epoch.

@@ -1,5 +1,7 @@
 """The error of a spec that cannot run."""
 
+import reprlib
+
 
 class SpecError(Exception):
     """A spec that cannot run. `problems` has one line per problem: field path, reason, fix."""
@@ -7,3 +9,10 @@ class SpecError(Exception):
     def __init__(self, problems: list[str]):
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+def shorten(value: object) -> str:
+    """The value as a user would recognise it, at most a line: aliases can make a small file's value huge."""
+    shortener = reprlib.Repr()
+    shortener.maxlevel, shortener.maxstring, shortener.maxother, shortener.maxlong = 2, 80, 80, 80
+    return shortener.repr(value)

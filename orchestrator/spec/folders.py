@@ -1,4 +1,4 @@
-"""Folders and URIs as users write them."""
+"""Folders and URIs as users write them, and the home folder."""
 
 from pathlib import Path
 
@@ -18,3 +18,18 @@ def absolute_folder(folder: str, field: str = "output") -> str:
         raise SpecError(
             [f"{field}: {folder}: {user} names no home folder on this machine; write the path out"]
         ) from error
+
+
+def check_home() -> None:
+    """Make the home folder, where Ray keeps its token and layersweep the tiny models, unless it is there.
+
+    Raises:
+        SpecError: it cannot be made.
+    """
+    try:
+        home = Path.home()
+        home.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        problem = f"HOME: the home folder cannot be made ({reason}); set HOME to a folder that you may write to"
+        raise SpecError([problem]) from error

@@ -8,8 +8,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from layersweep.policies.selection import Selection
 from layersweep.policies.strict import StrictModel
 
-_RANGE = re.compile(r"(-?\d*):(-?\d*)(?::(-?\d+))?")
-_MIDDLE = re.compile(r"middle:(\d+)")
+from .errors import shorten
+
+_RANGE = re.compile(r"(-?\d{1,9})?:(-?\d{1,9})?(?::(-?\d{1,9}))?", re.ASCII)
+_MIDDLE = re.compile(r"middle:(\d{1,9})", re.ASCII)
 _FORMS = "write all, a list such as [0, 7, 13], start:stop:step, middle:k, or {search: {budget: 0.3, goal: best}}"
 
 
@@ -18,7 +20,7 @@ class SearchConfig(StrictModel):
 
     budget: float = Field(0.3, gt=0, le=1)
     """Training steps of all layer runs together, as a share of training every layer to the end."""
-    goal: str = Field("best", pattern=r"^(best|top [1-9]\d*)$")
+    goal: str = Field("best", pattern=r"^(best|top [1-9][0-9]{0,8})$")
     """`best`, or `top K`."""
 
 
@@ -28,7 +30,7 @@ class LayerSearch(StrictModel):
     search: SearchConfig = SearchConfig()
 
 
-Pick = Annotated[str, Field(pattern=r"^(best|worst) [1-9]\d*$")]
+Pick = Annotated[str, Field(pattern=r"^(best|worst) [1-9][0-9]{0,8}$")]
 
 
 class CombinedRun(StrictModel):
@@ -56,7 +58,7 @@ class CombinedRun(StrictModel):
 
     @property
     def which(self) -> tuple[Literal["best", "worst", "middle"], int]:
-        """What is picked, and how many."""
+        """Kind and number of the layers that are picked."""
         if self.middle:
             return "middle", self.middle
         if self.worst:
@@ -66,7 +68,7 @@ class CombinedRun(StrictModel):
 
     @property
     def name(self) -> str:
-        """As the tables call it: layers-best-5, boost-best-10, layers-middle-5, layers-worst-5."""
+        """Name in the tables: layers-best-5, boost-best-10, layers-middle-5, layers-worst-5."""
         return "-".join(map(str, (self.how, *self.which)))
 
     def of(self, layers: tuple[int, ...]) -> Selection:
@@ -88,7 +90,7 @@ def _read(value: object) -> str | tuple[int, ...] | LayerSearch:
         return tuple(numbers)
     if isinstance(value, str):
         return value
-    raise ValueError(f"cannot read {value!r}; {_FORMS}")
+    raise ValueError(f"cannot read {shorten(value)}; {_FORMS}")
 
 
 def _check(value: str | tuple[int, ...] | LayerSearch) -> str | tuple[int, ...] | LayerSearch:
@@ -100,7 +102,7 @@ def _check(value: str | tuple[int, ...] | LayerSearch) -> str | tuple[int, ...] 
         if len(set(value)) < len(value):
             raise ValueError("names a layer twice")
     elif value != "all" and not _MIDDLE.fullmatch(value) and not _RANGE.fullmatch(value):
-        raise ValueError(f"cannot read {value!r}; {_FORMS}")
+        raise ValueError(f"cannot read {shorten(value)}; {_FORMS}")
     return value
 
 

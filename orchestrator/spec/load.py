@@ -1,7 +1,6 @@
 """Reading a spec from YAML or plain data, with errors that name field, reason and fix."""
 
 import difflib
-import reprlib
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from layersweep.workers.storage.files import read_bytes
 
-from .errors import SpecError
+from .errors import SpecError, shorten
 from .overrides import override
 from .schema_docs import models_of
 from .sweep_spec import SweepSpec
@@ -29,7 +28,10 @@ def load_spec(source: str | Path | Mapping[str, Any], overrides: Mapping[str, An
         SpecError: the file is missing, is not YAML, or does not describe a sweep.
     """
     data = source if isinstance(source, Mapping) else read_spec(str(source))
-    return parse_spec(override(data, overrides or {}))
+    try:
+        return parse_spec(override(data, overrides or {}))
+    except RecursionError as error:
+        raise SpecError([f"{shorten(source)}: nested too deeply"]) from error
 
 
 def read_spec(path: str) -> dict[str, Any]:
@@ -101,21 +103,14 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{where}: required"
     if problem["type"] == "literal_error":
-        return f"{where}: {_short(problem['input'])} is not {problem['ctx']['expected']}"
+        return f"{where}: {shorten(problem['input'])} is not {problem['ctx']['expected']}"
     if problem["type"] == "value_error":
         field = message.partition(":")[0].partition(".")[0]
         named = any(field in cls.model_fields for cls in classes)  # by a check of several fields
         return f"{where}{'.' if named else ': '}{message}" if where else message
     if problem["type"] == "model_type":
         message = "needs a mapping of fields"
-    return f"{where}: {message[0].lower()}{message[1:]}, got {_short(problem['input'])}"
-
-
-def _short(value: object) -> str:
-    """The value as a user would recognise it, at most a line: aliases can make a small file's value huge."""
-    shortener = reprlib.Repr()
-    shortener.maxstring = shortener.maxother = shortener.maxlong = 80
-    return shortener.repr(value)
+    return f"{where}: {message[0].lower()}{message[1:]}, got {shorten(problem['input'])}"
 
 
 def _suggest(key: str, here: list[type[BaseModel]]) -> str:

@@ -19,6 +19,10 @@ from layersweep.workers.trackers.config import TrackingConfig
 
 from .layers import CombinedRun, LayerSet
 
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+MOST_EVALUATIONS = 10_000
+"""Evaluations of a run in the course of its training."""
+
 
 class SweepSpec(StrictModel):
     """One sweep: which layers of which model carry the gains of which training."""
@@ -28,21 +32,21 @@ class SweepSpec(StrictModel):
     model: ModelConfig
     """The base model. A plain string is short for `{type: pretrained, path: ...}`."""
     task: TaskConfig
-    """What is trained on: prompts and rewards."""
+    """Task that is trained: prompts and rewards."""
     algorithm: AlgorithmConfig = GRPO()
-    """How rewards become updates."""
+    """Rule by which rewards become updates."""
     layers: LayerSet = "all"
-    """Which layers get a run each: `all`, a list of numbers, `start:stop:step`, `middle:k`, or `{search: {budget,
+    """Layers that get a run each: `all`, a list of numbers, `start:stop:step`, `middle:k`, or `{search: {budget,
     goal}}` to find the best for a share of the cost."""
     include_full: bool = True
-    """Also train every parameter; without it no contribution can be computed."""
+    """Whether to train every parameter in a run of its own; without it no contribution can be computed."""
     combine: tuple[CombinedRun, ...] = ()
     """Runs over several layers, trained once the layer runs are finished: `only: best 5`, `boost: best 10`,
     `middle: 5`, `worst: 5`. Picked on the selection split, scored on the final split too."""
-    profile: str | None = None
+    profile: str | None = Field(None, min_length=1)
     """A finished sweep's folder or contribution.parquet to pick `combine`'s layers from; null is this sweep itself."""
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field((0,), min_length=1)
-    """Every run is repeated with each of these."""
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
+    """Seeds, from 0 on; every run is repeated with each of them."""
     training: TrainingConfig = TrainingConfig()
     rollout: RolloutConfig = RolloutConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
@@ -50,7 +54,7 @@ class SweepSpec(StrictModel):
     resources: ResourcesConfig = ResourcesConfig()
     recovery: RecoveryConfig = RecoveryConfig()
     tracking: TrackingConfig = TrackingConfig()
-    output: str = "runs"
+    output: str = Field("runs", min_length=1)
     """A folder, or an fsspec URI; the sweep writes to `<output>/<name>`."""
 
     @property
@@ -66,7 +70,7 @@ class SweepSpec(StrictModel):
     @field_validator("seeds", mode="before")
     @classmethod
     def _one_seed(cls, value: object) -> object:
-        return [value] if isinstance(value, int) else value
+        return [value] if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("seeds")
     @classmethod
@@ -74,6 +78,14 @@ class SweepSpec(StrictModel):
         if len(set(seeds)) < len(seeds):
             raise ValueError("seeds must differ")
         return seeds
+
+    @field_validator("combine")
+    @classmethod
+    def _combined_runs_differ(cls, combine: tuple[CombinedRun, ...]) -> tuple[CombinedRun, ...]:
+        names = [run.name for run in combine]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"names the run {twice[0]} twice")
+        return combine
 
     @model_validator(mode="after")
     def _consistent(self) -> "SweepSpec":
@@ -86,6 +98,14 @@ class SweepSpec(StrictModel):
             raise ValueError(
                 "training.learning_rate.tune: rates are tried on the full run; set include_full to true, or name rates"
             )
+        every = self.evaluation.every
+        if every and self.training.steps // every > MOST_EVALUATIONS:
+            raise ValueError(
+                f"evaluation.every: {every} would score every run {self.training.steps // every} times; raise it to "
+                f"have at most {MOST_EVALUATIONS}"
+            )
+        if self.profile and not self.combine:
+            raise ValueError("profile: only `combine` picks layers from it, and there is none; remove it")
         whole = (
             "include_full" if self.include_full else "combine" if any(r.how == "boost" for r in self.combine) else ""
         )

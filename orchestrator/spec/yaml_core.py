@@ -26,6 +26,8 @@ _SCALARS: dict[str, tuple[str, str, Callable[[str], Any]]] = {
     ),
 }
 """Types of scalars beside text: pattern, first characters, conversion."""
+MOST_FLOW_LEVELS = 100
+"""Brackets and braces that may be open at a time."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -35,6 +37,11 @@ class _Loader(yaml.SafeLoader):
     yaml_constructors = {
         tag: yaml.SafeLoader.yaml_constructors[tag] for tag in (_TAG + "map", _TAG + "seq", _TAG + "str", None)
     }
+
+    def fetch_flow_collection_start(self, token: type) -> None:
+        if self.flow_level >= MOST_FLOW_LEVELS:  # PyYAML takes seconds for what cannot be read in the end
+            raise yaml.YAMLError("nested too deeply")
+        super().fetch_flow_collection_start(token)
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

@@ -11,7 +11,7 @@ from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.planning.cluster_forecast import plan_on
 from layersweep.orchestrator.planning.cluster_shape import GPUS, ClusterShape, GpuKind, parse_cluster
 from layersweep.orchestrator.planning.cost_model import Assumptions, activation_bytes
-from layersweep.orchestrator.planning.gpu_memory import CONTEXT, memory_problems, whole_trainer_bytes
+from layersweep.orchestrator.planning.gpu_memory import CONTEXT, memory_problems, whole_model_trainer_bytes
 from layersweep.orchestrator.planning.plan import Plan, Run
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import load_spec, parse_spec
@@ -68,7 +68,7 @@ def test_memory_of_every_gpu():
     found = plan_on(toy(), ClusterShape(2, 2, GPU), ALL)
     engine, whole, layers = found.memory
     assert list(found.memory.values()) == [1, 1, 2]
-    assert (engine.who, whole.who, layers.who) == ("1 engine", "1 whole-model trainer", "2 layer trainers")
+    assert (engine.actors, whole.actors, layers.actors) == ("1 engine", "1 whole-model trainer", "2 layer trainers")
     # The engine takes half of the GPU, weights in it; on top the overlays of full and of two layers, and its context.
     assert (engine.weights, engine.cache) == (10_200, 2**30 - 10_200)
     assert engine.overlays == 10_200 + 2 * 4080
@@ -100,8 +100,8 @@ def test_memory_of_a_gpu_whose_engine_sleeps():
 def test_network_of_a_step():
     """Layer trainers sit on the node without the engine; a run's 4 * 2 responses have 2 tokens of 8 bytes each."""
     layers, whole = plan_on(toy(), ClusterShape(2, 2, GPU), ALL).network
-    assert (layers.who, layers.pushed, layers.between_nodes, layers.experience) == ("2 layer runs", 8160, 8160, 256)
-    assert (whole.who, whole.pushed, whole.between_nodes, whole.experience) == ("1 whole-model run", 10_200, 0, 128)
+    assert (layers.runs, layers.pushed, layers.between_nodes, layers.experience) == ("2 layer runs", 8160, 8160, 256)
+    assert (whole.runs, whole.pushed, whole.between_nodes, whole.experience) == ("1 whole-model run", 10_200, 0, 128)
     assert (layers.gradients, whole.gradients) == (0, 0)
 
 
@@ -141,7 +141,7 @@ def test_engine_and_trainers_on_one_gpu_add_up():
     found = plan_on(colocated, ClusterShape(1, 1, GpuKind("large", GPU.flops, GPU.bandwidth, 2**40)), ALL)
     assert found.schedule.bound_by == "the GPUs of engines and layer trainers and whole-model trainers"
     assert found.schedule.hours * 3600 == pytest.approx(ROLLOUT + SCORING + sum(UPDATES.values()))
-    assert [card.who for card in found.memory] == ["1 engine, 1 whole-model trainer, 2 layer trainers"]
+    assert [memory.actors for memory in found.memory] == ["1 engine, 1 whole-model trainer, 2 layer trainers"]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_engine_and_trainers_on_one_gpu_add_up():
 def test_zero_splits_what_a_whole_model_trainer_holds(stage, ranks, offload, per_parameter):
     plan = preset("qwen3-8b-numinamath-grpo", deepspeed={"full_zero_stage": stage, "offload_optimizer": offload},
                   resources={"full_trainer_ranks": ranks})  # fmt: skip
-    assert whole_trainer_bytes(plan) == pytest.approx(per_parameter * 8_190_735_360)
+    assert whole_model_trainer_bytes(plan) == pytest.approx(per_parameter * 8_190_735_360)
 
 
 # -- refused --------------------------------------------------------------------------------------------------------

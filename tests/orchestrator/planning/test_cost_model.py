@@ -14,8 +14,8 @@ from layersweep.orchestrator.planning.cost_model import (
     block_flops,
     estimate,
     forward_flops,
+    generation_seconds,
     update_flops,
-    writing_seconds,
 )
 from layersweep.orchestrator.planning.plan import Plan, Run
 from layersweep.orchestrator.spec.load import parse_spec
@@ -77,7 +77,7 @@ def test_writing_waits_for_memory_while_few_are_written_at_once(plan):
     5 * 2 * 2 layers * 10 * 4 = 800 bytes a sequence. With 8 at once a pass takes (10,160 + 6400) / 1e5 = 0.1656 s,
     more than its 8 * 5480 / 1e6. 80 responses of 2 tokens take 20 passes; 10 prompts of 4 tokens are read with
     2 * (2040 + 4 * 10 * 2) + 1000 = 5240 FLOPs a token."""
-    found = writing_seconds(plan, GPU, ALL, responses=80, prompt=4, length=2, at_once=8, sharing=8)
+    found = generation_seconds(plan, GPU, ALL, responses=80, prompt=4, length=2, at_once=8, sharing=8)
     assert found == pytest.approx(20 * 0.1656 + 10 * 4 * 5240 / 1e6)
 
 
@@ -86,9 +86,9 @@ def test_writing_waits_for_arithmetic_when_many_are(plan):
     / 1e6 = 3.36 s a pass, against 5 s of memory; on a device of ten times the bandwidth arithmetic decides."""
     room = (5e5 - 10_160) / 800
     reading = 100 * 4 * 5240 / 1e6
-    slow = writing_seconds(plan, GPU, ALL, 1000, 4, 2, at_once=1000, sharing=10)
+    slow = generation_seconds(plan, GPU, ALL, 1000, 4, 2, at_once=1000, sharing=10)
     assert slow == pytest.approx(2000 / room * 5.0 + reading)
-    fast = writing_seconds(plan, GpuKind("wide", GPU.flops, 1e6, 1e6), ALL, 1000, 4, 2, at_once=1000, sharing=10)
+    fast = generation_seconds(plan, GpuKind("wide", GPU.flops, 1e6, 1e6), ALL, 1000, 4, 2, at_once=1000, sharing=10)
     assert fast == pytest.approx(2000 * 5480 / 1e6 + reading)
 
 

@@ -6,12 +6,18 @@ import pytest
 
 from layersweep.cli import DEMO
 from layersweep.orchestrator.planning.checks import make_plan
-from layersweep.orchestrator.planning.cpu_allocation import MANY, CpuAllocation, GangRequest, first_without_place, pack
-from layersweep.orchestrator.planning.placement import all_at_once, homes, placement_problems
+from layersweep.orchestrator.planning.cpu_allocation import (
+    UNLIMITED_RANKS,
+    CpuAllocation,
+    GangRequest,
+    allocate_cpus,
+    first_that_does_not_fit,
+)
+from layersweep.orchestrator.planning.placement import all_runs_fit, placement_problems, preferred_nodes
 from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.spec.load import load_spec
 
-NOBODY = GangRequest(0, 1.0)
+NONE = GangRequest(0, 1.0)
 
 
 def demo(**resources) -> Plan:
@@ -54,43 +60,52 @@ def test_an_engine_without_a_node():
 
 def test_engines_go_where_they_leave_room():
     """Two of 0.6: one on each node would leave 0.4 and 0.6, and no room for a rank of 1; both fit on the larger."""
-    assert pack((1.0, 1.2), GangRequest(2, 0.6), NOBODY, GangRequest(1, 1.0), NOBODY) == CpuAllocation((1, 1), (), 1)
+    assert allocate_cpus((1.0, 1.2), GangRequest(2, 0.6), NONE, GangRequest(1, 1.0), NONE) == CpuAllocation(
+        (1, 1), (), 1
+    )
     two = demo(engines=2, engine={"cpus": 0.6}, trainer={"cpus": 1})
-    assert homes(two, nodes(1.0, 1.3)) == ((1, 1), (1, 1))  # the small actors too would be in the trainer's way
-    assert homes(two, nodes(2.3)) == ((), ())
+    assert preferred_nodes(two, nodes(1.0, 1.3)) == (
+        (1, 1),
+        (1, 1),
+    )  # the small actors too would be in the trainer's way
+    assert preferred_nodes(two, nodes(2.3)) == ((), ())
 
 
 def test_one_layout_of_engines_serves_runs_of_both_kinds():
     """Nodes of 2 and 3, an engine of 1: on the first it leaves 1 + 3, on the second 2 + 2. A layer rank of 3 has a
     place in the former alone, two whole-model ranks of 2 in the latter alone: either is possible, both are not."""
     engine, layer, whole = GangRequest(1, 1.0), GangRequest(1, 3.0), GangRequest(2, 2.0)
-    assert pack((2.0, 3.0), engine, NOBODY, layer, NOBODY).engine_nodes == (0,)
-    assert pack((2.0, 3.0), engine, NOBODY, GangRequest(1, 1.0), whole).engine_nodes == (1,)
-    assert pack((2.0, 3.0), engine, NOBODY, layer, whole) is None
+    assert allocate_cpus((2.0, 3.0), engine, NONE, layer, NONE).engine_nodes == (0,)
+    assert allocate_cpus((2.0, 3.0), engine, NONE, GangRequest(1, 1.0), whole).engine_nodes == (1,)
+    assert allocate_cpus((2.0, 3.0), engine, NONE, layer, whole) is None
 
 
 def test_room_for_layer_ranks_is_counted_by_node():
     """Of 1.5 CPUs each node takes one rank of 0.9, not five of six together; an engine of 0.5 shares a node with one.
     Of two engines on nodes with room to spare each has its own."""
-    assert pack((1.5,) * 4, GangRequest(1, 0.5), NOBODY, GangRequest(1, 0.9), NOBODY).layer_ranks == 4
-    assert pack((4.0, 4.0), GangRequest(2, 1.0), NOBODY, GangRequest(1, 1.0), NOBODY) == CpuAllocation((0, 1), (), 6)
+    assert allocate_cpus((1.5,) * 4, GangRequest(1, 0.5), NONE, GangRequest(1, 0.9), NONE).layer_ranks == 4
+    assert allocate_cpus((4.0, 4.0), GangRequest(2, 1.0), NONE, GangRequest(1, 1.0), NONE) == CpuAllocation(
+        (0, 1), (), 6
+    )
 
 
 def test_who_asks_for_nothing_has_a_place_anywhere():
-    assert pack((1.0,), GangRequest(1, 0.5), NOBODY, GangRequest(2, 0.0), NOBODY) == CpuAllocation((0,), (), MANY)
+    assert allocate_cpus((1.0,), GangRequest(1, 0.5), NONE, GangRequest(2, 0.0), NONE) == CpuAllocation(
+        (0,), (), UNLIMITED_RANKS
+    )
 
 
 def test_the_first_without_a_place():
     """0.6 goes to 0.7, the fullest that has room; then 0.5 to 1.0; 0.6 finds 0.5 and 0.1."""
-    assert first_without_place([1.0, 0.7], [("a", 0.6), ("b", 0.5), ("c", 0.6)]) == ("c", 0.6, pytest.approx(0.5))
-    assert first_without_place([1.0, 0.7], [("a", 0.6), ("b", 0.5)]) is None
+    assert first_that_does_not_fit([1.0, 0.7], [("a", 0.6), ("b", 0.5), ("c", 0.6)]) == ("c", 0.6, pytest.approx(0.5))
+    assert first_that_does_not_fit([1.0, 0.7], [("a", 0.6), ("b", 0.5)]) is None
 
 
 def test_whether_all_runs_train_at_once():
     """The demo's six layers and full, ranks of 1, engine 0.5 and small actors 0.1: seven CPUs and 0.6. Ranks of 1.5 for
     full take the places of two layer ranks each."""
     asked = {"engine": {"cpus": 0.5}, "trainer": {"cpus": 1}}
-    assert all_at_once(demo(**asked), nodes(7.6)) and not all_at_once(demo(**asked), nodes(7.5))
-    assert all_at_once(demo(**asked, full_trainer={"cpus": 1.5}), nodes(8.6))
-    assert not all_at_once(demo(**asked, full_trainer={"cpus": 1.5}), nodes(7.6))
-    assert not all_at_once(demo(**asked), nodes(0.5))
+    assert all_runs_fit(demo(**asked), nodes(7.6)) and not all_runs_fit(demo(**asked), nodes(7.5))
+    assert all_runs_fit(demo(**asked, full_trainer={"cpus": 1.5}), nodes(8.6))
+    assert not all_runs_fit(demo(**asked, full_trainer={"cpus": 1.5}), nodes(7.6))
+    assert not all_runs_fit(demo(**asked), nodes(0.5))

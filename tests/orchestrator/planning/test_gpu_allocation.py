@@ -8,8 +8,8 @@ from layersweep.cli import DEMO
 from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.planning.cluster_forecast import plan_on
 from layersweep.orchestrator.planning.cluster_shape import parse_cluster
-from layersweep.orchestrator.planning.gpu_allocation import FreeResources, Gpu, PlacementError, seat
-from layersweep.orchestrator.planning.placement import placement_problems, seat_on
+from layersweep.orchestrator.planning.gpu_allocation import FreeResources, Gpu, PlacementError, allocate_gpus
+from layersweep.orchestrator.planning.placement import allocate_gpus_on, placement_problems
 from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import load_spec
@@ -33,26 +33,26 @@ def test_engines_full_run_and_berths_side_by_side():
     asked = resources(
         engines=2, engine={"gpus": 2}, trainer={"gpus": 0.3}, full_trainer={"gpus": 1}, full_trainer_ranks=2
     )
-    found = seat(asked, 1, (4, 4))
+    found = allocate_gpus(asked, 1, (4, 4))
     assert (found.whole_runs, found.layer_runs, found.in_turn, found.runs) == (1, 6, False, 7)
-    assert found.berths == (1.0, 1.0)
-    assert [card.engines for card in found.cards] == [[0], [0], [1], [1], [], [], [], []]
-    assert [card.whole_ranks for card in found.cards] == [0, 0, 0, 0, 1, 1, 0, 0]
+    assert found.shared_gpus == (1.0, 1.0)
+    assert [card.engines for card in found.gpus] == [[0], [0], [1], [1], [], [], [], []]
+    assert [card.whole_ranks for card in found.gpus] == [0, 0, 0, 0, 1, 1, 0, 0]
 
 
 def test_an_engine_spans_no_nodes():
     """Three GPUs a node: two engines of two leave one on either node, and a third one does not fit into these two."""
     asked = {"engine": {"gpus": 2}, "trainer": {"gpus": 1}}
-    assert seat(resources(engines=2, **asked), 0, (3, 3)).layer_runs == 2
+    assert allocate_gpus(resources(engines=2, **asked), 0, (3, 3)).layer_runs == 2
     with pytest.raises(PlacementError, match="^resources.engines: 3 engines of 2 GPUs each, and 6 GPUs take 2"):
-        seat(resources(engines=3, **asked), 0, (3, 3))
+        allocate_gpus(resources(engines=3, **asked), 0, (3, 3))
 
 
 def test_shares_go_where_ray_puts_them():
     """Actors of these shares, started one after the other on a Ray 2.60 of four GPUs, got these (ray.get_gpu_ids)."""
-    floor = FreeResources([Gpu(node=0) for _ in range(4)], cpus=[7.0])
-    taken = [floor.take(ActorResources(gpus=gpus)) for gpus in (0.3, 0.3, 0.3, 0.3, 0.5, 1, 0.4)]
-    assert [[next(i for i, c in enumerate(floor.cards) if c is card) for card in cards] for cards in taken] == [
+    free_resources = FreeResources([Gpu(node=0) for _ in range(4)], cpus=[7.0])
+    taken = [free_resources.take(ActorResources(gpus=gpus)) for gpus in (0.3, 0.3, 0.3, 0.3, 0.5, 1, 0.4)]
+    assert [[next(i for i, c in enumerate(free_resources.gpus) if c is card) for card in cards] for cards in taken] == [
         [0], [0], [0], [1], [1], [2], [3],
     ]  # fmt: skip
 
@@ -60,29 +60,29 @@ def test_shares_go_where_ray_puts_them():
 def test_everybody_on_one_gpu():
     """0.3 for the engine and 0.4 for full leave a berth of 0.3: one trainer of 0.25 and the trunk."""
     asked = resources(engine={"gpus": 0.3}, trainer={"gpus": 0.25}, full_trainer={"gpus": 0.4})
-    found = seat(asked, 1, (1,))
+    found = allocate_gpus(asked, 1, (1,))
     assert (found.whole_runs, found.layer_runs) == (1, 1)
-    assert found.berths == (pytest.approx(0.3),)
+    assert found.shared_gpus == (pytest.approx(0.3),)
     too_large = resources(engine={"gpus": 0.35}, trainer={"gpus": 0.25}, full_trainer={"gpus": 0.4})
     with pytest.raises(PlacementError, match="^resources.trainer: a layer run's 1 x 0.25 and 0.05 of a GPU"):
-        seat(too_large, 1, (1,))
+        allocate_gpus(too_large, 1, (1,))
 
 
 def test_whole_and_layer_runs_take_turns_where_there_is_one_gpu_for_both():
-    found = seat(resources(engine={"gpus": 1}, trainer={"gpus": 1}), 1, (2,))
+    found = allocate_gpus(resources(engine={"gpus": 1}, trainer={"gpus": 1}), 1, (2,))
     assert (found.whole_runs, found.layer_runs, found.in_turn, found.runs) == (1, 1, True, 1)
-    assert (found.cards[1].whole_ranks, found.cards[1].layer_ranks) == (1, 1)
+    assert (found.gpus[1].whole_ranks, found.gpus[1].layer_ranks) == (1, 1)
 
 
 def test_as_many_full_runs_at_a_time_as_leave_a_layer_run():
     """Three seeds and four GPUs: engine, two full runs, one berth."""
-    found = seat(resources(engine={"gpus": 1}, trainer={"gpus": 0.45}, full_trainer={"gpus": 1}), 3, (4,))
+    found = allocate_gpus(resources(engine={"gpus": 1}, trainer={"gpus": 0.45}, full_trainer={"gpus": 1}), 3, (4,))
     assert (found.whole_runs, found.layer_runs) == (2, 2)
 
 
 def test_ranks_of_a_layer_run_sit_where_there_is_room():
     """One on each of six GPUs, the seventh is the engine's: two runs of three ranks."""
-    assert seat(resources(engine={"gpus": 1}, trainer={"gpus": 0.6}, trainer_ranks=3), 0, (7,)).layer_runs == 2
+    assert allocate_gpus(resources(engine={"gpus": 1}, trainer={"gpus": 0.6}, trainer_ranks=3), 0, (7,)).layer_runs == 2
 
 
 # -- placement_problems ---------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def test_cpus_are_counted_to_the_last_one():
     assert problems(plan, gpus=8, cpus=14.2) == []
     (problem,) = problems(plan, gpus=8, cpus=14.1)
     assert problem == (
-        "resources: the GPUs have room, the CPUs beside them have not: each of 4 engines asks for 2 on one node, the 4 "
+        "resources: the GPUs are enough, the CPUs beside them are not: each of 4 engines asks for 2 on one node, the 4 "
         "trainers around a whole GPU 4.1 together, each of the whole model's 1 ranks 2; the nodes have 14.1; lower the "
         "cpus of engine or trainers"
     )
@@ -120,7 +120,7 @@ def test_cpus_are_counted_to_the_last_one():
 def test_berths_take_what_cpus_there_are():
     """With 8 + 2 + 0.1 taken there are three berths from 22.4 CPUs on, two below."""
     for cpus, berths in ((22.4, 3), (22.3, 2)):
-        assert len(seat_on(plan_with(), [{"CPU": cpus, "GPU": 8.0}]).berths) == berths
+        assert len(allocate_gpus_on(plan_with(), [{"CPU": cpus, "GPU": 8.0}]).shared_gpus) == berths
 
 
 def test_trainers_around_a_gpu_need_their_cpus_on_its_node():
@@ -154,7 +154,7 @@ def test_a_boost_trains_the_whole_model():
     """Without a full run eight GPUs have four berths; a boost takes one of these."""
     node = {"CPU": 100.0, "GPU": 8.0}
     layers_alone, boost = (plan_with(include_full=False, combine=runs) for runs in ([], [{"boost": "best 5"}]))
-    assert [len(seat_on(plan, [node]).berths) for plan in (layers_alone, boost)] == [4, 3]
+    assert [len(allocate_gpus_on(plan, [node]).shared_gpus) for plan in (layers_alone, boost)] == [4, 3]
 
 
 def test_the_demo_on_cpus():
@@ -177,5 +177,5 @@ def test_presets_fit_the_cluster_that_they_are_for(path):
             plan_on(make_plan(spec, fetch=False), parse_cluster("8xH200"))
         return
     placed = plan_on(make_plan(spec, fetch=False), parse_cluster("1xH200" if "1gpu" in path.stem else "8xH200"))
-    assert spec.resources.concurrent_runs in (None, placed.seating.runs)
+    assert spec.resources.concurrent_runs in (None, placed.allocation.runs)
     assert all(card.total < placed.cluster.gpu.memory for card in placed.memory)

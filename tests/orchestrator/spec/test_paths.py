@@ -17,7 +17,9 @@ def spec(**changes) -> SweepSpec:
         {"name": "same"},
     ]
     sections = {"name": "paths", "model": "models/mine", "task": math, "evaluation": {"suites": suites}}
-    return parse_spec(sections | {"output": "runs", "profile": "runs/earlier"} | changes)
+    return parse_spec(
+        sections | {"output": "runs", "profile": "runs/earlier", "combine": [{"only": "best 1"}]} | changes
+    )
 
 
 @pytest.fixture
