@@ -18,7 +18,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 EXECUTION, TESTS = "orchestrator/execution", "tests/orchestrator/execution"
 SECONDS = 300
-"""After which a mutant counts as killed: it hangs."""
+"""Time limit of a run of tests, after which a mutant hangs, which kills it."""
 
 
 class Mutant(NamedTuple):
@@ -177,7 +177,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="layersweep-mutants-") as folder:
         tree = copy_tree(Path(folder))
         every = sorted({mutant.tests for mutant in MUTANTS})
-        if not passes(tree, every):
+        if run_tests(tree, every) != "SURVIVED":
             print("the tests fail without a mutant")
             return 2
         for number in chosen:
@@ -186,10 +186,10 @@ def main() -> int:
             original = path.read_text()
             assert original.count(mutant.old) == 1, f"{number}: {mutant.old!r} does not occur once in {mutant.file}"
             path.write_text(original.replace(mutant.old, mutant.new))
-            survived = passes(tree, [mutant.tests])
+            verdict = run_tests(tree, [mutant.tests])
             path.write_text(original)
-            survivors += survived
-            print(f"{number:2} {'SURVIVED' if survived else 'killed  '} {mutant.what}", flush=True)
+            survivors += verdict == "SURVIVED"
+            print(f"{number:2} {verdict:8} {mutant.what}", flush=True)
     print(f"{len(chosen) - survivors} of {len(chosen)} killed")
     return min(survivors, 1)
 
@@ -207,8 +207,8 @@ def copy_tree(folder: Path) -> Path:
     return folder
 
 
-def passes(tree: Path, tests: list[str]) -> bool:
-    """Whether the fast ones of these test modules pass."""
+def run_tests(tree: Path, tests: list[str]) -> str:
+    """Run the fast ones of these test modules. Returns `killed` where one fails, `hangs`, or `SURVIVED`."""
     files = [f"{TESTS}/test_{name}.py" for name in tests]
     options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not long"]
     command = [sys.executable, "-m", "pytest", *options, *files]
@@ -216,8 +216,8 @@ def passes(tree: Path, tests: list[str]) -> bool:
     try:
         done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
+        return "hangs"
+    return "killed" if done.returncode else "SURVIVED"
 
 
 if __name__ == "__main__":

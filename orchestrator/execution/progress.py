@@ -1,5 +1,6 @@
 """Display of a sweep while it runs: a live table on a terminal, plain lines elsewhere."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -62,6 +63,10 @@ class _ProgressRow:
     tokens_per_second: float = 0.0
     seconds_per_step: float = 0.0
     state: RunState = RunState.WAITING
+
+    def __str__(self) -> str:
+        """Steps and, once there is one, the last reward."""
+        return f"{self.step}/{self.steps}" + ("" if math.isnan(self.reward) else f" {self.reward:.2f}")
 
 
 class Progress:
@@ -158,7 +163,7 @@ class Progress:
             steps = sum(row.step for row in self.rows.values())
             total = sum(row.steps for row in self.rows.values())
             left = (total - steps) * (self.printed - self.ready) / max(1, self.made)
-            busy = [f"{n} {r.step}/{r.steps} {r.reward:.2f}" for n, r in self.rows.items() if r.state.at_work]
+            busy = [f"{name} {row}" for name, row in self.rows.items() if row.state.at_work]
             more = f" and {len(busy) - NAMED} more" if len(busy) > NAMED else ""
             self.say(f"step {steps}/{total}, about {left:.0f} s left; at work: {', '.join(busy[:NAMED])}{more}")
 

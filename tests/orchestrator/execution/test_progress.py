@@ -22,6 +22,15 @@ def test_a_line_names_some_runs_at_work(capsys):
     assert re.search(r"step 16/60, about \d+ s left; at work: run-0 1/3 0.50, .*run-7 1/3 0.50 and 3 more$", last)
 
 
+def test_a_run_without_a_reward_yet_has_none_in_its_line(capsys):
+    progress = Progress(["one", "two"], steps=2, interval=0.0)
+    for run in ("one", "two"):
+        progress.entered(run, RunState.GENERATING)
+    progress.printed = 0.0
+    progress.stepped("one", 1, {"reward_mean": 0.25, "tokens": 10}, 1.0)
+    assert capsys.readouterr().err.splitlines()[-1].endswith("at work: one 1/2 0.25, two 0/2")
+
+
 def test_a_finished_run_is_not_named(capsys):
     progress = Progress(["one", "two"], steps=1, interval=0.0)
     for run in ("one", "two"):
