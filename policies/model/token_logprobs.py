@@ -11,36 +11,34 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
-from torch.utils.checkpoint import checkpoint
 
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
 """Bytes of a chunk's logits by device. Measured on a CPU at 49,152 entries: no slower than all tokens at once."""
 
 
-def token_logprobs(head: nn.Linear, hidden: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities [N] of the target tokens and entropies [N] of their distributions (no graph), float32.
+class LogprobHead(nn.Linear):
+    """An LM head, without bias, that also gives log-probabilities of tokens; set as the class of a model's own head.
 
-    Args:
-        head: the LM head, without bias.
-        hidden: [N, hidden], after the final norm.
-        target: int64 [N].
-        temperature: of the sampling distribution; logits are divided by it.
+    They are computed within the module's one call: DeepSpeed at ZeRO 3 gathers the weight for a module's call, over
+    all ranks, and how many chunks there are differs between ranks.
     """
-    rows = max(1, CHUNK_BYTES[hidden.device.type] // (4 * head.out_features))
-    if len(target) <= rows:
-        return _from_logits(head(hidden), target, temperature)
-    if hasattr(head.weight, "ds_id"):  # DeepSpeed ZeRO 3: the weight is whole within the module's own forward alone
-        chunks = (
-            checkpoint(_through_head, head, h, t, temperature, use_reentrant=False, preserve_rng_state=False)
-            for h, t in zip(hidden.split(rows), target.split(rows), strict=True)
-        )
-        logp, entropy = map(torch.cat, zip(*chunks, strict=True))
-        return logp, entropy
-    return _ChunkedLogprobs.apply(hidden, head.weight, target, temperature, rows)
 
+    def forward(
+        self, hidden: Tensor, target: Tensor | None = None, temperature: float = 1.0
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return logits [..., vocabulary], or with targets log-probabilities [N] and entropies [N] (no graph), float32.
 
-def _through_head(head: nn.Linear, hidden: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    return _from_logits(head(hidden), target, temperature)
+        Args:
+            hidden: [..., hidden], after the final norm; with targets [N, hidden].
+            target: int64 [N].
+            temperature: of the sampling distribution; logits are divided by it.
+        """
+        if target is None:
+            return super().forward(hidden)
+        rows = max(1, CHUNK_BYTES[hidden.device.type] // (4 * self.out_features))
+        if len(target) <= rows:
+            return _from_logits(super().forward(hidden), target, temperature)
+        return _ChunkedLogprobs.apply(hidden, self.weight, target, temperature, rows)
 
 
 def _from_logits(logits: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

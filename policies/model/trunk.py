@@ -14,7 +14,7 @@ from layersweep.policies.selection import Selection
 from .fused_cpu import fuse
 from .pretrained import load_pretrained
 from .tensor_transport import to_handles, to_tensors
-from .token_logprobs import token_logprobs
+from .token_logprobs import LogprobHead
 from .tree_attention import NAME
 from .tree_batch import MicroBatch
 
@@ -30,6 +30,7 @@ class Trunk:
     def __init__(self, model: nn.Module):
         model.set_attn_implementation(NAME)
         self.model = model.eval().requires_grad_(False)
+        self.model.lm_head.__class__ = LogprobHead
         if model.device.type == "cpu" and model.dtype == torch.float32:
             fuse(model)
         self.layers: list[nn.Module] = list(model.model.layers)
@@ -137,4 +138,4 @@ def response_logprobs(model: nn.Module, batch: MicroBatch, hidden: Tensor, tempe
     Only the N predicting positions go through the final norm and the LM head; float32 from the logits on.
     """
     chosen = hidden.flatten(0, 1).index_select(0, batch.predictor)
-    return token_logprobs(model.lm_head, model.model.norm(chosen), batch.target, temperature)
+    return model.lm_head(model.model.norm(chosen), batch.target, temperature)

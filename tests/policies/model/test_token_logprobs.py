@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from torch import nn
 
 from layersweep.policies.model import token_logprobs as module
-from layersweep.policies.model.token_logprobs import token_logprobs
+from layersweep.policies.model.token_logprobs import LogprobHead
 
 TOKENS, HIDDEN, VOCABULARY = 50, 16, 97
 
@@ -17,10 +16,14 @@ def chunks_of_seven(monkeypatch):
 
 def inputs(dtype: torch.dtype = torch.float32):
     torch.manual_seed(0)
-    head = nn.Linear(HIDDEN, VOCABULARY, bias=False).to(dtype)
+    head = LogprobHead(HIDDEN, VOCABULARY, bias=False).to(dtype)
     head.weight.data.mul_(6)  # far from uniform
     hidden = torch.randn(TOKENS, HIDDEN).to(dtype)
     return head, hidden, torch.randint(VOCABULARY, (TOKENS,)), torch.randn(TOKENS)
+
+
+def in_chunks(head, hidden, target, temperature):
+    return head(hidden, target, temperature)
 
 
 def by_distribution(head, hidden, target, temperature):
@@ -34,7 +37,7 @@ def by_distribution(head, hidden, target, temperature):
 def test_values_and_gradients_are_those_of_whole_logits(chunks_of_seven, temperature, frozen):
     """Of a loss that weighs every token differently; 50 tokens are seven chunks of 7, and one of 1."""
     results = []
-    for compute in (token_logprobs, by_distribution):
+    for compute in (in_chunks, by_distribution):
         head, hidden, target, weight = inputs()
         head.weight.requires_grad_(not frozen)
         hidden.requires_grad_()
@@ -77,7 +80,7 @@ def total(hidden, weight, target) -> float:
 def test_bfloat16_stays_within_its_rounding(chunks_of_seven):
     head, hidden, target, _ = inputs(torch.bfloat16)
     hidden.requires_grad_()
-    logp, _ = token_logprobs(head, hidden, target, 1.0)
+    logp, _ = head(hidden, target, 1.0)
     logp.sum().backward()
     ours, hidden.grad = hidden.grad.clone(), None
     expected, _ = by_distribution(head, hidden, target, 1.0)
@@ -89,7 +92,7 @@ def test_bfloat16_stays_within_its_rounding(chunks_of_seven):
 def test_small_vocabularies_take_the_plain_path_bit_for_bit():
     """What fits into one chunk is computed as before there were any."""
     head, hidden, target, _ = inputs()
-    logp, entropy = token_logprobs(head, hidden, target, 0.7)
+    logp, entropy = head(hidden, target, 0.7)
     whole = torch.log_softmax(head(hidden) / 0.7, -1)
     assert torch.equal(logp, whole.gather(-1, target[:, None]).squeeze(-1))
     assert torch.equal(entropy, -(whole.exp() * whole).sum(-1))
@@ -108,6 +111,6 @@ def test_nothing_as_large_as_the_logits_is_kept(chunks_of_seven, frozen):
     head, hidden, target, _ = inputs()
     head.weight.requires_grad_(not frozen)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        token_logprobs(head, hidden.requires_grad_(), target, 1.0)
+        head(hidden.requires_grad_(), target, 1.0)
     of_its_own = [tensor.numel() for tensor in kept if tensor.data_ptr() != head.weight.data_ptr()]
     assert max(of_its_own) == TOKENS * HIDDEN
