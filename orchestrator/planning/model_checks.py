@@ -1,6 +1,5 @@
 """Checks of a model folder: everything in its files that would end a run, found before one starts."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -60,7 +59,6 @@ def model_problems(spec: SweepSpec, model: ResolvedModel, weights_needed: bool) 
     if model.folder is None:
         return problems
     try:
-        _check_config(model.folder)
         if weights_needed or any(model.folder.glob("*.safetensors")):
             _check_files(model.folder)
             _check_weights(model.folder, shape, read_all=weights_needed)
@@ -118,24 +116,6 @@ def _field_of_messages(section: str, config: Any) -> str | None:
     if getattr(config, "chat", False):
         return f"{section}.chat: true"
     return f"{section}.prompt_format: chat" if getattr(config, "prompt_format", "plain") == "chat" else None
-
-
-def _check_config(folder: Path) -> None:
-    """Refuse a config.json that describes weights which cannot be swept.
-
-    Raises:
-        ValueError: says which field it is.
-    """
-    config = _json(folder / "config.json")
-    if config.get("quantization_config"):
-        raise ValueError("quantised weights (quantization_config) cannot be trained; take the model in 16 or 32 bits")
-    name = config["architectures"][0]
-    for field, where in (
-        ("attention_bias", ("LlamaForCausalLM", "Qwen3ForCausalLM")),
-        ("mlp_bias", ("LlamaForCausalLM",)),
-    ):
-        if config.get(field) and name in where:
-            raise ValueError(f"{field}: true of config.json is not supported for {name}; choose a model without")
 
 
 def _check_weights(folder: Path, shape: Architecture, read_all: bool) -> None:
@@ -208,16 +188,6 @@ def _check_files(folder: Path) -> None:
 
 def _looked_at(tensor: StoredTensor, whole: bool) -> StoredTensor:
     return tensor if whole or len(tensor.shape) < 2 else replace(tensor, content=tensor.content[:BEGINNING])
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path.name} is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name} is no JSON object")
-    return content
 
 
 def _listed(names: Iterable[str]) -> str:
