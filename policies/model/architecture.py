@@ -88,7 +88,7 @@ class Architecture:
 
     @property
     def layer_parameters(self) -> int:
-        """Parameters of one block."""
+        """Number of parameters of one block."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = self.hidden * (2 * q + 2 * kv) + (q + 2 * kv if self.qkv_bias else 0)
         norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
@@ -96,7 +96,7 @@ class Architecture:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the whole model; a tied LM head counts once."""
+        """Number of parameters of the whole model; a tied LM head counts once."""
         outer = self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden
         return self.layers * self.layer_parameters + outer
 
