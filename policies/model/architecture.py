@@ -11,8 +11,6 @@ SUPPORTED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles depend on the position alone. Others (dynamic, longrope) depend on the length of the
 sequence too, which engine and trainer see in different pieces."""
-SMALLEST_HEAD = 32
-"""Width of an attention head below which no attention kernel of the engine goes."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +61,8 @@ class Architecture:
             )
         except KeyError as missing:
             raise ValueError(f"config.json lacks {missing}") from missing
-        if architecture.head_dim < SMALLEST_HEAD:
-            raise ValueError(f"config.json: head_dim {architecture.head_dim} is below {SMALLEST_HEAD}, the smallest")
         if found := unsupported_fields(config):
-            raise ValueError("config.json: " + "; ".join(f"{field} {reason}" for field, reason in found.items()))
+            raise ValueError("config.json: " + "; ".join(f"{field}: {reason}" for field, reason in found.items()))
         return architecture
 
     @classmethod
@@ -92,7 +88,7 @@ class Architecture:
 
     @property
     def layer_parameters(self) -> int:
-        """Parameters of one block."""
+        """Number of parameters of one block."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = self.hidden * (2 * q + 2 * kv) + (q + 2 * kv if self.qkv_bias else 0)
         norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
@@ -100,7 +96,7 @@ class Architecture:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the whole model; a tied LM head counts once."""
+        """Number of parameters of the whole model; a tied LM head counts once."""
         outer = self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden
         return self.layers * self.layer_parameters + outer
 
@@ -118,7 +114,7 @@ def unsupported_fields(config: dict[str, Any]) -> dict[str, str]:
     sliding = config.get("use_sliding_window", False) and config.get("sliding_window", 4096) is not None
     if sliding:
         found["use_sliding_window"] = (
-            "true: attention over a sliding window is not supported; where no prompt with its response is longer than "
+            "attention over a sliding window is not supported; where no prompt with its response is longer than "
             "the window, set it to false, which computes the same"
         )
     elif any(kind != "full_attention" for kind in config.get("layer_types") or []):
@@ -127,7 +123,9 @@ def unsupported_fields(config: dict[str, Any]) -> dict[str, str]:
         rope = config.get(field) or {}
         kind = "rope_type" if "rope_type" in rope else "type"
         if rope.get(kind, "default") not in ROPE_TYPES:
-            found[f"{field}.{kind}"] = f"{rope[kind]!r} is not supported; supported are {', '.join(ROPE_TYPES)}"
+            found[f"{field}.{kind}"] = (
+                f"{json.dumps(rope[kind])} is not supported; supported are {', '.join(ROPE_TYPES)}"
+            )
         if "mrope_section" in rope:
             found[f"{field}.mrope_section"] = "is for images, which are not supported"
         if rope.get("partial_rotary_factor", 1.0) != 1.0:
@@ -137,7 +135,7 @@ def unsupported_fields(config: dict[str, Any]) -> dict[str, str]:
         off["attention_bias"] = False
     for field, value in off.items():
         if config.get(field) not in (None, value):
-            found[field] = f"{config[field]!r} is not supported, only {value!r}"
+            found[field] = f"{json.dumps(config[field])} is not supported, only {json.dumps(value)}"
     if config.get("dual_chunk_attention_config"):
         found["dual_chunk_attention_config"] = "is not supported; without it the model attends to everything"
     if config.get("quantization_config"):

@@ -14,7 +14,7 @@ import numpy as np
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 INDEX = "model.safetensors.index.json"
 CHUNK = 1 << 22
-"""Bytes that are looked at in one go."""
+"""Bytes that are read at a time."""
 EXPONENT = {
     "F64": ("<u8", 0x7FF << 52),
     "F32": ("<u4", 0xFF << 23),

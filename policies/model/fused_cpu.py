@@ -15,11 +15,11 @@ from transformers import Cache
 from .tree_attention import tree_attention
 
 FAMILIES = ("Llama", "Qwen2", "Qwen3")
-"""Whose modules these are equal to: transformers' <family>RMSNorm and <family>Attention."""
+"""Families of transformers' modules <family>RMSNorm and <family>Attention that are replaced by equal ones."""
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """Let the norms and attentions of transformers' decoders compute this way; others stay. Weights are not touched."""
+    """Replace norms and attentions of transformers' decoders, in place, by fused ones; their weights stay the same."""
     parts = {f"{family}RMSNorm": FusedRMSNorm for family in FAMILIES}
     parts |= {f"{family}Attention": FusedAttention for family in FAMILIES}
     for module in model.modules():
@@ -30,18 +30,18 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 class FusedRMSNorm(nn.Module):
-    """In the place of transformers' <family>RMSNorm, with its attributes."""
+    """Replacement for transformers' <family>RMSNorm, with the same attributes."""
 
     weight: nn.Parameter
     variance_epsilon: float
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[..., n] to [..., n], float32."""
+        """Normalize [..., n] over n, float32."""
         return RMSNorm.apply(hidden, self.weight, self.variance_epsilon)
 
 
 class FusedAttention(nn.Module):
-    """In the place of transformers' <family>Attention, with its attributes."""
+    """Replacement for transformers' <family>Attention, with the same attributes."""
 
     def forward(
         self,
@@ -51,7 +51,7 @@ class FusedAttention(nn.Module):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """[B, T, hidden] to [B, T, hidden], float32; cosines and sines [B, T, head_dim]."""
+        """Attend within [B, T, hidden], float32; cosines and sines are [B, T, head_dim]."""
         cos, sin = (x.unsqueeze(2) for x in position_embeddings)
         query, key, value = (
             projection(hidden_states).unflatten(-1, (-1, self.head_dim))
@@ -68,7 +68,7 @@ class FusedAttention(nn.Module):
 
 
 class RMSNorm(Function):
-    """y = w x / rms(x), rms(x) = sqrt(mean(x^2) + eps) (Zhang and Sennrich, arXiv 1910.07467, equation 4)."""
+    """Norm y = w x / rms(x), rms(x) = sqrt(mean(x^2) + eps) (Zhang and Sennrich, arXiv 1910.07467, equation 4)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -79,7 +79,7 @@ class RMSNorm(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        """With r = 1 / rms(x): dx = r w dy - x r^3 mean(w x dy), dw = the sum of r x dy over all rows."""
+        """Compute, with r = 1 / rms(x), dx = r w dy - x r^3 mean(w x dy), dw = the sum of r x dy over all rows."""
         x, weight, inverse = ctx.saved_tensors
         along = gradient * x
         of_x = of_weight = None
@@ -102,13 +102,13 @@ class Rotation(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """Turned back: the transpose of a rotation is its inverse (scaled cosines and sines scale it too)."""
+        """Rotate the gradient back: a rotation's transpose is its inverse (scaled cosines and sines scale it too)."""
         cos, sin = ctx.saved_tensors
         return _rotated(gradient, cos, -sin), None, None
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """cos and sin repeat their first half in the second, as transformers gives them."""
+    """Rotate x; cos and sin repeat their first half in the second, as in transformers."""
     half = x.shape[-1] // 2
     sin = sin[..., :half]
     turned = x * cos

@@ -31,4 +31,4 @@ KNOWN_MODELS: dict[str, dict] = {
     | _sizes(28, 3584, 18944, 28, 4, tied=False)
     | {"vocab_size": 152064, "max_position_embeddings": 131072},
 }
-"""By hub name, in the words of config.json. Qwen2's attention has biases on q, k and v, Qwen3's norms on q and k."""
+"""Fields of config.json by hub name. Qwen2's attention has biases on q, k and v, Qwen3's norms on q and k."""

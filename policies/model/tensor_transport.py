@@ -14,16 +14,16 @@ from torch import Tensor
 from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
 TransportTensors = dict[str, np.ndarray | tuple[Any, ...]]
-"""By name: an array, or the arguments of torch's rebuild_cuda_tensor."""
+"""Array, or arguments of torch's rebuild_cuda_tensor, by name."""
 DEVICE_INDEX = 6
-"""Where among those arguments the device's index is; each process numbers devices in its own way."""
+"""Position of the device index among those arguments; each process numbers devices in its own way."""
 WAITS = 14
-"""Where among them is whether the reader waits for the writer's event. None has to, see `to_handles`; and torch would
+"""Position of the flag that makes the reader wait for the writer's event. It need not, see `to_handles`; torch would
 open the event anew for every reader, and never close it."""
 
 
 def to_arrays(weights: Mapping[str, Tensor]) -> TransportTensors:
-    """On the CPU; of tensors that are there already the arrays share the memory, so ship them before it changes.
+    """Convert to numpy arrays; those of CPU tensors share the tensors' memory, so send them before it changes.
 
     bfloat16, which numpy lacks, travels as its bits in int16.
     """
@@ -36,7 +36,7 @@ def to_arrays(weights: Mapping[str, Tensor]) -> TransportTensors:
 
 
 def to_handles(weights: Mapping[str, Tensor]) -> TransportTensors:
-    """CUDA IPC handles, valid in other processes on the same GPU while `weights` lives.
+    """Make CUDA IPC handles, valid in other processes on the same GPU while `weights` lives.
 
     Raises:
         ValueError: a tensor that is not on a GPU.
@@ -49,7 +49,7 @@ def to_handles(weights: Mapping[str, Tensor]) -> TransportTensors:
 
 
 class Handles:
-    """CUDA IPC handles of weights that are asked for again after every change.
+    """Cache of the CUDA IPC handles of weights that change in place and are sent after every change.
 
     A handle is made once for as long as its tensor stays where it is: each one that torch makes wraps the memory in one
     more count of readers, of which none is taken off while the memory lives.
@@ -61,11 +61,11 @@ class Handles:
     def __init__(self, make: Callable[[Mapping[str, Tensor]], TransportTensors] = to_handles):
         self.make = make
         self.served: dict[str, Tensor] = {}
-        """Kept alive, so that nothing else can come to lie in its place."""
+        """Tensors whose handles exist; kept alive, so that their memory is not reused."""
         self.handles: TransportTensors = {}
 
     def of(self, weights: Mapping[str, Tensor]) -> TransportTensors:
-        """Handles of these weights as they are now; those of earlier ones that are not among them end."""
+        """Return handles of these weights as they are now, and forget those of other weights."""
         elsewhere = {
             name: weight
             for name, weight in weights.items()
@@ -78,7 +78,7 @@ class Handles:
 
 
 def to_tensors(packed: TransportTensors, device: torch.device | None = None) -> dict[str, Tensor]:
-    """The inverse of both. The tensors may share read-only memory or another process's: copy before writing.
+    """Convert arrays or handles back. The tensors may share read-only memory or another process's: copy before writing.
 
     Args:
         device: of the handles, as this process numbers it.
@@ -89,14 +89,14 @@ def to_tensors(packed: TransportTensors, device: torch.device | None = None) -> 
             before, after = item[:DEVICE_INDEX], item[DEVICE_INDEX + 1 :]
             tensors[name] = rebuild_cuda_tensor(*before, (device and device.index) or 0, *after)
             continue
-        # torch.from_numpy warns of read-only arrays; nobody writes to these.
+        # torch.from_numpy warns of read-only arrays; these are never written to.
         tensor = torch.frombuffer(item.data.cast("B"), dtype=_TORCH[item.dtype.name]).view(item.shape)
         tensors[name] = tensor.view(torch.bfloat16) if item.dtype == np.int16 else tensor
     return tensors
 
 
 def device_name() -> str:
-    """The GPU that this process computes on, named alike by every process on it; `cpu` without one."""
+    """Return the UUID of the GPU that this process computes on, the same in every process; `cpu` without one."""
     return str(torch.cuda.get_device_properties(0).uuid) if torch.cuda.is_available() else "cpu"
 
 

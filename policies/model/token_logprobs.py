@@ -107,13 +107,13 @@ def _slices(count: int, rows: int) -> list[slice]:
 
 
 def _scaled_logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    """A fresh float32 tensor [rows, vocabulary], to be changed in place."""
+    """Return a new float32 tensor [rows, vocabulary] that may be changed in place."""
     logits = linear(hidden, weight).float()
     return logits.div_(temperature) if temperature != 1.0 else logits
 
 
 def _toward(p: Tensor, target: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    """(W_t - p W) / T for each row; `p` is overwritten."""
+    """Return (W_t - p W) / T for each row; `p` is overwritten."""
     of_logits = p.neg_()
     of_logits.scatter_add_(-1, target[:, None], torch.ones_like(of_logits[:, :1]))
     return (of_logits.to(weight.dtype) @ weight) / temperature

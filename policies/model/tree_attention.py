@@ -18,25 +18,25 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "layersweep_tree"
-"""For transformers' `attn_implementation`."""
+"""Value of transformers' `attn_implementation`."""
 
 GATHERING = 128
-"""What gathering costs, in pairs of query and key per token: about where both ways take the same CPU time."""
+"""Cost of gathering a token, in pairs of query and key: about where both ways take the same CPU time."""
 
 Branch = tuple[np.ndarray, np.ndarray]
-"""What came before and the branch's own tokens, as positions in the flat batch [B * T]; a prompt has nothing before."""
+"""Tokens before the branch (none for a prompt) and its own tokens, as positions in the flat batch [B * T]."""
 
 
 @dataclass(frozen=True)
 class SequenceGroup:
-    """A branches of similar length, padded to Q own tokens and K tokens that they may see."""
+    """Group of A branches of similar length, padded to Q own tokens and K tokens that they may attend to."""
 
     queries: Tensor
-    """int64 [A, Q]: positions in the flat batch."""
+    """Positions of the own tokens in the flat batch, int64 [A, Q]."""
     keys: Tensor
-    """int64 [A, K]"""
+    """Positions of the tokens attended to, int64 [A, K]."""
     mask: Tensor
-    """bool [A, 1, Q, K]: true where a query may look at a key."""
+    """Mask, bool [A, 1, Q, K]: true where a query attends to a key."""
 
     def to(self, device: torch.device) -> "SequenceGroup":
         return SequenceGroup(*(value.to(device, non_blocking=True) for value in vars(self).values()))
@@ -44,20 +44,20 @@ class SequenceGroup:
 
 @dataclass(frozen=True)
 class TreeAttentionPlan:
-    """The attention of a whole batch, branch by branch."""
+    """Attention of a whole batch, branch by branch."""
 
-    strips: tuple[SequenceGroup, ...]
-    place: Tensor
-    """int64 [B * T]: where the result of each token is, among those of all strips."""
+    groups: tuple[SequenceGroup, ...]
+    index: Tensor
+    """Index of each token's result among those of all groups, int64 [B * T]."""
 
     def to(self, device: torch.device, non_blocking: bool = True) -> "TreeAttentionPlan":
         return TreeAttentionPlan(
-            tuple(strip.to(device) for strip in self.strips), self.place.to(device, non_blocking=non_blocking)
+            tuple(group.to(device) for group in self.groups), self.index.to(device, non_blocking=non_blocking)
         )
 
 
 def by_branch(branches: Sequence[Branch], tokens: int, masked_pairs: int) -> TreeAttentionPlan | None:
-    """Attention branch by branch, or None where one mask of `masked_pairs` over the `tokens` is cheaper."""
+    """Plan attention branch by branch; return None where one mask of `masked_pairs` over the `tokens` is cheaper."""
     classes: dict[tuple[int, int], list[Branch]] = {}
     for before, own in branches:
         sizes = max(16, len(own)), max(16, len(before) + len(own))
@@ -68,18 +68,18 @@ def by_branch(branches: Sequence[Branch], tokens: int, masked_pairs: int) -> Tre
     ]
     if masked_pairs - sum(a * q * k for a, q, k in shapes) < GATHERING * tokens:
         return None
-    place, done, strips = np.zeros(tokens, np.int64), 0, []
+    index, done, groups = np.zeros(tokens, np.int64), 0, []
     for alike, (rows, queries, keys) in zip(classes.values(), shapes, strict=True):
         query, key = np.zeros((rows, queries), np.int64), np.zeros((rows, keys), np.int64)
         for row, (before, own) in enumerate(alike):
             query[row, : len(own)] = own
             key[row, : len(before) + len(own)] = np.concatenate([before, own])
-            place[own] = done + row * queries + np.arange(len(own))
+            index[own] = done + row * queries + np.arange(len(own))
         done += query.size
         last = np.array([len(before) for before, _ in alike])[:, None] + np.arange(queries)
-        mask = np.arange(keys) <= last[:, :, None]  # padding may look too: at real keys, and nobody looks at it
-        strips.append(SequenceGroup(*map(torch.from_numpy, (query, key, mask[:, None]))))
-    return TreeAttentionPlan(tuple(strips), torch.from_numpy(place))
+        mask = np.arange(keys) <= last[:, :, None]  # padding attends to real keys too; its result is not used
+        groups.append(SequenceGroup(*map(torch.from_numpy, (query, key, mask[:, None]))))
+    return TreeAttentionPlan(tuple(groups), torch.from_numpy(index))
 
 
 def tree_attention(
@@ -90,24 +90,24 @@ def tree_attention(
     attention_mask: Tensor | TreeAttentionPlan | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: query, key, value [B, heads, T, head_dim] to [B, T, heads, head_dim]."""
+    """Attend from query, key, value [B, heads, T, head_dim] to [B, T, heads, head_dim], for transformers."""
     if not isinstance(attention_mask, TreeAttentionPlan):
         return _attention(module, query, key, value, attention_mask, **kwargs), None
     _, heads, _, size = query.shape
     flat = [states.transpose(1, 2).flatten(0, 1).flatten(1) for states in (query, key, value)]
     results = []
-    for strip in attention_mask.strips:
-        rows = zip(flat, (strip.queries, strip.keys, strip.keys), strict=True)
+    for group in attention_mask.groups:
+        rows = zip(flat, (group.queries, group.keys, group.keys), strict=True)
         parts = (embedding(at, states).unflatten(-1, (-1, size)).transpose(1, 2) for states, at in rows)
-        results.append(_attention(module, *parts, strip.mask, **kwargs).flatten(0, 1).flatten(1))
-    result = embedding(attention_mask.place, torch.cat(results))
+        results.append(_attention(module, *parts, group.mask, **kwargs).flatten(0, 1).flatten(1))
+    result = embedding(attention_mask.index, torch.cat(results))
     return result.view(query.shape[0], query.shape[2], heads, size), None
 
 
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **kwargs: Any
 ) -> Tensor:
-    """[A, heads, Q, head_dim] to [A, Q, heads, head_dim].
+    """Attend from [A, heads, Q, head_dim] to [A, Q, heads, head_dim].
 
     On CPUs torch's kernel takes keys and values that several query heads share as they are, under a mask too;
     elsewhere it would lose its fast kernel to such a mask, so transformers repeats them.

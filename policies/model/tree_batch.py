@@ -20,25 +20,25 @@ from .tree_attention import Branch, TreeAttentionPlan, by_branch
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """B prompts with their responses, T tokens each at most, N response tokens in all, R responses.
+    """Batch of B prompts with R responses, T tokens a row at most, N response tokens in all.
 
     Token order of the flat tensors: responses in the order of `response`, each from its first token.
     """
 
     input_ids: Tensor
-    """int64 [B, T]"""
+    """Tokens, int64 [B, T]."""
     position_ids: Tensor
-    """int64 [B, T]: of a response's tokens as if it followed the prompt directly."""
+    """Positions, int64 [B, T]; a response's go on from the prompt's end."""
     mask: Tensor | TreeAttentionPlan
-    """bool [B, 1, T, T], true where a query (row) may look at a key (column); or the same, branch by branch."""
+    """Mask, bool [B, 1, T, T], true where a query (row) attends to a key (column); or a plan of the same attention."""
     predictor: Tensor
-    """int64 [N]: the flat position in [B * T] whose hidden state predicts the token."""
+    """Flat position in [B * T] of the hidden state that predicts the token, int64 [N]."""
     target: Tensor
-    """int64 [N]: the token."""
+    """Response tokens, int64 [N]."""
     response: Tensor
-    """int64 [N]: the experience row that the token belongs to."""
+    """Experience row that the token belongs to, int64 [N]."""
     token: Tensor
-    """int64 [N]: the token's place in the experience's flat arrays."""
+    """Index of the token in the experience's flat arrays, int64 [N]."""
 
     @property
     def tokens(self) -> int:
@@ -49,7 +49,7 @@ class MicroBatch:
 
 
 class MicroBatches(Sequence[MicroBatch]):
-    """Each is built when it is asked for, anew every time: masks of long responses take memory."""
+    """Sequence of micro batches, each built anew at every access: masks of long responses take memory."""
 
     def __init__(self, make: Callable[[list[list[int]]], MicroBatch], trees: list[list[list[int]]]):
         self.make, self.trees = make, trees
@@ -68,7 +68,7 @@ class MicroBatches(Sequence[MicroBatch]):
 def pack(
     prompts: Sequence[np.ndarray], tokens: np.ndarray, lengths: np.ndarray, rows: Sequence[int], max_tokens: int
 ) -> MicroBatches:
-    """Micro batches of at most `max_tokens` computed tokens (padding included) over some rows of an experience.
+    """Make micro batches of at most `max_tokens` computed tokens (padding included) over some rows of an experience.
 
     Args:
         prompts: the prompt of each experience row; equal prompts become one.

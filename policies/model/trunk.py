@@ -20,7 +20,7 @@ from .tree_batch import MicroBatch
 
 
 class Trunk:
-    """The base model, read-only.
+    """The frozen base model, read-only.
 
     `from_pretrained` in the dtype stored on disk maps the safetensors file, so every trainer of a node shares
     its pages. The trunk is deliberately no nn.Module: nothing that walks modules (DeepSpeed's broadcast, cast
@@ -37,16 +37,16 @@ class Trunk:
 
     @classmethod
     def load(cls, path: str, dtype: str, device: str = "cpu", trust_remote_code: bool = False) -> "Trunk":
-        """Load a folder. `dtype` is a torch dtype's name."""
+        """Load a model folder in a dtype, given by its torch name."""
         return cls(load_pretrained(path, dtype, trust_remote_code).to(device))
 
     def share(self) -> dict[str, Any]:
-        """What another process on the same GPU needs to attach to this trunk, which must outlive it."""
+        """Return what another process on the same GPU needs to attach to this trunk, which must outlive it."""
         return {"config": self.model.config, "weights": to_handles(self.model.state_dict(keep_vars=True))}
 
     @classmethod
     def attach(cls, shared: dict[str, Any], device: torch.device) -> "Trunk":
-        """The trunk that another process on the same GPU shared: its memory, not a copy."""
+        """Open a trunk that another process on the same GPU shared: its memory, not a copy."""
         config = shared["config"]
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
@@ -57,7 +57,7 @@ class Trunk:
         return cls(model)
 
     def digest(self) -> str:
-        """XXH3-128 over every weight: equal at the start and at the end, or something wrote into shared pages."""
+        """Return the XXH3-128 hash of all weights; it changes only if shared memory was written to."""
         digest = xxhash.xxh3_128()
         for name, tensor in sorted(self.model.state_dict(keep_vars=True).items()):
             digest.update(name.encode())
@@ -66,12 +66,12 @@ class Trunk:
 
     @torch.no_grad()
     def prefix(self, batch: MicroBatch, stop: int) -> Tensor:
-        """The input of block `stop`: hidden states [B, T, hidden], without a graph."""
+        """Compute the input of block `stop`: hidden states [B, T, hidden], without a graph."""
         return run_blocks(self.model.model, batch, self.model.model.embed_tokens(batch.input_ids), self.layers[:stop])
 
     @torch.no_grad()
     def reference(self, batch: MicroBatch, hidden: Tensor, start: int, temperature: float) -> Tensor:
-        """The base model's log-probabilities [N], from the input of block `start`: no second model needed."""
+        """Compute the base model's log-probabilities [N] from the input of block `start`."""
         hidden = run_blocks(self.model.model, batch, hidden, self.layers[start:])
         return response_logprobs(self.model, batch, hidden, temperature)[0]
 
@@ -100,7 +100,7 @@ class Policy(nn.Module):
         return self._trunk[0]
 
     def forward(self, batch: MicroBatch, hidden: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [N] with graph, and entropies [N] without, of the response tokens, float32.
+        """Compute log-probabilities [N] with graph, and entropies [N] without, of the response tokens, float32.
 
         Args:
             batch: the packed responses.
@@ -118,14 +118,14 @@ class Policy(nn.Module):
         return response_logprobs(model, batch, run_blocks(model.model, batch, hidden, blocks), temperature)
 
     def named_weights(self) -> dict[str, nn.Parameter]:
-        """The trained parameters under their Hugging Face names; a tied LM head appears once, as the embedding."""
+        """Return the trained parameters by Hugging Face name; a tied LM head appears once, as the embedding."""
         if self.selection.whole:
             return dict(self.trained.named_parameters())
         return {f"model.layers.{name}": weight for name, weight in self.trained.named_parameters()}
 
 
 def run_blocks(decoder: nn.Module, batch: MicroBatch, hidden: Tensor, blocks: Iterable[nn.Module]) -> Tensor:
-    """Hidden states [B, T, hidden] through decoder blocks under the batch's tree mask."""
+    """Run hidden states [B, T, hidden] through decoder blocks under the batch's tree mask."""
     rotary = decoder.rotary_emb(hidden, batch.position_ids)
     for block in blocks:
         hidden = block(hidden, attention_mask=batch.mask, position_ids=batch.position_ids, position_embeddings=rotary)

@@ -6,31 +6,31 @@ from dataclasses import dataclass, field
 logger = logging.getLogger(__name__)
 
 TRIALS = 2
-"""Windows of each mode before a decision."""
+"""Number of windows of each mode before a decision."""
 REVIEW = 40
-"""Windows after which the decision is tried again: lengths and numbers of requests change as runs learn."""
+"""Number of windows after which both modes are tried again: response lengths change as runs learn."""
 MARGIN = 1.03
-"""Swap must be this much faster; otherwise mixed, which also keeps runs from waiting for each other."""
+"""Factor by which swap must be faster to be chosen; mixed also keeps runs from waiting for each other."""
 
 
 @dataclass
 class MeasurementWindow:
-    """Work done in one mode."""
+    """Work done in one measurement window, in one mode."""
 
     tokens: int = 0
     seconds: float = 0.0
     requests: int = 0
     runs: int = 0
-    """Most that were waiting or served at the same time."""
+    """Largest number of runs that were waiting or served at the same time."""
 
 
 @dataclass
 class AutoBatching:
-    """Alternates the modes for a few windows, keeps the one with more tokens per second, and says why.
+    """Choice of mode by measurement: alternates them for a few windows and keeps the one with more tokens a second.
 
     A window is over after `window_requests` finished requests, as many as there are runs at least, and `window_seconds`
     of engine time. While modes are tried it ends with nothing in flight: no new request is admitted (`draining`) until
-    those in flight are done, or a window would pay for requests that the next one finishes, in the other mode. The
+    those in flight are done, so that no request counts in two windows. The
     first one is thrown away.
     """
 
@@ -45,8 +45,8 @@ class AutoBatching:
     _since: int = 0
 
     def observe(self, tokens: int, seconds: float, finished: int, runs: int) -> None:
-        """After an engine step: tokens of requests that finished, engine seconds, and how many runs are waiting or
-        served. With a single run the modes are the same: no window begins."""
+        """Record an engine step: tokens of requests that finished, engine seconds, number of finished requests, and of
+        runs waiting or served. With a single run the modes are the same: no window begins."""
         window = self._window
         if runs < 2 and not window.seconds:
             return
@@ -59,7 +59,7 @@ class AutoBatching:
         self.draining = not self.decided or self._since >= REVIEW
 
     def drained(self) -> None:
-        """Nothing is in flight any more: the mode may change."""
+        """Change the mode if due; called when nothing is in flight."""
         window, self._window, self.draining = self._window, MeasurementWindow(), False
         if self.decided or self._trials is None:
             self.decided, self._since, self._trials = False, 0, {True: [], False: []}

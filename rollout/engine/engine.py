@@ -30,14 +30,14 @@ from layersweep.rollout.types import Completions, EngineStopped, Pushed, Samplin
 
 from .batching import AutoBatching
 from .model import ROUTED
-from .route import RUN
+from .row_routing import RUN
 
 CPU_BLOCK_TOKENS = 32
 
 
 @dataclass
 class _Request:
-    """`prompts` x `sampling.samples` responses wanted for one run."""
+    """Request for `prompts` x `sampling.samples` responses of one run."""
 
     run: str | None
     version: int
@@ -48,14 +48,14 @@ class _Request:
     outputs: list[Any]
     missing: int
     names: list[str] = field(default_factory=list)
-    """Of its requests within vLLM."""
+    """Names of its requests within vLLM."""
     cpu_seconds: float = 0.0
 
 
 def engine_args(
     model: str, architecture: str, config: RolloutConfig, dtype: str, seed: int, trust_remote_code: bool = False
 ) -> EngineArgs:
-    """The arguments of the engine.
+    """Make vLLM's engine arguments.
 
     Raises:
         ValueError: an architecture that cannot be routed.
@@ -107,7 +107,7 @@ def kv_cache_bytes(shape: PretrainedConfig, dtype: str, tokens: int) -> int:
 
 
 class RolloutEngine:
-    """Serves the base model and every run's overlay over it.
+    """Engine that serves the base model and every run's overlay over it.
 
     Args:
         model: a folder.
@@ -150,7 +150,7 @@ class RolloutEngine:
     def generate(
         self, run: str | None, version: int, prompts: Sequence[np.ndarray], seeds: Sequence[int], sampling: Sampling
     ) -> "Future[Completions]":
-        """Responses of `run` (None: the base) to `prompts` of token ids; `seeds` has one seed per prompt.
+        """Generate responses of `run` (None: the base) to `prompts` of token ids; `seeds` has one seed per prompt.
 
         The future raises StaleWeights when the engine's weights of the run are not of `version`, and ValueError
         when vLLM refuses a request (a prompt longer than the model allows).
@@ -163,7 +163,7 @@ class RolloutEngine:
     def push(self, run: str, version: int, weights: Mapping[str, Any]) -> "Future[Pushed]":
         """Serve `run` from these weights (Hugging Face names) from now on.
 
-        What is still being written for the run is given up: it belongs to a call that nobody waits for any more.
+        Requests of the run that are in flight are aborted: their caller has retried or is gone.
         """
         return self._call(self._push, run, version, weights)
 
@@ -172,22 +172,22 @@ class RolloutEngine:
         return self._call(self._drop, run)
 
     def sleep(self) -> "Future[None]":
-        """Leave the GPU to others: the base's weights go to host memory, the KV cache is dropped, the runs' overlays
+        """Free the GPU: the base's weights move to host memory, the KV cache is dropped, the runs' overlays
         stay, and can be pushed and dropped meanwhile. Requests are refused until `wake`.
 
-        What is still being written is given up: it belongs to calls that nobody waits for any more.
+        Requests in flight are aborted: their callers have retried or are gone.
         """
         return self._call(self._sleep)
 
     def wake(self) -> "Future[None]":
-        """As before `sleep`."""
+        """Restore the state before `sleep`."""
         return self._call(self._wake)
 
     def stuck_for(self) -> float:
-        """Seconds since the last step that ended while there is work; 0 without work.
+        """Return the seconds since the last step that ended, while there is work; 0 without work.
 
         Raises:
-            EngineStopped: nothing will be answered any more.
+            EngineStopped: the engine failed and answers no more requests.
         """
         if self._failure:
             raise self._failure
@@ -209,7 +209,7 @@ class RolloutEngine:
 
     def _push(self, run: str, version: int, weights: Mapping[str, Any]) -> Pushed:
         began = time.thread_time()
-        self._give_up(run, f"{run}: its weights were replaced meanwhile")
+        self._abort_run(run, f"{run}: its weights were replaced meanwhile")
         self._versions.pop(run, None)
         sent = self._engine.collective_rpc("push_overlay", args=(run, version, weights))
         self._pushed += 1
@@ -222,7 +222,7 @@ class RolloutEngine:
 
     def _sleep(self) -> None:
         for run in {request.run for request in [*self._waiting, *self._active.values()]}:
-            self._give_up(run, "the engine was put to sleep meanwhile")
+            self._abort_run(run, "the engine was put to sleep meanwhile")
         self._engine.sleep(level=1)  # drops the prefix cache too
         self._asleep = True
 
@@ -230,7 +230,7 @@ class RolloutEngine:
         self._engine.wake_up()
         self._asleep = False
 
-    def _give_up(self, run: str | None, reason: str) -> None:
+    def _abort_run(self, run: str | None, reason: str) -> None:
         stale = [request for request in self._waiting if request.run == run]
         for request in stale:
             self._waiting.remove(request)
@@ -253,7 +253,7 @@ class RolloutEngine:
                 self._admit()
                 if self._engine.has_unfinished_requests():
                     self._step()
-        except Exception as error:  # vLLM's state is unknown now: fail whoever waits, and whoever asks later
+        except Exception as error:  # vLLM's state is unknown now: fail all requests, also later ones
             self._failure = EngineStopped(f"the engine stopped: {error!r}")
             self._failure.__cause__ = error
             for request in [*self._waiting, *self._active.values()]:
@@ -264,7 +264,7 @@ class RolloutEngine:
                     self._waiting.popleft().done.set_exception(self._failure)
 
     def _admit(self) -> None:
-        """Mixed: everything. Swap: one run's requests until they are done."""
+        """Admit waiting requests: all if mixed; in swap mode one run's until they are done."""
         if self.batching.draining:
             if self._active:
                 return
@@ -280,7 +280,7 @@ class RolloutEngine:
 
     def _start(self, request: _Request) -> None:
         if self._asleep:
-            raise StaleWeights("the engine is asleep: others have its GPU")
+            raise StaleWeights("the engine is asleep: trainers use its GPU")
         serving = self._versions.get(request.run, 0) if request.run else 0
         if request.version != serving:
             raise StaleWeights(f"{request.run}: asked for version {request.version}, the engine has {serving}")

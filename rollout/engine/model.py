@@ -6,7 +6,7 @@ rows part again for the output projection and the MLP. Every other block runs as
 base alone takes vLLM's own path.
 
 The blocks are called one by one from Python here, so these models run eagerly: torch.compile would bake one
-batch's routing in and serve base weights to everybody (seen), and a CUDA graph would need fixed row counts.
+batch's routing in and serve base weights to every run (seen), and a CUDA graph would need fixed row counts.
 """
 
 import torch.nn.functional as F
@@ -19,26 +19,26 @@ from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
 from .model_state import RoutedModelState
 from .overlay import EngineOverlay, LayerOverlay, linear
-from .route import Part, RowRouting
+from .row_routing import RowGroup, RowRouting
 
 
 def _take(rows: Tensor | None, x: Tensor) -> Tensor:
     return x if rows is None else x.index_select(0, rows)
 
 
-def _merge(parts: list[Part], pieces: list[tuple[Tensor, ...]], rows: int) -> tuple[Tensor, ...]:
-    """Each part's tensors back at their rows."""
-    if len(parts) == 1:
+def _merge(groups: list[RowGroup], pieces: list[tuple[Tensor, ...]], rows: int) -> tuple[Tensor, ...]:
+    """Put each group's tensors back at their rows."""
+    if len(groups) == 1:
         return pieces[0]
     merged = tuple(piece.new_empty(rows, *piece.shape[1:]) for piece in pieces[0])
-    for (index, _), piece in zip(parts, pieces, strict=True):
+    for (index, _), piece in zip(groups, pieces, strict=True):
         for whole, own in zip(merged, piece, strict=True):
             whole.index_copy_(0, index, own)
     return merged
 
 
 def _project_base(layer: nn.Module, positions: Tensor, hidden: Tensor, residual: Tensor | None):
-    """The first half of vLLM's own block: what LayerOverlay.project is for an overlay."""
+    """Compute the first half of vLLM's own block, as LayerOverlay.project does for an overlay."""
     attention = layer.self_attn
     if residual is None:
         residual, hidden = hidden, layer.input_layernorm(hidden)
@@ -54,59 +54,60 @@ def _project_base(layer: nn.Module, positions: Tensor, hidden: Tensor, residual:
 
 
 def _finish_base(layer: nn.Module, attended: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the second half of vLLM's own block, as LayerOverlay.finish does for an overlay."""
     output, _ = layer.self_attn.o_proj(attended)
     hidden, residual = layer.post_attention_layernorm(output, residual)
     return layer.mlp(hidden), residual
 
 
-def _block(layer: nn.Module, parts: list[Part[LayerOverlay]], positions: Tensor, hidden: Tensor, residual):
-    if parts == [(None, None)]:
+def _block(layer: nn.Module, groups: list[RowGroup[LayerOverlay]], positions: Tensor, hidden: Tensor, residual):
+    if groups == [(None, None)]:
         return layer(positions, hidden, residual)
     rows, pieces = hidden.shape[0], []
-    for index, own in parts:
+    for index, own in groups:
         here = (_take(index, positions), _take(index, hidden), None if residual is None else _take(index, residual))
         pieces.append(own.project(layer.self_attn, *here) if own else _project_base(layer, *here))
-    q, k, v, residual = _merge(parts, pieces, rows)
+    q, k, v, residual = _merge(groups, pieces, rows)
     attended = layer.self_attn.attn(q, k, v)
     pieces = []
-    for index, own in parts:
+    for index, own in groups:
         here = (_take(index, attended), _take(index, residual))
         pieces.append(own.finish(*here) if own else _finish_base(layer, *here))
-    return _merge(parts, pieces, rows)
+    return _merge(groups, pieces, rows)
 
 
 class RoutedMixin:
-    """Adds overlays and a route to a vLLM decoder; `route` is set before each forward by the worker."""
+    """Mixin that adds overlays and routing to a vLLM decoder; the worker sets `routing` before each forward."""
 
     overlays: dict[str, EngineOverlay]
-    route: RowRouting | None
+    routing: RowRouting | None
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.overlays = {}
-        self.route = None
+        self.routing = None
 
     @staticmethod
     def get_model_state_cls() -> type:
-        """Asked for by vLLM's V2 model runner alone."""
+        """Return the class in which vLLM's V2 model runner keeps what it knows of requests."""
         return RoutedModelState
 
     def forward(self, input_ids, positions, intermediate_tensors=None, inputs_embeds=None):
-        route = self.route
-        if route is None or not route.names:
+        routing = self.routing
+        if routing is None or not routing.names:
             return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
         inner, rows = self.model, positions.shape[-1]
-        parts = route.split(self.overlays, lambda overlay: overlay.embedding, rows)
+        groups = routing.split(self.overlays, lambda overlay: overlay.embedding, rows)
         pieces = [(inner.embed_tokens(_take(at, input_ids)) if own is None else F.embedding(_take(at, input_ids), own),)
-                  for at, own in parts]  # fmt: skip
-        (hidden,) = _merge(parts, pieces, rows)
+                  for at, own in groups]  # fmt: skip
+        (hidden,) = _merge(groups, pieces, rows)
         residual = None
         for k, layer in enumerate(inner.layers):
-            parts = route.split(self.overlays, lambda overlay, k=k: overlay.layers.get(k), rows)
-            hidden, residual = _block(layer, parts, positions, hidden, residual)
-        parts = route.split(self.overlays, lambda overlay: overlay.norm, rows)
-        pieces = [(self._final_norm(_take(at, hidden), _take(at, residual), own),) for at, own in parts]
-        return _merge(parts, pieces, rows)[0]
+            groups = routing.split(self.overlays, lambda overlay, k=k: overlay.layers.get(k), rows)
+            hidden, residual = _block(layer, groups, positions, hidden, residual)
+        groups = routing.split(self.overlays, lambda overlay: overlay.norm, rows)
+        pieces = [(self._final_norm(_take(at, hidden), _take(at, residual), own),) for at, own in groups]
+        return _merge(groups, pieces, rows)[0]
 
     def _final_norm(self, hidden: Tensor, residual: Tensor, own: Tensor | None) -> Tensor:
         norm = self.model.norm
@@ -115,18 +116,18 @@ class RoutedMixin:
         return F.rms_norm(hidden + residual, own.shape, own, norm.variance_epsilon)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        route = self.route
-        if route is None or not route.names:
+        routing = self.routing
+        if routing is None or not routing.names:
             return super().compute_logits(hidden_states)
         rows = hidden_states.shape[0]
         # One row a request here: the last scheduled token of each.
-        parts = route.split(self.overlays, lambda overlay: overlay.head, rows)
+        groups = routing.split(self.overlays, lambda overlay: overlay.head, rows)
         compute = super().compute_logits
         pieces = []
-        for at, own in parts:
+        for at, own in groups:
             here = _take(at, hidden_states)
             pieces.append((compute(here) if own is None else linear(here, own)[:, : self.config.vocab_size],))
-        return _merge(parts, [(piece.float(),) for (piece,) in pieces], rows)[0]
+        return _merge(groups, [(piece.float(),) for (piece,) in pieces], rows)[0]
 
 
 class RoutedLlama(RoutedMixin, LlamaForCausalLM):
@@ -146,7 +147,7 @@ ROUTED: dict[str, type[nn.Module]] = {
     "Qwen2ForCausalLM": RoutedQwen2,
     "Qwen3ForCausalLM": RoutedQwen3,
 }
-"""The routed class of each Hugging Face architecture that is supported."""
+"""Routed class of each supported Hugging Face architecture."""
 
 # In each process that imports this: with tensor parallelism vLLM's workers are spawned, and know no registration of
 # ours but that of their extension's module. The class itself, not "module:Class": the latter imports vLLM once more

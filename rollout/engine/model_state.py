@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
-from .route import RowRouting, run_of
+from .row_routing import RowRouting, run_of
 
 
 class RoutedModelState(DefaultModelState):
-    """Tells the model before each forward whose rows are whose."""
+    """Model state that tells the model before each forward which rows belong to which run."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -26,5 +26,5 @@ class RoutedModelState(DefaultModelState):
     def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
         runs = [self.runs.get(name) for name in input_batch.req_ids]
         lengths = np.diff(input_batch.query_start_loc_np[: input_batch.num_reqs + 1])
-        self.model.route = RowRouting(runs, lengths, self.device)
+        self.model.routing = RowRouting(runs, lengths, self.device)
         return super().prepare_inputs(input_batch, req_states)

@@ -18,8 +18,8 @@ from vllm.distributed import (
 )
 
 FEWEST_ROWS = 16
-"""Of a matrix product on a CPU: below 4 other kernels sum in another order, and then what a run samples would depend,
-in the last bit, on whose requests happen to be in the batch with its own."""
+"""Fewest rows of a matrix product on a CPU. Below 4, other kernels sum in another order, and what a run samples would
+depend, in the last bit, on which other runs' requests are in the batch."""
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _BLOCK_WEIGHTS = {f"self_attn.{name}_proj.weight" for name in "qkvo"} | {
     f"self_attn.{name}_proj.bias" for name in "qkv"
@@ -31,7 +31,7 @@ _OUTER = {"embedding": "model.embed_tokens.weight", "norm": "model.norm.weight",
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear of x [rows, in], where a row's result on a CPU does not depend on how many rows there are."""
+    """Compute F.linear of x [rows, in]; on a CPU a row's result does not depend on the number of rows."""
     rows = x.shape[0]
     if x.is_cuda or rows >= FEWEST_ROWS:
         return F.linear(x, weight, bias)
@@ -44,7 +44,7 @@ def _shard(weight: Tensor, dim: int, rank: int, parts: int) -> Tensor:
 
 @dataclass
 class LayerOverlay:
-    """One decoder block (Llama, Qwen2, Qwen3): RMSNorm, fused QKV, optional bias and QK-norm, SwiGLU.
+    """Weights of one decoder block (Llama, Qwen2, Qwen3): RMSNorm, fused QKV, optional bias and QK-norm, SwiGLU.
 
     `weights` holds float tensors by short name: `qkv` [q + 2 kv, hidden], `qkv_bias`, `q_norm`, `k_norm`
     [head_dim], `o` [hidden, q], `gate_up` [2 intermediate, hidden], `down` [hidden, intermediate],
@@ -56,7 +56,7 @@ class LayerOverlay:
 
     @classmethod
     def build(cls, layer: nn.Module, hf: Mapping[str, Tensor], like: Tensor) -> "LayerOverlay":
-        """From one block's Hugging Face tensors (names relative to the block), on `like`'s device and dtype."""
+        """Build from one block's Hugging Face tensors (names relative to the block), on `like`'s device and dtype."""
         rank, ranks = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
         kv_ranks = min(ranks, layer.self_attn.total_num_kv_heads)
         kv_rank = rank * kv_ranks // ranks  # fewer KV heads than ranks: neighbours share one
@@ -88,7 +88,7 @@ class LayerOverlay:
         return F.rms_norm(x, x.shape[-1:], self.weights[name], self.eps)
 
     def project(self, attention: nn.Module, positions: Tensor, hidden: Tensor, residual: Tensor | None):
-        """Everything before attention: q, k, v [rows, heads * head_dim] and the residual stream."""
+        """Compute all before attention: q, k, v [rows, heads * head_dim] and the residual stream."""
         residual = hidden if residual is None else hidden + residual
         qkv = linear(self._norm(residual, "input_norm"), self.weights["qkv"], self.weights.get("qkv_bias"))
         q, k, v = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
@@ -99,7 +99,7 @@ class LayerOverlay:
         return q, k, v, residual
 
     def finish(self, attended: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Everything after attention: the block's output (not yet added) and the residual stream."""
+        """Compute all after attention: the block's output (not yet added) and the residual stream."""
         residual = residual + self._reduce(linear(attended, self.weights["o"]))
         gate, up = linear(self._norm(residual, "post_norm"), self.weights["gate_up"]).chunk(2, dim=-1)
         return self._reduce(linear(F.silu(gate) * up, self.weights["down"])), residual
@@ -111,7 +111,7 @@ class LayerOverlay:
 
 @dataclass
 class EngineOverlay:
-    """What one run brings: its blocks, and for a full run the embedding, the final norm and the LM head too."""
+    """Weights of one run: its blocks, and for a full run the embedding, the final norm and the LM head too."""
 
     version: int
     layers: dict[int, LayerOverlay]
@@ -122,7 +122,7 @@ class EngineOverlay:
 
     @classmethod
     def build(cls, model: nn.Module, version: int, weights: Mapping[str, Tensor]) -> "EngineOverlay":
-        """From Hugging Face names and tensors, as a trainer sends them.
+        """Build from Hugging Face names and tensors, as a trainer sends them.
 
         Raises:
             ValueError: a name that no Llama-type decoder has, a block sent in part, or (with tensor

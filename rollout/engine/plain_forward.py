@@ -1,6 +1,6 @@
-"""transformers' own forward over changed weights, one block at a time.
+"""The reference of the self-check: transformers' own forward over changed weights, one block at a time.
 
-What the engine is compared with. The base stays the checkpoint's memory-mapped file; on the device that computes there
+ The base stays the checkpoint's memory-mapped file; on the device that computes there
 are at any moment one block of it, one changed block, and the hidden states of all sequences.
 """
 
@@ -19,11 +19,11 @@ from layersweep.policies.model.pretrained import load_pretrained
 BLOCK = "model.layers.{}."
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 VOCABULARY_CHUNK = 16384
-"""Rows of the LM head that are on the device at a time."""
+"""Number of rows of the LM head that are on the device at a time."""
 
 
 class ChangedWeights(Mapping[str, Tensor]):
-    """Some of the base's weights, each entry moved by a share of its own size; made when asked for, never kept.
+    """Some of the base's weights, each entry moved by a share of its own size; computed at each access.
 
     An entry w at row i and column j becomes w (1 + amount s_i t_j) with random signs s and t: a change that is as
     large as the weights are, whatever their scale, and that costs no random numbers of the weights' count. A tensor
@@ -54,16 +54,16 @@ class ChangedWeights(Mapping[str, Tensor]):
         return len(self.amounts)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to another process as the tensors, without the base."""
+        """Pickle as the tensors, without the base."""
         return dict, (dict(self),)
 
 
 @dataclass(frozen=True)
 class ScoredResponse:
-    """A response whose log-probabilities are asked for, under given weights."""
+    """Response whose log-probabilities are computed under given weights."""
 
     weights: Mapping[str, Tensor]
-    """Those that differ from the base, by Hugging Face name."""
+    """Weights that differ from the base, by Hugging Face name."""
     prompt: np.ndarray
     response: np.ndarray
 
@@ -80,12 +80,12 @@ class PlainForward:
         self.model = load_pretrained(folder, dtype, trust_remote_code).eval()
         self.model.requires_grad_(False)
         self.weights: dict[str, Tensor] = dict(self.model.named_parameters())
-        """By Hugging Face name; a tied LM head appears once, as the embedding."""
+        """Weights by Hugging Face name; a tied LM head appears once, as the embedding."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @torch.no_grad()
     def logprobs(self, responses: Sequence[ScoredResponse], dtype: torch.dtype) -> list[Tensor]:
-        """Log-probabilities [tokens] of each response, computed in `dtype` from the weights as they are stored."""
+        """Return the log-probabilities [tokens] of each response, computed in `dtype` from the loaded weights."""
         rows = [torch.from_numpy(np.concatenate([r.prompt, r.response])).long() for r in responses]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # at the end, where no token of a row looks
         embedded = torch.stack(
@@ -101,7 +101,7 @@ class PlainForward:
         ]
 
     def _decoder(self, embedded: Tensor, responses: Sequence[ScoredResponse]) -> Tensor:
-        """Hidden states [B, T, hidden] before the final norm, with transformers' own masks and positions."""
+        """Compute hidden states [B, T, hidden] before the final norm, with transformers' own masks and positions."""
         decoder = self.model.model
         layers, norm, rotary = decoder.layers, decoder.norm, decoder.rotary_emb
         try:
@@ -112,7 +112,7 @@ class PlainForward:
             decoder.layers, decoder.norm, decoder.rotary_emb = layers, norm, rotary.to("cpu")
 
     def _token_logprobs(self, hidden: Tensor, response: ScoredResponse) -> Tensor:
-        """Of one response [tokens], float32, from the hidden states [tokens, hidden] that predict it."""
+        """Return one response's [tokens], float32, from the hidden states [tokens, hidden] that predict it."""
         embedding = response.weights.get(EMBEDDING, self.weights[EMBEDDING])
         head = response.weights.get(HEAD, self.weights.get(HEAD, embedding))
         norm = response.weights.get(NORM, self.weights[NORM]).to(hidden)
@@ -122,7 +122,7 @@ class PlainForward:
 
 
 class _Streamed(nn.Module):
-    """One of transformers' blocks in the place of itself: its weights come to the device for the call alone.
+    """Wrapper of one of transformers' blocks, whose weights are on the device during the call alone.
 
     All rows go through the base's weights, then those of responses with a block of their own through that.
     """

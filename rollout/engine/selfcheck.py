@@ -1,4 +1,4 @@
-"""Check, before the first rollout, that engine and trainer compute what transformers computes from the same weights.
+"""Self-check before the first rollout: engine and trainer compute what transformers does from the same weights.
 
 Routing can fail silently (seen: a normalisation layer that kept the base's weights, a compiled graph that served the
 base to every run), and a trainer can compute another model than the checkpoint's (seen: a rotary embedding that it does
@@ -43,34 +43,35 @@ from .plain_forward import BLOCK, ChangedWeights, PlainForward, ScoredResponse
 logger = logging.getLogger(__name__)
 
 ALLOWANCE = 4.0
-"""Times the expected rounding error that engine or trainer may differ from the plain forward by."""
+"""Difference from the plain forward that is allowed, as a multiple of the expected rounding error."""
 MARGIN = 2.0
-"""Times the limit by which another run's weights must differ at least, or the check cannot tell them apart."""
+"""Difference that another run's weights must make at least, as a multiple of the limit."""
 BLOCK_CHANGE, ALL_BLOCKS_CHANGE, OUTER_CHANGE = 0.5, 0.05, 0.25
 """Shares of a weight's size by which it is moved: in one block; in each block of the whole model; outside of blocks."""
 PROMPT_TOKENS = (12, 34)
-"""The second is longer than a block of the KV cache, so that a cached prefix of other weights would be used."""
+"""Lengths of the two prompts. The second is longer than a block of the KV cache, so that a cached prefix of other
+weights would be used."""
 RESPONSE_TOKENS = 12
 
 
 class RoutingMismatch(RuntimeError):
-    """Engine or trainer do not compute what they were given, or the check cannot tell; they must not be used."""
+    """Error: engine or trainer compute something else than what they were given, or the check cannot tell."""
 
 
-def check(engine: RolloutEngine, folder: str, dtype: str, whole: bool = True, trust_remote_code: bool = False) -> float:
+def check(engine: RolloutEngine, folder: str, dtype: str, full: bool = True, trust_remote_code: bool = False) -> float:
     """Compare the engine's and the trainer's forward with transformers'; return the largest difference, in nats (rms).
 
     Args:
         engine: with nothing to do.
         folder: of the checkpoint that it serves.
         dtype: of its weights, a torch dtype's name.
-        whole: also a run of the whole model, which takes the engine as much memory as the base.
+        full: also a run of the whole model, which takes the engine as much memory as the base.
 
     Raises:
         RoutingMismatch: a path differs from the plain forward, or could not be told from another run's.
     """
     plain = PlainForward(folder, dtype, trust_remote_code)
-    runs = _changed_weights(plain, whole)
+    runs = _changed_weights(plain, full)
     random = np.random.default_rng(0)
     vocabulary = plain.model.config.vocab_size
     prompts = [random.integers(0, vocabulary, length).astype(np.int32) for length in PROMPT_TOKENS]
@@ -107,14 +108,14 @@ def check(engine: RolloutEngine, folder: str, dtype: str, whole: bool = True, tr
     return max(worst, difference)
 
 
-def _changed_weights(plain: PlainForward, whole: bool) -> dict[str | None, Mapping[str, Tensor]]:
-    """Weights of each run that is checked; None is the base."""
+def _changed_weights(plain: PlainForward, full: bool) -> dict[str | None, Mapping[str, Tensor]]:
+    """Make the weights of each run that is checked; None is the base."""
     count = plain.model.config.num_hidden_layers
     runs: dict[str | None, Mapping[str, Tensor]] = {None: {}}
     for k in sorted({0, count // 2, count - 1}):
         amounts = {name: BLOCK_CHANGE for name in plain.weights if name.startswith(BLOCK.format(k))}
         runs[f"selfcheck-{k}"] = ChangedWeights(plain.weights, amounts, seed=k)
-    if whole:
+    if full:
         blocks = BLOCK.split("{")[0]
         amounts = {name: ALL_BLOCKS_CHANGE if name.startswith(blocks) else OUTER_CHANGE for name in plain.weights}
         runs["selfcheck-full"] = ChangedWeights(plain.weights, amounts, seed=count)
@@ -124,7 +125,7 @@ def _changed_weights(plain: PlainForward, whole: bool) -> dict[str | None, Mappi
 def _serve(
     engine: RolloutEngine, runs: Mapping[str | None, Mapping[str, Tensor]], prompts: list[np.ndarray]
 ) -> dict[str | None, Completions]:
-    """Responses of every run to the same prompts, in one batch.
+    """Generate responses of every run to the same prompts, in one batch.
 
     The middle run has served other weights just before: its second version must not meet what they left behind.
     """
@@ -150,14 +151,14 @@ def _responses(weights: Mapping[str, Tensor], prompts: list[np.ndarray], done: C
 def _logprobs(
     plain: PlainForward, responses: Mapping[str | None, list[ScoredResponse]], dtype: torch.dtype
 ) -> dict[str | None, Tensor]:
-    """Each run's log-probabilities [tokens of all its responses]."""
+    """Return each run's log-probabilities [tokens of all its responses]."""
     found = iter(plain.logprobs([response for several in responses.values() for response in several], dtype))
     return {run: torch.cat([next(found) for _ in several]) for run, several in responses.items()}
 
 
 @torch.no_grad()
 def _trainer_logprobs(plain: PlainForward, prompts: list[np.ndarray], done: Completions) -> Tensor:
-    """The base's log-probabilities [tokens] as the trainer computes them. The plain forward is a trunk afterwards."""
+    """Return the base's log-probabilities [tokens] as the trainer computes them; turns the plain model into a trunk."""
     trunk = Trunk(plain.model)
     found = torch.empty(len(done.tokens))
     for batch in pack(prompts, done.tokens, done.lengths, range(len(prompts)), max_tokens=1 << 20):
@@ -166,7 +167,7 @@ def _trainer_logprobs(plain: PlainForward, prompts: list[np.ndarray], done: Comp
 
 
 def _rounding_scale(dtype: str, terms: int) -> float:
-    """Rounding in `dtype` over rounding in bfloat16, for matrix products of so many terms."""
+    """Return rounding in `dtype` over rounding in bfloat16, for matrix products of so many terms."""
     ratio = 2.0 ** {"bfloat16": 0, "float16": -3, "float32": -16}[dtype]
     return ratio * math.sqrt(terms) if dtype == "float32" else ratio
 

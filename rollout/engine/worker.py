@@ -1,4 +1,4 @@
-"""What layersweep adds to vLLM's worker process, through vLLM's `worker_extension_cls`."""
+"""Extension of vLLM's worker process, through vLLM's `worker_extension_cls`."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -10,23 +10,23 @@ from torch import Tensor
 
 from . import model  # noqa: F401  registers the routed models in vLLM's worker process
 from .overlay import EngineOverlay
-from .route import RowRouting, run_of
+from .row_routing import RowRouting, run_of
 
 
 def _forward_v1(runner: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
-    """The V1 model runner's forward, after telling the model whose rows are whose."""
+    """Run the V1 model runner's forward, after telling the model which rows belong to which run."""
     batch = runner.input_batch
     starts = runner.query_start_loc.np[: batch.num_reqs + 1]
     runs = [run_of(runner.requests[name].sampling_params) for name in batch.req_ids]
-    runner.model.route = RowRouting(runs, np.diff(starts), runner.device)
+    runner.model.routing = RowRouting(runs, np.diff(starts), runner.device)
     return forward(*args, **kwargs)
 
 
 class OverlayWorker:
-    """Methods that vLLM's worker gets; called with `collective_rpc`, on every tensor-parallel rank alike."""
+    """Methods added to vLLM's worker; called with `collective_rpc`, on every tensor-parallel rank alike."""
 
     def install_routing(self) -> None:
-        """Once, after the model is loaded and before the first request."""
+        """Install routing; called once, after the model is loaded and before the first request."""
         if not self.vllm_config.use_v2_model_runner:
             runner = self.model_runner
             runner._model_forward = partial(_forward_v1, runner, runner._model_forward)
@@ -44,4 +44,5 @@ class OverlayWorker:
         return overlay.bytes
 
     def drop_overlay(self, run: str) -> None:
+        """Forget a run's weights, if there are any."""
         self.model_runner.model.overlays.pop(run, None)

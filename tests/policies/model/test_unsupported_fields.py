@@ -30,7 +30,7 @@ LLAMA, QWEN2, QWEN3 = ({"architectures": [f"{name}ForCausalLM"]} | SIZES for nam
     ],
 )
 def test_a_model_that_would_be_another_one_is_refused_by_its_field(config, field):
-    with pytest.raises(ValueError, match=f"^config.json: {field} "):
+    with pytest.raises(ValueError, match=f"^config.json: {field}: "):
         Architecture.from_config(config)
 
 
@@ -48,8 +48,3 @@ def test_a_model_that_would_be_another_one_is_refused_by_its_field(config, field
 )
 def test_models_that_are_computed_alike_pass(config):
     assert unsupported_fields(config) == {}
-
-
-def test_heads_too_narrow_for_the_engine_are_refused():
-    with pytest.raises(ValueError, match="head_dim 16 is below 32"):
-        Architecture.from_config(LLAMA | {"num_attention_heads": 4})

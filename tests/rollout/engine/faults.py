@@ -18,7 +18,7 @@ from layersweep.rollout.config import RolloutConfig  # noqa: E402
 from layersweep.rollout.engine import model, overlay  # noqa: E402
 from layersweep.rollout.engine.engine import RolloutEngine  # noqa: E402
 from layersweep.rollout.engine.overlay import EngineOverlay, LayerOverlay  # noqa: E402
-from layersweep.rollout.engine.route import RowRouting  # noqa: E402
+from layersweep.rollout.engine.row_routing import RowRouting  # noqa: E402
 from layersweep.rollout.engine.selfcheck import RoutingMismatch, check  # noqa: E402
 from layersweep.rollout.engine.worker import OverlayWorker  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""Which rows of a batch belong to which run."""
+"""Assignment of a batch's rows to runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -8,18 +8,19 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-Part = tuple[Tensor | None, T | None]
-"""(rows, what serves them): rows None means all of them, the second None means the base."""
+RowGroup = tuple[Tensor | None, T | None]
+"""Row indices and the overlay's part that computes them; indices None means all rows, an overlay None the base."""
 RUN = "layersweep_run"
-"""The key of a request's run in `SamplingParams.extra_args`."""
+"""Key of a request's run in `SamplingParams.extra_args`."""
 
 
 def run_of(sampling_params: Any) -> str | None:
+    """Return the run that a request belongs to; None is the base."""
     return (sampling_params.extra_args or {}).get(RUN)
 
 
 class RowRouting:
-    """The runs of one scheduled batch.
+    """Runs of the rows of one scheduled batch.
 
     Args:
         runs: the run of each request, in batch order; None is the base model.
@@ -34,12 +35,12 @@ class RowRouting:
         self.of_token = np.repeat(self.of_request, lengths)
         self.device = device
 
-    def split(self, overlays: Mapping[str, object], part: Callable[..., T | None], rows: int) -> list[Part]:
-        """The rows that differ and those that do not, for one place in the model.
+    def split(self, overlays: Mapping[str, object], part: Callable[..., T | None], rows: int) -> list[RowGroup]:
+        """Group the rows by the overlay that computes them at one point of the model.
 
         Args:
             overlays: each run's overlay.
-            part: takes an overlay, gives what it has for this place, or None.
+            part: returns what an overlay has for this point, or None.
             rows: how many rows there are; as many as requests means one row a request (the sampled ones),
                 anything from the number of scheduled tokens on means token rows, padded with base rows.
         """
@@ -51,18 +52,18 @@ class RowRouting:
             of_row = np.concatenate([of_row, np.full(rows - len(of_row), -1, np.int32)])
         elif rows != len(of_row):
             raise ValueError(f"cannot tell the runs of {rows} rows in a batch of {len(self.of_request)} requests")
-        parts: list[Part] = []
+        groups: list[RowGroup] = []
         left = np.ones(rows, bool)
         for i, own in owners:
             mine = of_row == i
             if mine.all():
                 return [(None, own)]
             if mine.any():
-                parts.append((self._index(mine), own))
+                groups.append((self._index(mine), own))
                 left &= ~mine
         if left.any():
-            parts.append((self._index(left) if parts else None, None))
-        return parts
+            groups.append((self._index(left) if groups else None, None))
+        return groups
 
     def _index(self, mask: np.ndarray) -> Tensor:
         return torch.from_numpy(np.flatnonzero(mask)).to(self.device, non_blocking=True)
