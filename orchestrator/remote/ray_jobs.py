@@ -24,6 +24,8 @@ READER = "reader-"
 """First part of the id of a job that reads files."""
 STOP_SECONDS = 600
 """Seconds that a stopped sweep may write checkpoints before Ray kills it."""
+REFUSED = 2
+"""Exit code of a driver that was given what it cannot run, such as a folder that holds a sweep already."""
 AGENT_SECONDS = 90.0
 """Seconds that a head node's job agent may take to come up, beside those that Ray waits itself."""
 BEGIN_SECONDS = 600.0
@@ -110,14 +112,14 @@ class Cluster:
         before = self._ended(spec.name)
         # Numbered: Ray refuses a second job of the same id, so of two submits at the same moment one is refused.
         number = 1 + max((int(job.id.rpartition("-")[2]) for job in before), default=0)
-        folder = spec.folder
+        job_id, folder = f"{PREFIX}{spec.name}-{number}", spec.folder
         command = ["resume", folder, SPEC] if resume else ["run", SPEC, *(["--fresh"] if fresh else [])]
         with job_package(spec, extra) as package:
             try:
                 self._ask(
                     self.client.submit_job,
                     entrypoint=f"{PYTHON} {shlex.join(['-m', 'layersweep', *command, '--address=auto'])}",
-                    submission_id=f"{PREFIX}{spec.name}-{number}",
+                    submission_id=job_id,
                     metadata={"job_name": spec.name, "sweep": spec.name, "folder": folder},
                     runtime_env={
                         "working_dir": package,
@@ -127,7 +129,7 @@ class Cluster:
             except SpecError:
                 self._ended(spec.name)  # says so if another came first meanwhile
                 raise
-        return self.find(spec.name)
+        return next(job for job in self._jobs(spec.name) if job.id == job_id)
 
     def wait_until_begun(self, job: Job, seconds: float = BEGIN_SECONDS) -> Job:
         """Waits until the driver has begun the sweep, or has ended, with a line on standard error now and then.
@@ -145,7 +147,7 @@ class Cluster:
                 waited = f"{said - start:.0f} s, at most {seconds:.0f}"
                 print(f"{job.id}: {job.status.lower()}, waiting for it to begin ({waited})", file=sys.stderr)
             time.sleep(0.5)
-            job = self.find(job.sweep)
+            job = self.renewed(job)
         return job
 
     def has_begun(self, job: Job) -> bool:
@@ -166,15 +168,20 @@ class Cluster:
         return jobs
 
     def find(self, sweep: str) -> Job:
-        """Returns the latest job of a sweep.
+        """Returns the latest job of a sweep that was not refused by its driver; where all were, the latest.
 
         Raises:
             SpecError: there is none of this name.
         """
-        if found := self._jobs(sweep):
+        jobs = self._jobs(sweep)
+        if found := [job for job in jobs if job.exit_code != REFUSED] or jobs:
             return max(found, key=lambda job: int(job.id.rpartition("-")[2]))
         known = sorted({job.sweep for job in self._jobs()})
         raise SpecError([f"{sweep}: no such sweep at {self.address}; known there: {', '.join(known) or 'none'}"])
+
+    def renewed(self, job: Job) -> Job:
+        """Returns the job as it is now."""
+        return next(other for other in self._jobs(job.sweep) if other.id == job.id)
 
     def stop(self, job: Job) -> bool:
         """Asks a sweep to write its checkpoints and end; returns False where it had ended."""
@@ -184,7 +191,7 @@ class Cluster:
         """Waits for the end of a job and returns it."""
         while not job.over:
             time.sleep(1)
-            job = self.find(job.sweep)
+            job = self.renewed(job)
         return job
 
     def logs(self, job: Job) -> str:

@@ -34,7 +34,7 @@ class SweepView:
     def refresh(self) -> None:
         """Asks the cluster for the job's status."""
         if self.cluster:
-            self.job = self.cluster.find(self.job.sweep)
+            self.job = self.cluster.renewed(self.job)
 
     def read(self, names: list[str]) -> list[bytes | None]:
         """Reads files of the sweep; None where one does not exist yet."""

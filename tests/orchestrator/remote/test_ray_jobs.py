@@ -143,6 +143,7 @@ def test_a_driver_that_refuses_is_told_by_submit(head, submitted, spec):
     said = head.run("submit", str(spec / "cluster.yaml"), expect=2)
     assert "submitted as layersweep-small-2" in said
     assert f"layersweep: name: {submitted[0]} holds a sweep already" in said
+    assert "layersweep-small-1, succeeded" in head.run("status", "small")  # still the sweep's latest job
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_sweeps_that_are_submitted_at_once_do_not_meet(head, submitted, spec):
         (spec / f"{name}.yaml").write_text(yaml.safe_dump(data))
         (spec / f"{name}-local.yaml").write_text(yaml.safe_dump(data | {"output": str(spec / "local")}))
     submits = [head.start("submit", str(spec / f"{name}.yaml")) for name in ("left", "right", "left")]
-    said = [process.communicate(timeout=100)[0] for process in submits]
+    said = [process.communicate(timeout=300)[0] for process in submits]
     codes = [process.returncode for process in submits]
     assert codes[1] == 0 and sorted(codes) == [0, 0, 2], said
     refused = said[codes.index(2)]
