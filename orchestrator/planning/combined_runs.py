@@ -38,7 +38,6 @@ def read_profile(path: str) -> "pd.DataFrame":
     Raises:
         ValueError: there is no table, or it is not a contribution table.
     """
-    from layersweep.orchestrator.statistics.contribution_table import table_problem
     from layersweep.workers.storage.tables import CONTRIBUTION
 
     source = path if path.endswith(".parquet") else f"{path.rstrip('/')}/contribution.parquet"
@@ -48,6 +47,8 @@ def read_profile(path: str) -> "pd.DataFrame":
         raise ValueError(f"profile: there is no table at {source}") from error
     except (ValueError, OSError) as error:
         raise ValueError(f"profile: {source}: {error}") from error
+    from layersweep.orchestrator.statistics.contribution_table import table_problem  # scipy: a second
+
     if problem := table_problem(table):
         raise ValueError(f"profile: {source}: {problem}")
     return table
