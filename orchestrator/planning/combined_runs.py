@@ -42,8 +42,13 @@ def read_profile(path: str) -> "pd.DataFrame":
 
     source = path if path.endswith(".parquet") else f"{path.rstrip('/')}/contribution.parquet"
     try:
-        return CONTRIBUTION.read(source)
+        table = CONTRIBUTION.read(source)
     except FileNotFoundError as error:
         raise ValueError(f"profile: there is no table at {source}") from error
     except (ValueError, OSError) as error:
         raise ValueError(f"profile: {source}: {error}") from error
+    from layersweep.orchestrator.statistics.contribution_table import table_problem  # scipy: a second
+
+    if problem := table_problem(table):
+        raise ValueError(f"profile: {source}: {problem}")
+    return table

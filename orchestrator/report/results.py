@@ -7,7 +7,8 @@ import pandas as pd
 
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.yaml_core import read_yaml
-from layersweep.orchestrator.statistics.score_arrays import KINDS, responses_of_split
+from layersweep.orchestrator.statistics.contribution_table import table_problem
+from layersweep.orchestrator.statistics.score_arrays import responses_of_split
 from layersweep.orchestrator.statistics.seeds import interval_covers, one_run_each, seeds_trained
 from layersweep.workers.storage.files import read_bytes
 from layersweep.workers.storage.tables import CONTRIBUTION, SCORES, STEPS, TableSchema
@@ -99,7 +100,7 @@ def read(source: str) -> tuple[Results, str]:
     if table is None:
         fix = "name a sweep's folder (OUTPUT/NAME) or a contribution table"
         raise SpecError([f"{path}: no such table; {fix}"])
-    if problem := _problem(table):
+    if problem := table_problem(table):
         raise SpecError([f"{path}: {problem}"])
     folder, _, name = path.rpartition("/")
     folder = folder or "."
@@ -117,18 +118,6 @@ def read(source: str) -> tuple[Results, str]:
         raise SpecError([f"{folder}/scores.parquet: {error}"]) from error
     spec = (read_bytes(f"{folder}/sweep.yaml") or b"").decode(errors="replace")
     return Results(table, steps, scores, spec), folder
-
-
-def _problem(table: pd.DataFrame) -> str | None:
-    """Find what a contribution table has that no sweep writes; None where there is nothing."""
-    if (twice := table.loc[table["selection"].duplicated(), "selection"]).size:
-        return f"{twice.iloc[0]} has more than one row"
-    if strange := sorted(set(table["kind"]) - {*KINDS}):
-        return f"{strange[0]} is no kind of selection; there are {', '.join(KINDS)}"
-    layers = table.loc[table["kind"] == "layer", "layer"]
-    if layers.isna().any() or layers.duplicated().any() or (layers < 0).any():
-        return "each single layer has one row, and a number from 0"
-    return None
 
 
 def _read(path: str, schema: TableSchema) -> pd.DataFrame | None:

@@ -5,9 +5,12 @@ import pandas as pd
 from layersweep.workers.storage.tables import CONTRIBUTION
 
 from .contribution import contribution_table
+from .score_arrays import KINDS
 
 FINAL = ("score", "score_low", "score_high", "contribution", "contribution_low", "contribution_high")
 """Repeated for the `final` split as final_score, ..."""
+STATUSES = ("failed", "running", "pruned", "completed")
+"""Status of a selection; of several seeds the first of these that one has, the worst news first."""
 
 
 def sweep_table(
@@ -70,4 +73,20 @@ def _of_runs(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
 
 def _together(status: pd.Series) -> str:
     """Status of several seeds together: the worst of them."""
-    return next(s for s in ("failed", "running", "pruned", "completed") if (status == s).any())
+    return next(s for s in STATUSES if (status == s).any())
+
+
+def table_problem(table: pd.DataFrame) -> str | None:
+    """Problem of a contribution table that no sweep has written so; None where there is none."""
+    if table["selection"].isna().any() or table["selection"].duplicated().any():
+        return "each selection has one row, and a name"
+    if strange := sorted(set(table["kind"].fillna("nothing")) - {*KINDS}):
+        return f"{strange[0]} is no kind of selection; there are {', '.join(KINDS)}"
+    if strange := sorted(set(table["status"].fillna("nothing")) - {*STATUSES}):
+        return f"{strange[0]} is no status of a selection; there are {', '.join(STATUSES)}"
+    if (table["seeds"] < 0).any():
+        return "the number of seeds is negative"
+    layers = table.loc[table["kind"] == "layer", "layer"]
+    if layers.isna().any() or layers.duplicated().any() or (layers < 0).any():
+        return "each single layer has one row, and a number from 0"
+    return None

@@ -256,10 +256,10 @@ def odd_tables(folder) -> Iterator[str]:
     })  # fmt: skip
     tables = {name: good.drop(columns=name) for name in ("selection", "kind", "score", "status")}
     for name in ("selection", "kind", "status"):
-        for what, value in {"number": 3, "null": None, "bytes": [b"\xff"] * 4, "list": [[1]] * 4}.items():
+        for what, value in {"number": 3, "null": None, "bytes": [b"\xff"] * 4, "list": [[1, 2]] * 4}.items():
             tables[f"{name}-{what}"] = good.assign(**{name: value})
     for name in ("layer", "depth", "score", "contribution", "seeds"):
-        tables |= {f"{name}-text": good.assign(**{name: "x"}), f"{name}-list": good.assign(**{name: [[1.0]] * 4}),
+        tables |= {f"{name}-text": good.assign(**{name: "x"}), f"{name}-list": good.assign(**{name: [[1.0, 2.0]] * 4}),
                    f"{name}-mapping": good.assign(**{name: [{"a": 1}] * 4})}  # fmt: skip
     for name in ("layer", "seeds"):
         tables |= {f"{name}{x}": good.assign(**{name: [x] * 4}) for x in (-1.0, 0.5, 1e300, math.inf)}

@@ -48,6 +48,7 @@ def test_a_spec_s_seed_sd_reaches_both_splits():
            "seconds": 1.0, "layer": None, "status": "completed", "reason": None}  # fmt: skip
     kinds = {"base": ("base", 0.0), "full": ("full", 1.0), "layer-00": ("layer", 0.5)}
     runs = pd.DataFrame([run | {"selection": name, "kind": kind} for name, (kind, _) in kinds.items()])
+    runs.loc[runs["kind"] == "layer", ["layer", "depth"]] = 0
     scores = pd.DataFrame([
         {"selection": name, "seed": 0, "step": 0, "suite": "a", "split": split, "prompt": prompt, "sample": 0,
          "score": score, "response_tokens": 3, "truncated": False, "format_ok": True, "category": None}
