@@ -136,7 +136,7 @@ class Panel:
     constant: str | None = None
     """Text in place of the chart of something that never changed."""
     phases: Sequence[str] = ()
-    """Its legend: names that the style sheet colours."""
+    """Legend: names that the style sheet colours."""
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

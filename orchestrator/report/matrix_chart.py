@@ -76,7 +76,7 @@ def vote_rows(found: SolvedOverlap) -> list[tuple[str, str]]:
 
 
 def mean_overlap(square: pd.DataFrame) -> float:
-    """Over pairs of different models; NaN where no pair has one."""
+    """Average over pairs of different models; NaN where no pair has one."""
     count = len(square)
     pairs = [square.iat[i, j] for i in range(count) for j in range(i)]
     known = [value for value in pairs if math.isfinite(value)]

@@ -34,7 +34,7 @@ class LegendEntry:
     """Entry of a legend: a mark and what it means."""
 
     mark: str
-    """line, diamond, or the class of a dot."""
+    """Kind of mark: line, diamond, or the class of a dot."""
     name: str
     colour: Colour | None = None
     cls: str = ""

@@ -53,7 +53,7 @@ class Results:
         return int(known.max()) if len(known) else 0
 
     def kind(self, selection: str) -> str:
-        """base, full, layer, layers or trial."""
+        """Kind of a selection: base, full, layer, layers or trial."""
         return self._rows[selection]["kind"]
 
     def depth(self, selection: str) -> float:

@@ -21,7 +21,7 @@ class SolvedOverlap:
     """Single-layer models, all at the same step, against each other."""
 
     layers: list[str]
-    """Their selections, by depth."""
+    """Selections of the models, by depth."""
     jaccard: pd.DataFrame
     """[layers, layers] prompts that both solve, of those that either solves; NaN where neither solves any."""
     beyond_base: pd.DataFrame
@@ -99,5 +99,5 @@ def jaccard(solves: pd.DataFrame) -> pd.DataFrame:
 
 
 def _mean(values: pd.Series) -> float:
-    """Over prompts, then over suites."""
+    """Average over prompts, then over suites."""
     return float(values.astype(float).groupby(level=["suite", "prompt"]).mean().groupby(level="suite").mean().mean())

@@ -9,6 +9,7 @@ import yaml
 from layersweep.cli import DEMO, main
 from layersweep.orchestrator.commands.compare import show_comparison
 from layersweep.orchestrator.execution.progress import Progress
+from layersweep.orchestrator.execution.run_state import RunState
 from layersweep.orchestrator.report.terminal_table import show_table
 from layersweep.orchestrator.statistics.layer_profile import profile
 from layersweep.orchestrator.statistics.profile_agreement import compare_all, concentrations
@@ -60,7 +61,8 @@ def test_status_in_a_folder_with_brackets(tmp_path, capsys, reason):
 @pytest.mark.parametrize("reason", REASONS)
 def test_progress(capsys, reason):
     progress = Progress([f"layers{reason}-seed0"], steps=1, interval=0.0)
-    progress.ended(f"layers{reason}-seed0", "failed", reason)
+    progress.entered(f"layers{reason}-seed0", RunState.FAILED)
+    progress.ended(f"layers{reason}-seed0", reason)
     assert f"layers{reason}-seed0 failed: {reason}" in capsys.readouterr().err
     progress.console.print(progress._table())  # as a live terminal shows it
     assert f"layers{reason}-seed0 " in capsys.readouterr().err

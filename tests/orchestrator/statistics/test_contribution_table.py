@@ -45,10 +45,12 @@ def test_a_spec_s_seed_sd_reaches_both_splits():
     var_layer = var_full = .01 with seed_sd .1, and the interval's ends are the roots of (.5 - C)^2 = t^2 .01 (1 + C^2)
     """
     run = {"seed": 0, "depth": None, "layers": None, "trainable_parameters": None, "learning_rate": 1e-3,
-           "seconds": 1.0, "layer": None, "status": "completed", "reason": None}  # fmt: skip
+           "seconds": 1.0, "status": "completed", "reason": None}  # fmt: skip
     kinds = {"base": ("base", 0.0), "full": ("full", 1.0), "layer-00": ("layer", 0.5)}
-    runs = pd.DataFrame([run | {"selection": name, "kind": kind} for name, (kind, _) in kinds.items()])
-    runs.loc[runs["kind"] == "layer", ["layer", "depth"]] = 0
+    layer_of = {"layer-00": 0}
+    runs = pd.DataFrame(
+        [run | {"selection": name, "kind": kind, "layer": layer_of.get(name)} for name, (kind, _) in kinds.items()]
+    )
     scores = pd.DataFrame([
         {"selection": name, "seed": 0, "step": 0, "suite": "a", "split": split, "prompt": prompt, "sample": 0,
          "score": score, "response_tokens": 3, "truncated": False, "format_ok": True, "category": None}
