@@ -21,9 +21,9 @@ from layersweep.workers.storage.files import write_atomically
 from layersweep.workers.storage.tables import CONTRIBUTION, PHASES, STEPS, TableSchema
 
 SECONDS = 5.0
-"""Between two looks at a folder."""
+"""Seconds between two looks at a folder."""
 SECONDS_BY_JOB = 30.0
-"""Between two looks through a cluster; each starts a small job there."""
+"""Seconds between two looks through a cluster; each starts a small job there."""
 
 
 def show_status(sweep: SweepView, watch: bool) -> bool:

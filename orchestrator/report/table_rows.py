@@ -12,7 +12,9 @@ from .results import Results
 
 
 @dataclass(frozen=True)
-class ShownColumn:
+class PageColumn:
+    """Column of the page's table."""
+
     title: str
     meaning: str
     name: str
@@ -39,12 +41,12 @@ class TableRow:
     """C and its interval, drawn on the scale of all rows."""
 
 
-def _decimals(title: str, meaning: str, name: str, digits: int = 2, scale: float = 1) -> ShownColumn:
-    return ShownColumn(title, meaning, name, lambda row: format_number(row[name] * scale, digits))
+def _decimals(title: str, meaning: str, name: str, digits: int = 2, scale: float = 1) -> PageColumn:
+    return PageColumn(title, meaning, name, lambda row: format_number(row[name] * scale, digits))
 
 
-def _count(title: str, meaning: str, name: str) -> ShownColumn:
-    return ShownColumn(title, meaning, name, lambda row: "–" if pd.isna(row[name]) else f"{row[name]:,}")
+def _count(title: str, meaning: str, name: str) -> PageColumn:
+    return PageColumn(title, meaning, name, lambda row: "–" if pd.isna(row[name]) else f"{row[name]:,}")
 
 
 def _interval_of_c(row: dict) -> str:
@@ -64,12 +66,12 @@ def _rate(row: dict) -> str:
 
 COLUMNS = (
     _decimals("C", "layer contribution", "contribution"),
-    ShownColumn("95 %", "interval of C", "contribution_low", _interval_of_c),
+    PageColumn("95 %", "interval of C", "contribution_low", _interval_of_c),
     _count("rank", "among single layers", "rank"),
     _decimals("P best", "probability of being the best layer", "p_best"),
     _decimals("P top 3", "probability of being among the best three", "p_top"),
     _decimals("score", "mean over suites of the mean over prompts", "score", 3),
-    ShownColumn("95 %", "interval of the score", "score_low", _score_interval),
+    PageColumn("95 %", "interval of the score", "score_low", _score_interval),
     _decimals("C untr.", "C on the responses that were not truncated", "contribution_untruncated"),
     _decimals("C final", "C on the final split", "final_contribution"),
     _decimals("tokens", "mean response length", "response_tokens", 1),
@@ -77,12 +79,12 @@ COLUMNS = (
     _decimals("format %", "answers that could be parsed", "format_fraction", 1, 100),
     _decimals("moved", "L2 norm of the weights' change", "update_norm"),
     _count("trained", "trainable parameters", "trainable_parameters"),
-    ShownColumn("rate", "learning rate", "learning_rate", _rate),
+    PageColumn("rate", "learning rate", "learning_rate", _rate),
     _count("steps", "training steps", "steps"),
     _count("seeds", "RL seeds trained", "seeds"),
     _count("generated", "tokens generated in training", "generated_tokens"),
     _decimals("seconds", "from start to end of its runs", "seconds", 0),
-    ShownColumn("status", "completed, running, pruned or failed", "status", lambda row: row["status"]),
+    PageColumn("status", "completed, running, pruned or failed", "status", lambda row: row["status"]),
 )
 
 

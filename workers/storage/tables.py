@@ -56,7 +56,7 @@ class TableSchema:
 
     @cached_property
     def types(self) -> dict[str, str]:
-        """pandas dtype by column, in the order of the file."""
+        """Type by column, as pandas names it, in the order of the file."""
         return {column.name: column.type for column in self.columns}
 
     def check(self, names: Iterable[str]) -> None:
