@@ -18,7 +18,7 @@ ROLLOUT_FROM_POLICIES = {"policies.strict", "policies.config", "policies.selecti
 HEADLESS = re.compile(
     r"(Of|That|And|Or|By|As|Who|Whom|Whose|Whoever|Which|Where|When|What|If|Why|With|Without|In|On|At|To|From|For|"
     r"Beside|Besides|Between|Over|Under|Until|Till|While|Since|Because|But|So|Such|Than|Then|There|Here|It|They|He|She|"
-    r"His|Their|Its|Is|Are|Has|Have|Can|May|Must|Also|Not|Everybody|Nobody|Somebody)\b|(?!(null|bool)\b)[a-z]+(?![\w.:`'])"
+    r"His|Their|Its|Is|Are|Has|Can|May|Must|Also|Not|Everybody|Nobody|Somebody)\b|(?!(null|bool)\b)[a-z]+(?![\w.:`'])"
 )
 """First words of a docstring that are neither a verb nor a noun; names such as vLLM or sweep.yaml may be lower case."""
 

@@ -78,8 +78,10 @@ def _together(status: pd.Series) -> str:
 
 def table_problem(table: pd.DataFrame) -> str | None:
     """Problem of a contribution table that no sweep has written so; None where there is none."""
-    if table["selection"].isna().any() or table["selection"].duplicated().any():
-        return "each selection has one row, and a name"
+    if table["selection"].isna().any():
+        return "a row has no selection"
+    if (twice := table["selection"].duplicated()).any():
+        return f"{table.loc[twice, 'selection'].iloc[0]} has more than one row"
     if strange := sorted(set(table["kind"].fillna("nothing")) - {*KINDS}):
         return f"{strange[0]} is no kind of selection; there are {', '.join(KINDS)}"
     if strange := sorted(set(table["status"].fillna("nothing")) - {*STATUSES}):
