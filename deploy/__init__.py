@@ -1,1 +1,1 @@
-"""What is shipped beside the code: sweeps, lock files, manifests."""
+"""Files that are shipped beside the code: sweeps, lock files, manifests."""

@@ -1,4 +1,4 @@
-"""What travels between the engine, the rollout worker and the trainer: plain columns, cheap to ship."""
+"""Data that travels between engine, rollout worker and trainer: plain columns, cheap to ship."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Prompt:
     text: str | None = None
     messages: tuple[dict[str, str], ...] | None = None
     truth: Any = None
-    """What the task needs to score a response: an answer, unit tests, ... Plain JSON-like data."""
+    """Reference that the task scores a response by: an answer, unit tests, ... Plain JSON-like data."""
     info: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Response:
-    """What the model wrote to one prompt."""
+    """One response of the model to a prompt."""
 
     text: str
     """The decoded response without special tokens."""
@@ -42,7 +42,7 @@ class Score:
     """The verdict on one response."""
 
     reward: float
-    """In [0, 1] for the tasks of the study (binary: right or wrong)."""
+    """Reward, in [0, 1] for the tasks of the study (binary: right or wrong)."""
     format_ok: bool
     """Whether an answer could be read from the response at all, right or wrong."""
     judged: bool = True
@@ -93,7 +93,7 @@ class Completions:
     lengths: np.ndarray
     finished: np.ndarray
     version: int
-    """Of the weights that wrote them; 0 is the base model."""
+    """Version of the weights that generated them; 0 is the base model."""
     cpu_seconds: float = 0.0
     """This request's share of the engine's CPU time."""
 
@@ -105,16 +105,16 @@ class Completions:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What it took to give the engine a run's new weights."""
+    """Cost of one push of a run's weights to the engine."""
 
     bytes: int
     cpu_seconds: float
-    """Of the engine."""
+    """CPU seconds of the engine."""
 
 
 @dataclass(frozen=True)
 class Experience:
-    """What a trainer learns from: one row per response, or per (trajectory, step) of an episode.
+    """Training data of one step: one row per response, or per (trajectory, step) of an episode.
 
     Rows with the same prompt tokens share the prompt's computation in the trainer. All arrays have one entry
     per row; `tokens` and `logprobs` are flat, cut by `lengths`.
@@ -124,14 +124,14 @@ class Experience:
     """int32 prompt tokens of each row."""
     tokens: np.ndarray
     logprobs: np.ndarray
-    """Of the sampling engine, the pi_old of the loss."""
+    """Log-probabilities by the sampling engine, in nats: the pi_old of the loss."""
     lengths: np.ndarray
     reward: np.ndarray
     """float32: of the response, or of this step of the episode."""
     group: np.ndarray
     """Rows of one group answer the same question; advantages compare within it."""
     trajectory: np.ndarray
-    """Which episode a row belongs to; each row is its own where there is one response per prompt."""
+    """Number of the episode that a row belongs to; each row is its own where there is one response per prompt."""
     step: np.ndarray
     """The turn within the episode, from 0."""
     truncated: np.ndarray
@@ -142,7 +142,7 @@ class Experience:
     seconds: dict[str, float] = field(default_factory=dict)
     """CPU and wall seconds of the rollout by phase."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """What else is known of the rollout, by column of steps.parquet (episodes: success rate, length, ...)."""
+    """Further metrics of the rollout, by column of steps.parquet (episodes: success rate, length, ...)."""
 
 
 @dataclass(frozen=True)
@@ -152,13 +152,13 @@ class ScoredResponses:
     prompt: np.ndarray
     """Identifiers of the prompts."""
     sample: np.ndarray
-    """Which of its prompt's responses a row is, from 0."""
+    """Number of the response to its prompt, from 0."""
     score: np.ndarray
     response_tokens: np.ndarray
     truncated: np.ndarray
     format_ok: np.ndarray
     category: np.ndarray
-    """Of the prompt, where an environment has categories; else None."""
+    """Category of the prompt, where an environment has categories; else None."""
     losses: np.ndarray
     """Times that the environment failed; 2: given up."""
 

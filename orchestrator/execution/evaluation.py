@@ -16,7 +16,7 @@ from .weight_sync import WeightSync
 
 
 class Evaluator:
-    """Has one run's weights scored.
+    """Scores one run's weights.
 
     Args:
         slot: the run's engine slot.

@@ -1,4 +1,4 @@
-"""What makes a sweep the experiment that it is, from one start to the next: spec, model, data, what was decided.
+"""The manifest of a sweep: spec, model, data and decisions, which hold from one start to the next.
 
 Kept in `<sweep>/checkpoints/experiment.json`. A sweep that goes on may get more layers, seeds, steps and combined
 runs, and other machines; anything else would mix two experiments in one table.
@@ -24,7 +24,7 @@ MAY_CHANGE = (
     "resources.", "recovery.", "tracking.", "rollout.", "training.micro_batch_tokens", "training.prefix_cache",
     "evaluation.every", "evaluation.finalists", "evaluation.seed_sd", "output",
 )  # fmt: skip
-"""Where and how fast, not what."""
+"""Fields that may differ from one start to the next: they say where and how fast, not what."""
 MUST_NOT_CHANGE = ("rollout.dtype", "resources.trainer_ranks", "resources.full_trainer_ranks")
 """Except these: the numbers depend on them, or the layout of checkpoints."""
 MAY_GROW = ("layers", "seeds", "training.steps", "combine", "include_full")
@@ -148,7 +148,7 @@ class SweepManifest:
 
 
 def _shrunk(old: SweepSpec, new: SweepSpec, count: int) -> Iterator[str]:
-    """What may only be added to."""
+    """Yield the fields from which something was taken away that may only be added to."""
     if isinstance(old.layers, LayerSearch) or isinstance(new.layers, LayerSearch):
         for name, was, now in (("layers", old.layers, new.layers),
                                ("training.steps", old.training.steps, new.training.steps)):  # fmt: skip

@@ -13,7 +13,7 @@ from layersweep.orchestrator.spec.errors import SpecError
 
 
 def wait_for_room(plan: Plan) -> None:
-    """Until the cluster can place what the sweep needs at least; its autoscaler is told what it could use.
+    """Wait until the cluster can place what the sweep needs at least; its autoscaler is told what it could use.
 
     Raises:
         SpecError: it cannot after `resources.wait_for_nodes` seconds.
@@ -42,6 +42,6 @@ def resources_of(nodes: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 @cache
 def cpus_of(node: str) -> int:
-    """That Ray counts on a node; 1 at least."""
+    """Number of CPUs that Ray counts on a node, at least 1."""
     here = sum(there["Resources"].get("CPU", 0) for there in ray.nodes() if there["NodeID"] == node)
     return max(1, int(here))

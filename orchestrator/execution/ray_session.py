@@ -69,7 +69,7 @@ def _free_agent_port() -> None:
 
 
 def _wait_for_names(namespace: str) -> None:
-    """Until no sweep of this name has actors on the cluster. Those of a driver that was killed end by themselves.
+    """Wait until no sweep of this name has actors on the cluster. Those of a killed driver end by themselves.
 
     Raises:
         SpecError: there still is one after NAMES_SECONDS.

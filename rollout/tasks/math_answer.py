@@ -180,7 +180,7 @@ def boxes(text: str) -> list[Box]:
         return []
     found: list[Box] = []
     open_braces: list[tuple[int, int] | None] = []
-    """For the brace of a box its command's start and its own end, else None."""
+    """Span of a box, from its command's start to its brace's end; None for any other brace."""
     depth, brace_of_box = 0, None
     for token in _BOX_TOKEN.finditer(text):
         if token[0] == "{":
