@@ -1,10 +1,12 @@
 """Faults against sweeps that are running; tests/helpers/chaos.py has the harness, and a longer series of them."""
 
 import random
+import signal
 
 import pytest
 
 from tests.helpers.chaos import Processes, began, check, spec, start, sweep_through, undisturbed, wait_for
+from tests.helpers.signals import stop_and_resume
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -21,6 +23,13 @@ def test_six_faults_change_nothing(tmp_path, expected, capsys):
     faults = ["trainer", "hung engine", "truncated", "collector", "engine", "driver"]
     came = sweep_through(tmp_path, faults, random.Random(0), print)
     assert came >= 5, capsys.readouterr().out  # the sweep may be done before the last
+    check(tmp_path, expected)
+
+
+def test_stop_signals_to_driver_and_group_change_nothing(tmp_path, expected):
+    """Three of tests/helpers/signals.py, which has all kinds: exit 3, nothing left, and in the end the same table."""
+    kinds = [(signal.SIGTERM, True), (signal.SIGHUP, False), (signal.SIGHUP, True)]
+    assert stop_and_resume(tmp_path, kinds, random.Random(1), print) >= 1
     check(tmp_path, expected)
 
 

@@ -15,6 +15,7 @@ from layersweep.orchestrator.execution.step_checks import steps_without_reward
 from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.spec.load import parse_spec
 from tests.helpers.chaos import Processes, spec, start
+from tests.helpers.model_folders import edit_weights, make
 
 
 def write(path, data) -> str:
@@ -26,14 +27,7 @@ def write(path, data) -> str:
 def begun(tmp_path):
     """A sweep over a local model and local data that has begun and done nothing yet: its spec, as plain data."""
     model = tmp_path / "model"
-    model.mkdir()
-    config = {
-        "architectures": ["Qwen3ForCausalLM"], "num_hidden_layers": 6, "hidden_size": 64, "head_dim": 32,
-        "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 32,
-    }  # fmt: skip
-    (model / "config.json").write_text(json.dumps(config))
-    (model / "model.safetensors").write_bytes(b"weights")
-    (model / "tokenizer.json").write_text("{}")
+    make(model, num_hidden_layers=6)
     rows = [{"question": f"What is {i} plus {i}?", "answer": str(2 * i)} for i in range(60)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = yaml.safe_load(open(DEMO)) | {
@@ -99,7 +93,7 @@ def test_what_would_mix_two_experiments_is_refused(begun, tmp_path, capsys, chan
 def test_what_may_be_added_or_moved_is_taken_over(begun, tmp_path, changes):
     experiment = SweepManifest.load(str(tmp_path / "out/demo"))
     experiment.finish()
-    experiment.go_on(make_plan(parse_spec(changed(begun, changes))))
+    experiment.update_spec(make_plan(parse_spec(changed(begun, changes))))
     assert not experiment.finished
     assert SweepManifest.load(str(tmp_path / "out/demo")) == experiment
 
@@ -115,11 +109,11 @@ def test_the_order_of_the_rows_is_no_change(begun, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(sorted(path.read_text().splitlines(keepends=True), reverse=True)))
     experiment = SweepManifest.load(str(tmp_path / "out/demo"))
-    experiment.go_on(make_plan(parse_spec(begun)))
+    experiment.update_spec(make_plan(parse_spec(begun)))
 
 
 def test_a_changed_model_is_refused(begun, tmp_path, capsys):
-    (tmp_path / "model/model.safetensors").write_bytes(b"Weights")
+    edit_weights(tmp_path / "model", lambda weights: weights["model.norm.weight"].add_(1))
     assert main(["resume", str(tmp_path / "out/demo")]) == 2
     assert "model: model.safetensors has changed since the sweep began" in capsys.readouterr().err
 

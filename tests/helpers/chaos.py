@@ -44,11 +44,14 @@ def spec(folder: Path, **sections) -> Path:
     return path
 
 
-def start(command: str, target: str, log: Path, *options: str) -> subprocess.Popen:
-    """`layersweep run|resume`, its output appended to the log."""
+def start(command: str, target: str, log: Path, *options: str, own_group: bool = False) -> subprocess.Popen:
+    """Start `layersweep run|resume`, its output appended to the log; `own_group`: as a shell does."""
     with log.open("a") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "layersweep", command, target, *options], stdout=file, stderr=file
+            [sys.executable, "-m", "layersweep", command, target, *options],
+            stdout=file,
+            stderr=file,
+            process_group=0 if own_group else None,
         )
 
 

@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
-
-from transformers import Qwen3Config, Qwen3ForCausalLM  # isort: skip
+from transformers import AutoModelForCausalLM
 
 from layersweep.orchestrator.execution.manifest import model_files
 from layersweep.orchestrator.planning.checks import make_plan
@@ -18,32 +15,7 @@ from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.workers.startup.tiny_model_training import character_tokenizer
-
-ALPHABET = "0123456789+?Whatis "
-VOCABULARY = len(set(ALPHABET)) + 2
-SIZES = {
-    "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 256,
-    "tie_word_embeddings": False, "eos_token_id": 1, "bos_token_id": None, "pad_token_id": 0,
-}  # fmt: skip
-FAMILIES = {
-    "llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-}  # fmt: skip
-TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}{% if thinking %}?{% endif %}"
-
-
-def make(
-    folder: Path, family: str = "qwen3", template: str | None = TEMPLATE, dtype=torch.float32, shard="5GB", **sizes
-):
-    """A random model with a tokenizer of single characters; its folder."""
-    torch.manual_seed(0)
-    config, model = FAMILIES[family]
-    model(config(**(SIZES | sizes))).to(dtype).save_pretrained(folder, max_shard_size=shard)
-    tokenizer = character_tokenizer(ALPHABET)
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(folder)
-    return folder
+from tests.helpers.model_folders import ALPHABET, TEMPLATE, VOCABULARY, edit_config, edit_weights, make
 
 
 def plan(folder: Path, run: bool = True, **sections) -> Plan:
@@ -63,18 +35,6 @@ def plan(folder: Path, run: bool = True, **sections) -> Plan:
     for name, section in sections.items():
         spec[name] = spec.get(name, {}) | section
     return make_plan(parse_spec(spec), fetch=run)
-
-
-def edit_config(folder: Path, **changes) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def edit_weights(folder: Path, change) -> None:
-    file = folder / "model.safetensors"
-    weights = load_file(file)
-    change(weights)
-    save_file(weights, file, {"format": "pt"})
 
 
 def as_hub_cache(folder: Path) -> Path:
