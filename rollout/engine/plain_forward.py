@@ -5,7 +5,7 @@ are at any moment one block of it, one changed block, and the hidden states of a
 """
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,34 +18,46 @@ from layersweep.policies.model.pretrained import load_pretrained
 
 BLOCK = "model.layers.{}."
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
-VOCABULARY_CHUNK = 16384
-"""Number of rows of the LM head that are on the device at a time."""
+ROWS = 8192
+"""Number of rows of a weight that are changed, and of the LM head that are on the device, at a time."""
 
 
 class ChangedWeights(Mapping[str, Tensor]):
-    """Some of the base's weights, each entry moved by a share of its own size; computed at each access.
+    """The base with some weights changed, each entry by a share of its own size; computed at each access.
 
     An entry w at row i and column j becomes w (1 + amount s_i t_j) with random signs s and t: a change that is as
-    large as the weights are, whatever their scale, and that costs no random numbers of the weights' count. A tensor
-    of zeros (biases before training) becomes amount s_i.
+    large as the weights are, whatever their scale, and that costs no random numbers of the weights' count. A vector
+    of zeros (biases before training) becomes amount s_i. The mapping holds the changed weights alone.
 
     Args:
         base: the base's weights by Hugging Face name.
-        amounts: the share by which each of the weights in it is moved.
+        amounts: the share by which each of the weights in it is changed.
         seed: of the signs.
     """
 
     def __init__(self, base: Mapping[str, Tensor], amounts: Mapping[str, float], seed: int):
         self.base, self.amounts, self.seed = base, amounts, seed
 
-    def __getitem__(self, name: str) -> Tensor:
-        amount, weight = self.amounts[name], self.base[name].detach()
+    def rows(self, name: str, rows: slice | Tensor) -> Tensor:
+        """Return rows of any weight, changed or not."""
+        weight = self.base[name].detach()
+        if name not in self.amounts:
+            return weight[rows]
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
-        change = torch.full((), amount)
-        for dim, size in enumerate(weight.shape):
-            signs = torch.randint(2, (size,), generator=generator).mul_(2).sub_(1)
-            change = change * signs.view([-1 if d == dim else 1 for d in range(weight.dim())])
-        return (weight * (1 + change) if weight.any() else change).to(weight.dtype)
+        signs = [torch.randint(2, (size,), generator=generator).mul_(2).sub_(1) for size in weight.shape]
+        if weight.dim() == 1:
+            change = self.amounts[name] * signs[0][rows]
+            return (weight[rows] * (1 + change) if weight.any() else change).to(weight.dtype)
+        change = self.amounts[name] * signs[0][rows, None] * signs[1]
+        return change.add_(1).mul_(weight[rows]).to(weight.dtype)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.amounts:
+            raise KeyError(name)
+        weight = torch.empty_like(self.base[name])
+        for begin in range(0, len(weight), ROWS):
+            weight[begin : begin + ROWS] = self.rows(name, slice(begin, begin + ROWS))
+        return weight
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.amounts)
@@ -54,7 +66,7 @@ class ChangedWeights(Mapping[str, Tensor]):
         return len(self.amounts)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as the tensors, without the base."""
+        """Pickle as the changed tensors, without the base."""
         return dict, (dict(self),)
 
 
@@ -62,8 +74,7 @@ class ChangedWeights(Mapping[str, Tensor]):
 class ScoredResponse:
     """Response whose log-probabilities are computed under given weights."""
 
-    weights: Mapping[str, Tensor]
-    """Weights that differ from the base, by Hugging Face name."""
+    weights: ChangedWeights
     prompt: np.ndarray
     response: np.ndarray
 
@@ -86,19 +97,22 @@ class PlainForward:
     @torch.no_grad()
     def logprobs(self, responses: Sequence[ScoredResponse], dtype: torch.dtype) -> list[Tensor]:
         """Return the log-probabilities [tokens] of each response, computed in `dtype` from the loaded weights."""
-        rows = [torch.from_numpy(np.concatenate([r.prompt, r.response])).long() for r in responses]
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # at the end, where no token of a row looks
-        embedded = torch.stack(
-            [
-                F.embedding(row, r.weights.get(EMBEDDING, self.weights[EMBEDDING]))
-                for row, r in zip(ids, responses, strict=True)
-            ]
-        ).to(self.device, dtype)
-        hidden = self._decoder(embedded, responses)
-        return [
-            self._token_logprobs(states[len(r.prompt) - 1 :][: len(r.response)], r)
-            for states, r in zip(hidden, responses, strict=True)
-        ]
+        sequences = [torch.from_numpy(np.concatenate([r.prompt, r.response])).long() for r in responses]
+        ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True)  # at the end, which no token attends to
+        embedded = torch.stack([r.weights.rows(EMBEDDING, row) for row, r in zip(ids, responses, strict=True)])
+        hidden = self._decoder(embedded.to(self.device, dtype), responses)
+        found: dict[int, Tensor] = {}
+        for weights, rows in _by_weights(responses, (NORM, EMBEDDING, HEAD)):
+            lengths = [len(responses[row].response) for row in rows]
+            predicting = torch.cat(
+                [
+                    hidden[row, len(responses[row].prompt) - 1 :][:length]
+                    for row, length in zip(rows, lengths, strict=True)
+                ]
+            )
+            tokens = torch.cat([torch.from_numpy(responses[row].response).long() for row in rows])
+            found |= zip(rows, self._token_logprobs(weights, predicting, tokens).split(lengths), strict=True)
+        return [found[row] for row in range(len(responses))]
 
     def _decoder(self, embedded: Tensor, responses: Sequence[ScoredResponse]) -> Tensor:
         """Compute hidden states [B, T, hidden] before the final norm, with transformers' own masks and positions."""
@@ -111,39 +125,45 @@ class PlainForward:
         finally:
             decoder.layers, decoder.norm, decoder.rotary_emb = layers, norm, rotary.to("cpu")
 
-    def _token_logprobs(self, hidden: Tensor, response: ScoredResponse) -> Tensor:
-        """Return one response's [tokens], float32, from the hidden states [tokens, hidden] that predict it."""
-        embedding = response.weights.get(EMBEDDING, self.weights[EMBEDDING])
-        head = response.weights.get(HEAD, self.weights.get(HEAD, embedding))
-        norm = response.weights.get(NORM, self.weights[NORM]).to(hidden)
-        hidden = torch.func.functional_call(self.model.model.norm, {"weight": norm}, (hidden,))
-        logits = torch.cat([F.linear(hidden, part.to(hidden)).float() for part in head.split(VOCABULARY_CHUNK)], -1)
-        return logits.log_softmax(-1)[range(len(logits)), torch.from_numpy(response.response).long()].cpu()
+    def _token_logprobs(self, weights: ChangedWeights, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Return log-probabilities [tokens], float32, from the hidden states [tokens, hidden] that predict them."""
+        norm = {"weight": weights.rows(NORM, slice(None)).to(hidden)}
+        hidden = torch.func.functional_call(self.model.model.norm, norm, (hidden,))
+        head = HEAD if HEAD in self.weights else EMBEDDING
+        parts = (weights.rows(head, slice(begin, begin + ROWS)) for begin in range(0, len(self.weights[head]), ROWS))
+        logits = torch.cat([F.linear(hidden, part.to(hidden)).float() for part in parts], -1)
+        return logits.log_softmax(-1)[range(len(logits)), tokens].cpu()
+
+
+def _by_weights(
+    responses: Sequence[ScoredResponse], names: Iterable[str]
+) -> Iterator[tuple[ChangedWeights, list[int]]]:
+    """Group responses whose weights of these names are the same: those without a change in them, and each other run."""
+    names = list(names)
+    groups: dict[int, list[int]] = {}
+    for row, response in enumerate(responses):
+        changed = not response.weights.keys().isdisjoint(names)
+        groups.setdefault(id(response.weights) if changed else 0, []).append(row)
+    for rows in groups.values():
+        yield responses[rows[0]].weights, rows
 
 
 class _Streamed(nn.Module):
     """Wrapper of one of transformers' blocks, whose weights are on the device during the call alone.
 
-    All rows go through the base's weights, then those of responses with a block of their own through that.
+    Rows of responses without a change in the block go through the base's weights, each other run's through its own.
     """
 
     def __init__(self, block: nn.Module, k: int, responses: Sequence[ScoredResponse]):
         super().__init__()
         self.block = block
-        self.prefix, self.responses = BLOCK.format(k), responses
+        self.names = {name: BLOCK.format(k) + name for name, _ in block.named_parameters()}
+        self.responses = responses
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Tensor:
-        owners: dict[int, list[int]] = {}
-        for row, response in enumerate(self.responses):
-            owns = any(name.startswith(self.prefix) for name in response.weights)
-            owners.setdefault(id(response.weights) if owns else 0, []).append(row)
         result = torch.empty_like(hidden)
-        for owner, rows in owners.items():
-            weights = self.responses[rows[0]].weights if owner else {}
-            state = {
-                name: weights.get(self.prefix + name, weight).to(hidden)
-                for name, weight in self.block.named_parameters()
-            }
+        for weights, rows in _by_weights(self.responses, self.names.values()):
+            state = {short: weights.rows(name, slice(None)).to(hidden) for short, name in self.names.items()}
             mask = attention_mask
             if mask is not None and mask.shape[0] > 1:
                 mask = mask[rows]

@@ -108,10 +108,10 @@ def check(engine: RolloutEngine, folder: str, dtype: str, full: bool = True, tru
     return max(worst, difference)
 
 
-def _changed_weights(plain: PlainForward, full: bool) -> dict[str | None, Mapping[str, Tensor]]:
+def _changed_weights(plain: PlainForward, full: bool) -> dict[str | None, ChangedWeights]:
     """Make the weights of each run that is checked; None is the base."""
     count = plain.model.config.num_hidden_layers
-    runs: dict[str | None, Mapping[str, Tensor]] = {None: {}}
+    runs: dict[str | None, ChangedWeights] = {None: ChangedWeights(plain.weights, {}, seed=0)}
     for k in sorted({0, count // 2, count - 1}):
         amounts = {name: BLOCK_CHANGE for name in plain.weights if name.startswith(BLOCK.format(k))}
         runs[f"selfcheck-{k}"] = ChangedWeights(plain.weights, amounts, seed=k)
@@ -123,7 +123,7 @@ def _changed_weights(plain: PlainForward, full: bool) -> dict[str | None, Mappin
 
 
 def _serve(
-    engine: RolloutEngine, runs: Mapping[str | None, Mapping[str, Tensor]], prompts: list[np.ndarray]
+    engine: RolloutEngine, runs: Mapping[str | None, ChangedWeights], prompts: list[np.ndarray]
 ) -> dict[str | None, Completions]:
     """Generate responses of every run to the same prompts, in one batch.
 
@@ -143,7 +143,7 @@ def _serve(
     return {run: future.result() for run, future in futures.items()}
 
 
-def _responses(weights: Mapping[str, Tensor], prompts: list[np.ndarray], done: Completions) -> list[ScoredResponse]:
+def _responses(weights: ChangedWeights, prompts: list[np.ndarray], done: Completions) -> list[ScoredResponse]:
     responses = np.split(done.tokens, np.cumsum(done.lengths)[:-1])
     return [ScoredResponse(weights, prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
 

@@ -36,7 +36,8 @@ def crowded(engine, folder: str) -> dict:
     from layersweep.rollout.types import Sampling
 
     plain = PlainForward(folder, "float32")
-    states = {None: {}}
+    base = ChangedWeights(plain.weights, {}, seed=0)
+    states = {None: base}
     for k in (1, 2):
         amounts = {name: 0.5 for name in plain.weights if name.startswith(BLOCK.format(k))}
         states[f"block-{k}"] = ChangedWeights(plain.weights, amounts, seed=k)
@@ -58,7 +59,7 @@ def crowded(engine, folder: str) -> dict:
         return float((found - torch.from_numpy(done[run].logprobs.copy())).abs().max())
 
     difference = {run: largest_difference(run, state) for run, state in states.items()}
-    control = {run: largest_difference(run, {}) for run in states if run}
+    control = {run: largest_difference(run, base) for run in states if run}
     again = engine.generate(None, 0, prompts[None][:1], [0], Sampling(1, max_tokens=24)).result(300)
     return {
         "worst": max(difference.values()),

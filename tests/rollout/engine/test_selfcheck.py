@@ -79,7 +79,8 @@ def test_the_plain_forward_is_transformers_own(model_folder):
     pairs = [(random.integers(0, 32, p), random.integers(0, 32, r)) for p, r in ((3, 9), (20, 4))]
     block = {name: 0.5 for name in plain.weights if name.startswith("model.layers.2.")}
     every = dict.fromkeys(plain.weights, 0.1)
-    changes = [{}, ChangedWeights(plain.weights, block, seed=1), ChangedWeights(plain.weights, every, seed=2)]
+    amounts = [{}, block, every]
+    changes = [ChangedWeights(plain.weights, several, seed=1) for several in amounts]
     found = plain.logprobs([ScoredResponse(change, *pair) for change in changes for pair in pairs], torch.float32)
     for i, change in enumerate(changes):
         model = transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
@@ -93,12 +94,14 @@ def test_the_plain_forward_is_transformers_own(model_folder):
 
 def test_a_change_is_a_share_of_each_weight():
     """Every entry by a quarter of its size, up or down; zeros by a quarter; the same each time, another by seed."""
-    base = {"a": torch.tensor([[1.0, -2.0, 4.0], [8.0, 16.0, -32.0]]), "b": torch.zeros(3), "c": torch.ones(5)}
+    base = {"a": torch.tensor([[1.0, -2.0, 4.0], [8.0, 16.0, -32.0]]), "b": torch.zeros(3), "c": torch.ones(5, 2)}
     changed = ChangedWeights(base, {"a": 0.25, "b": 0.25}, seed=3)
     assert sorted(changed) == ["a", "b"]
     assert set((changed["a"] / base["a"]).flatten().tolist()) <= {0.75, 1.25}
     assert set(changed["b"].tolist()) <= {-0.25, 0.25}
     assert torch.equal(changed["a"], changed["a"])
+    assert torch.equal(changed.rows("a", torch.tensor([1, 0, 1])), changed["a"][[1, 0, 1]])
+    assert torch.equal(changed.rows("c", slice(2, 4)), base["c"][2:4])
     many = {"w": torch.ones(40, 40)}
     one, other = (ChangedWeights(many, {"w": 0.5}, seed)["w"] for seed in (1, 2))
     assert 0.3 < (one == other).float().mean() < 0.7
