@@ -296,7 +296,7 @@ class Driver:
         except ValueError as error:
             self.progress.say(str(error))
             return False
-        await reach_files("the sweep's manifest", self.manifest.tune, rates.model_dump())
+        await reach_files("the sweep's manifest", self.manifest.record_learning_rates, rates.model_dump())
         self.progress.say(f"learning rates: {rates.full:g} for full, {rates.layer:g} for layers")
         for trial in trials:
             await reach_files("a trial's checkpoints", trial.checkpoints.store.release)
@@ -321,7 +321,8 @@ class Driver:
         if self.base_failure:
             raise BaseNotScored(f"the base has no score: {self.base_failure}")
         names = [Selection.layer(k).name for k in layers]
-        gains = gains_at(await self.actors.collector.all_scores(), names, rung.step)
+        scores = await self.actors.collector.all_scores()
+        gains = gains_at(scores, names, rung.step, seed_sd=self.spec.evaluation.seed_sd)
         promoted = survivors(layers, gains.mean, gains.covariance, rung.keep)
         self.progress.say(f"search: after step {rung.step} layers {', '.join(map(str, promoted))} go on")
         await reach_files("the sweep's manifest", self.manifest.record_rung, rung.step, promoted)

@@ -79,6 +79,8 @@ def resume_sweep(
         manifest = SweepManifest.load(folder)
     except CorruptFile as error:
         raise SpecError([f"{error}; the sweep cannot go on, start it again with `layersweep run --fresh`"]) from error
+    except OSError as error:
+        raise SpecError([f"{folder}: cannot be read now: {error}; nothing is lost, resume it once it can"]) from error
     if manifest is None:
         raise SpecError([f"{folder}: no sweep has begun there; start it with `layersweep run`"])
     output, _, name = folder.rpartition("/")

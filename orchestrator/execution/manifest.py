@@ -67,7 +67,8 @@ class SweepManifest:
         """Read the manifest of the sweep in a folder; None where none began.
 
         Raises:
-            Damaged: the record is not what was written.
+            CorruptFile: it is not what was written.
+            OSError: it could not be read now.
         """
         path = manifest_file(folder)
         filesystem, place = located(path)
