@@ -42,7 +42,7 @@ class Selection:
         return cls(name, "boost", tuple(sorted(set(layers))))
 
     @property
-    def whole(self) -> bool:
+    def trains_all(self) -> bool:
         """Whether every parameter of the model trains."""
         return self.kind in ("full", "boost")
 
@@ -51,7 +51,7 @@ class Selection:
 
         Layers train their block's tensors and nothing else: embeddings, final norm and LM head stay frozen.
         """
-        return self.whole or self.names(parameter)
+        return self.trains_all or self.names(parameter)
 
     def names(self, parameter: str) -> bool:
         """Return whether the parameter of this Hugging Face name belongs to one of `layers`."""

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _carry_out(args: argparse.Namespace) -> int:
-    """Run a command; errors that the user can mend are printed. Returns the exit code."""
+    """Run a command; errors that the user can fix are printed. Returns the exit code."""
     try:
         code = args.command(args)
         sys.stdout.flush()

@@ -20,7 +20,7 @@ from layersweep.policies.model.checkpoint import HEAD, head_is_tied, stored_tens
 from layersweep.policies.selection import parse_run_name
 from layersweep.workers.startup.gguf_model import gguf_folder, is_gguf
 from layersweep.workers.startup.tiny_model import cache_folder
-from layersweep.workers.storage.files import find_files, located
+from layersweep.workers.storage.files import find_files, resolve_uri
 
 if TYPE_CHECKING:  # imported where weights are moved, so that errors come at once
     import torch
@@ -98,7 +98,7 @@ def find_overlay(sweep: str, selection: str, seed: int | None) -> OverlayFile:
 
 def overlays(sweep: str) -> list[OverlayFile]:
     """All overlays in a sweep's folder, by selection and seed."""
-    filesystem, folder = located(f"{sweep.rstrip('/')}/overlays")
+    filesystem, folder = resolve_uri(f"{sweep.rstrip('/')}/overlays")
     found = []
     for path in find_files(filesystem, folder, depth=2):
         run, _, name = path.partition("/")
@@ -201,7 +201,7 @@ def _tensors(shard: Path) -> "Iterator[tuple[str, torch.Tensor]]":
 
 def _local(path: str, scratch: Path) -> Path:
     """The file itself where it is local, else a copy of it."""
-    filesystem, inner = located(path)
+    filesystem, inner = resolve_uri(path)
     if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
         return Path(inner)
     filesystem.get_file(inner, str(scratch / "model.safetensors"))

@@ -53,7 +53,7 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
     table = Table("run", "trains", "learning rate", "pushed per step", "trainer's own memory", "activations at most")
     for run in (*plan.runs, *plan.combined):
         selection = run.selection
-        rate = "by trial" if plan.trials else f"{training.learning_rate.of(selection.whole):g}"
+        rate = "by trial" if plan.trials else f"{training.learning_rate.of(selection.trains_all):g}"
         table.add_row(
             run.name, f"{plan.trainable_parameters(selection):,}", rate, size(plan.push_bytes(selection)),
             size(plan.trainer_bytes(selection)), size(activation_bytes(plan, selection)),

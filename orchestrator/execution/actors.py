@@ -18,7 +18,7 @@ from layersweep.policies.selection import Selection
 from layersweep.workers.actors.collector import Collector
 from layersweep.workers.actors.engine import Engine
 from layersweep.workers.actors.rollout_worker import RolloutWorker
-from layersweep.workers.actors.shared_gpu import gang, near, on, placed
+from layersweep.workers.actors.shared_gpu import bundle_of, gang, node_affinity, wait_until_placed
 from layersweep.workers.actors.trainer import Trainer
 from layersweep.workers.config import ActorResources, LearningRates
 from layersweep.workers.startup.model_cache import exists
@@ -82,7 +82,7 @@ class SweepActors:
         """
         spec, resources, nodes = plan.spec, plan.spec.resources, alive_nodes()
         engine_nodes, support_nodes = (
-            [near(nodes[number]["NodeID"]) for number in numbers]
+            [node_affinity(nodes[number]["NodeID"]) for number in numbers]
             for numbers in preferred_nodes(plan, resources_of(nodes))
         )
 
@@ -157,7 +157,7 @@ class SweepActors:
         All ranks get their resources or none does: half a gang, of one sweep or of two on the same cluster, would wait
         for ever.
         """
-        resources, trains_all = self.spec.resources, run.selection.whole
+        resources, trains_all = self.spec.resources, run.selection.trains_all
         needs = (resources.full_trainer if trains_all else None) or resources.trainer
         ranks = resources.full_trainer_ranks if trains_all else resources.trainer_ranks
         async with contextlib.AsyncExitStack() as held:
@@ -171,7 +171,7 @@ class SweepActors:
                     if ranks > 1 and needs.cpus + needs.gpus:
                         group = gang(needs, ranks)
                         held.callback(remove_placement_group, group)
-                        while not await placed(group) and self._could_be_placed():
+                        while not await wait_until_placed(group) and self._could_be_placed():
                             pass
             trainers = []
             for rank in range(ranks):
@@ -179,7 +179,7 @@ class SweepActors:
                 if shared_gpu:
                     options["scheduling_strategy"] = shared_gpu.strategy()
                 elif group:
-                    options["scheduling_strategy"] = on(group, rank)
+                    options["scheduling_strategy"] = bundle_of(group, rank)
                 name = f"Trainer-{run.name}" + (f"-rank{rank}" if ranks > 1 else "")
                 factory = create_actor(Trainer, name, needs, **options)
                 trainers.append(factory.remote(run.selection, run.seed, rank, ranks, needs.gpus))

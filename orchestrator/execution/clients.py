@@ -189,7 +189,7 @@ class CollectorClient(RestartableClient):
 
     def set_location(self, name: str, hosts: str | None) -> None:
         """Send the hosts of an engine or of a run's trainers; None once they are gone. Nothing waits for it."""
-        self.actor.place.remote(name, hosts)
+        self.actor.set_location.remote(name, hosts)
 
     async def all_scores(self) -> pd.DataFrame:
         """Ask for the content of scores.parquet as of now."""

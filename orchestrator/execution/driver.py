@@ -299,7 +299,7 @@ class Driver:
         await reach_files("the sweep's manifest", self.manifest.record_learning_rates, rates.model_dump())
         self.progress.say(f"learning rates: {rates.full:g} for full, {rates.layer:g} for layers")
         for trial in trials:
-            await reach_files("a trial's checkpoints", trial.checkpoints.store.release)
+            await reach_files("a trial's checkpoints", trial.checkpoints.store.delete_weights)
         return True
 
     def _halving(self) -> SuccessiveHalvingBarrier | None:
@@ -348,7 +348,7 @@ class Driver:
                 run = Run(selection, seed)
                 if run.name in begun:  # with the layers that were best when it began
                     store = RunStore(self.plan.folder, run.name)
-                    metadata = await reach_files("the run's metadata", store.facts)
+                    metadata = await reach_files("the run's metadata", store.metadata)
                     layers = tuple(metadata.get("layers", selection.layers))
                     run = Run(Selection(selection.name, selection.kind, layers), seed)
                 runs.append(run)

@@ -14,14 +14,15 @@ from layersweep.orchestrator.spec.load import load_spec
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.orchestrator.spec.yaml_core import write_yaml
 from layersweep.workers.storage.files import write_atomically
-from layersweep.workers.storage.run_store import CorruptFile, drop_torn, runs_of
+from layersweep.workers.storage.run_store import CorruptFile, remove_partial_files, runs_of
 
 from .manifest import SweepManifest
+from .own_session import STOPPED
 from .progress import Listener
 from .sweep_folder import check_folder, clear
 from .sweep_lock import check_owner, hold_lock
 
-EXIT = {"completed": 0, "failed": 1, "stopped": 3}
+EXIT = {"completed": 0, "failed": 1, "stopped": STOPPED}
 """Exit codes by how a sweep ended."""
 OUTCOME = {code: outcome for outcome, code in EXIT.items()}
 """How a sweep ended, by exit code."""
@@ -96,7 +97,7 @@ def resume_sweep(
 
     def go_on() -> SweepManifest:
         manifest.update_spec(plan)
-        drop_torn(folder, runs_of(folder))
+        remove_partial_files(folder, runs_of(folder))
         write_spec(plan)
         return manifest
 

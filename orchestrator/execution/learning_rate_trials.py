@@ -22,12 +22,12 @@ def tuned(tuning: LearningRateTuning, trials: Sequence[Run], scores: pd.DataFram
         ValueError: no trial of a kind is left: every candidate was too high.
     """
     found = {}
-    for whole, kind in ((True, "full"), (False, "layer")):
-        own = [run for run in trials if run.selection.whole == whole]
+    for trains_all, kind in ((True, "full"), (False, "layer")):
+        own = [run for run in trials if run.selection.trains_all == trains_all]
         if own:
             gains = gains_at(scores, [run.selection.name for run in own], tuning.steps)
             found[kind] = choose([run.learning_rate for run in own], gains)
-        elif whole or tuning.reuse == "per_kind":
+        elif trains_all or tuning.reuse == "per_kind":
             raise ValueError(f"every trial of a learning rate for {kind} runs failed: name lower ones")
     return LearningRates(full=found["full"], layer=found.get("layer", found["full"]))
 

@@ -17,7 +17,7 @@ from layersweep.orchestrator.spec.layers import LayerSearch, resolve_layers
 from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import PretrainedModel
-from layersweep.workers.storage.files import located
+from layersweep.workers.storage.files import resolve_uri
 from layersweep.workers.storage.run_store import read_json, write_json
 
 MAY_CHANGE = (
@@ -71,10 +71,10 @@ class SweepManifest:
             OSError: it could not be read now.
         """
         path = manifest_file(folder)
-        filesystem, place = located(path)
-        if not filesystem.exists(place):
+        filesystem, inner = resolve_uri(path)
+        if not filesystem.exists(inner):
             return None
-        content = read_json(filesystem, place)
+        content = read_json(filesystem, inner)
         content["rungs"] = {int(step): layers for step, layers in content["rungs"].items()}
         return cls(path, **content)
 

@@ -22,8 +22,8 @@ def wait_for_room(plan: Plan) -> None:
     if resources.wait_for_nodes:
         needs = [resources.engine] * resources.engines
         for run in plan.runs:
-            ranks = resources.full_trainer_ranks if run.selection.whole else resources.trainer_ranks
-            needs += [(resources.full_trainer if run.selection.whole else None) or resources.trainer] * ranks
+            ranks = resources.full_trainer_ranks if run.selection.trains_all else resources.trainer_ranks
+            needs += [(resources.full_trainer if run.selection.trains_all else None) or resources.trainer] * ranks
         request_resources(bundles=[{"CPU": need.cpus, "GPU": need.gpus} for need in needs])
     until = time.monotonic() + resources.wait_for_nodes
     while problems := placement_problems(plan, resources_of(alive_nodes())):

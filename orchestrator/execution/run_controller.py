@@ -250,7 +250,7 @@ class RunController:
             return
         context = self.context
         self.lifecycle.enter(RunState.STARTING)
-        rate = self.planned.learning_rate or context.learning_rates.of(self.planned.selection.whole)
+        rate = self.planned.learning_rate or context.learning_rates.of(self.planned.selection.trains_all)
         trainers, info = await context.actors.start_trainers(self.planned, self.engine_slot, rate)
         try:
             context.actors.collector.set_location(self.name, info.hosts)
@@ -292,7 +292,7 @@ class RunController:
     def _read_ending(self) -> RunState | None:
         """Read the run's end from its store: completed with all its steps, or pruned."""
         store = RunStore(self.context.plan.folder, self.name)
-        metadata = store.facts()
+        metadata = store.metadata()
         self.seconds = metadata.get("seconds", 0.0)
         if metadata.get("status") == "completed":
             records, _ = store.records()

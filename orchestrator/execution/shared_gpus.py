@@ -9,8 +9,8 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from layersweep.workers.actors.gpu_share import BASE_WEIGHTS_CPUS, BASE_WEIGHTS_SHARE, aboard, berth_cpus
-from layersweep.workers.actors.shared_gpu import BaseWeightsActor, on
+from layersweep.workers.actors.gpu_share import BASE_WEIGHTS_CPUS, BASE_WEIGHTS_SHARE, shared_gpu_cpus, trainers_per_gpu
+from layersweep.workers.actors.shared_gpu import BaseWeightsActor, bundle_of
 from layersweep.workers.config import ActorResources
 from layersweep.workers.startup.model_source import ModelSource
 
@@ -28,14 +28,14 @@ class SharedGpu:
     group: PlacementGroup
     capacity: int
     """Trainers that fit."""
-    host: Any
+    actor: Any
     """The actor that holds the base weights; they live as long as this handle."""
     base_weights: Any
     """Reference to what Trunk.attach needs."""
 
     def strategy(self) -> PlacementGroupSchedulingStrategy:
         """Ray's scheduling strategy for a trainer on this GPU."""
-        return on(self.group, 0)
+        return bundle_of(self.group, 0)
 
 
 class SharedGpuPool:
@@ -62,11 +62,11 @@ class SharedGpuPool:
             await group.ready()
             options = {
                 "name": f"BaseWeightsActor-{number}", "num_gpus": BASE_WEIGHTS_SHARE, "num_cpus": BASE_WEIGHTS_CPUS,
-                "scheduling_strategy": on(group, 0),
+                "scheduling_strategy": bundle_of(group, 0),
             }  # fmt: skip
-            host = ray.remote(BaseWeightsActor).options(**options).remote()
-            weights = host.load.remote(model, dtype)
-            gpus.append(SharedGpu(group, aboard(share, trainer.gpus), host, weights))
+            actor = ray.remote(BaseWeightsActor).options(**options).remote()
+            weights = actor.load.remote(model, dtype)
+            gpus.append(SharedGpu(group, trainers_per_gpu(share, trainer.gpus), actor, weights))
         return cls(gpus)
 
     @contextlib.asynccontextmanager
@@ -78,4 +78,4 @@ class SharedGpuPool:
 
 def gpu_bundle(share: float, trainer: ActorResources) -> dict[str, float]:
     """Make the resources of one shared GPU's placement group."""
-    return {"GPU": share, "CPU": berth_cpus(share, trainer)}
+    return {"GPU": share, "CPU": shared_gpu_cpus(share, trainer)}

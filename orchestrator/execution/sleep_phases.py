@@ -17,7 +17,7 @@ class SleepPhases:
     kind. The first phase is generation, without a switch.
 
     Args:
-        switch: frees memory for the phase that comes next; no task works meanwhile. If it fails, the tasks that wait
+        switch: frees memory for the phase that comes next; no task runs meanwhile. If it fails, the tasks that wait
             for that phase get its error.
     """
 
@@ -68,7 +68,7 @@ class SleepPhases:
         self._advance()
 
     def _advance(self) -> None:
-        """Admit waiters of the current phase if no other phase is asked for; switch once no task works."""
+        """Admit waiters of the current phase if no other phase is asked for; switch once no task runs."""
         if self.phase and not self.waiting[OTHER[self.phase]]:
             self._admit(self.phase)  # waiters behind others that have been cancelled
         elif not (self.working or self.switching):

@@ -1,7 +1,7 @@
 """The folder of a sweep: what in it is the sweep's own, and whether a new one may begin there."""
 
 from layersweep.orchestrator.spec.errors import SpecError
-from layersweep.workers.storage.files import find_files, located, remove_folder
+from layersweep.workers.storage.files import find_files, remove_folder, resolve_uri
 
 from .manifest import manifest_file
 
@@ -21,7 +21,7 @@ def check_folder(folder: str, fresh: bool) -> None:
     Raises:
         SpecError: it holds a sweep and `fresh` is false; or files that are no sweep's, which are never touched.
     """
-    filesystem, path = located(folder)
+    filesystem, path = resolve_uri(folder)
     if holds_sweep(folder):
         if not fresh:
             raise SpecError([
@@ -37,7 +37,7 @@ def check_folder(folder: str, fresh: bool) -> None:
 
 def holds_sweep(folder: str) -> bool:
     """Whether a sweep has begun in a folder: it has a manifest, or a contribution table beside its spec."""
-    filesystem, path = located(folder)
+    filesystem, path = resolve_uri(folder)
     if filesystem.exists(manifest_file(path)):
         return True
     return all(filesystem.exists(f"{path}/{name}") for name in ("sweep.yaml", "contribution.parquet"))
@@ -50,7 +50,7 @@ def clear(folder: str) -> None:
     """
     if not holds_sweep(folder):
         return
-    filesystem, path = located(folder)
+    filesystem, path = resolve_uri(folder)
     for name in FOLDERS:
         if filesystem.isdir(f"{path}/{name}"):
             remove_folder(filesystem, f"{path}/{name}")

@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from layersweep.orchestrator.spec.errors import SpecError
-from layersweep.workers.storage.files import create_exclusively, find_files, located, read_bytes, write_atomically
+from layersweep.workers.storage.files import create_exclusively, find_files, read_bytes, resolve_uri, write_atomically
 
 from .own_session import stop_at_once
 
@@ -80,7 +80,7 @@ def _acquire(folder: str) -> int:
     if (highest := _highest(folder)) != number or _read(folder, number).get("token") != "":
         raise SpecError([f"{folder}: another driver started this sweep at the same moment; wait for it, or stop it"])
     for older in range(max(1, highest - 10), highest):
-        filesystem, path = located(_file(folder, older))
+        filesystem, path = resolve_uri(_file(folder, older))
         with contextlib.suppress(FileNotFoundError):
             filesystem.rm_file(path)
     return number
@@ -141,7 +141,7 @@ def _read(folder: str, number: int) -> dict[str, Any]:
 
 def _highest(folder: str) -> int | None:
     """The highest number of a lock file; None where there is none."""
-    filesystem, path = located(f"{folder}/lock")
+    filesystem, path = resolve_uri(f"{folder}/lock")
     numbers = [int(name.removesuffix(".json")) for name in find_files(filesystem, path, depth=1)
                if name.removesuffix(".json").isdigit()]  # fmt: skip
     return max(numbers, default=None)

@@ -17,7 +17,7 @@ from layersweep.policies.config import PretrainedModel
 from layersweep.policies.selection import Selection
 from layersweep.rollout.data.prompt_data import decontaminate_across
 from layersweep.rollout.data.window import Encode, fit_prompts, prompt_uses
-from layersweep.workers.storage.files import is_object_store, located
+from layersweep.workers.storage.files import is_object_store, resolve_uri
 
 from .model_architecture import ResolvedModel, resolve_model
 from .model_checks import model_problems, template_problems, tokenizer_problems
@@ -177,7 +177,7 @@ def _output_problems(spec: SweepSpec) -> list[str]:
     """Reasons why no file can be written to the output; tried with one that is removed again, as is every folder made
     for it."""
     try:
-        filesystem, path = located(absolute_folder(spec.output))
+        filesystem, path = resolve_uri(absolute_folder(spec.output))
     except SpecError as error:
         return error.problems
     except (ValueError, ImportError) as error:

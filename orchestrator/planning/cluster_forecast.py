@@ -99,7 +99,7 @@ def _schedule(
     plan: Plan, cluster: ClusterShape, allocation: GpuAllocation, cost: GpuHours, assumed: Assumptions
 ) -> RunSchedule:
     resources, training, spans = plan.spec.resources, plan.spec.training, plan.spec.rollout.tensor_parallel_size
-    layers, wholes = ([run.selection for run in plan.runs if run.selection.whole == w] for w in (False, True))
+    layers, wholes = ([run.selection for run in plan.runs if run.selection.trains_all == w] for w in (False, True))
     trained = {run.selection: plan.expected_steps(run) / training.steps for run in plan.runs}
     updates = {s: share * update_seconds(plan, s, cluster.gpu, assumed) for s, share in trained.items()}
     layer_gpus = sum(gpu.layer_ranks > 0 for gpu in allocation.gpus)

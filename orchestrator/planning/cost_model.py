@@ -146,7 +146,7 @@ def _overlays(plan: Plan, together: int) -> float:
     """Bytes in which the runs of one batch differ from the base; a run by itself replaces the base's weights."""
     if together == 1:
         return 0.0
-    whole = next((plan.push_bytes(run.selection) for run in plan.runs if run.selection.whole), 0)
+    whole = next((plan.push_bytes(run.selection) for run in plan.runs if run.selection.trains_all), 0)
     return whole + (together - bool(whole)) * plan.push_bytes(Selection.layer(0))
 
 
@@ -167,7 +167,7 @@ def update_flops(shape: Architecture, selection: Selection, context: float, refe
     trains, the weights' gradient too. The reference is one more forward of the upper part, in every epoch.
     """
     block, head = block_flops(shape, context), 2 * shape.vocabulary * shape.hidden
-    if selection.whole:
+    if selection.trains_all:
         below, upper, trained = 0, shape.layers, shape.layers * 2 * shape.layer_parameters + head
     else:
         below = min(selection.layers)
@@ -183,7 +183,7 @@ def micro_batch(plan: Plan, selection: Selection, gpu: GpuKind = H200) -> int:
         gpu: the kind that trainers are on, where they are on GPUs; else this machine's memory counts.
     """
     resources = plan.spec.resources
-    needs = (resources.full_trainer if selection.whole else None) or resources.trainer
+    needs = (resources.full_trainer if selection.trains_all else None) or resources.trainer
     part = min(1.0, needs.gpus) * gpu.memory
     return micro_batch_tokens(plan.spec.training, plan.architecture, selection, part)
 

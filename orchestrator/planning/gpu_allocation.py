@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from layersweep.workers.actors.gpu_share import BASE_WEIGHTS_SHARE, EPSILON, aboard, berth_cpus
+from layersweep.workers.actors.gpu_share import BASE_WEIGHTS_SHARE, EPSILON, shared_gpu_cpus, trainers_per_gpu
 from layersweep.workers.config import ActorResources, ResourcesConfig
 
 SUPPORT_ACTOR = ActorResources(cpus=0.05)
@@ -83,7 +83,7 @@ class GpuAllocation:
 
     @property
     def shared_gpus(self) -> tuple[float, ...]:
-        """Part of each GPU that layer trainers share (layersweep.workers.actors.shared_gpu.SharedGpuPool)."""
+        """Part of each GPU that layer trainers share (layersweep.orchestrator.execution.shared_gpus.SharedGpuPool)."""
         return tuple(gpu.shared for gpu in self.gpus if gpu.shared)
 
     @property
@@ -168,7 +168,7 @@ def _place_layer_runs(free_resources: FreeResources, resources: ResourcesConfig)
     if trainer.gpus <= LARGEST_SHARE:
         gpus = free_resources.gpus
         for gpu in [gpu for gpu in gpus if gpu.free == 1] or [max(gpus, key=lambda gpu: gpu.free)]:
-            capacity, cpus = aboard(gpu.free, trainer.gpus), berth_cpus(gpu.free, trainer)
+            capacity, cpus = trainers_per_gpu(gpu.free, trainer.gpus), shared_gpu_cpus(gpu.free, trainer)
             if capacity and cpus <= free_resources.cpus[gpu.node] + EPSILON:
                 gpu.layer_ranks, gpu.shared = capacity, gpu.free
                 free_resources.cpus[gpu.node] -= cpus
@@ -209,10 +209,10 @@ def _missing_gpus(gpus: list[Gpu], resources: ResourcesConfig, whole_runs: int) 
 def _missing_cpus(resources: ResourcesConfig, whole_runs: int, node_cpus: Sequence[float]) -> str:
     """Problem of a plan that fits by its GPUs and not by its CPUs."""
     trainer, full = resources.trainer, resources.full_trainer or resources.trainer
-    capacity = aboard(1.0, trainer.gpus)
+    capacity = trainers_per_gpu(1.0, trainer.gpus)
     layers = f"a rank of a layer run {trainer.cpus:g}"
     if trainer.gpus <= LARGEST_SHARE:
-        layers = f"the {capacity} trainers around a whole GPU {berth_cpus(1.0, trainer):g} together"
+        layers = f"the {capacity} trainers around a whole GPU {shared_gpu_cpus(1.0, trainer):g} together"
     whole = f", each of the whole model's {resources.full_trainer_ranks} ranks {full.cpus:g}" if whole_runs else ""
     nodes = ", ".join(f"{cpus:g}" for cpus in sorted(node_cpus, reverse=True)[:8])
     return (f"resources: the GPUs are enough, the CPUs beside them are not: each of {resources.engines} engines asks "

@@ -115,7 +115,7 @@ def _memory(plan: Plan, gpu: Gpu, kind: GpuKind, served: list[int]) -> GpuMemory
         served: bytes of the overlay of each run that trains at the same time; engines get them in turn.
     """
     spans = plan.spec.rollout.tensor_parallel_size
-    layers = [run.selection for run in plan.runs if not run.selection.whole]
+    layers = [run.selection for run in plan.runs if not run.selection.trains_all]
     lowest = min(layers, key=lambda selection: selection.layers, default=Selection.layer(0))
     trunks = gpu.whole_ranks + (1 if gpu.shared else gpu.layer_ranks)
     activations = gpu.layer_ranks * activation_bytes(plan, lowest, kind)

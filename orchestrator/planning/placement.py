@@ -57,7 +57,7 @@ def preferred_nodes(plan: Plan, nodes: Sequence[Node]) -> tuple[tuple[int, ...],
 def all_runs_fit(plan: Plan, nodes: Sequence[Node]) -> bool:
     """Whether the trainers of all runs of a plan certainly fit at the same time."""
     resources, wholes = plan.spec.resources, whole_runs(plan)
-    layers = sum(not run.selection.whole for run in plan.runs)
+    layers = sum(not run.selection.trains_all for run in plan.runs)
     try:
         found = allocate(plan, nodes)
     except PlacementError:
@@ -103,12 +103,12 @@ def allocate_cpus_on(plan: Plan, nodes: Sequence[Node]) -> CpuAllocation:
 def whole_runs(plan: Plan) -> int:
     """Number of runs that train the whole model: `full`, and boosts of `combine`."""
     boosts = sum(run.how == "boost" for run in plan.spec.combine)
-    return sum(run.selection.whole for run in plan.runs) + boosts * len(plan.spec.seeds)
+    return sum(run.selection.trains_all for run in plan.runs) + boosts * len(plan.spec.seeds)
 
 
 def layer_runs_at_once(plan: Plan, allocation: GpuAllocation) -> int:
     """Number of layer runs that train at the same time: as many as there are, as fit, and as the spec allows."""
-    wanted = sum(not run.selection.whole for run in plan.runs)
+    wanted = sum(not run.selection.trains_all for run in plan.runs)
     beside = 0 if allocation.in_turn else allocation.whole_runs
     limit = plan.spec.resources.concurrent_runs or wanted + beside
     return max(1, min(wanted, allocation.layer_runs, limit - beside))

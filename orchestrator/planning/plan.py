@@ -101,7 +101,7 @@ class Plan:
         return 4 if self.spec.training.dtype == "float32" else 2
 
     def trainable_parameters(self, selection: Selection) -> int:
-        if selection.whole:
+        if selection.trains_all:
             return self.architecture.parameters
         return len(selection.layers) * self.architecture.layer_parameters
 

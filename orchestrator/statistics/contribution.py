@@ -226,13 +226,13 @@ def _rank(table: pd.DataFrame, sweep: ScoredRuns, top: int) -> None:
     base = sweep.of("base")
     runs = [sweep.of(name) for name in table.loc[layers, "selection"]]
     seeds = np.array([sweep.seed_part("layer", run) for run in runs])
-    everyone = intervals.paired(sweep.means, runs, base)
+    everything = intervals.paired(sweep.means, runs, base)
     step = table.loc[layers, "step"].to_numpy(int)
     value = np.array([intervals.paired(sweep.means, [run], base).mean[0] for run in runs])
     table.loc[layers[np.lexsort([-value, -step])], "rank"] = np.arange(1, len(layers) + 1)
 
     centre = np.eye(len(runs)) - 1 / len(runs)
-    spread = np.sqrt(np.diag(centre @ (everyone.covariance + np.diag(seeds)) @ centre))
+    spread = np.sqrt(np.diag(centre @ (everything.covariance + np.diag(seeds)) @ centre))
     for row, sd, run in zip(layers, spread, runs, strict=True):
         if pd.notna(table.at[row, "contribution"]):
             full = sweep.runs["full", sweep.steps(table.at[row, "selection"])[1]]

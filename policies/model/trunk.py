@@ -87,7 +87,7 @@ class Policy(nn.Module):
         super().__init__()
         self._trunk = (trunk,)  # in a tuple, so that it is not registered
         self.selection = selection
-        if selection.whole:
+        if selection.trains_all:
             self.trained: nn.Module = copy.deepcopy(trunk.model)
             self.start = 0
         else:
@@ -107,7 +107,7 @@ class Policy(nn.Module):
             hidden: the input of the first trained block from Trunk.prefix; None for `full`.
             temperature: of the sampling distribution.
         """
-        if self.selection.whole:
+        if self.selection.trains_all:
             model, blocks = self.trained, list(self.trained.model.layers)
             hidden = model.model.embed_tokens(batch.input_ids)
         else:
@@ -119,7 +119,7 @@ class Policy(nn.Module):
 
     def named_weights(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters by Hugging Face name; a tied LM head appears once, as the embedding."""
-        if self.selection.whole:
+        if self.selection.trains_all:
             return dict(self.trained.named_parameters())
         return {f"model.layers.{name}": weight for name, weight in self.trained.named_parameters()}
 

@@ -333,7 +333,7 @@ class PromptData:
             return
         message = f"data: {self._bad_count} of {self._rows} rows are bad{self._first_bad_rows()}"
         if self._config.bad_rows == "refuse":
-            raise DataError(f"{message}. Mend them, or leave them out with data.bad_rows: skip")
+            raise DataError(f"{message}. Fix them, or leave them out with data.bad_rows: skip")
         logger.warning("%s. They are left out", message)
 
 

@@ -51,10 +51,10 @@ def select_backend(setting: Setting) -> Backend:
             return "bubblewrap"
         if setting == "bubblewrap":
             raise SandboxError(
-                f"sandbox: bubblewrap does not work here: {reason}. To mend it, {_FIX}; or set sandbox: auto"
+                f"sandbox: bubblewrap does not work here: {reason}. To fix it, {_FIX}; or set sandbox: auto"
             )
     if (refusal := unavailable_reason("subprocess")) is not None:
-        raise SandboxError(f"no sandbox works here. subprocess: {refusal}. To mend it, {_FIX}")
+        raise SandboxError(f"no sandbox works here. subprocess: {refusal}. To fix it, {_FIX}")
     if setting == "auto":
         _warn(reason)
     return "subprocess"
@@ -84,7 +84,7 @@ def diagnose_backends() -> dict[str, str]:
     works = [name for name, reason in found.items() if reason is None]
     lines = {name: "works" if reason is None else reason for name, reason in found.items()}
     if found["bubblewrap"] is not None:
-        lines["bubblewrap"] += f". To mend it, {_FIX}"
+        lines["bubblewrap"] += f". To fix it, {_FIX}"
     if found["subprocess"] is None:
         lines["subprocess"] += f". {weaknesses()}"
     return lines | {"auto": works[0] if works else "none works here: code tasks cannot be run"}

@@ -128,7 +128,7 @@ def test_two_sweeps_at_the_same_time_do_not_meet(tmp_path, cluster, alone):
     ],
 )  # fmt: skip
 def test_what_can_never_be_placed_is_refused_and_leaves_nothing(tmp_path, cluster, asked, said):
-    """The head takes nobody; of two nodes one would be the engines', and the other has one rank's place."""
+    """The head takes no actor; of two nodes one would be the engines', and the other has room for one rank."""
     cluster.add_node(num_cpus=1)
     cluster.add_node(num_cpus=1)
     log = tmp_path / "log.txt"

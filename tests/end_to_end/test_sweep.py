@@ -65,19 +65,19 @@ def assert_same(one: Path, other: Path) -> None:
         assert len(ours) and (ours[key + columns].to_numpy() == theirs[key + columns].to_numpy()).all()
 
 
-def test_writing_and_training_by_turns_changes_nothing_but_the_order(finished, tmp_path):
+def test_generation_and_training_in_phases_change_nothing_but_the_order(finished, tmp_path):
     """All runs write, the engine is put to sleep, all train, it is woken, three times and once more at the most for
-    whoever came late to a turn; vLLM on CPUs keeps its memory while it sleeps, the rest is as on a GPU."""
-    log = tmp_path / "turns.txt"
+    for a run that came late to a phase; vLLM on CPUs keeps its memory while it sleeps, the rest is as on a GPU."""
+    log = tmp_path / "phases.txt"
     asleep = sweep(
         tmp_path, 0, ("tests.helpers.sleeping_sweep",), (str(log),), layers=[1, 4],
         training={"steps": 3, "warmup_steps": 1}, deepspeed={"full_zero_stage": 2},
         resources={"full_trainer_ranks": 2},
     )  # fmt: skip
     assert_same(asleep, finished)
-    turns = log.read_text().split()
-    assert turns[:2] == ["training", "generation"] and all(a != b for a, b in zip(turns, turns[1:], strict=False))
-    assert 6 <= len(turns) <= 12
+    phases = log.read_text().split()
+    assert phases[:2] == ["training", "generation"] and all(a != b for a, b in zip(phases, phases[1:], strict=False))
+    assert 6 <= len(phases) <= 12
 
 
 def test_every_run_completes_and_every_file_opens(finished):
@@ -128,7 +128,7 @@ def test_the_update_norm_is_the_distance_from_the_base(finished):
 
 
 def test_what_a_step_records(finished):
-    """Pushed bytes are the selection's; the first batch is everybody's; engine and trainer agree on it."""
+    """Pushed bytes are the selection's; the first batch is shared by all runs; engine and trainer agree on it."""
     steps = pd.read_parquet(finished / "steps.parquet")
     assert len(steps) == 3 * 3
     assert steps.groupby("selection")["pushed_bytes"].unique().map(list).to_dict() == {

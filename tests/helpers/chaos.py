@@ -169,7 +169,7 @@ FAULTS: dict[str, Callable[[random.Random, Processes, Path], str | None]] = {
 
 
 def began(folder: Path) -> bool:
-    """Whether a step is in the ledger, or in the tables."""
+    """Whether a step is in the run store, or in the tables."""
     return any((folder / "chaos/checkpoints").glob("*/step-*/record.json"))
 
 

@@ -20,7 +20,7 @@ import yaml
 from moto.server import ThreadedMotoServer
 
 from layersweep.cli import DEMO
-from layersweep.workers.storage.files import located, read_bytes, read_table
+from layersweep.workers.storage.files import read_bytes, read_table, resolve_uri
 
 FOLDER = "s3://bucket/runs/small"
 
@@ -56,7 +56,7 @@ def assert_same(folder: str) -> None:
 
 
 def objects() -> list[str]:
-    filesystem, path = located(FOLDER)
+    filesystem, path = resolve_uri(FOLDER)
     return [name.removeprefix(f"{path}/") for name in filesystem.find(path)]
 
 
@@ -84,7 +84,7 @@ def check(folder: Path) -> None:
     """
     refused = layersweep("run", spec(folder, "typo", "s3://bucket/runs", 2), expect=2)
     assert "output: cannot write to s3://bucket/runs (The specified bucket does not exist)" in refused, refused
-    filesystem, _ = located("s3://bucket")
+    filesystem, _ = resolve_uri("s3://bucket")
     assert not filesystem.exists("bucket")
     print("a bucket that is not there is refused, and not made")
     filesystem.mkdir("bucket")

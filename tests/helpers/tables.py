@@ -37,6 +37,6 @@ SINCE = ["model_layers", "losses", "gradient_agreement"]
 
 
 def save_as_version_1(folder: Path) -> None:
-    """Rewrite a sweep's tables, and its ledger's scores, without version and without the columns that came since."""
+    """Rewrite a sweep's tables, and its run stores' scores, without version and without the columns that came since."""
     for path in [*folder.glob("*.parquet"), *folder.glob("checkpoints/*/scores/*.parquet")]:
         pd.read_parquet(path).drop(columns=SINCE, errors="ignore").to_parquet(path, index=False)

@@ -60,7 +60,7 @@ def measure(runs: int, steps: int, prompts: int) -> Measured:
         facts = [_fact(*name) for name in [("base", 0), *names]]
         constants = dict.fromkeys(("sweep", "model", "algorithm", "task"), "-")
         collector = Collector(folder, facts, partial(sweep_table, constants), steps, "-", TrackingConfig())
-        collector.due = float("inf")  # written below, when everything is there
+        collector.next_write = float("inf")  # written below, when everything is there
         row = {column.name: 1 for column in STEPS.columns if not column.required}
         with _cpu() as adding:
             for step in range(steps):

@@ -143,7 +143,7 @@ def simulate(
         stack.enter_context(patch(f"{package}.actors.create_actor", world.create_actor))
         stack.enter_context(patch(f"{package}.actors.gang", lambda *_: None))
         stack.enter_context(patch(f"{package}.actors.remove_placement_group", lambda group: None))
-        stack.enter_context(patch(f"{package}.actors.placed", AsyncMock(return_value=True)))
+        stack.enter_context(patch(f"{package}.actors.wait_until_placed", AsyncMock(return_value=True)))
         stack.enter_context(patch(f"{package}.actors.SharedGpuPool", world.shared_gpu_pool()))
         with asyncio.Runner(loop_factory=partial(VirtualLoop, busy)) as runner:
             seconds = runner.run(_drive(plan, limit))

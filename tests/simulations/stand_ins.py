@@ -15,8 +15,8 @@ import ray
 from layersweep.orchestrator.execution.shared_gpus import SharedGpuPool
 from layersweep.policies.selection import Selection
 from layersweep.rollout.types import StaleWeights
-from layersweep.workers.actors.collector import SPARING
-from layersweep.workers.actors.gpu_share import aboard
+from layersweep.workers.actors.collector import WRITE_COST_FACTOR
+from layersweep.workers.actors.gpu_share import trainers_per_gpu
 from layersweep.workers.config import ActorResources
 from layersweep.workers.storage.run_store import CheckpointRecord, RunStore
 from tests.simulations.virtual_time import Server
@@ -198,7 +198,7 @@ class Collector(Actor):
         self.thread, self.sent = Server(), asyncio.Event()
         self.sent.set()
         self.rows = self.responses = 0
-        self.due = self.written = self.stalest = self.longest_wait = 0.0
+        self.next_write = self.written = self.stalest = self.longest_wait = 0.0
         world.collector = self
 
     async def answer(self, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -243,11 +243,11 @@ class Collector(Actor):
     async def _serve(self, seconds: float) -> None:
         """The call, and the tables where they are due."""
         now = asyncio.get_running_loop().time()
-        if now > self.due:
+        if now > self.next_write:
             cost = self.world.cost
             writing = self.rows * cost.write_row + self.responses * cost.write_response
             seconds += writing
-            self.due = now + writing + max(5.0, SPARING * writing)
+            self.next_write = now + writing + max(5.0, WRITE_COST_FACTOR * writing)
             self.stalest = max(self.stalest, now + writing - self.written)
             self.written = now
         await self.thread.serve(seconds)
@@ -344,7 +344,7 @@ class World:
         class SimulatedSharedGpuPool(SharedGpuPool):
             @classmethod
             async def create(cls, shares: Sequence[float], trainer: ActorResources, *args: Any) -> SharedGpuPool:
-                pool = cls([SharedGpu(aboard(share, trainer.gpus)) for share in shares])
+                pool = cls([SharedGpu(trainers_per_gpu(share, trainer.gpus)) for share in shares])
                 world.shared = [gpu.gpu for gpu in pool.gpus]
                 return pool
 

@@ -1,4 +1,4 @@
-"""The collector as a Ray actor: every step's rewards and every evaluation, the ledger, and the three parquet files."""
+"""The collector as a Ray actor: rewards, evaluations and checkpoint records in; run stores and three tables out."""
 
 import json
 import logging
@@ -21,20 +21,20 @@ from .portable_errors import portable_errors
 
 logger = logging.getLogger(__name__)
 
-SPARING = 20
+WRITE_COST_FACTOR = 20
 """The tables are written again after this many times the seconds that it took, at the earliest."""
 
 
-def places_file(folder: str) -> str:
+def locations_file(folder: str) -> str:
     return f"{folder}/checkpoints/places.json"
 
 
 @portable_errors
 class Collector:
-    """Aggregates a sweep into its tables while it runs, and keeps its ledger.
+    """Aggregates a sweep into its tables while it runs, and writes its run stores.
 
-    It begins with what the ledger holds, so that it may be killed and started again at any moment: what it then lacks
-    (rows since a run's last checkpoint) comes with that run's next one. Whatever comes twice counts once.
+    It begins with what the run stores hold, so that it may be killed and started again at any moment: what it lacks
+    then (rows since a run's last checkpoint) comes with that run's next one. Whatever comes twice counts once.
 
     Args:
         folder: where the files go; a path or an fsspec URI.
@@ -62,13 +62,13 @@ class Collector:
         for run in runs:
             self.add_run(run)
         for name in runs_of(folder):  # those over several layers, which are known only once they are picked
-            facts = RunStore(folder, name).facts()
-            if facts and (facts["selection"], facts["seed"]) not in self.runs:
-                self.add_run(facts)
-        self.places: dict[str, str] = json.loads(read_bytes(places_file(folder)) or b"{}")
+            metadata = RunStore(folder, name).metadata()
+            if metadata and (metadata["selection"], metadata["seed"]) not in self.runs:
+                self.add_run(metadata)
+        self.locations: dict[str, str] = json.loads(read_bytes(locations_file(folder)) or b"{}")
         """Host and GPUs of each engine, and of each run that has trainers."""
         self.trackers = build(tracking, sweep, folder)
-        self.due = 0.0
+        self.next_write = 0.0
 
     def __repr__(self) -> str:
         return "Collector()"
@@ -77,15 +77,15 @@ class Collector:
         """Answer a health check."""
 
     def add_run(self, run: dict[str, Any]) -> None:
-        """A run, with all that the ledger has of it."""
+        """Add a run, with all that its run store has of it."""
         selection, seed = run["selection"], run["seed"]
-        ledger = self._ledger(selection, seed)
-        self.runs[selection, seed] = run | {"status": "running", "reason": None} | ledger.facts()
-        records, _ = ledger.records()
+        store = self._store(selection, seed)
+        self.runs[selection, seed] = run | {"status": "running", "reason": None} | store.metadata()
+        records, _ = store.records()
         rows = records[0].rows if records else []
-        # A ledger of another version may have columns that are none any more.
+        # A store of another version may have columns that are none any more.
         self.steps[selection, seed] = {row["step"]: {k: v for k, v in row.items() if k in STEPS.types} for row in rows}
-        for (step, split, suite), frame in ledger.scores():
+        for (step, split, suite), frame in store.scores():
             if split == "selection" or step in (0, self.last):
                 self.scores[selection, seed, step, split, suite] = SCORES.frame(frame)
 
@@ -106,7 +106,7 @@ class Collector:
         self, selection: str, seed: int, step: int, files: dict[str, str], rows: list[dict[str, Any]], seconds: float,
         keep: int,
     ) -> float:  # fmt: skip
-        """A checkpoint counts from here on. Returns the CPU seconds that it took.
+        """Make a checkpoint count. Return the CPU seconds that it took.
 
         Args:
             files: name and checksum of each rank's file, which are written already.
@@ -126,45 +126,45 @@ class Collector:
         if missing := [k for k in range(step) if k not in mine]:
             raise ValueError(f"{selection} seed {seed}: no record of step {missing[0]} at the checkpoint of {step}")
         record = CheckpointRecord(step, files, [mine[k] for k in range(step)], seconds)
-        self._ledger(selection, seed).commit(record, keep)
+        self._store(selection, seed).commit(record, keep)
         return time.process_time() - cpu
 
     def record_scores(self, selection: str, seed: int, step: int, columns: dict[str, np.ndarray]) -> None:
-        """Take one suite of one evaluation; it is in the ledger once this returns.
+        """Take one suite of one evaluation; it is in the run store once this returns.
 
         Raises:
             UnknownColumn: a column that scores.parquet does not have.
         """
         frame = SCORES.frame(pd.DataFrame({"selection": selection, "seed": seed, "step": step, **columns}))
         split, suite = columns["split"][0], columns["suite"][0]
-        self._ledger(selection, seed).write_scores(step, split, suite, frame)
+        self._store(selection, seed).write_scores(step, split, suite, frame)
         self.scores[selection, seed, step, split, suite] = frame
         self._write_if_due()
 
-    def update_run(self, selection: str, seed: int, **facts: Any) -> None:
-        """Status, reason, or what became known of a run; in the ledger once this returns."""
+    def update_run(self, selection: str, seed: int, **changes: Any) -> None:
+        """Take status, reason, or what became known of a run; in the run store once this returns."""
         run = self.runs[selection, seed]
-        run.update(facts)
-        self._ledger(selection, seed).write_facts(run)
+        run.update(changes)
+        self._store(selection, seed).write_metadata(run)
         self._write_if_due()
 
-    def place(self, actor: str, where: str | None) -> None:
+    def set_location(self, actor: str, hosts: str | None) -> None:
         """Set host and GPUs of an engine or of a run's trainers; None where there are none."""
-        self.places.pop(actor, None)
-        if where:
-            self.places[actor] = where
+        self.locations.pop(actor, None)
+        if hosts:
+            self.locations[actor] = hosts
         self._write_if_due()
 
     def all_scores(self) -> pd.DataFrame:
-        """The content of scores.parquet as of now."""
+        """Return the content of scores.parquet as of now."""
         return self._frames()[1]
 
     def table(self) -> pd.DataFrame:
-        """The contribution table as of now."""
+        """Return the contribution table as of now."""
         return self.summarise(pd.DataFrame(self.runs.values()), *self._frames())
 
     def write(self) -> None:
-        """Write all three tables, and the actors' places, each file replaced atomically.
+        """Write all three tables, and the actors' locations, each file replaced atomically.
 
         Raises:
             OSError: they could not be written.
@@ -174,33 +174,33 @@ class Collector:
         table = self.summarise(pd.DataFrame(self.runs.values()), steps, scores)
         for schema, frame in ((STEPS, steps), (SCORES, scores), (CONTRIBUTION, table)):
             write_atomically(f"{self.folder}/{schema.name}.parquet", partial(schema.write, frame))
-        write_atomically(places_file(self.folder), lambda file: file.write(json.dumps(self.places).encode()))
+        write_atomically(locations_file(self.folder), lambda file: file.write(json.dumps(self.locations).encode()))
         for tracker in self.trackers:
             tracker.table(table)
         now = time.monotonic()
-        self.due = now + max(self.interval, SPARING * (now - began))
+        self.next_write = now + max(self.interval, WRITE_COST_FACTOR * (now - began))
 
     def close(self) -> None:
-        """The last write, and the trackers' end."""
-        self.places.clear()
+        """Write the tables for the last time, and close the trackers."""
+        self.locations.clear()
         self.write()
         for tracker in self.trackers:
             tracker.close()
 
     def _write_if_due(self) -> None:
-        """The tables follow from the ledger: where they cannot be written now, a later write has all of it."""
-        if time.monotonic() > self.due:
+        """Write the tables if it is time. A write that fails loses nothing: the next one has all of it."""
+        if time.monotonic() > self.next_write:
             try:
                 self.write()
             except OSError as error:
                 logger.warning("the tables in %s could not be written: %s", self.folder, error)
-                self.due = time.monotonic() + self.interval
+                self.next_write = time.monotonic() + self.interval
 
-    def _ledger(self, selection: str, seed: int) -> RunStore:
+    def _store(self, selection: str, seed: int) -> RunStore:
         return RunStore(self.folder, run_name(selection, seed))
 
     def _frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The contents of steps.parquet and scores.parquet as of now."""
+        """Return the contents of steps.parquet and scores.parquet as of now."""
         rows = [row for run in self.steps.values() for _, row in sorted(run.items())]
         scores = pd.concat(self.scores.values(), ignore_index=True) if self.scores else SCORES.frame([])
         return STEPS.frame(rows), scores

@@ -11,7 +11,7 @@ from layersweep.policies.model.checkpoint import refuse_non_finite
 from layersweep.rollout.config import RolloutConfig
 from layersweep.rollout.types import Completions, Pushed, Sampling
 from layersweep.workers.startup.model_source import ModelSource
-from layersweep.workers.storage.files import located
+from layersweep.workers.storage.files import resolve_uri
 
 from .portable_errors import portable_errors
 
@@ -35,7 +35,7 @@ class Engine:
         return f"Engine({self.number})"
 
     async def start(
-        self, model: ModelSource, architecture: str, config: RolloutConfig, dtype: str, seed: int, whole: bool
+        self, model: ModelSource, architecture: str, config: RolloutConfig, dtype: str, seed: int, trains_all: bool
     ) -> tuple[str, str]:
         """Load the base model and check every routed path against a plain forward.
 
@@ -44,7 +44,7 @@ class Engine:
             architecture: the first of the model config's `architectures`.
             dtype: of weights and KV cache.
             seed: of vLLM's own generators.
-            whole: whether runs of the whole model are served too, and checked.
+            trains_all: whether runs of the whole model use the engine, which is then checked for them too.
 
         Returns:
             The engine's name, and host with GPUs.
@@ -63,7 +63,7 @@ class Engine:
             await asyncio.to_thread(refuse_non_finite, Path(path))
         trusted = model.trust_remote_code
         self.engine = await asyncio.to_thread(RolloutEngine, path, architecture, config, dtype, seed, trusted)
-        await asyncio.to_thread(check, self.engine, path, dtype, whole, trusted)
+        await asyncio.to_thread(check, self.engine, path, dtype, trains_all, trusted)
         return f"Engine-{self.number}", host_and_gpus()
 
     async def generate(
@@ -97,8 +97,8 @@ class Engine:
         """Serve a run from the safetensors file that its trainer wrote at the end."""
         from safetensors.torch import load
 
-        filesystem, place = located(path)
-        weights = load(await asyncio.to_thread(filesystem.cat_file, place))
+        filesystem, inner = resolve_uri(path)
+        weights = load(await asyncio.to_thread(filesystem.cat_file, inner))
         return await asyncio.wrap_future(self.engine.push(run, version, weights))
 
     async def sleep(self) -> None:

@@ -9,7 +9,7 @@ BASE_WEIGHTS_SHARE = 0.05
 """Share of a GPU that Ray counts for the BaseWeightsActor; the memory that it takes is the base model's."""
 
 
-def aboard(share: float, gpus: float) -> int:
+def trainers_per_gpu(share: float, gpus: float) -> int:
     """Return how many trainers fit on a shared GPU, beside the base weights.
 
     Args:
@@ -19,6 +19,6 @@ def aboard(share: float, gpus: float) -> int:
     return max(0, int((share - BASE_WEIGHTS_SHARE) / gpus + EPSILON))
 
 
-def berth_cpus(share: float, trainer: ActorResources) -> float:
+def shared_gpu_cpus(share: float, trainer: ActorResources) -> float:
     """Return the CPUs of a shared GPU's bundle: its trainers' and the BaseWeightsActor's."""
-    return aboard(share, trainer.gpus) * trainer.cpus + BASE_WEIGHTS_CPUS
+    return trainers_per_gpu(share, trainer.gpus) * trainer.cpus + BASE_WEIGHTS_CPUS

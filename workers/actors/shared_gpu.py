@@ -29,17 +29,17 @@ def host_and_gpus() -> str:
     return socket.gethostname() + (f" GPU {gpus}" if gpus else "")
 
 
-async def placed(group: PlacementGroup, seconds: float = 1.0) -> bool:
-    """Wait up to `seconds` for a placement group; return whether it is reserved."""
+async def wait_until_placed(group: PlacementGroup, seconds: float = 1.0) -> bool:
+    """Wait up to `seconds` for a placement group; tell whether it is reserved."""
     return await asyncio.to_thread(group.wait, seconds)
 
 
-def near(node: str) -> NodeAffinitySchedulingStrategy:
-    """Return a soft affinity to a node: elsewhere if that one is full or gone."""
+def node_affinity(node: str) -> NodeAffinitySchedulingStrategy:
+    """Return a soft affinity to a node: Ray places the actor elsewhere if that one is full or gone."""
     return NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
 
 
-def on(group: PlacementGroup, rank: int) -> PlacementGroupSchedulingStrategy:
+def bundle_of(group: PlacementGroup, rank: int) -> PlacementGroupSchedulingStrategy:
     """Return the strategy that puts a rank's actor into its bundle."""
     return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
 

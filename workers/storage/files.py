@@ -21,7 +21,7 @@ class NoStore(ImportError):
     """A URI whose package is not installed; the text says which."""
 
 
-def located(target: str) -> tuple[Any, str]:
+def resolve_uri(target: str) -> tuple[Any, str]:
     """Return the filesystem of a path or URI, and the path in it.
 
     Raises:
@@ -53,7 +53,7 @@ def write_atomically(target: str, write: Callable[[BinaryIO], object], durable: 
     Raises:
         OSError: it could not be written, a full disk for example; nothing of it is left then.
     """
-    filesystem, path = located(target)
+    filesystem, path = resolve_uri(target)
     if is_object_store(filesystem):
         whole = BytesIO()
         write(whole)
@@ -91,7 +91,7 @@ def create_exclusively(target: str, content: bytes) -> None:
     Raises:
         FileExistsError: it is there.
     """
-    filesystem, path = located(target)
+    filesystem, path = resolve_uri(target)
     if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "xb") as file:
@@ -109,7 +109,7 @@ def find_files(filesystem: Any, folder: str, depth: int | None = None) -> list[s
     Nothing in this tree globs: in fsspec's patterns the brackets of a folder called `lr[2e-3]` mean something else.
 
     Args:
-        filesystem, folder: as `located` gives them.
+        filesystem, folder: as `resolve_uri` gives them.
         depth: levels to descend; 1 is the folder itself, None all.
     """
     prefix = folder.rstrip("/") + "/"
@@ -141,7 +141,7 @@ def read_bytes(target: str) -> bytes | None:
     Raises:
         OSError: it cannot be read.
     """
-    filesystem, path = located(target)
+    filesystem, path = resolve_uri(target)
     try:
         with _plain_errors():
             return filesystem.cat_file(path)

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from .files import find_files, located, remove_folder, write_atomically
+from .files import find_files, remove_folder, resolve_uri, write_atomically
 
 
 class CorruptFile(RuntimeError):
@@ -63,29 +63,29 @@ class RunStore:
 
     def __init__(self, folder: str, run: str):
         self.run, self.folder = run, f"{folder}/checkpoints/{run}"
-        self.filesystem, self.path = located(self.folder)
+        self.filesystem, self.path = resolve_uri(self.folder)
 
     # -- what is known of the run -----------------------------------------------------------------------------
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return the content of run.json; empty before there is one, and where it is damaged: it is found out again."""
         try:
             return read_json(self.filesystem, f"{self.path}/run.json")
         except CorruptFile:
             return {}
 
-    def write_facts(self, facts: dict[str, Any]) -> None:
-        write_json(f"{self.folder}/run.json", facts)
+    def write_metadata(self, metadata: dict[str, Any]) -> None:
+        write_json(f"{self.folder}/run.json", metadata)
 
     # -- checkpoints ------------------------------------------------------------------------------------------
 
-    def place(self, step: int) -> str:
+    def checkpoint_dir(self, step: int) -> str:
         """Return the folder of the checkpoint after `step` steps."""
         return f"{self.folder}/step-{step:06d}"
 
     def write_file(self, step: int, name: str, content: bytes) -> str:
         """Write one rank's file, before the record is committed; return its checksum."""
-        write_atomically(f"{self.place(step)}/{name}", lambda file: file.write(content), durable=True)
+        write_atomically(f"{self.checkpoint_dir(step)}/{name}", lambda file: file.write(content), durable=True)
         return checksum(content)
 
     def read_file(self, record: CheckpointRecord, name: str) -> bytes:
@@ -106,11 +106,11 @@ class RunStore:
 
     def commit(self, record: CheckpointRecord, keep: int) -> None:
         """Write the record, from which on the checkpoint exists; of older ones keep the newest `keep` - 1."""
-        write_json(f"{self.place(record.step)}/record.json", vars(record))
+        write_json(f"{self.checkpoint_dir(record.step)}/record.json", vars(record))
         for step in self.steps()[keep:]:
             remove_folder(self.filesystem, f"{self.path}/step-{step:06d}")
 
-    def release(self) -> None:
+    def delete_weights(self) -> None:
         """Delete weights and optimizer state of a run that will not continue; rows and scores stay."""
         for path in find_files(self.filesystem, self.path, depth=2):
             if fnmatch(path, "step-*/rank-*"):
@@ -167,14 +167,14 @@ class RunStore:
 
 def runs_of(folder: str) -> list[str]:
     """Return the names of all runs that have begun."""
-    filesystem, path = located(f"{folder}/checkpoints")
+    filesystem, path = resolve_uri(f"{folder}/checkpoints")
     return [name.removesuffix("/run.json") for name in find_files(filesystem, path, 2) if name.endswith("/run.json")]
 
 
-def drop_torn(folder: str, names: Iterable[str]) -> None:
+def remove_partial_files(folder: str, names: Iterable[str]) -> None:
     """Remove partial files that a killed process left below the runs' folders."""
     for run in names:
-        filesystem, path = located(f"{folder}/checkpoints/{run}")
+        filesystem, path = resolve_uri(f"{folder}/checkpoints/{run}")
         for name in find_files(filesystem, path):
             if name.endswith(".part"):
                 filesystem.rm_file(f"{path}/{name}")
@@ -195,9 +195,9 @@ def read_json(filesystem: Any, path: str) -> dict[str, Any]:
         OSError: it could not be read now; a store that does not answer says nothing about the file.
     """
     try:
-        whole = json.loads(filesystem.cat_file(path))
-        content = whole["content"]
-        intact = whole["xxh3_128"] == checksum(json.dumps(content, indent=1).encode())
+        document = json.loads(filesystem.cat_file(path))
+        content = document["content"]
+        intact = document["xxh3_128"] == checksum(json.dumps(content, indent=1).encode())
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise CorruptFile(f"{path} is damaged: {error}") from error
     if not intact:

@@ -11,7 +11,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from layersweep.policies.selection import run_name
-from layersweep.workers.storage.files import located
+from layersweep.workers.storage.files import resolve_uri
 from layersweep.workers.trackers.step_rows import metrics
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: str):
-        filesystem, path = located(folder)
+        filesystem, path = resolve_uri(folder)
         local = "file" in filesystem.protocol
         self.remote = None if local else (filesystem, path)
         self.folder = path if local else tempfile.mkdtemp(prefix="layersweep-tensorboard-")

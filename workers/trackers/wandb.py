@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import wandb
 
 from layersweep.policies.selection import run_name
-from layersweep.workers.storage.files import located
+from layersweep.workers.storage.files import resolve_uri
 from layersweep.workers.trackers.step_rows import metrics
 
 from .config import WandbConfig
@@ -23,7 +23,7 @@ class WeightsAndBiases:
 
     def __init__(self, config: WandbConfig, sweep: str, folder: str):
         self.config, self.sweep = config, sweep
-        filesystem, path = located(folder)
+        filesystem, path = resolve_uri(folder)
         self.folder = path if "file" in filesystem.protocol else None
         self.runs: dict[str, Any] = {}
         self.frame: pd.DataFrame | None = None

@@ -63,7 +63,7 @@ class DeepSpeedBackend:
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=policy,
             optimizer=optimizer,
-            config=deepspeed_settings(training, section, policy.selection.whole, ranks),
+            config=deepspeed_settings(training, section, policy.selection.trains_all, ranks),
             dist_init_required=False,
         )
         self.policy: Policy = self.engine.module

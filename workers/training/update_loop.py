@@ -74,7 +74,7 @@ class UpdateLoop:
         self.trunk, self.backend, self.algorithm, self.training = trunk, backend, algorithm, training
         self.rank, self.ranks = rank, ranks
         self.policy, self.selection = backend.policy, backend.policy.selection
-        self.peak = training.learning_rate.of(self.selection.whole)
+        self.peak = training.learning_rate.of(self.selection.trains_all)
         embedding = trunk.model.get_input_embeddings().weight
         self.device, self.vocabulary = embedding.device, len(embedding)
 
@@ -140,7 +140,7 @@ class UpdateLoop:
         It takes as much memory as AdamW's moments, which are not there yet at the first step. NaN where a half has no
         signal, and for a whole model that is sharded, because then no rank has memory for the whole gradient.
         """
-        if self.selection.whole and self.backend.sharded:
+        if self.selection.trains_all and self.backend.sharded:
             return math.nan
         groups = np.unique(experience.group)
         even, odd = (
@@ -192,7 +192,7 @@ class UpdateLoop:
 
         def make(number: int, scale: float, ref_logp: Tensor | None) -> TrainingMicroBatch:
             batch = batches[number].to(self.device)
-            hidden = None if self.selection.whole else self.trunk.prefix(batch, self.policy.start)
+            hidden = None if self.selection.trains_all else self.trunk.prefix(batch, self.policy.start)
             if kl and ref_logp is None:
                 below = hidden if hidden is not None else self.trunk.prefix(batch, 0)
                 ref_logp = self.trunk.reference(batch, below, self.policy.start, self.training.temperature)

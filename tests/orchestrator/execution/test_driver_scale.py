@@ -13,7 +13,12 @@ from tests.simulations.virtual_time import Server, VirtualLoop
 
 FREE = CollectorCost(step=0, commit_row=0, scores=0, responses=1, write_row=0, write_response=0)
 TIMES = Durations(
-    rollout=10, evaluation=40, update=lambda selection: 64 if selection.whole else 20, push=1, checkpoint=0, start=5
+    rollout=10,
+    evaluation=40,
+    update=lambda selection: 64 if selection.trains_all else 20,
+    push=1,
+    checkpoint=0,
+    start=5,
 )
 
 

@@ -137,7 +137,7 @@ def test_bad_searches_and_combinations(changes, expected):
 
 def test_a_search_is_planned(capsys):
     """6 layers, 30 steps, half the budget: 6 layers to step 3, 5 to 7, 3 to 13 and 2 to 30 are 18 + 20 + 18 + 34 = 90
-    steps of layers. A batch is 32 x 8, the first one is everybody's; on 512 x 4 the base is scored once, full at three
+    steps of layers. A batch is 32 x 8, all share the first one; on 512 x 4 the base is scored once, full at three
     rungs and the end, the layers at the rungs that they reach on twice as many, the two finalists on four times; at
     last they, base and full on 128 x 16."""
     plan = make_plan(parse_spec(demo(layers={"search": {"budget": 0.5}})))

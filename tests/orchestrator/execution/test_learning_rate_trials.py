@@ -75,7 +75,7 @@ def test_the_trials_of_the_demo():
     plan = make_plan(tuned_demo())
     assert [run.selection.name for run in plan.trials] == names
     assert [run.learning_rate for run in plan.trials] == [1e-5, 1e-4, 1e-3]
-    assert all(run.selection.whole and run.seed == 0 for run in plan.trials)
+    assert all(run.selection.trains_all and run.seed == 0 for run in plan.trials)
     both = make_plan(tuned_demo(reuse="per_kind")).trials
     assert [run.selection.name for run in both[3:]] == [name.replace("full", "layer-02") for name in names]
     assert {run.selection.layers for run in both[3:]} == {(2,)}
@@ -143,7 +143,7 @@ def test_rates_from_scores():
         tuned(per_kind, full, scores)
 
 
-def test_a_trial_has_a_score_and_is_nobodys_layer():
+def test_a_trial_has_a_score_and_is_no_layer_run():
     """C of the layer is 0.5 with and without trials in the table; a trial has a score, no C and no rank."""
     runs = [responses("base", BASE, step=0), responses("full", FULL), responses("layer-00", LAYER)]
     trials = [responses("full@lr-0.001", LAYER, step=5), responses("layer-00@lr-0.001", FULL, step=5)]
@@ -178,9 +178,9 @@ def test_rates_found_are_there_after_a_restart(tmp_path):
 
 
 def test_a_trial_gives_its_weights_back_and_keeps_its_rows(tmp_path):
-    ledger = RunStore(str(tmp_path), "full@lr-0.001-seed0")
-    checksum = ledger.write_file(2, "rank-0.safetensors", b"weights")
+    store = RunStore(str(tmp_path), "full@lr-0.001-seed0")
+    checksum = store.write_file(2, "rank-0.safetensors", b"weights")
     record = CheckpointRecord(2, {"rank-0.safetensors": checksum}, [{"step": 0}, {"step": 1}], 3.0)
-    ledger.commit(record, keep=1)
-    ledger.release()
-    assert not list(tmp_path.rglob("rank-*")) and ledger.records() == ([record], [])
+    store.commit(record, keep=1)
+    store.delete_weights()
+    assert not list(tmp_path.rglob("rank-*")) and store.records() == ([record], [])

@@ -244,14 +244,14 @@ def unreadable(monkeypatch, method: str, run: str, times: float) -> list[str]:
     return failed
 
 
-@pytest.mark.parametrize("method", ["facts", "records", "scored"])
+@pytest.mark.parametrize("method", ["metadata", "records", "scored"])
 def test_files_that_cannot_be_read_for_a_moment_are_read_again(tmp_path, monkeypatch, method):
     failed = unreadable(monkeypatch, method, LAYER, 2)
     world = sweep(tmp_path)
     assert len(failed) == 2 and completed(world) == {"base-seed0", FULL, LAYER, OTHER}
 
 
-@pytest.mark.parametrize("method", ["facts", "records", "scored"])
+@pytest.mark.parametrize("method", ["metadata", "records", "scored"])
 def test_files_that_cannot_be_read_at_all_fail_their_run_alone(tmp_path, monkeypatch, method):
     """Four attempts, no more: the rest of the sweep goes on and the reason says how to."""
     failed = unreadable(monkeypatch, method, LAYER, float("inf"))

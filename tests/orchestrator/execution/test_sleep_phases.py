@@ -1,4 +1,4 @@
-"""Alternating phases of generation and training: which task works when, derived by hand."""
+"""Alternating phases of generation and training: which task runs when, derived by hand."""
 
 import asyncio
 

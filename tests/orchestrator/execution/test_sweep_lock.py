@@ -1,4 +1,4 @@
-"""One driver a sweep, whoever starts at the same moment, and whatever the clocks of two hosts say."""
+"""One driver a sweep, whichever start at the same moment, and whatever the clocks of two hosts say."""
 
 import json
 import os

@@ -93,7 +93,7 @@ def test_writing_waits_for_arithmetic_when_many_are(plan):
 
 
 def test_a_whole_sweep(plan):
-    """Writing: 8 for both runs at first, then 8 each: 24 responses, 6 passes of 0.1656 s, 12 prompts read.
+    """Generation: 8 for both runs at first, then 8 each: 24 responses, 6 passes of 0.1656 s, 12 prompts read.
     Updates: 2 steps * 8 * (2 + 4 / 2) tokens, at 16,040 + 10,760 FLOPs. Scoring base and two runs: 96 responses, 32 at
     once, 6 passes of (10,160 + 32 * 800) / 1e5 s, 24 prompts read."""
     assert (plan.training_responses, plan.evaluation_responses) == (24, 96)

@@ -1,4 +1,4 @@
-"""Who sits on which GPU, counted by hand."""
+"""Actors on each GPU, counted by hand."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from layersweep.orchestrator.planning.placement import allocate_gpus_on, placeme
 from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import load_spec
-from layersweep.workers.actors.gpu_share import aboard
+from layersweep.workers.actors.gpu_share import trainers_per_gpu
 from layersweep.workers.config import ActorResources, ResourcesConfig
 
 FOLDER = Path(DEMO).parent
@@ -23,9 +23,14 @@ def resources(**fields) -> ResourcesConfig:
     return ResourcesConfig.model_validate(fields)
 
 
-def test_aboard_leaves_room_for_the_trunk():
+def test_trainers_per_gpu_leaves_room_for_the_trunk():
     """0.95 / 0.25 = 3.8, 0.95 / 0.2375 = 4, (0.3 - 0.05) / 0.25 = 1; a share of 0.05 has room for the trunk alone."""
-    assert [aboard(1.0, 0.25), aboard(1.0, 0.2375), aboard(0.3, 0.25), aboard(0.05, 0.1)] == [3, 4, 1, 0]
+    assert [
+        trainers_per_gpu(1.0, 0.25),
+        trainers_per_gpu(1.0, 0.2375),
+        trainers_per_gpu(0.3, 0.25),
+        trainers_per_gpu(0.05, 0.1),
+    ] == [3, 4, 1, 0]
 
 
 def test_engines_full_run_and_berths_side_by_side():
@@ -36,8 +41,8 @@ def test_engines_full_run_and_berths_side_by_side():
     found = allocate_gpus(asked, 1, (4, 4))
     assert (found.whole_runs, found.layer_runs, found.in_turn, found.runs) == (1, 6, False, 7)
     assert found.shared_gpus == (1.0, 1.0)
-    assert [card.engines for card in found.gpus] == [[0], [0], [1], [1], [], [], [], []]
-    assert [card.whole_ranks for card in found.gpus] == [0, 0, 0, 0, 1, 1, 0, 0]
+    assert [gpu.engines for gpu in found.gpus] == [[0], [0], [1], [1], [], [], [], []]
+    assert [gpu.whole_ranks for gpu in found.gpus] == [0, 0, 0, 0, 1, 1, 0, 0]
 
 
 def test_an_engine_spans_no_nodes():
@@ -52,13 +57,13 @@ def test_shares_go_where_ray_puts_them():
     """Actors of these shares, started one after the other on a Ray 2.60 of four GPUs, got these (ray.get_gpu_ids)."""
     free_resources = FreeResources([Gpu(node=0) for _ in range(4)], cpus=[7.0])
     taken = [free_resources.take(ActorResources(gpus=gpus)) for gpus in (0.3, 0.3, 0.3, 0.3, 0.5, 1, 0.4)]
-    assert [[next(i for i, c in enumerate(free_resources.gpus) if c is card) for card in cards] for cards in taken] == [
+    assert [[next(i for i, c in enumerate(free_resources.gpus) if c is gpu) for gpu in gpus] for gpus in taken] == [
         [0], [0], [0], [1], [1], [2], [3],
     ]  # fmt: skip
 
 
-def test_everybody_on_one_gpu():
-    """0.3 for the engine and 0.4 for full leave a berth of 0.3: one trainer of 0.25 and the trunk."""
+def test_all_actors_on_one_gpu():
+    """0.3 for the engine and 0.4 for full leave a shared GPU of 0.3: one trainer of 0.25 and the trunk."""
     asked = resources(engine={"gpus": 0.3}, trainer={"gpus": 0.25}, full_trainer={"gpus": 0.4})
     found = allocate_gpus(asked, 1, (1,))
     assert (found.whole_runs, found.layer_runs) == (1, 1)
@@ -75,7 +80,7 @@ def test_whole_and_layer_runs_take_turns_where_there_is_one_gpu_for_both():
 
 
 def test_as_many_full_runs_at_a_time_as_leave_a_layer_run():
-    """Three seeds and four GPUs: engine, two full runs, one berth."""
+    """Three seeds and four GPUs: engine, two full runs, one shared GPU."""
     found = allocate_gpus(resources(engine={"gpus": 1}, trainer={"gpus": 0.45}, full_trainer={"gpus": 1}), 3, (4,))
     assert (found.whole_runs, found.layer_runs) == (2, 2)
 
@@ -105,7 +110,7 @@ def spanning(gpus: int) -> dict:
 
 
 def test_cpus_are_counted_to_the_last_one():
-    """Four engines of 2 CPUs, full 2, two small actors 0.1, and at least one berth of four trainers of 1 and 0.1:
+    """Four engines of 2 CPUs, full 2, two small actors 0.1, and at least one shared GPU of four trainers of 1 and 0.1:
     8 + 2 + 0.1 + 4.1 = 14.2."""
     plan = plan_with()
     assert problems(plan, gpus=8, cpus=14.2) == []
@@ -178,4 +183,4 @@ def test_presets_fit_the_cluster_that_they_are_for(path):
         return
     placed = plan_on(make_plan(spec, fetch=False), parse_cluster("1xH200" if "1gpu" in path.stem else "8xH200"))
     assert spec.resources.concurrent_runs in (None, placed.allocation.runs)
-    assert all(card.total < placed.cluster.gpu.memory for card in placed.memory)
+    assert all(gpu.total < placed.cluster.gpu.memory for gpu in placed.memory)

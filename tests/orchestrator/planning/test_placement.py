@@ -11,8 +11,8 @@ from layersweep.cli import DEMO
 from layersweep.orchestrator.execution.shared_gpus import SharedGpu, SharedGpuPool, gpu_bundle
 from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.spec.load import load_spec
-from layersweep.workers.actors.gpu_share import aboard
-from layersweep.workers.actors.shared_gpu import gang, on
+from layersweep.workers.actors.gpu_share import trainers_per_gpu
+from layersweep.workers.actors.shared_gpu import bundle_of, gang
 from layersweep.workers.config import ActorResources
 
 
@@ -30,7 +30,7 @@ def test_trainers_share_a_gpu(monkeypatch):
         needs = ActorResources(cpus=0.1, gpus=0.3)
         groups = [placement_group([gpu_bundle(1.0, needs)], strategy="PACK") for _ in range(2)]
         await asyncio.gather(*(group.ready() for group in groups))
-        pool = SharedGpuPool([SharedGpu(group, aboard(1.0, needs.gpus), None, None) for group in groups])
+        pool = SharedGpuPool([SharedGpu(group, trainers_per_gpu(1.0, needs.gpus), None, None) for group in groups])
         assert [gpu.capacity for gpu in pool.gpus] == [3, 3]
         held = [contextlib.AsyncExitStack() for _ in range(7)]
         gpus = [await hold.enter_async_context(pool.hold()) for hold in held[:6]]
@@ -57,7 +57,7 @@ def test_trainers_share_a_gpu(monkeypatch):
 
 
 @pytest.mark.slow
-def test_everybody_on_one_gpu(monkeypatch):
+def test_all_actors_on_one_gpu(monkeypatch):
     """Engine 0.3, a shared 0.3 with one trainer of 0.25, full 0.4: what gpu_allocation puts on one GPU, Ray does."""
     import ray
 
@@ -69,11 +69,11 @@ def test_everybody_on_one_gpu(monkeypatch):
         engine = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.3).remote()
         group = placement_group([gpu_bundle(0.3, ActorResources(cpus=0.1, gpus=0.25))], strategy="PACK")
         await asyncio.wait_for(group.ready(), 20)
-        shared = SharedGpu(group, aboard(0.3, 0.25), None, None).strategy()
-        host = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.05, scheduling_strategy=shared).remote()
+        shared = SharedGpu(group, trainers_per_gpu(0.3, 0.25), None, None).strategy()
+        base = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.05, scheduling_strategy=shared).remote()
         layer = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.25, scheduling_strategy=shared).remote()
         full = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.4).remote()
-        asked = asyncio.gather(*(probe.gpus.remote() for probe in (engine, host, layer, full)))
+        asked = asyncio.gather(*(probe.gpus.remote() for probe in (engine, base, layer, full)))
         assert await asyncio.wait_for(asked, 20) == [[0]] * 4
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
@@ -85,29 +85,29 @@ def test_everybody_on_one_gpu(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_crew_is_placed_whole_or_not_at_all():
-    """Two crews of two ranks on three CPUs: one has its places, the other takes none until the first are free."""
+def test_a_gang_is_placed_together_or_not_at_all():
+    """Two gangs of two ranks on three CPUs: one has its CPUs, the other takes none until the first are free."""
     import ray
 
     class Rank:
-        def place(self) -> str:
+        def group(self) -> str:
             return ray.get_runtime_context().get_placement_group_id()
 
     ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         needs = ActorResources(cpus=1)
         groups = [gang(needs, 2), gang(needs, 2)]
-        crews = [[ray.remote(Rank).options(num_cpus=1, scheduling_strategy=on(group, rank)).remote()
+        ranks = [[ray.remote(Rank).options(num_cpus=1, scheduling_strategy=bundle_of(group, rank)).remote()
                   for rank in range(2)] for group in groups]  # fmt: skip
-        places = [[rank.place.remote() for rank in crew] for crew in crews]
-        done, _ = ray.wait([place for crew in places for place in crew], num_returns=2, timeout=60)
-        ready, late = (0, 1) if places[0][0] in done else (1, 0)
-        assert set(done) == set(places[ready])
+        answers = [[rank.group.remote() for rank in gang_ranks] for gang_ranks in ranks]
+        done, _ = ray.wait([answer for gang_ranks in answers for answer in gang_ranks], num_returns=2, timeout=60)
+        ready, late = (0, 1) if answers[0][0] in done else (1, 0)
+        assert set(done) == set(answers[ready])
         assert ray.available_resources()["CPU"] == 1
-        for rank in crews[ready]:
+        for rank in ranks[ready]:
             ray.kill(rank)
         remove_placement_group(groups[ready])
-        assert ray.get(places[late], timeout=60) == [groups[late].id.hex()] * 2
+        assert ray.get(answers[late], timeout=60) == [groups[late].id.hex()] * 2
     finally:
         ray.shutdown()
 
@@ -127,7 +127,7 @@ def test_a_crew_that_waits_for_two_places_is_not_overtaken(tmp_path):
     async def scenario(actors: SweepActors) -> None:
         others = [ray.remote(Other).options(num_cpus=1).remote() for _ in range(2)]
         ray.get([other.alive.remote() for other in others])
-        full, layer = next(run for run in plan.runs if run.selection.whole), plan.runs[-1]
+        full, layer = next(run for run in plan.runs if run.selection.trains_all), plan.runs[-1]
         waiting = [asyncio.create_task(actors.create_trainers(run)) for run in (full, layer)]
         await asyncio.sleep(2)
         ray.kill(others[0])

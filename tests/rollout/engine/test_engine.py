@@ -141,7 +141,7 @@ def test_company_changes_nothing_in_the_last_bit(engine, variants):
         np.testing.assert_array_equal(together.logprobs, alone.logprobs)
 
 
-def test_a_push_ends_what_nobody_waits_for_any_more(engine, variants):
+def test_a_push_ends_requests_of_older_versions(engine, variants):
     """A call that was retried leaves requests behind; they are given up, and the run is served from its new weights."""
     from layersweep.rollout.types import StaleWeights
 
@@ -184,7 +184,7 @@ def test_an_engine_that_slept_goes_on_as_before(engine, variants):
 
 def test_the_self_check_passes_and_catches_broken_routing(engine, model_folder, monkeypatch):
     """Sound routing differs by rounding; an overlay that keeps one of the base's norms is refused, and so is one
-    that serves the base to everybody."""
+    that serves the base to all runs."""
     from layersweep.rollout.engine import model
     from layersweep.rollout.engine.overlay import LayerOverlay
     from layersweep.rollout.engine.selfcheck import RoutingMismatch, check

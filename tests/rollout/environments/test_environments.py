@@ -152,7 +152,7 @@ def test_forgotten_episodes_free_their_environment(process):
     assert process._hosted == {3}
 
 
-def test_a_process_ends_when_nobody_is_there(process):
+def test_a_process_ends_when_its_parent_is_gone(process):
     run(process, (0, 0, [], ""))
     process._child._process.stdin.close()  # as when the parent dies
     assert process._child.receive(seconds=60) is None

@@ -318,7 +318,7 @@ def test_the_rollout_worker_plays_environment_sections(tmp_path):
     grid = tokenizer.decode(rows.prompts[0])
     assert grid.endswith("=") and grid.removesuffix("=") == rows.anchor[0]
     assert {*rows.metrics, *rows.seconds} <= set(STEPS.types)
-    # Who always walks right wins where the goal is on the right of the start, in the same row, at most two away.
+    # Walking right always wins where the goal is on the right of the start, in the same row, at most two away.
     wins = ["@G" in name or "@.G" in name for name in scores["prompt"]]
     assert scores["score"].tolist() == [float(win) for win in wins]
     assert {*scores, "selection", "seed", "step"} == set(SCORES.types)

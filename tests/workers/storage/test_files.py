@@ -5,8 +5,8 @@ import uuid
 import pytest
 
 from layersweep.policies.selection import parse_run_name, run_name
-from layersweep.workers.storage.files import find_files, located, read_bytes, remove_folder, write_atomically
-from layersweep.workers.storage.run_store import CheckpointRecord, RunStore, drop_torn, runs_of
+from layersweep.workers.storage.files import find_files, read_bytes, remove_folder, resolve_uri, write_atomically
+from layersweep.workers.storage.run_store import CheckpointRecord, RunStore, remove_partial_files, runs_of
 from layersweep.workers.storage.tables import SCORES
 
 NAMES = ("lr[2e-3]", "a*b", "what?", "[!x]{1,2}")
@@ -26,7 +26,7 @@ def test_files_are_written_found_and_removed(root):
     put(f"{root}/a/b/c.txt")
     put(f"{root}/a/d.txt", b"old")
     put(f"{root}/a/d.txt", b"new")
-    filesystem, folder = located(root)
+    filesystem, folder = resolve_uri(root)
     assert find_files(filesystem, folder) == ["a/b/c.txt", "a/d.txt"]
     assert find_files(filesystem, folder, depth=2) == ["a/d.txt"] and find_files(filesystem, folder, depth=1) == []
     assert read_bytes(f"{root}/a/d.txt") == b"new"
@@ -38,7 +38,7 @@ def test_files_are_written_found_and_removed(root):
 def test_a_run_store_keeps_finds_and_drops_its_checkpoints(root):
     """Three checkpoints of which two are kept; weights given back; scores; what a killed process left."""
     store = RunStore(root, "layer-01-seed0")
-    store.write_facts({"selection": "layer-01"})
+    store.write_metadata({"selection": "layer-01"})
     records = []
     for step in (10, 20, 30):
         sums = {"rank-0.safetensors": store.write_file(step, "rank-0.safetensors", b"w" * step)}
@@ -51,9 +51,9 @@ def test_a_run_store_keeps_finds_and_drops_its_checkpoints(root):
     assert store.scored() == {(30, "final", "math")}
     assert runs_of(root) == ["layer-01-seed0"]
     put(f"{root}/checkpoints/layer-01-seed0/step-000040/rank-0.safetensors.7.part")
-    drop_torn(root, runs_of(root))
-    store.release()
-    filesystem, folder = located(root)
+    remove_partial_files(root, runs_of(root))
+    store.delete_weights()
+    filesystem, folder = resolve_uri(root)
     left = {path.rsplit("/", 1)[1] for path in find_files(filesystem, folder)}
     assert left == {"run.json", "record.json", "000030.final.math.parquet"}
 

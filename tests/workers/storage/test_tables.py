@@ -31,7 +31,7 @@ def collector(folder, *selections, summarise=None):
     """A collector of runs with one seed, 2 steps each, that writes when it is told."""
     summarise = summarise or partial(sweep_table, CONSTANTS | {"model_layers": 6})
     found = Collector(str(folder), [run_facts(name) for name in selections], summarise, 2, "s", TrackingConfig())
-    found.due = float("inf")
+    found.next_write = float("inf")
     return found
 
 
@@ -141,7 +141,7 @@ def old_sweep(folder):
 
 
 def test_a_sweep_of_version_1_opens_in_report_compare_and_resume(tmp_path, capsys):
-    """Its tables lack model_layers, losses and gradient_agreement, and its ledger the first two."""
+    """Its tables lack model_layers, losses and gradient_agreement, and its run stores the first two."""
     old_sweep(tmp_path / "one" / "demo")
     old_sweep(tmp_path / "two" / "demo")
     one = tmp_path / "one" / "demo"
@@ -162,10 +162,10 @@ def test_a_sweep_of_version_1_opens_in_report_compare_and_resume(tmp_path, capsy
     assert table.set_index("selection")["contribution"].to_dict() == before["contribution"].to_dict()
 
 
-def test_a_ledger_with_a_metric_that_is_none_any_more(tmp_path):
+def test_a_store_with_a_metric_that_is_none_any_more(tmp_path):
     mine = collector(tmp_path, "full")
-    ledger = mine._ledger("full", 0)
+    store = mine._store("full", 0)
     record = {"step": 0, "reward_mean": 0.5, "dropped_since": 1.0}
-    ledger.commit(CheckpointRecord(1, {}, [{"selection": "full", "seed": 0} | record], 1.0), 2)
+    store.commit(CheckpointRecord(1, {}, [{"selection": "full", "seed": 0} | record], 1.0), 2)
     steps, _ = collector(tmp_path, "full")._frames()
     assert steps["reward_mean"].tolist() == [0.5]

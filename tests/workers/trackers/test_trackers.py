@@ -1,4 +1,4 @@
-"""Trackers, read back with the readers of those who made the formats."""
+"""Trackers, read back with the formats' own readers."""
 
 import json
 import math

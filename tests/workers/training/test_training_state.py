@@ -74,54 +74,54 @@ def test_a_restored_run_goes_on_bit_for_bit(model_folder, selection, ranks, stag
 
 
 def committed(folder, *steps: int) -> RunStore:
-    ledger = RunStore(str(folder), "layer-01-seed0")
+    store = RunStore(str(folder), "layer-01-seed0")
     for step in steps:
-        files = {rank_file(0): ledger.write_file(step, rank_file(0), bytes([step]) * 100)}
+        files = {rank_file(0): store.write_file(step, rank_file(0), bytes([step]) * 100)}
         rows = [{"step": s, "loss": np.float32(0.5), "kl": float("nan")} for s in range(step)]
-        ledger.commit(CheckpointRecord(step, files, rows, 1.5), keep=2)
-    return ledger
+        store.commit(CheckpointRecord(step, files, rows, 1.5), keep=2)
+    return store
 
 
 def test_records_come_back_newest_first_and_old_ones_go(tmp_path):
-    ledger = committed(tmp_path, 5, 10, 15)
-    records, problems = ledger.records()
+    store = committed(tmp_path, 5, 10, 15)
+    records, problems = store.records()
     assert [record.step for record in records] == [15, 10] and problems == []
     assert [row["step"] for row in records[0].rows] == list(range(15))
     assert records[0].rows[0]["loss"] == 0.5 and np.isnan(records[0].rows[0]["kl"])
-    assert ledger.read_file(records[0], rank_file(0)) == bytes([15]) * 100
+    assert store.read_file(records[0], rank_file(0)) == bytes([15]) * 100
     assert not (tmp_path / "checkpoints/layer-01-seed0/step-000005").exists()
 
 
 @pytest.mark.parametrize("harm", ["truncate", "flip", "remove"])
 def test_a_damaged_tensor_file_is_noticed(tmp_path, harm):
-    ledger = committed(tmp_path, 5, 10)
+    store = committed(tmp_path, 5, 10)
     path = tmp_path / "checkpoints/layer-01-seed0/step-000010/rank-0.safetensors"
     content = bytearray(path.read_bytes())
     content[50] ^= 1
     {"truncate": lambda: path.write_bytes(content[:40]), "flip": lambda: path.write_bytes(content),
      "remove": path.unlink}[harm]()  # fmt: skip
-    newest, previous = ledger.records()[0]
+    newest, previous = store.records()[0]
     with pytest.raises(CorruptFile, match="step-000010"):
-        ledger.read_file(newest, rank_file(0))
-    assert ledger.read_file(previous, rank_file(0)) == bytes([5]) * 100
+        store.read_file(newest, rank_file(0))
+    assert store.read_file(previous, rank_file(0)) == bytes([5]) * 100
 
 
 def test_a_damaged_record_is_said_and_the_one_before_used(tmp_path):
-    ledger = committed(tmp_path, 5, 10)
+    store = committed(tmp_path, 5, 10)
     path = tmp_path / "checkpoints/layer-01-seed0/step-000010/record.json"
     path.write_text(path.read_text().replace('"seconds": 1.5', '"seconds": 2.5'))
-    records, problems = ledger.records()
+    records, problems = store.records()
     assert [record.step for record in records] == [5]
     assert len(problems) == 1 and "step-000010/record.json is damaged" in problems[0]
 
 
 def test_damaged_facts_count_as_none(tmp_path):
-    ledger = committed(tmp_path, 5)
-    ledger.write_facts({"status": "completed", "layers": [1]})
-    assert ledger.facts() == {"status": "completed", "layers": [1]}
+    store = committed(tmp_path, 5)
+    store.write_metadata({"status": "completed", "layers": [1]})
+    assert store.metadata() == {"status": "completed", "layers": [1]}
     path = tmp_path / "checkpoints/layer-01-seed0/run.json"
     path.write_text(path.read_text().replace("completed", "pruned"))
-    assert ledger.facts() == {}
+    assert store.metadata() == {}
 
 
 def test_checksums_are_xxh3():

@@ -219,7 +219,7 @@ def test_two_ranks_are_one(model_folder, selection, stage):
         assert process.exitcode == 0
     assert metrics["loss"] == pytest.approx(loss, abs=2e-6)
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
-    agreement = np.nan if selection.whole else plain_agreement(model_folder, selection, experience())
+    agreement = np.nan if selection.trains_all else plain_agreement(model_folder, selection, experience())
     assert metrics["gradient_agreement"] == pytest.approx(agreement, abs=1e-4, nan_ok=True)
     for name, weight in trained.items():
         assert_same_step(torch.from_numpy(weight), weights[name], 1e-3)

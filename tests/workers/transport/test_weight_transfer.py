@@ -67,7 +67,7 @@ def test_another_engine_takes_the_next_offer_after_the_first_was_killed(engine):
     assert same(answers.get(timeout=60), 1)
     process.kill()
     process.join()
-    sender.offer(weights(2))  # nobody takes this one
+    sender.offer(weights(2))  # never received
     _, offers, answers = engine()
     offers.put(sender.offer(weights(3)))
     assert same(answers.get(timeout=60), 3)

@@ -133,7 +133,7 @@ def _answer(connection: socket.socket, code: int) -> None:
     try:
         connection.send(bytes([code & 0xFF]))
     except OSError:
-        return  # the client has gone already: nobody waits for the status
+        return  # the client has gone already: nothing waits for the status
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
