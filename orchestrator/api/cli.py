@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import layersweep
-from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.errors import REFUSED, SpecError
 from layersweep.orchestrator.spec.overrides import PATH, parse_overrides
 from layersweep.workers.storage.files import NoStore
 
@@ -53,10 +53,10 @@ def _carry_out(args: argparse.Namespace) -> int:
     except SpecError as error:
         for problem in error.problems:
             print(f"layersweep: {problem}", file=sys.stderr)
-        return 2
+        return REFUSED
     except NoStore as error:
         print(f"layersweep: {error}", file=sys.stderr)
-        return 2
+        return REFUSED
     except BrokenPipeError:  # `layersweep schema | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
         return 141
@@ -173,9 +173,9 @@ def _plan(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.planning.cluster_forecast import plan_on
     from layersweep.orchestrator.planning.cluster_shape import parse_cluster
 
-    placed = plan_on(plan, parse_cluster(args.cluster))
+    forecast = plan_on(plan, parse_cluster(args.cluster))
     show_plan(plan, overrides, hours=False)
-    show_cluster_plan(placed)
+    show_cluster_plan(forecast)
     return 0
 
 

@@ -1,1 +1,1 @@
-"""Output of the subcommands."""
+"""Output of the subcommands, a module each; their arguments are in `layersweep.cli`."""

@@ -111,5 +111,5 @@ def micro_batches(plan: Plan) -> str:
     several = f"{sizes[0]:,}" + (f" to {sizes[-1]:,}" if len(sizes) > 1 else "")
     if plan.spec.training.micro_batch_tokens:
         return f"{several} tokens, by training.micro_batch_tokens"
-    place = f"an {H200.name}" if plan.spec.resources.on_gpu() else "this machine"
-    return f"{several} tokens by run, chosen from the memory of {place}"
+    machine = f"an {H200.name}" if plan.spec.resources.on_gpu() else "this machine"
+    return f"{several} tokens by run, chosen from the memory of {machine}"

@@ -72,8 +72,8 @@ def _parse(schema: TableSchema, sweep: SweepView, content: bytes) -> pd.DataFram
 def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
     """Look at a sweep: what to show now, whether it is over, and whether something failed."""
     files = ["sweep.yaml", "checkpoints/places.json", "contribution.parquet", "steps.parquet"]
-    spec, places, *contents = sweep.read(files)
-    places = json.loads(places or b"{}")
+    spec, locations, *contents = sweep.read(files)
+    locations = json.loads(locations or b"{}")
     table, steps = (
         None if content is None else _parse(schema, sweep, content)
         for schema, content in zip((CONTRIBUTION, STEPS), contents, strict=True)
@@ -85,12 +85,12 @@ def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
         lines += _job_lines(sweep.job, sweep.cluster.logs(sweep.job))
         over, failed = sweep.job.over, failed or sweep.job.status == "FAILED"
     if over:
-        places = {}
-    if engines := [f"{actor} on {where}" for actor, where in sorted(places.items()) if actor.startswith("Engine-")]:
+        locations = {}
+    if engines := [f"{actor} on {where}" for actor, where in sorted(locations.items()) if actor.startswith("Engine-")]:
         lines.append(f"engines {'; '.join(engines)}")
     shown = [Text("\n".join(lines))]
     if table is not None:
-        shown.append(overview(table, steps, read_yaml(spec.decode())["training"]["steps"], places))
+        shown.append(overview(table, steps, read_yaml(spec.decode())["training"]["steps"], locations))
     return Group(*shown), over, failed
 
 
@@ -101,17 +101,17 @@ def _job_lines(job: Job, logs: str) -> list[str]:
     return [f"job     {job.id}, {job.status.lower()}, {lasted:.0f} s{message}", f"driver  {last}"]
 
 
-def overview(table: pd.DataFrame, steps: pd.DataFrame, total: int, places: dict[str, str]) -> Table:
+def overview(table: pd.DataFrame, steps: pd.DataFrame, total: int, locations: dict[str, str]) -> Table:
     """A row per selection: its step and last reward (the mean of its seeds), tokens per second, score, contribution.
 
     Args:
         table, steps: the content of contribution.parquet and steps.parquet.
         total: training steps of a run.
-        places: host and GPUs by run; a column where there are any.
+        locations: host and GPUs by run; a column where there are any.
     """
     latest = _latest(steps)
     shown = Table("selection", "step", "reward", "tokens/s", "score", "contribution", interval_title(table), "status")
-    where = {row: _hosts(row, places) for row in table["selection"]}
+    where = {row: _hosts(row, locations) for row in table["selection"]}
     if any(where.values()):
         shown.add_column("on")
     for row in table.itertuples():
@@ -126,9 +126,9 @@ def overview(table: pd.DataFrame, steps: pd.DataFrame, total: int, places: dict[
     return shown
 
 
-def _hosts(selection: str, places: dict[str, str]) -> str:
+def _hosts(selection: str, locations: dict[str, str]) -> str:
     """Host and GPUs of all its seeds' trainers."""
-    own = (where for run, where in places.items() if (parse_run_name(run) or ("",))[0] == selection)
+    own = (where for run, where in locations.items() if (parse_run_name(run) or ("",))[0] == selection)
     return "; ".join(dict.fromkeys(own))
 
 

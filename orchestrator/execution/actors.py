@@ -17,8 +17,8 @@ from layersweep.policies.config import PretrainedModel, TinyModel
 from layersweep.policies.selection import Selection
 from layersweep.workers.actors.collector import Collector
 from layersweep.workers.actors.engine import Engine
+from layersweep.workers.actors.ray_placement import bundle_of, gang, node_affinity, wait_until_placed
 from layersweep.workers.actors.rollout_worker import RolloutWorker
-from layersweep.workers.actors.shared_gpu import bundle_of, gang, node_affinity, wait_until_placed
 from layersweep.workers.actors.trainer import Trainer
 from layersweep.workers.config import ActorResources, LearningRates
 from layersweep.workers.startup.model_cache import exists

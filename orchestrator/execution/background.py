@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.errors import REFUSED, SpecError
 from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.workers.storage.files import NoStore
 
@@ -91,7 +91,7 @@ class SweepProcess:
             self._process.wait()
             raise
         self._reader.join()
-        if code == 2 and self._events and "problems" in self._events[-1]:
+        if code == REFUSED and self._events and "problems" in self._events[-1]:
             raise SpecError(self._events[-1]["problems"])
         if code in OUTCOME:
             return OUTCOME[code]
@@ -142,6 +142,6 @@ def carry_out_request(request: dict[str, Any], pipe: int) -> int:
         return run_sweep(parse_spec(request["spec"]), request["address"], request["fresh"], listen)
     except (SpecError, NoStore) as error:
         write({"problems": getattr(error, "problems", [str(error)])})
-        return 2
+        return REFUSED
     except KeyboardInterrupt:  # before the driver has handlers of its own
         return EXIT["stopped"]

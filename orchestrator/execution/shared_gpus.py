@@ -9,8 +9,9 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from layersweep.workers.actors.base_weights import BaseWeightsActor
 from layersweep.workers.actors.gpu_share import BASE_WEIGHTS_CPUS, BASE_WEIGHTS_SHARE, shared_gpu_cpus, trainers_per_gpu
-from layersweep.workers.actors.shared_gpu import BaseWeightsActor, bundle_of
+from layersweep.workers.actors.ray_placement import bundle_of
 from layersweep.workers.config import ActorResources
 from layersweep.workers.startup.model_source import ModelSource
 

@@ -103,12 +103,12 @@ def _content(folder: str) -> tuple[list[_Entry], list[str]]:
     left_out: list[str] = []
     refused: list[str] = []
 
-    def visit(place: Path, name: str, above: tuple[Path, ...]) -> None:
-        children = sorted(os.listdir(place))
+    def visit(directory: Path, name: str, above: tuple[Path, ...]) -> None:
+        children = sorted(os.listdir(directory))
         if not children and name:
-            found.append(_Entry(f"{name}/", place))
+            found.append(_Entry(f"{name}/", directory))
         for child in children:
-            inner, source = f"{name}/{child}" if name else child, place / child
+            inner, source = f"{name}/{child}" if name else child, directory / child
             target = Path(os.path.realpath(source))
             if _never_travels(child):
                 left_out.append(inner)
@@ -120,14 +120,14 @@ def _content(folder: str) -> tuple[list[_Entry], list[str]]:
                 left_out.append(f"{inner} (links to {target.relative_to(root)})")
             elif not target.exists():
                 left_out.append(f"{inner} (links to nothing)")
-            elif target == place or target in above:
+            elif target == directory or target in above:
                 left_out.append(f"{inner} (links to a folder that holds it)")
             elif not (target.is_dir() or target.is_file()):
                 left_out.append(f"{inner} (neither file nor folder)")
             elif not os.access(target, os.R_OK | (os.X_OK if target.is_dir() else 0)):
                 refused.append(f"--working-dir {folder}: {inner} cannot be read")
             elif target.is_dir():
-                visit(target, inner, (*above, place))
+                visit(target, inner, (*above, directory))
             else:
                 found.append(_Entry(inner, target))
 

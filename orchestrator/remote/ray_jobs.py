@@ -12,7 +12,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.errors import REFUSED, SpecError
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 
 from .job_package import BEGUN, SPEC, job_environment, job_package
@@ -24,8 +24,6 @@ READER = "reader-"
 """First part of the id of a job that reads files."""
 STOP_SECONDS = 600
 """Seconds that a stopped sweep may write checkpoints before Ray kills it."""
-REFUSED = 2
-"""Exit code of a driver that was given what it cannot run, such as a folder that holds a sweep already."""
 AGENT_SECONDS = 90.0
 """Seconds that a head node's job agent may take to come up, beside those that Ray waits itself."""
 BEGIN_SECONDS = 600.0

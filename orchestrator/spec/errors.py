@@ -2,6 +2,9 @@
 
 import reprlib
 
+REFUSED = 2
+"""Exit code of a command that is given what it cannot run, such as a folder that holds a sweep already."""
+
 
 class SpecError(Exception):
     """A spec that cannot run. `problems` has one line per problem: field path, reason, fix."""

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-FEWEST_LAYERS = 4
+from .profile_agreement import FEWEST_LAYERS
+
 SHARES = (0.1, 0.25, 0.5)
 """Shares of the steps at which the training reward is looked at."""
 

@@ -127,16 +127,9 @@ def survivors(layers: Sequence[int], scores: np.ndarray, noise: np.ndarray, keep
     """The `keep` most promising of `layers`, in order of depth, by their scores smoothed along depth.
 
     scores [layers]: at one step, or their gains over the base. noise [layers, layers]: covariance of the scores' noise
-    (`scores.gains_at` gives both).
+    (`score_arrays.gains_at` gives both).
     """
     if not 1 <= keep <= len(layers):
         raise ValueError(f"cannot keep {keep} of {len(layers)} layers")
     expected = depth_gp.posterior(layers, scores, noise).mean
     return sorted(int(layers[i]) for i in np.argsort(-expected, kind="stable")[:keep])
-
-
-def winners(layers: Sequence[int], scores: np.ndarray, wanted: int) -> list[int]:
-    """The `wanted` best finalists, best first, by their final scores alone: these have the samples to stand on."""
-    if not 1 <= wanted <= len(layers):
-        raise ValueError(f"cannot name {wanted} of {len(layers)} finalists")
-    return [int(layers[i]) for i in np.argsort(-np.asarray(scores), kind="stable")[:wanted]]

@@ -26,6 +26,7 @@ AMPLITUDES = np.linspace(0.05, 1.6, 12)
 """Standard deviation of the true values over layers, in units of that observed."""
 DRAWS = 1000
 FEWEST_LAYERS = 4
+"""Layers below which no rank correlation is given."""
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,19 @@
-"""The base of every algorithm: the settings of the policy-gradient loss, and the hooks that an algorithm overrides."""
+"""The base of every algorithm: the hooks that an algorithm overrides, over the settings of the policy-gradient loss."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from layersweep.policies.strict import StrictModel
+from .loss_settings import LossSettings
 
 if TYPE_CHECKING:  # torch, which a spec does without
     from torch import Tensor
 
     from .loss import LossTerms
 
-Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum_over_max_length"]
 
-
-class PolicyGradient(StrictModel):
+class PolicyGradient(LossSettings):
     """An algorithm: a section of the spec, and four hooks, of which only `advantages` has no default.
 
     - `build`: called when a spec is validated, and by the driver for the trainers of each run.
@@ -31,31 +29,9 @@ class PolicyGradient(StrictModel):
     compares_steps: ClassVar[bool] = False
     """Whether advantages need the steps and anchors of episodes; the spec then refuses single-turn tasks."""
 
-    clip_low: float = Field(0.2, gt=0, lt=1)
-    """The ratio is clipped from below at 1 - clip_low."""
-    clip_high: float = Field(0.2, gt=0)
-    """The ratio is clipped from above at 1 + clip_high; above clip_low it is DAPO's clip-higher."""
-    dual_clip: float | None = Field(None, gt=1)
-    """Bound of the loss for negative advantages, as a multiple of |A| (Ye et al. 2020); null is off. The usual 3
-    needs an importance_cap above it."""
-    importance_cap: float = Field(2.0, gt=1)
-    """Truncated importance sampling: ratios against the sampling engine's log-probabilities count at most this."""
-    kl_coefficient: float = Field(0.0, ge=0)
-    """Weight of the k3 estimate of KL(policy || base) in the loss; the base is the frozen trunk itself."""
-    aggregation: Aggregation = "sequence_mean"
-    """How token losses become one number; see layersweep.policies.algorithms.loss.token_weights."""
     overlong_buffer: int = Field(0, ge=0)
     """DAPO's soft overlong punishment (Yu et al. 2025, eq. 13): within this many tokens of the response limit the
     reward falls linearly, to -1 more at the limit. 0 is off."""
-
-    @model_validator(mode="after")
-    def _dual_clip_is_within_reach(self) -> "PolicyGradient":
-        if self.dual_clip is not None and self.dual_clip >= self.importance_cap:
-            raise ValueError(
-                f"dual_clip: {self.dual_clip:g} is never reached, since ratios count at most importance_cap "
-                f"{self.importance_cap:g}; raise importance_cap above it"
-            )
-        return self
 
     def build(self) -> "PolicyGradient":
         """Return the algorithm itself, which this is."""

@@ -4,7 +4,8 @@ from typing import Literal
 
 import numpy as np
 
-from .base import Aggregation, PolicyGradient, episode_returns, group_normalised
+from .base import PolicyGradient, episode_returns, group_normalised
+from .loss_settings import Aggregation
 
 
 class DrGRPO(PolicyGradient):

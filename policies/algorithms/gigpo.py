@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from .base import Aggregation, PolicyGradient, episode_returns, group_normalised
+from .base import PolicyGradient, episode_returns, group_normalised
+from .loss_settings import Aggregation
 
 
 class GiGPO(PolicyGradient):

@@ -6,16 +6,14 @@ so micro batches and data-parallel ranks just add up: no aggregation can depend 
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:  # which calls policy_loss
-    from .base import Aggregation, PolicyGradient
+from .loss_settings import Aggregation, LossSettings
 
 
-def token_weights(lengths: Tensor, aggregation: "Aggregation", max_length: int) -> Tensor:
+def token_weights(lengths: Tensor, aggregation: Aggregation, max_length: int) -> Tensor:
     """Return the weight of each response's tokens in the loss of one optimizer batch.
 
     Args:
@@ -47,7 +45,7 @@ class LossTerms:
 
 
 def policy_loss(
-    algorithm: "PolicyGradient",
+    settings: LossSettings,
     logp: Tensor,
     old_logp: Tensor,
     advantage: Tensor,
@@ -65,6 +63,7 @@ def policy_loss(
     al. 2018, IMPALA); clip and dual clip take the gradient away.
 
     Args:
+        settings: the algorithm, as a rule.
         logp: float [N] of the policy, with graph.
         old_logp: float [N] of the sampling engine: the ratio so contains its mismatch with the trainer, and the
             truncation bounds what that can do.
@@ -74,20 +73,20 @@ def policy_loss(
     """
     logp = logp.float()
     log_ratio = logp - old_logp.float()
-    excess = (log_ratio.detach() - math.log(algorithm.importance_cap)).clamp(min=0)
+    excess = (log_ratio.detach() - math.log(settings.importance_cap)).clamp(min=0)
     ratio = torch.exp(log_ratio - excess)
-    clipped = ratio.clamp(1 - algorithm.clip_low, 1 + algorithm.clip_high)
+    clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     surrogate = torch.minimum(ratio * advantage, clipped * advantage)
-    if algorithm.dual_clip is not None:
-        surrogate = torch.where(advantage < 0, torch.maximum(surrogate, algorithm.dual_clip * advantage), surrogate)
+    if settings.dual_clip is not None:
+        surrogate = torch.where(advantage < 0, torch.maximum(surrogate, settings.dual_clip * advantage), surrogate)
     token_loss = -surrogate
     with torch.no_grad():
         flat = ((ratio > clipped) & (advantage > 0)) | ((ratio < clipped) & (advantage < 0))
-        if algorithm.dual_clip is not None:
-            flat |= (ratio > algorithm.dual_clip) & (advantage < 0)
+        if settings.dual_clip is not None:
+            flat |= (ratio > settings.dual_clip) & (advantage < 0)
     kl = torch.zeros_like(logp)
     if ref_logp is not None:
         q = ref_logp.float() - logp
         kl = torch.expm1(q) - q
-        token_loss = token_loss + algorithm.kl_coefficient * kl
+        token_loss = token_loss + settings.kl_coefficient * kl
     return LossTerms((token_loss * weight).sum(), kl.detach().sum(), flat.sum())

@@ -193,7 +193,7 @@ class PromptData:
         self._report_bad_rows()
         if not prompts:
             raise DataError(f"data: {self._name} has no usable row{self._first_bad_rows()}")
-        self._places = {prompt.id: self._seen[prompt.id][1] for prompt in prompts}
+        self._rows = {prompt.id: self._seen[prompt.id][1] for prompt in prompts}
         del self._seen
         self._splits: dict[Split, list[Prompt]] = {"train": [], "selection": [], "final": []}
         for prompt in prompts:
@@ -219,9 +219,9 @@ class PromptData:
         """All prompts of a split, ordered by identity."""
         return list(self._splits[split])
 
-    def place(self, prompt: Prompt) -> str:
-        """Return the row of a prompt, such as `a.jsonl row 17`."""
-        return self._places[prompt.id]
+    def row_of(self, prompt: Prompt) -> str:
+        """Name the row of a prompt, such as `a.jsonl row 17`."""
+        return self._rows[prompt.id]
 
     def questions(self, split: Split) -> list[str]:
         """The texts of a split's questions, without template and system message."""

@@ -118,7 +118,7 @@ def _encoded(prompts: Sequence[Prompt], encode: Encode) -> Iterator[tuple[Prompt
 
 def _refusal(use: PromptUse, overlong: Sequence[tuple[Prompt, int]], count: int, window: int, room: int) -> str:
     data = getattr(use.task, "data", None)
-    named = [f"{data.place(p) if data else p.id} ({tokens:,} tokens)" for p, tokens in overlong[:SHOWN]]
+    named = [f"{data.row_of(p) if data else p.id} ({tokens:,} tokens)" for p, tokens in overlong[:SHOWN]]
     more = len(overlong) - len(named)
     fix = f"lower {use.limit_field}" + ("" if data is None else ", or set overlong_prompts: drop in its data section")
     return (

@@ -6,7 +6,7 @@ Everything here takes time linear in the text.
 import re
 from dataclasses import dataclass
 
-from .math_notation import canonical, plain_unicode, split_list
+from .math_notation import WORD, canonical, plain_unicode, split_list
 
 MAX_ANSWER_CHARS = 500
 """Nothing longer is a final answer: it is a derivation, or garbage."""
@@ -61,7 +61,6 @@ _EXPLANATION = re.compile(
 _REASON = re.compile(r",\s+(?:since|because|as)\b|\s+(?:since|because)\b")
 
 # What an answer looks like
-_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _FUNCTION = re.compile(r"(?:sin|cos|tan|log|ln|exp|sqrt|pi|arc\w+|infinity)\b|[\w.]+\(")
 _ONE_NUMBER = (
     r"(?:(?<![\w)}])[-+])?\\?\$?(?:\d{1,3}(?: \d{3})+(?!\d)|\d+(?:,\d{2,3})*(?:\.\d+)?|\.\d+)"
@@ -232,7 +231,7 @@ def _headed(text: str) -> str | None:
     for mark in reversed(list(re.finditer(r"####+", text))):
         line, _, rest = text[mark.end() : mark.end() + 4 * MAX_ANSWER_CHARS].strip().partition("\n")
         line = line.strip(" *_")
-        words = len(_WORD.findall(line))
+        words = len(WORD.findall(line))
         if _HEADING.match(line) or (words > 1 and rest.strip() and not re.search(r"[\d\\$]", line)):
             continue
         return (_reading(line) if words > 1 else _usable(line)) or ""
@@ -240,7 +239,7 @@ def _headed(text: str) -> str | None:
 
 
 def _last_line(line: str) -> str | None:
-    if len(_WORD.findall(line[: MAX_ANSWER_CHARS + 1])) <= 1:
+    if len(WORD.findall(line[: MAX_ANSWER_CHARS + 1])) <= 1:
         return _usable(re.sub(r"^[A-Za-z]+:\s+", "", line))  # a bare expression, perhaps with its unit
     for bold in reversed(_BOLD.findall(line)):
         if re.search(r"\d", bold):
@@ -278,7 +277,7 @@ def _reading(text: str) -> str | None:
     head = (line[: cut.start()] if cut else line).strip(" ,;:")
     if not digit:
         head = _REASON.split(head)[0]
-    elif _WORD.match(head) and not (_FUNCTION.match(head) or _BOUND.match(head) or _NAMED.fullmatch(head)):
+    elif WORD.match(head) and not (_FUNCTION.match(head) or _BOUND.match(head) or _NAMED.fullmatch(head)):
         if re.search(r"\d", head.rpartition("=")[2]) and "=" in head:
             return _usable(head.rpartition("=")[2])
         return _usable(_NUMBERS.findall(head)[-1].strip())
@@ -289,7 +288,7 @@ def _formulas(line: str) -> list[str]:
     """Finds formulas between dollars or brackets, several in a row as one; not "$5 a day and $2"."""
     found = (match[0] for match in _FORMULAS.finditer(line))
     texts = re.compile(r"\\(?:text|mathrm|mbox|textbf)\s*\{[^{}]*\}")
-    return [f for f in found if not (re.match(r"\$\s*\d", f) and _WORD.search(texts.sub("", f.partition("$ and")[0])))]
+    return [f for f in found if not (re.match(r"\$\s*\d", f) and WORD.search(texts.sub("", f.partition("$ and")[0])))]
 
 
 def _with_multiple(formula: str, rest: str) -> str:

@@ -73,7 +73,7 @@ _UNIT = re.compile(
     r"(?P<quantity>[^A-Za-z\\]*\d[^A-Za-z\\]*?|.*(?:\}|\\pi|\d\)|\d))(?P<gap>\s*-?\s*)(?P<unit>\(?[A-Za-z][A-Za-z./*^{}\d\s()'-]*)"
 )
 _WORDS = re.compile(r"[A-Za-z]+(?:[-'][A-Za-z]+)*")
-_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 
 def plain_unicode(text: str) -> str:
@@ -180,7 +180,7 @@ def _without_unit(text: str) -> tuple[str, str]:
             text, unit = text[: match.start()].strip(), match[1].strip()
     text = _tidy(re.sub(r"\^\\circ ?(?:\s*[CF](?![A-Za-z]))?", "", _unwrapped(text)))
     match = _UNIT.fullmatch(text)
-    if match and not _PROSE.search(match["quantity"]):
+    if match and not WORD.search(match["quantity"]):
         words = _WORDS.findall(match["unit"])
         value = number(_number(match["quantity"]))
         while value is not None and words and words[0].lower() in _MULTIPLES:

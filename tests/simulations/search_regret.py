@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from layersweep.orchestrator.statistics.halving_schedule import FINAL_SAMPLES, HalvingSchedule, cost, survivors, winners
+from layersweep.orchestrator.statistics.halving_schedule import FINAL_SAMPLES, HalvingSchedule, cost, survivors
 from tests.simulations.profiles import shapes
 
 STEPS = 200
@@ -47,11 +47,11 @@ class Noise:
 def search(world: Noise, schedule: HalvingSchedule) -> int:
     """The layer found."""
     alive = list(range(len(world.profile)))
-    *early, last = schedule.rungs(len(alive), STEPS)
+    *early, _ = schedule.rungs(len(alive), STEPS)
     for rung in early:
         noise = (ON_PROMPTS**2 + SAMPLING**2 / rung.samples) * np.eye(len(alive)) + BASE**2
         alive = survivors(alive, world.score(alive, rung.step / STEPS, rung.samples), noise, rung.keep)
-    return winners(alive, world.final(alive), last.keep)[0]
+    return alive[int(world.final(alive).argmax())]
 
 
 def exhaustive(world: Noise, again: int) -> int:
@@ -60,7 +60,7 @@ def exhaustive(world: Noise, again: int) -> int:
     if again == 1:
         return int(scores.argmax())
     best = np.argsort(-scores)[:again]
-    return winners(best, world.final(best), 1)[0]
+    return int(best[world.final(best).argmax()])
 
 
 def regrets(profile: np.ndarray, budgets, trials: int, best_slowest: bool = False) -> dict:

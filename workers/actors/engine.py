@@ -54,7 +54,7 @@ class Engine:
         from layersweep.workers.transport.weight_transfer import WeightReceiver
 
         from .engine_metrics import EngineGauges
-        from .shared_gpu import host_and_gpus
+        from .ray_placement import host_and_gpus
 
         self.gauges = EngineGauges(self.number)
         self.receiver = WeightReceiver()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import ray
 from ray.util.metrics import Gauge
 
-LABELS = ("sweep", "run", "layer")
+from layersweep.workers.trackers.prometheus import LABELS
 
 
 class EngineGauges:

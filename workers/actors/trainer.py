@@ -92,7 +92,7 @@ class Trainer:
         from layersweep.workers.training.update_loop import UpdateLoop
         from layersweep.workers.transport.weight_transfer import WeightSender, choose_transport
 
-        from .shared_gpu import host_and_gpus
+        from .ray_placement import host_and_gpus
 
         prepare(self.rank, self.ranks, *address, gpu=self.gpu)
         torch.manual_seed(self.seed)

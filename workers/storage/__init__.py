@@ -1,1 +1,2 @@
-"""Files: atomic writes on any fsspec filesystem, and the checkpoint directory of a run."""
+"""Files of a sweep: `files` writes atomically on any fsspec filesystem, `run_store` is the checkpoint directory of a
+run, `tables` has the columns of the parquet files."""

@@ -41,8 +41,8 @@ def test_status_in_a_folder_with_brackets(tmp_path, capsys, reason):
     folder = tmp_path / "lr[2e-3]" / "demo"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "sweep.yaml").write_text(yaml.safe_dump({"name": "demo[/b]", "training": {"steps": 3}}))
-    places = {"layer-00-seed0": "host[0] GPU 1", "layer-000-seed0": "elsewhere"}
-    (folder / "checkpoints" / "places.json").write_text(json.dumps(places))
+    locations = {"layer-00-seed0": "host[0] GPU 1", "layer-000-seed0": "elsewhere"}
+    (folder / "checkpoints" / "places.json").write_text(json.dumps(locations))
     table = pd.concat([failed(reason), failed(None, "layer-01").assign(status="running", layer=1)])
     steps = STEPS.frame([{"selection": "layer-00", "seed": 0, "step": 1, "tokens": 40, "rollout_seconds": 2.0}])
     for schema, frame in ((CONTRIBUTION, table), (STEPS, steps)):

@@ -172,8 +172,8 @@ def test_a_report_tells_trials_from_runs():
 
 
 def test_rates_found_are_there_after_a_restart(tmp_path):
-    experiment = SweepManifest(manifest_file(str(tmp_path)), {}, {}, {})
-    experiment.record_learning_rates({"layer": 1e-5, "full": 1e-6})
+    written = SweepManifest(manifest_file(str(tmp_path)), {}, {}, {})
+    written.record_learning_rates({"layer": 1e-5, "full": 1e-6})
     assert SweepManifest.load(str(tmp_path)).rates == {"layer": 1e-5, "full": 1e-6}
 
 

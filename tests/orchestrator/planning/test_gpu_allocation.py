@@ -181,6 +181,6 @@ def test_presets_fit_the_cluster_that_they_are_for(path):
         with pytest.raises(SpecError, match="^resources: the actors ask for no GPUs"):
             plan_on(make_plan(spec, fetch=False), parse_cluster("8xH200"))
         return
-    placed = plan_on(make_plan(spec, fetch=False), parse_cluster("1xH200" if "1gpu" in path.stem else "8xH200"))
-    assert spec.resources.concurrent_runs in (None, placed.allocation.runs)
-    assert all(gpu.total < placed.cluster.gpu.memory for gpu in placed.memory)
+    forecast = plan_on(make_plan(spec, fetch=False), parse_cluster("1xH200" if "1gpu" in path.stem else "8xH200"))
+    assert spec.resources.concurrent_runs in (None, forecast.allocation.runs)
+    assert all(gpu.total < forecast.cluster.gpu.memory for gpu in forecast.memory)

@@ -12,7 +12,7 @@ from layersweep.orchestrator.execution.shared_gpus import SharedGpu, SharedGpuPo
 from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.spec.load import load_spec
 from layersweep.workers.actors.gpu_share import trainers_per_gpu
-from layersweep.workers.actors.shared_gpu import bundle_of, gang
+from layersweep.workers.actors.ray_placement import bundle_of, gang
 from layersweep.workers.config import ActorResources
 
 

@@ -118,14 +118,14 @@ def test_overview_takes_the_slowest_seed_and_the_mean_of_rewards():
 
 
 def test_overview_tells_where_runs_train_as_long_as_they_do():
-    places = {
+    locations = {
         "Engine-0": "a GPU 0",
         "full-seed0": "a GPU 1",
         "full-seed1": "b",
         "layer-03-seed0": "b",
         "fuller-seed0": "c",
     }
-    columns = {column.header: list(column.cells) for column in overview(TABLE, STEPS, 4, places).columns}
+    columns = {column.header: list(column.cells) for column in overview(TABLE, STEPS, 4, locations).columns}
     assert columns["on"] == ["", "a GPU 1; b", "b"]
     assert "on" not in [column.header for column in overview(TABLE, STEPS, 4, {"Engine-0": "a GPU 0"}).columns]
 

@@ -8,7 +8,6 @@ from layersweep.orchestrator.statistics.halving_schedule import (
     Rung,
     cost,
     survivors,
-    winners,
 )
 from tests.simulations.profiles import shapes
 from tests.simulations.search_regret import regrets
@@ -82,12 +81,6 @@ def test_noise_shared_by_all_layers_changes_nothing():
     rng = np.random.default_rng(0)
     scores, noise = rng.standard_normal(28), 0.3 * np.eye(28)
     assert survivors(range(28), scores, noise, 5) == survivors(range(28), scores - 3, noise + 4.0, 5)
-
-
-def test_winners_are_in_order_of_their_scores():
-    assert winners([3, 9, 12], np.array([0.2, 0.5, 0.4]), 2) == [9, 12]
-    with pytest.raises(ValueError, match="cannot name 4 of 3"):
-        winners([3, 9, 12], np.zeros(3), 4)
 
 
 def test_search_finds_as_good_a_layer_as_a_scan():

@@ -1,17 +1,13 @@
-"""Placement of actors, and the actor that holds the base weights for the trainers of a shared GPU."""
+"""Placement of actors by Ray: node affinity, placement groups, bundles."""
 
 import asyncio
 import socket
-from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from layersweep.workers.config import ActorResources
-from layersweep.workers.startup.model_source import ModelSource
-
-from .portable_errors import portable_errors
 
 
 def gang(needs: ActorResources, ranks: int) -> PlacementGroup:
@@ -42,18 +38,3 @@ def node_affinity(node: str) -> NodeAffinitySchedulingStrategy:
 def bundle_of(group: PlacementGroup, rank: int) -> PlacementGroupSchedulingStrategy:
     """Return the strategy that puts a rank's actor into its bundle."""
     return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
-
-
-@portable_errors
-class BaseWeightsActor:
-    """Holds the frozen base on one GPU for the layer trainers that share it."""
-
-    def __repr__(self) -> str:
-        return "BaseWeightsActor()"
-
-    def load(self, model: ModelSource, dtype: str) -> dict[str, Any]:
-        """Load the base onto the GPU; return what Trunk.attach needs."""
-        from layersweep.policies.model.trunk import Trunk
-
-        self.trunk = Trunk.load(model.here(), dtype, "cuda", model.trust_remote_code)
-        return self.trunk.share()

@@ -1,0 +1,33 @@
+"""A manifest that resume cannot use: damaged, or out of reach for the moment."""
+
+import pytest
+
+from layersweep.orchestrator.execution import manifest
+from layersweep.orchestrator.execution.launch import resume_sweep
+from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.load import load_spec
+from layersweep.orchestrator.spec.yaml_core import write_yaml
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A sweep's folder with its spec and a manifest of no content."""
+    spec = load_spec("deploy/sweeps/demo.yaml", {"output": str(tmp_path)})
+    (tmp_path / "demo" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "demo" / "sweep.yaml").write_text(write_yaml(spec.model_dump(mode="json")))
+    (tmp_path / "demo" / "checkpoints" / "experiment.json").write_text("{}")
+    return str(tmp_path / "demo")
+
+
+def test_a_store_that_does_not_answer_is_refused_with_the_advice_to_resume(folder, monkeypatch):
+    def read(filesystem, path):
+        raise OSError("503 Slow Down")
+
+    monkeypatch.setattr(manifest, "read_json", read)
+    with pytest.raises(SpecError, match="demo: cannot be read now: 503 Slow Down; nothing is lost, resume it"):
+        resume_sweep(folder, None, None)
+
+
+def test_a_damaged_manifest_is_refused_with_the_advice_to_start_again(folder):
+    with pytest.raises(SpecError, match="is damaged: .*; the sweep cannot go on, start it again"):
+        resume_sweep(folder, None, None)
