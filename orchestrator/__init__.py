@@ -1,4 +1,4 @@
-"""The sweep as a whole, a room for each subject, from the bottom up:
+"""The sweep as a whole, a package for each subject, from the bottom up:
 
 - `spec`: the YAML file, read, checked and refused with field, reason and fix.
 - `statistics`: contribution, intervals, rankings, the search's schedule, from scores alone.

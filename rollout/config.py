@@ -37,7 +37,7 @@ TaskConfig = Annotated[
 
 
 class RolloutConfig(StrictModel):
-    """The vLLM engine that writes every run's responses."""
+    """The vLLM engine that generates every run's responses."""
 
     batching: Literal["auto", "mixed", "swap"] = "auto"
     """`mixed`: all runs in one continuous batch, each row through its own run's weights. `swap`: one run at a

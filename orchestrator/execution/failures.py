@@ -1,4 +1,4 @@
-"""Failures: which are mended by replacing an actor, which end one run, and the one line that explains each."""
+"""Failures: which are retried with another actor, which end one run, and the one line that explains each."""
 
 import asyncio
 import logging

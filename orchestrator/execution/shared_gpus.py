@@ -20,7 +20,7 @@ from .slots import Slots
 
 @dataclass(frozen=True)
 class SharedGpu:
-    """One GPU, or a part of it, with room for several trainers.
+    """One GPU, or a part of it, shared by several trainers.
 
     On it an actor holds the base weights and hands out CUDA IPC handles; each trainer takes its fraction of the GPU and
     maps that memory.
@@ -72,7 +72,7 @@ class SharedGpuPool:
 
     @contextlib.asynccontextmanager
     async def hold(self) -> AsyncIterator[SharedGpu]:
-        """Hold room for one trainer on the emptiest GPU, once there is any."""
+        """Hold a slot for one trainer on the emptiest GPU, once one is free."""
         async with self.slots.hold_any(range(len(self.gpus))) as hold:
             yield self.gpus[hold.key]
 

@@ -124,7 +124,7 @@ def _heartbeat(folder: str, number: int, token: str) -> None:
 def _sign(token: str) -> str:
     process = psutil.Process()
     return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "began": process.create_time(),
-                       "token": token, "beat": time.time()})  # fmt: skip
+                       "token": token, "heartbeat": time.time()})  # fmt: skip
 
 
 def _write(folder: str, number: int, content: dict[str, Any]) -> None:

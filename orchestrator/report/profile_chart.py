@@ -91,8 +91,8 @@ def _layer_axis(chart: Chart, results: Results, width: int) -> None:
     """Layer numbers, and the names of combined runs, slanted."""
     count = results.model_layers
     if count:
-        room = max(2, int((width - 50) / 26))
-        values = range(count) if count <= room else sorted(whole_ticks(0, count - 1, min(room, 9)))
+        most_labels = max(2, int((width - 50) / 26))
+        values = range(count) if count <= most_labels else sorted(whole_ticks(0, count - 1, min(most_labels, 9)))
         chart.x_axis(value for value in values if value < count)
         middle, below = chart.x((count - 1) / 2), chart.y.start + 32
         chart.add("text", "tick", "layer", x=middle, y=below, text_anchor="middle")

@@ -96,17 +96,17 @@ def _fit_use(fit: Fit, use: PromptUse, encode: Encode, window: int) -> None:
     Raises:
         ValueError: there are too few, or some are too long and are not to be dropped.
     """
-    data, room = getattr(use.task, "data", None), window - use.response_tokens
+    data, limit = getattr(use.task, "data", None), window - use.response_tokens
     prompts = use.task.prompts(use.split, use.count) if data is None else data.all_prompts(use.split)
     digest = hashlib.sha256()
     overlong: list[tuple[Prompt, int]] = []
     for prompt, tokens in _encoded(prompts, encode):
-        if len(tokens) > room:
+        if len(tokens) > limit:
             overlong.append((prompt, len(tokens)))
         else:
             digest.update(f"{prompt.id} {' '.join(map(str, tokens))}\n".encode())
     if overlong and not (data is not None and data.drops_overlong):
-        raise ValueError(_refusal(use, overlong, len(prompts), window, room))
+        raise ValueError(_refusal(use, overlong, len(prompts), window, limit))
     if overlong:
         data.drop_overlong(use.split, {prompt.id for prompt, _ in overlong})
     fit.digests[f"{use.section}, {use.split} prompts as tokens"] = digest.hexdigest()
@@ -116,13 +116,13 @@ def _encoded(prompts: Sequence[Prompt], encode: Encode) -> Iterator[tuple[Prompt
     return zip(prompts, encode(prompts), strict=True) if prompts else iter(())
 
 
-def _refusal(use: PromptUse, overlong: Sequence[tuple[Prompt, int]], count: int, window: int, room: int) -> str:
+def _refusal(use: PromptUse, overlong: Sequence[tuple[Prompt, int]], count: int, window: int, limit: int) -> str:
     data = getattr(use.task, "data", None)
     named = [f"{data.row_of(p) if data else p.id} ({tokens:,} tokens)" for p, tokens in overlong[:SHOWN]]
     more = len(overlong) - len(named)
     fix = f"lower {use.limit_field}" + ("" if data is None else ", or set overlong_prompts: drop in its data section")
     return (
-        f"{len(overlong):,} of {count:,} {use.split} prompts are longer than the {room:,} tokens that "
+        f"{len(overlong):,} of {count:,} {use.split} prompts are longer than the {limit:,} tokens that "
         f"the model's window of {window:,} leaves beside a response of {use.response_tokens:,}: {', '.join(named)}"
         f"{f' and {more} more' if more else ''}; {fix}"
     )

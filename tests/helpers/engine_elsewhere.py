@@ -26,9 +26,9 @@ def prepare(path: str) -> None:
     backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True), compiler=None)
 
 
-def crowded(engine, folder: str) -> dict:
+def under_load(engine, folder: str) -> dict:
     """Eighteen prompts of two runs and the base, more tokens than a pass takes: prompts are read in parts, beside
-    responses that are being written."""
+    responses that are being generated."""
     import numpy as np
     import torch
 
@@ -94,7 +94,7 @@ def main(path: str, folder: str, dtype: str = "float32") -> None:
     except RoutingMismatch as mismatch:
         seen["refused"] = str(mismatch)
     if path == "v2" and dtype == "float32":
-        seen |= crowded(engine, folder)
+        seen |= under_load(engine, folder)
     print(json.dumps(seen), flush=True)
     engine._engine.engine_core.shutdown()
     os._exit(0)

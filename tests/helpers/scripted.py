@@ -1,4 +1,4 @@
-"""A model that does what it is told: characters are tokens, and a function writes the responses."""
+"""A model that does what it is told: characters are tokens, and a function makes the responses."""
 
 import asyncio
 from collections.abc import Callable, Sequence

@@ -1,6 +1,6 @@
-"""A sweep by turns on a machine without a GPU, a program: `python -m tests.helpers.sleeping_sweep SPEC LOG`.
+"""A sweep with sleeping engines and no GPU, a program: `python -m tests.helpers.sleeping_sweep SPEC LOG`.
 
-Everything is as on a GPU, driver, turns, engine, except that vLLM on CPUs keeps its weights and cache where they are
+Everything is as on a GPU, driver, phases, engine, except that vLLM on CPUs keeps its weights and cache where they are
 while it sleeps. A spec may not ask for that, so it is asked for here, and each switch is noted in LOG.
 """
 

@@ -234,10 +234,10 @@ class Collector(Actor):
         self.responses += self.world.cost.responses
         await self._serve(self.world.cost.scores)
 
-    async def do_update_run(self, selection: str, seed: int, **facts: Any) -> None:
-        self.world.statuses[f"{selection}-seed{seed}"] = (facts["status"], facts.get("reason"))
-        if facts.get("status") != "running":
-            self.world.ends[facts.get("reason") or facts["status"]] += 1
+    async def do_update_run(self, selection: str, seed: int, **changes: Any) -> None:
+        self.world.statuses[f"{selection}-seed{seed}"] = (changes["status"], changes.get("reason"))
+        if changes.get("status") != "running":
+            self.world.ends[changes.get("reason") or changes["status"]] += 1
         await self._serve(0.0)
 
     async def _serve(self, seconds: float) -> None:
@@ -245,10 +245,10 @@ class Collector(Actor):
         now = asyncio.get_running_loop().time()
         if now > self.next_write:
             cost = self.world.cost
-            writing = self.rows * cost.write_row + self.responses * cost.write_response
-            seconds += writing
-            self.next_write = now + writing + max(5.0, WRITE_COST_FACTOR * writing)
-            self.stalest = max(self.stalest, now + writing - self.written)
+            cost_of_write = self.rows * cost.write_row + self.responses * cost.write_response
+            seconds += cost_of_write
+            self.next_write = now + cost_of_write + max(5.0, WRITE_COST_FACTOR * cost_of_write)
+            self.stalest = max(self.stalest, now + cost_of_write - self.written)
             self.written = now
         await self.thread.serve(seconds)
 

@@ -95,7 +95,7 @@ class RolloutWorker:
             played = await self._play(engine, run, version, self.task, prompts, training.group_size, sampling, scope)
             seconds = {
                 "rollout_seconds": time.perf_counter() - began,
-                "reward_seconds": 0.0,  # environments answer while others' responses are written
+                "reward_seconds": 0.0,  # environments answer while others' responses are generated
                 "generate_cpu_seconds": played.generate_cpu_seconds,
                 "reward_cpu_seconds": played.environment_cpu_seconds,
             }

@@ -76,16 +76,16 @@ def test_an_owner_on_this_host_is_known_by_its_process(tmp_path):
 def test_an_owner_on_another_host_counts_as_gone_when_its_heartbeat_stands_still(tmp_path, monkeypatch, skew):
     """Whatever the other host's clock says."""
     monkeypatch.setattr(sweep_lock, "SILENT_SECONDS", 2.5)
-    away = {"host": "elsewhere", "pid": 1, "began": 0.0, "token": "t", "beat": time.time() + skew}
+    away = {"host": "elsewhere", "pid": 1, "began": 0.0, "token": "t", "heartbeat": time.time() + skew}
     put(tmp_path, away)
     check_owner(str(tmp_path))
 
-    def beat() -> None:
+    def heartbeat() -> None:
         time.sleep(1.2)
-        put(tmp_path, away | {"beat": away["beat"] + 10})
+        put(tmp_path, away | {"heartbeat": away["heartbeat"] + 10})
 
     put(tmp_path, away)
-    thread = threading.Thread(target=beat)
+    thread = threading.Thread(target=heartbeat)
     thread.start()
     with pytest.raises(SpecError, match="process 1 on elsewhere is running this sweep"):
         check_owner(str(tmp_path))

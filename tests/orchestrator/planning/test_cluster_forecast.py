@@ -64,7 +64,7 @@ def test_memory_is_the_products_with_binary_prefixes_or_a_little_less(kind, giga
 
 
 def test_memory_of_every_gpu():
-    """Engine and full on the first node; two berths of two layer trainers on the second."""
+    """Engine and full on the first node; two shared GPUs of two layer trainers on the second."""
     found = plan_on(toy(), ClusterShape(2, 2, GPU), ALL)
     engine, whole, layers = found.memory
     assert list(found.memory.values()) == [1, 1, 2]
@@ -88,13 +88,13 @@ def test_memory_of_a_gpu_whose_engine_sleeps():
         update={"rollout": plan.spec.rollout.model_copy(update={"sleep": True})}
     ))  # fmt: skip
     large = ClusterShape(1, 1, replace(GPU, memory=2**33))
-    (awake,), (card,) = (plan_on(p, large, ALL).memory for p in (plan, asleep))
-    kept = card.overlays + card.trunk + card.trainers + card.contexts
-    assert card.kept == awake.kept == kept
+    (awake,), (gpu,) = (plan_on(p, large, ALL).memory for p in (plan, asleep))
+    kept = gpu.overlays + gpu.trunk + gpu.trainers + gpu.contexts
+    assert gpu.kept == awake.kept == kept
     assert awake.total == kept + 2**32 + awake.activations
-    assert 0 < card.activations < 2**32
-    assert card.total == card.certain == kept + 2**32
-    assert replace(card, activations=2**33).total == kept + 2**33
+    assert 0 < gpu.activations < 2**32
+    assert gpu.total == gpu.certain == kept + 2**32
+    assert replace(gpu, activations=2**33).total == kept + 2**33
 
 
 def test_network_of_a_step():
@@ -194,7 +194,7 @@ def test_what_does_not_fit_into_memory(name, sections, cluster, problem):
 def test_activations_alone_refuse_nothing():
     """They are an estimate at its most: a plan over the edge by them is shown, not refused."""
     found = plan_on(preset("qwen3-1.7b-numinamath-grpo-8gpu"), parse_cluster("8xA100-40GB"))
-    assert any(card.certain < found.cluster.gpu.memory < card.total for card in found.memory)
+    assert any(gpu.certain < found.cluster.gpu.memory < gpu.total for gpu in found.memory)
     assert memory_problems(found.plan, found.memory, found.cluster.gpu) == []
 
 

@@ -34,7 +34,7 @@ def test_trainers_per_gpu_leaves_room_for_the_trunk():
 
 
 def test_engines_full_run_and_berths_side_by_side():
-    """Eight GPUs: two engines of two each, full on two; two berths of three trainers are left."""
+    """Eight GPUs: two engines of two each, full on two; two shared GPUs of three trainers are left."""
     asked = resources(
         engines=2, engine={"gpus": 2}, trainer={"gpus": 0.3}, full_trainer={"gpus": 1}, full_trainer_ranks=2
     )
@@ -123,9 +123,9 @@ def test_cpus_are_counted_to_the_last_one():
 
 
 def test_berths_take_what_cpus_there_are():
-    """With 8 + 2 + 0.1 taken there are three berths from 22.4 CPUs on, two below."""
-    for cpus, berths in ((22.4, 3), (22.3, 2)):
-        assert len(allocate_gpus_on(plan_with(), [{"CPU": cpus, "GPU": 8.0}]).shared_gpus) == berths
+    """With 8 + 2 + 0.1 taken there are three shared GPUs from 22.4 CPUs on, two below."""
+    for cpus, shared in ((22.4, 3), (22.3, 2)):
+        assert len(allocate_gpus_on(plan_with(), [{"CPU": cpus, "GPU": 8.0}]).shared_gpus) == shared
 
 
 def test_trainers_around_a_gpu_need_their_cpus_on_its_node():
@@ -156,7 +156,7 @@ def test_a_cluster_without_gpus():
 
 
 def test_a_boost_trains_the_whole_model():
-    """Without a full run eight GPUs have four berths; a boost takes one of these."""
+    """Without a full run eight GPUs have four shared GPUs; a boost takes one of these."""
     node = {"CPU": 100.0, "GPU": 8.0}
     layers_alone, boost = (plan_with(include_full=False, combine=runs) for runs in ([], [{"boost": "best 5"}]))
     assert [len(allocate_gpus_on(plan, [node]).shared_gpus) for plan in (layers_alone, boost)] == [4, 3]

@@ -25,7 +25,7 @@ def served(model_folder, tmp_path_factory):
     return RolloutEngine(str(folder), "Qwen3ForCausalLM", RolloutConfig(max_num_seqs=64), "float32", seed=0), tokenizer
 
 
-def written(engine, **sampling):
+def generated(engine, **sampling):
     prompts = [np.array([2, 3, 4], np.int32), np.array([9, 8], np.int32)]
     common = {"samples": 8, "max_tokens": 40, "stop_token_ids": (END,), "logprobs": True}
     return engine.generate(None, 0, prompts, [5, 6], Sampling(**common | sampling)).result()
@@ -34,10 +34,10 @@ def written(engine, **sampling):
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_a_response_ends_with_the_token_that_completes_a_stop_string(served, length):
     engine, tokenizer = served
-    whole = written(engine)
+    whole = generated(engine)
     texts = [tokenizer.decode(free, skip_special_tokens=True) for free in whole.responses()]
     stop = tuple(sorted({text[5 : 5 + length] for text in texts[::4]} - {""}))  # what does occur
-    stopped, ends = written(engine, stop=stop), 0
+    stopped, ends = generated(engine, stop=stop), 0
     for text, free, cut, finished in zip(texts, whole.responses(), stopped.responses(), stopped.finished, strict=True):
         shown = np.flatnonzero(free > END)  # a character is a token, the two special ones show nothing
         ends_at = min((text.find(string) + len(string) for string in stop if string in text), default=None)
@@ -54,11 +54,11 @@ def test_a_response_ends_with_the_token_that_completes_a_stop_string(served, len
 
 def test_sampling_among_the_likeliest_token_alone_is_greedy(served):
     engine, _ = served
-    greedy = written(engine, temperature=0.0, samples=1).responses()
+    greedy = generated(engine, temperature=0.0, samples=1).responses()
     for only_one in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
-        for i, response in enumerate(written(engine, **only_one).responses()):
+        for i, response in enumerate(generated(engine, **only_one).responses()):
             np.testing.assert_array_equal(response, greedy[i // 8])
-    assert any(len(free) != len(greedy[0]) or (free != greedy[0]).any() for free in written(engine).responses()[:8])
+    assert any(len(free) != len(greedy[0]) or (free != greedy[0]).any() for free in generated(engine).responses()[:8])
 
 
 @pytest.mark.parametrize(
