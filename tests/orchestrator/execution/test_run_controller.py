@@ -13,8 +13,11 @@ from dataclasses import replace
 import pytest
 import ray
 
+from layersweep.orchestrator.execution import learning_rate_trials
 from layersweep.orchestrator.execution.driver import Driver
+from layersweep.orchestrator.execution.manifest import SweepManifest
 from layersweep.orchestrator.spec.layers import LayerSearch
+from layersweep.workers.config import LearningRates
 from layersweep.workers.storage.run_store import RunStore
 from tests.orchestrator.execution.test_driver_scale import FREE, TIMES
 from tests.simulations.driver_scale import simulate, study
@@ -355,3 +358,18 @@ def test_a_run_that_fails_before_a_rung_is_not_waited_for(tmp_path, monkeypatch)
     fault = Fault("layer-02-seed0", ray.exceptions.RayTaskError("update", "", ValueError("loss is nan")))
     world = searched(tmp_path, monkeypatch, choose, faults={"update": fault})
     assert world.statuses["layer-02-seed0"][0] == "failed" and asked[0] == [0, 1, 3]
+
+
+# -- learning-rate trials ---------------------------------------------------------------------------------------------
+
+
+def test_the_rates_that_trials_found_are_recorded_and_their_weights_deleted(tmp_path, monkeypatch):
+    """Two trials of one step, then the runs; the choice itself is tested without actors."""
+    monkeypatch.setattr(learning_rate_trials, "tuned", lambda *_: LearningRates(layer=1e-6, full=1e-5))
+    tuning = {"tune": [1e-5, 1e-6], "steps": 1}
+    plan = study(str(tmp_path), 1, 2, layers=2, training={"learning_rate": tuning}, resources={"engines": 1})
+    world = World(16, TIMES, FREE, folder=plan.folder)
+    simulate(plan, world, worked=lambda world: 0.0, limit=50_000)
+    trials = {"full@lr-1e-05-seed0", "full@lr-1e-06-seed0"}
+    assert completed(world) == {"base-seed0", FULL, LAYER, OTHER} | trials
+    assert SweepManifest.load(plan.folder).rates == {"layer": 1e-6, "full": 1e-5}
