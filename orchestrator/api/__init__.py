@@ -17,7 +17,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from layersweep.orchestrator.spec.errors import SpecError
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunningSweep", "SpecError", "Sweep", "compare", "export", "load_spec", "plan", "resume", "run", "start"]
 
-SpecSource = "SweepSpec | Mapping[str, Any] | str | os.PathLike[str]"
+SpecSource: TypeAlias = "SweepSpec | Mapping[str, Any] | str | os.PathLike[str]"
 
 
 class Sweep:

@@ -281,7 +281,7 @@ class Driver:
 
     async def _choose_learning_rates(self, trials: Sequence[RunController]) -> bool:
         """Choose by the trials' scores, and free what their checkpoints take. False where none can be chosen."""
-        from .learning_rate_trials import tuned
+        from .learning_rate_trials import learning_rates_of
 
         await self._wait_for_base()
         if self.stopping:
@@ -292,7 +292,7 @@ class Driver:
         completed = [trial.planned for trial in trials if trial.state is RunState.COMPLETED]
         scores = await self.actors.collector.all_scores()
         try:
-            rates = tuned(self.spec.training.learning_rate, completed, scores)
+            rates = learning_rates_of(self.spec.training.learning_rate, completed, scores)
         except ValueError as error:
             self.progress.say(str(error))
             return False

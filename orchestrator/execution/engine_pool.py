@@ -1,4 +1,4 @@
-"""The engines of a sweep: which run has which, and when they sleep."""
+"""The engines of a sweep: the engine of each run, and sleep."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ class EnginePool:
         engines: the first actor of each slot, created and not started.
         create: creates a replacement by its slot's number and its name.
         model: the base.
-        collector: is told where engines are.
+        collector: gets the engines' locations.
     """
 
     def __init__(

@@ -95,13 +95,13 @@ def resume_sweep(
         print(f"nothing to do: all of {folder} is done, see {folder}/contribution.parquet")
         return 0
 
-    def go_on() -> SweepManifest:
+    def begin() -> SweepManifest:
         manifest.update_spec(plan)
         remove_partial_files(folder, runs_of(folder))
         write_spec(plan)
         return manifest
 
-    return carry_out(plan, go_on, address, listen)
+    return carry_out(plan, begin, address, listen)
 
 
 def carry_out(

@@ -11,7 +11,7 @@ from layersweep.orchestrator.statistics.score_arrays import gains_at
 from layersweep.workers.config import LearningRates, LearningRateTuning
 
 
-def tuned(tuning: LearningRateTuning, trials: Sequence[Run], scores: pd.DataFrame) -> LearningRates:
+def learning_rates_of(tuning: LearningRateTuning, trials: Sequence[Run], scores: pd.DataFrame) -> LearningRates:
     """Choose the rates to use.
 
     Args:

@@ -67,16 +67,16 @@ class GpuMemory:
 def gpu_memories(plan: Plan, allocation: GpuAllocation, kind: GpuKind) -> Counter[GpuMemory]:
     """Memory of the allocated GPUs, and how many have each; where runs take turns, that of the larger."""
     layer_runs = layer_runs_at_once(plan, allocation) - (allocation.in_turn and allocation.whole_runs > 0)
-    served = [plan.push_bytes(Selection.full())] * allocation.whole_runs + [
+    overlays = [plan.push_bytes(Selection.full())] * allocation.whole_runs + [
         plan.push_bytes(Selection.layer(0))
     ] * layer_runs
     gpus = []
     for gpu in allocation.gpus:
         if allocation.in_turn and gpu.whole_ranks and gpu.layer_ranks:
             turns = (replace(gpu, layer_ranks=0), replace(gpu, whole_ranks=0))
-            gpus.append(max((_memory(plan, turn, kind, served) for turn in turns), key=lambda memory: memory.total))
+            gpus.append(max((_memory(plan, turn, kind, overlays) for turn in turns), key=lambda memory: memory.total))
         else:
-            gpus.append(_memory(plan, gpu, kind, served))
+            gpus.append(_memory(plan, gpu, kind, overlays))
     return Counter(gpus)
 
 
@@ -108,11 +108,11 @@ def whole_model_trainer_bytes(plan: Plan) -> float:
     return weights * share[0] + gradients * share[1] + optimizer * share[2]
 
 
-def _memory(plan: Plan, gpu: Gpu, kind: GpuKind, served: list[int]) -> GpuMemory:
+def _memory(plan: Plan, gpu: Gpu, kind: GpuKind, overlays: list[int]) -> GpuMemory:
     """Memory of one GPU.
 
     Args:
-        served: bytes of the overlay of each run that trains at the same time; engines get them in turn.
+        overlays: bytes of the overlay of each run that trains at the same time; engines get them in turn.
     """
     spans = plan.spec.rollout.tensor_parallel_size
     layers = [run.selection for run in plan.runs if not run.selection.trains_all]
@@ -125,7 +125,7 @@ def _memory(plan: Plan, gpu: Gpu, kind: GpuKind, served: list[int]) -> GpuMemory
         actors=_actors_on(gpu),
         weights=len(gpu.engines) * plan.trunk_bytes / spans,
         cache=len(gpu.engines) * max(0, engine_cache(plan, kind)),
-        overlays=sum(sum(served[number :: plan.spec.resources.engines]) for number in gpu.engines) / spans,
+        overlays=sum(sum(overlays[number :: plan.spec.resources.engines]) for number in gpu.engines) / spans,
         trunk=trunks * plan.trunk_bytes,
         trainers=gpu.layer_ranks * plan.trainer_bytes(lowest) + gpu.whole_ranks * whole_model_trainer_bytes(plan),
         activations=activations,

@@ -35,7 +35,7 @@ class SolvedOverlap:
 
 
 def solved_overlap(scores: pd.DataFrame, selections: pd.DataFrame, split: str = "selection") -> SolvedOverlap | None:
-    """Compare the single layers scored furthest; None where there are fewer than two.
+    """Compare the single layers at the last step that any was scored at; None where there are fewer than two.
 
     Args:
         scores: the content of scores.parquet.
@@ -64,16 +64,18 @@ def solved_overlap(scores: pd.DataFrame, selections: pd.DataFrame, split: str = 
 def right_answers(scores: pd.DataFrame, selections: pd.DataFrame, split: str) -> pd.DataFrame:
     """[responses, selections] 1 where right, 0 where wrong, NaN where not scored; base, full, then layers by depth.
 
-    Rows are indexed by suite, prompt, seed and sample. Layers are those at the furthest step that one was scored at:
+    Rows are indexed by suite, prompt, seed and sample. Layers are those at the last step that any was scored at:
     what a pruned one solved says little of what it would have.
     """
     rows = responses_of_split(scores, split)
     suites = sorted(rows["suite"].unique())
     last = last_steps(rows, suites)[0] if suites else {}
     layer_of = {name: facts.layer for name, facts in selection_facts(selections).items() if facts.kind == "layer"}
-    furthest = max((step for name, step in last.items() if name in layer_of), default=0)
+    last_step = max((step for name, step in last.items() if name in layer_of), default=0)
     wanted = {
-        name: step for name, step in last.items() if name in ("base", "full") or (name in layer_of and step == furthest)
+        name: step
+        for name, step in last.items()
+        if name in ("base", "full") or (name in layer_of and step == last_step)
     }
     rows = rows[rows["step"] == rows["selection"].map(wanted)]
     right = rows.assign(right=(rows["score"] >= RIGHT).astype(float))

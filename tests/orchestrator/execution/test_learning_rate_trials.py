@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from layersweep.orchestrator.execution.learning_rate_trials import choose, tuned
+from layersweep.orchestrator.execution.learning_rate_trials import choose, learning_rates_of
 from layersweep.orchestrator.execution.manifest import SweepManifest, manifest_file
 from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.planning.plan import Run
@@ -136,11 +136,11 @@ def test_rates_from_scores():
         *(responses(name, own, step=10, split="selection") for name, own in values.items()),
     )
     for_full, per_kind = (LearningRateTuning(tune=(1e-6, 1e-5), steps=10, reuse=r) for r in ("full", "per_kind"))
-    assert tuned(for_full, full, scores) == LearningRates(full=1e-5, layer=1e-5)
-    assert tuned(per_kind, full + layer, scores) == LearningRates(full=1e-5, layer=1e-6)
-    assert tuned(for_full, [full[0], full[2]], scores).full == 1e-4  # the best one has failed
+    assert learning_rates_of(for_full, full, scores) == LearningRates(full=1e-5, layer=1e-5)
+    assert learning_rates_of(per_kind, full + layer, scores) == LearningRates(full=1e-5, layer=1e-6)
+    assert learning_rates_of(for_full, [full[0], full[2]], scores).full == 1e-4  # the best one has failed
     with pytest.raises(ValueError, match="every trial of a learning rate for layer runs failed"):
-        tuned(per_kind, full, scores)
+        learning_rates_of(per_kind, full, scores)
 
 
 def test_a_trial_has_a_score_and_is_no_layer_run():

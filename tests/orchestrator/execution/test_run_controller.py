@@ -365,7 +365,7 @@ def test_a_run_that_fails_before_a_rung_is_not_waited_for(tmp_path, monkeypatch)
 
 def test_the_rates_that_trials_found_are_recorded_and_their_weights_deleted(tmp_path, monkeypatch):
     """Two trials of one step, then the runs; the choice itself is tested without actors."""
-    monkeypatch.setattr(learning_rate_trials, "tuned", lambda *_: LearningRates(layer=1e-6, full=1e-5))
+    monkeypatch.setattr(learning_rate_trials, "learning_rates_of", lambda *_: LearningRates(layer=1e-6, full=1e-5))
     tuning = {"tune": [1e-5, 1e-6], "steps": 1}
     plan = study(str(tmp_path), 1, 2, layers=2, training={"learning_rate": tuning}, resources={"engines": 1})
     world = World(16, TIMES, FREE, folder=plan.folder)

@@ -120,7 +120,7 @@ def test_seed_variance_by_hand():
 
 
 def reference_interval(scores, layer):
-    """DESIGN's formulas once more, in loops over pandas, for balanced data of several suites and seeds."""
+    """The definitions of contribution.py in loops over pandas, for balanced data of several suites and seeds."""
     mean = scores.groupby(["selection", "seed", "suite", "prompt"])["score"].mean()
     runs = [name for name in scores["selection"].unique() if name != "base"]
     suites, seeds = sorted(scores["suite"].unique()), sorted(scores["seed"].unique())

@@ -106,7 +106,7 @@ def test_without_noise_the_corrected_rho_is_the_observed():
 
 
 def test_noise_is_corrected_for_and_not_twice():
-    """As in DESIGN 8: true .78, seen about .6 at a noise of .13; the median comes back to the truth."""
+    """True correlation .78, seen about .6 at a noise of .13; the median comes back to the truth."""
     seen = agreement.simulate(agreement.normal_pair, 28, 0.8, 0.13, 60)
     true, observed, median = seen[:, :3].mean(axis=0)
     assert observed < true - 0.1

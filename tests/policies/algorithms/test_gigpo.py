@@ -6,7 +6,7 @@ import pytest
 from layersweep.policies.algorithms.gigpo import GiGPO, returns_to_go, step_groups
 
 # Design: A visits s0, s1 with rewards 0, 1; B visits s0, s2 with rewards 0, 0.
-DESIGN = {
+EXAMPLE = {
     "reward": np.array([0, 1, 0, 0], np.float32),
     "group": np.zeros(4, int),
     "trajectory": np.array([0, 0, 1, 1]),
@@ -24,20 +24,20 @@ DESIGN = {
     ],
 )
 def test_the_vectors_of_the_design(settings, expected):
-    advantages = GiGPO(gamma=0.95, omega=1.0, **settings).advantages(**DESIGN)
+    advantages = GiGPO(gamma=0.95, omega=1.0, **settings).advantages(**EXAMPLE)
     assert advantages.dtype == np.float32
     np.testing.assert_allclose(advantages, expected, atol=1e-4)
 
 
 def test_omega_weighs_the_step_part_alone():
     # Episode part +-0.5; step part at s0 +-0.475.
-    np.testing.assert_allclose(GiGPO(omega=0.0).advantages(**DESIGN), [0.5, 0.5, -0.5, -0.5], atol=1e-6)
-    np.testing.assert_allclose(GiGPO(omega=2.0).advantages(**DESIGN), [1.45, 0.5, -1.45, -0.5], atol=1e-6)
+    np.testing.assert_allclose(GiGPO(omega=0.0).advantages(**EXAMPLE), [0.5, 0.5, -0.5, -0.5], atol=1e-6)
+    np.testing.assert_allclose(GiGPO(omega=2.0).advantages(**EXAMPLE), [1.45, 0.5, -1.45, -0.5], atol=1e-6)
 
 
 def test_order_of_rows_does_not_matter():
     order = np.array([3, 0, 2, 1])
-    shuffled = {name: np.asarray(value)[order] for name, value in DESIGN.items()}
+    shuffled = {name: np.asarray(value)[order] for name, value in EXAMPLE.items()}
     shuffled["anchor"] = list(shuffled["anchor"])
     np.testing.assert_allclose(GiGPO().advantages(**shuffled), [-0.5, 0.975, -0.975, 0.5], atol=1e-6)
 

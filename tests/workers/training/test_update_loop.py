@@ -35,7 +35,7 @@ def experience(seed: int = 0, groups: int = 6, size: int = 4) -> Experience:
 
 
 def plain_loss(model, base, exp: Experience, rows, kl: float) -> torch.Tensor:
-    """Of some rows, written from DESIGN's definitions, one padded row per response."""
+    """Of some rows, written from the definitions in loss.py, one padded row per response."""
     ends = np.cumsum(exp.lengths)
     total = torch.zeros(())
     for row in rows:
