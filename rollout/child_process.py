@@ -26,7 +26,7 @@ class ChildProcess:
     """The parent's end. The child ends with its parent: its standard input is then closed."""
 
     def __init__(self, module: str, setup: dict[str, Any]):
-        """Starts `python -m module`, whose `answer_requests` is given the setup; returns when the child is ready.
+        """Start `python -m module`, whose `answer_requests` is given the setup; return when the child is ready.
 
         Raises:
             RuntimeError: the child cannot start; the message holds its own error.
@@ -50,7 +50,7 @@ class ChildProcess:
             raise RuntimeError(reply["error"])
 
     def send(self, message: Any) -> None:
-        """Writes a message; when the child has ended, the next `receive` says so."""
+        """Write a message; when the child has ended, the next `receive` says so."""
         data = json.dumps(message).encode() + b"\n"
         try:
             while data:
@@ -59,7 +59,7 @@ class ChildProcess:
             pass
 
     def receive(self, seconds: float) -> Any:
-        """Returns the next reply; None when the child has ended or the time is up, see `kill`."""
+        """Return the next reply; None when the child has ended or the time is up, see `kill`."""
         out = self._process.stdout.fileno()
         poll = select.poll()
         poll.register(out, select.POLLIN)
@@ -76,7 +76,7 @@ class ChildProcess:
         return json.loads(line)
 
     def kill(self) -> tuple[str, int | None]:
-        """Ends the child and all that it started.
+        """End the child and all that it started.
 
         Returns:
             The reason why there was no reply, and the status if the child ended by itself.

@@ -52,7 +52,7 @@ class LimitedCalls:
             self._idle.put(None)
 
     def map(self, calls: Sequence[Any]) -> list[Any]:
-        """Returns the result of each call, or its Failure: out of time or memory, an exception, a dead process.
+        """Return the result of each call, or its Failure: out of time or memory, an exception, a dead process.
 
         Raises:
             RuntimeError: when a worker cannot even start, with its own error.
@@ -66,7 +66,7 @@ class LimitedCalls:
         return results
 
     def close(self) -> None:
-        """Ends the workers. They also end by themselves when this process does."""
+        """End the workers. They also end by themselves when this process does."""
         self._threads.shutdown()
         while not self._idle.empty():
             if worker := self._idle.get():
@@ -112,7 +112,7 @@ def _named(name: str) -> Callable[..., Any]:
 
 
 def _prepare(setup: dict[str, str]) -> Callable[[Any], Iterator[Any]]:
-    """Imports the function, warms up, and only then limits the worker process."""
+    """Import the function, warm up, and only then limit the worker process."""
     call = _named(setup["function"])
     if setup["warm_up"]:
         _named(setup["warm_up"])()

@@ -45,7 +45,7 @@ class _Entry:
 
 @contextlib.contextmanager
 def job_package(spec: SweepSpec, folder: str | None, most_bytes: int = MOST_BYTES) -> Iterator[str]:
-    """Makes a zip file of the code, the spec as `sweep.yaml` and the content of `folder`, for a `with` block.
+    """Make a zip file of the code, the spec as `sweep.yaml` and the content of `folder`, for a `with` block.
 
     Only this user can read it. Names what is left out on standard error. The cluster's own installation needs the
     dependencies alone: a job's working folder comes first on its import path.
@@ -79,7 +79,7 @@ def job_package(spec: SweepSpec, folder: str | None, most_bytes: int = MOST_BYTE
 
 
 def _code() -> list[_Entry]:
-    """Lists the files of `layersweep` by their place in the package."""
+    """List the files of `layersweep` by their place in the package."""
     found = []
     for package, hidden in [("layersweep", PACKAGES), *((f"layersweep.{name}", ("api",)) for name in PACKAGES)]:
         # In a checkout the root package is the folder `api` of `orchestrator`.
@@ -92,7 +92,7 @@ def _code() -> list[_Entry]:
 
 
 def _content(folder: str) -> tuple[list[_Entry], list[str]]:
-    """Lists what of a user's folder travels, and names what is left out, with the reason where it is not plain."""
+    """List what of a user's folder travels, and name what is left out, with the reason where it is not plain."""
     root = Path(os.path.realpath(os.path.expanduser(folder)))
     if not root.is_dir():
         raise SpecError([f"--working-dir {folder}: no such folder"])
@@ -150,7 +150,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def _header(name: str, mode: int) -> zipfile.ZipInfo:
-    """Makes an entry's header, with a fixed date: equal content makes equal packages, which Ray uploads once."""
+    """Make an entry's header, with a fixed date: equal content makes equal packages, which Ray uploads once."""
     header = zipfile.ZipInfo(name)
     header.compress_type = zipfile.ZIP_DEFLATED
     header.external_attr = mode << 16
@@ -158,7 +158,7 @@ def _header(name: str, mode: int) -> zipfile.ZipInfo:
 
 
 def _add(archive: zipfile.ZipFile, entry: _Entry, most_bytes: int) -> None:
-    """Adds a file or an empty folder; of a file that makes the package too large, only a part."""
+    """Add a file or an empty folder; of a file that makes the package too large, only a part."""
     if entry.name.endswith("/"):
         archive.writestr(_header(entry.name, stat.S_IFDIR | 0o700), b"")
         return
@@ -180,7 +180,7 @@ def _too_large(folder: str | None, entries: list[_Entry], most_bytes: int) -> st
 
 
 def job_environment(variables: list[str]) -> dict[str, str]:
-    """Reads `NAME=VALUE`, and `NAME` alone with the value that it has here.
+    """Read `NAME=VALUE`, and `NAME` alone with the value that it has here.
 
     Raises:
         SpecError: a name alone that is not set here.

@@ -94,7 +94,7 @@ class Cluster:
         self.client = self._ask(JobSubmissionClient, self.address)
 
     def submit(self, spec: SweepSpec, resume: bool, fresh: bool, variables: list[str], extra: str | None) -> Job:
-        """Submits the start of a sweep, or of going on with one.
+        """Submit the start of a sweep, or of going on with one.
 
         Args:
             spec: of the sweep; its output must mean something on the cluster.
@@ -130,7 +130,7 @@ class Cluster:
         return next(job for job in self._jobs(spec.name) if job.id == job_id)
 
     def wait_until_begun(self, job: Job, seconds: float = BEGIN_SECONDS) -> Job:
-        """Waits until the driver has begun the sweep, or has ended, with a line on standard error now and then.
+        """Wait until the driver has begun the sweep, or has ended, with a line on standard error now and then.
 
         Until then it may still refuse: the data are not there, the folder holds a sweep already, the cluster is too
         small. Returns the job; `has_begun` tells whether it has.
@@ -149,11 +149,11 @@ class Cluster:
         return job
 
     def has_begun(self, job: Job) -> bool:
-        """Returns whether the driver has begun the sweep, as its log says."""
+        """Return whether the driver has begun the sweep, as its log says."""
         return job.status != "PENDING" and BEGUN in self.logs(job)
 
     def _ended(self, sweep: str) -> list[Job]:
-        """Returns a sweep's jobs, all of them over.
+        """Return a sweep's jobs, all of them over.
 
         Raises:
             SpecError: one is not.
@@ -166,7 +166,7 @@ class Cluster:
         return jobs
 
     def find(self, sweep: str) -> Job:
-        """Returns the latest job of a sweep that was not refused by its driver; where all were, the latest.
+        """Return the latest job of a sweep that was not refused by its driver; where all were, the latest.
 
         Raises:
             SpecError: there is none of this name.
@@ -178,32 +178,32 @@ class Cluster:
         raise SpecError([f"{sweep}: no such sweep at {self.address}; known there: {', '.join(known) or 'none'}"])
 
     def renewed(self, job: Job) -> Job:
-        """Returns the job as it is now."""
+        """Return the job as it is now."""
         return next(other for other in self._jobs(job.sweep) if other.id == job.id)
 
     def stop(self, job: Job) -> bool:
-        """Asks a sweep to write its checkpoints and end; returns False where it had ended."""
+        """Ask a sweep to write its checkpoints and end; return False where it had ended."""
         return self._ask(self.client.stop_job, job.id)
 
     def wait(self, job: Job) -> Job:
-        """Waits for the end of a job and returns it."""
+        """Wait for the end of a job and return it."""
         while not job.over:
             time.sleep(1)
             job = self.renewed(job)
         return job
 
     def logs(self, job: Job) -> str:
-        """Returns the text that the driver has printed."""
+        """Return the text that the driver has printed."""
         return self._ask(self.client.get_job_logs, job.id)
 
     def last_words(self, job: Job, lines: int = 12) -> str:
-        """Returns the reason for which a driver ended, in its own words: its last lines, or Ray's message."""
+        """Return the reason for which a driver ended, in its own words: its last lines, or Ray's message."""
         printed = [line for line in self.logs(job).splitlines() if not line.startswith("Running entrypoint for job")]
         own = [line for line in printed if line.startswith("layersweep: ")]
         return "\n".join(own[-lines:] or printed[-lines:] or [job.message])
 
     def follow(self, job: Job) -> Job:
-        """Prints the driver's output, from its start to its end; returns the job."""
+        """Print the driver's output, from its start to its end; return the job."""
 
         async def tail() -> None:
             async for text in self.client.tail_job_logs(job.id):
@@ -213,7 +213,7 @@ class Cluster:
         return self.wait(job)
 
     def read(self, paths: list[str]) -> list[bytes | None]:
-        """Reads files as the head node sees them; None where one does not exist.
+        """Read files as the head node sees them; None where one does not exist.
 
         A laptop sees the dashboard alone, and the dashboard serves no files. So a job of a few lines prints them; it
         costs the head about a second of CPU.
@@ -230,7 +230,7 @@ class Cluster:
         return [None if text == "-" else base64.b64decode(text) for text in found]
 
     def _clear_readers(self) -> None:
-        """Deletes earlier jobs of `read` from Ray's table. Right after a job's end Ray would put it there again."""
+        """Delete earlier jobs of `read` from Ray's table. Right after a job's end Ray would put it there again."""
         for job in self._ask(self.client.list_jobs):
             ended = (job.end_time or float("inf")) / 1000
             if (job.submission_id or "").startswith(READER) and ended < time.time() - 20:
@@ -242,7 +242,7 @@ class Cluster:
         return [_job(job) for job in jobs if sweep in (None, job.metadata["sweep"])]
 
     def _ask(self, call: Any, *args: Any, **named: Any) -> Any:
-        """Makes a call over HTTP; waits for a job agent that is still starting.
+        """Make a call over HTTP; wait for a job agent that is still starting.
 
         Raises:
             SpecError: with the cause and the remedy in one line.

@@ -17,7 +17,7 @@ ADVICE = (
 
 
 def show_token(address: str) -> None:
-    """Makes Ray send its token to this address, where that is right. To be called before Ray is imported.
+    """Make Ray send its token to this address, where that is right. To be called before Ray is imported.
 
     Args:
         address: `host:port`, or with a scheme.
@@ -31,7 +31,7 @@ def show_token(address: str) -> None:
 
 
 def _is_here(host: str) -> bool:
-    """Returns whether this host name or address is this machine's own: only then can a socket be bound to it."""
+    """Return whether this host name or address is this machine's own: only then can a socket be bound to it."""
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe:

@@ -32,12 +32,12 @@ class SweepView:
             self.folder = self.job.folder
 
     def refresh(self) -> None:
-        """Asks the cluster for the job's status."""
+        """Ask the cluster for the job's status."""
         if self.cluster:
             self.job = self.cluster.renewed(self.job)
 
     def read(self, names: list[str]) -> list[bytes | None]:
-        """Reads files of the sweep; None where one does not exist yet."""
+        """Read files of the sweep; None where one does not exist yet."""
         paths = [f"{self.folder}/{name}" for name in names]
         if self.cluster and "://" not in self.folder:
             return self.cluster.read(paths)  # its folder, not one by the same name here

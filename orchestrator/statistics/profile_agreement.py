@@ -134,7 +134,7 @@ def overlap(x: np.ndarray, y: np.ndarray, top: int) -> float:
 
 
 def concentration(profile: Profile, top: int = 5) -> dict[str, float]:
-    """Measures of how unevenly the gains sit in the model; negative contributions count as 0.
+    """Measure of how unevenly the gains sit in the model; negative contributions count as 0.
 
     `top_share`: the part of the summed contribution that the best `top` layers hold. `centre_of_mass`: their mean
     depth, 0 the first layer, 1 the last. `gini`: 0 when all are equal, (n-1)/n when one layer holds everything.

@@ -172,7 +172,7 @@ class PromptData:
     """
 
     def __init__(self, config: DataConfig, truth: Callable[[dict[str, Any]], Any], columns: Collection[str] = ()):
-        """Reads all rows.
+        """Read all rows.
 
         Args:
             config: what to read.
@@ -228,7 +228,7 @@ class PromptData:
         return [prompt.info["question"] for prompt in self._splits[split]]
 
     def decontaminate(self, evaluation: Iterable[str]) -> int:
-        """Drops the training prompts that repeat one of these evaluation questions; returns how many.
+        """Drop the training prompts that repeat one of these evaluation questions; return how many.
 
         The data's own selection and final splits are already taken care of; call this with those of other suites.
         """
@@ -240,7 +240,7 @@ class PromptData:
         return len(drop)
 
     def drop_overlong(self, split: Split, identities: Collection[str]) -> None:
-        """Drops prompts of a split that are too long for the model."""
+        """Drop prompts of a split that are too long for the model."""
         kept = [prompt for prompt in self._splits[split] if prompt.id not in identities]
         self._overlong += len(self._splits[split]) - len(kept)
         self._splits[split] = kept
@@ -362,7 +362,7 @@ def ground_truth(raw: dict[str, Any], columns: Columns) -> Any:
 
 
 def decontaminate_across(task: Any, suites: Iterable[Any]) -> int:
-    """Drops training questions that an evaluation suite over other data asks too; returns how many.
+    """Drop training questions that an evaluation suite over other data asks too; return how many.
 
     Args:
         task: what is trained on.

@@ -91,7 +91,7 @@ def fit_prompts(uses: Iterable[PromptUse], encode: Encode | None, window: int) -
 
 
 def _fit_use(fit: Fit, use: PromptUse, encode: Encode, window: int) -> None:
-    """Counts the prompts of one use.
+    """Count the prompts of one use.
 
     Raises:
         ValueError: there are too few, or some are too long and are not to be dropped.

@@ -47,7 +47,7 @@ class AlfWorldConfig(EnvironmentConfig):
         return AlfWorldGame(self)
 
     def build(self) -> "AlfWorldTask":
-        """Makes the task.
+        """Make the task.
 
         Raises:
             ValueError: the package or its data is missing.
@@ -100,7 +100,7 @@ class AlfWorldGame(TextGame):
 
 @functools.cache
 def games(folder: Path) -> list[Path]:
-    """Lists every solvable game below the folder, in an order that does not depend on the machine."""
+    """List every solvable game below the folder, in an order that does not depend on the machine."""
     found = sorted(folder.glob("*/*/*/game.tw-pddl"))
     # Movable receptacles and sliced things are not supported by ALFWorld's text games.
     found = [game for game in found if "movable" not in str(game) and "Sliced" not in str(game) and _category(game)]
@@ -108,6 +108,6 @@ def games(folder: Path) -> list[Path]:
 
 
 def _category(game: Path) -> str | None:
-    """Reads the category from a game's folder, <category>-<things>-<scene>/<trial>; None for an unknown one."""
+    """Read the category from a game's folder, <category>-<things>-<scene>/<trial>; None for an unknown one."""
     name = game.parent.parent.name.split("-")[0]
     return name if name in CATEGORIES else None

@@ -38,17 +38,17 @@ class Environment(Protocol):
     """Category of this episode's task, for success by category."""
 
     def reset(self, seed: int) -> str:
-        """Begins an episode, also after an earlier one; returns the first observation."""
+        """Begin an episode, also after an earlier one; return the first observation."""
 
     def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Returns observation, reward, terminated, truncated, info after an action.
+        """Return observation, reward, terminated, truncated, info after an action.
 
         Any text must be answered; one that is no action changes nothing and has `info["invalid"]` true.
         `info["success"]` (in [0, 1], taken as 0 where missing) is what an episode is scored by; the last counts.
         """
 
     def close(self) -> None:
-        """Frees what the environment holds."""
+        """Free what the environment holds."""
 
 
 class EnvironmentConfig(StrictModel):
@@ -102,11 +102,11 @@ class EnvironmentConfig(StrictModel):
         return self
 
     def environment(self) -> Environment:
-        """Makes an environment; called in a worker process."""
+        """Make an environment; called in a worker process."""
         raise NotImplementedError
 
     def build(self) -> "EnvironmentTask":
-        """Makes start states and processes.
+        """Make start states and processes.
 
         Raises:
             ValueError: what the environment needs is not here; the message says how to get it.
@@ -144,16 +144,16 @@ class EnvironmentTask:
         return [InitialState(str(s), s) for s in random.Random(f"train/{seed}").sample(range(available), count)]
 
     def limit_prompt_tokens(self, tokens: int) -> None:
-        """Lowers `max_prompt_tokens` to this, if it is above: to what the model's window leaves beside a response."""
+        """Lower `max_prompt_tokens` to this, if it is above: to what the model's window leaves beside a response."""
         if tokens < self.config.max_prompt_tokens:
             self.config = self.config.model_copy(update={"max_prompt_tokens": tokens})
 
     def close(self) -> None:
-        """Ends the processes."""
+        """End the processes."""
         self.processes.close()
 
 
 def require(package: str, install: str = "pip install 'layersweep[agents]'") -> None:
-    """Raises ValueError, with how to install it, when a package is missing."""
+    """Raise ValueError, with how to install it, when a package is missing."""
     if importlib.util.find_spec(package) is None:
         raise ValueError(f"the package {package} is not installed: {install}")

@@ -38,7 +38,7 @@ class GridWorldConfig(EnvironmentConfig):
         return GridWorld(self)
 
     def build(self) -> "GridWorldTask":
-        """Makes the task.
+        """Make the task.
 
         Raises:
             ValueError: the map is too small for its holes.
@@ -100,7 +100,7 @@ class GridWorldTask(EnvironmentTask):
         raise ValueError(f"gridworld: {split} has few more than {len(found)} maps of this size with these holes")
 
     def demonstrations(self, count: int, seed: int) -> list[tuple[str, str]]:
-        """Makes prompts and actions on maps of the train split: `expert_share` of them expert, the rest random."""
+        """Make prompts and actions on maps of the train split: `expert_share` of them expert, the rest random."""
         rng = random.Random(f"demonstrations/{seed}")
         shown: list[tuple[str, str]] = []
         while len(shown) < count:
@@ -125,7 +125,7 @@ def draw_map(config: GridWorldConfig, rng: random.Random) -> str:
 
 
 def walk(grid: str, move: str) -> tuple[str, str]:
-    """Returns the map after a move, and what was on the cell that the agent came to."""
+    """Return the map after a move, and what was on the cell that the agent came to."""
     width = grid.index("\n") + 1
     here = grid.index(AGENT)
     row, column = here // width + MOVES[move][0], here % width + MOVES[move][1]
@@ -137,7 +137,7 @@ def walk(grid: str, move: str) -> tuple[str, str]:
 
 
 def best_moves(grid: str) -> list[str]:
-    """Lists the first moves of all shortest paths to the goal; none where there is no path."""
+    """List the first moves of all shortest paths to the goal; none where there is no path."""
     width = grid.index("\n") + 1
     steps = {move: row * width + column for move, (row, column) in MOVES.items()}
     distance, todo = {grid.index(GOAL): 0}, deque([grid.index(GOAL)])

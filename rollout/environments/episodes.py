@@ -80,7 +80,7 @@ class EpisodeBatch:
     environment_cpu_seconds: float = 0.0
 
     def experience(self) -> Experience:
-        """Makes a row per turn. Episodes given up have none; their group is smaller by them.
+        """Make a row per turn. Episodes given up have none; their group is smaller by them.
 
         Raises:
             RuntimeError: no episode has a turn.
@@ -120,7 +120,7 @@ class EpisodeBatch:
         )
 
     def scores(self) -> ScoredResponses:
-        """Makes a row per episode. One that was given up (losses: 2) counts as failed."""
+        """Make a row per episode. One that was given up (losses: 2) counts as failed."""
         episodes = self.episodes
         return ScoredResponses(
             prompt=np.array([e.start.id for e in episodes], object),
@@ -208,7 +208,7 @@ class _EnvProcessLoop:
             self.process.forget([episode.number for episode in active])
 
     def _restart(self, episode: Episode, reason: str, waiting: deque[Episode]) -> None:
-        """Counts a lost environment; its episode waits again, or is given up."""
+        """Count a lost environment; its episode waits again, or is given up."""
         episode.losses += 1
         logger.warning(
             "environment lost at turn %d of start state %s: %s; %s",
@@ -219,7 +219,7 @@ class _EnvProcessLoop:
             waiting.append(episode)
 
     def _goes_on(self, episode: Episode, state: StepResult) -> bool:
-        """Records an environment's answer; returns whether there is another turn."""
+        """Record an environment's answer; return whether there is another turn."""
         self.batch.cut_observations += state.cut
         self.batch.environment_cpu_seconds += state.cpu_seconds
         episode.state, episode.category, episode.terminated = state, state.category, state.terminated
@@ -236,7 +236,7 @@ class _EnvProcessLoop:
         return True
 
     async def _respond(self, continuing: list[Episode]) -> list[Episode]:
-        """Generates the next response of each episode; returns the episodes, without those whose prompt is too long."""
+        """Generate the next response of each episode; return the episodes, without those whose prompt is too long."""
         prompts: list[np.ndarray] = []
         active: list[Episode] = []
         for episode in continuing:
@@ -275,7 +275,7 @@ class _EnvProcessLoop:
 
 
 def prompt_text(config: EnvironmentConfig, episode: Episode) -> str:
-    """Renders the prompt of an episode's next turn by the section's templates."""
+    """Render the prompt of an episode's next turn by the section's templates."""
     shown = {"last": 0, "window": config.window, "whole": len(episode.turns)}[config.history]
     past = episode.turns[max(0, len(episode.turns) - shown) :]
     return config.template.format(
@@ -287,7 +287,7 @@ def prompt_text(config: EnvironmentConfig, episode: Episode) -> str:
 
 
 def read_action(config: EnvironmentConfig, response: str) -> str | None:
-    """Reads the action in a response; None where there is none."""
+    """Read the action in a response; None where there is none."""
     if config.action == "whole":
         return response.strip() or None
     found = re.findall(r"<action>(.*?)</action>", response, re.DOTALL)
@@ -300,7 +300,7 @@ def _call(episode: Episode) -> Call:
 
 
 def _shared_fraction(group: np.ndarray, anchor: Sequence[str]) -> float:
-    """Computes the share of step groups (equal anchors within a group) that have more than one row."""
+    """Compute the share of step groups (equal anchors within a group) that have more than one row."""
     sizes: dict[tuple[int, str], int] = {}
     for key in zip(group.tolist(), anchor, strict=True):
         sizes[key] = sizes.get(key, 0) + 1

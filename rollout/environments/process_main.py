@@ -28,12 +28,12 @@ class EnvironmentHost:
         self.idle: list[Environment] = [config.environment()]
 
     def forget(self, number: int) -> None:
-        """Ends an episode; its environment is free for another."""
+        """End an episode; its environment is free for another."""
         if number in self.active:
             self.idle.append(self.active.pop(number))
 
     def call(self, number: int, seed: int, actions: list[str], anchor: str, replay: bool) -> dict[str, Any]:
-        """Returns the state after the actions, with `replay` from a reset on.
+        """Return the state after the actions, with `replay` from a reset on.
 
         Raises:
             RuntimeError: the replay came to another state before the last action than `anchor` says.

@@ -62,11 +62,11 @@ class EnvironmentProcesses:
         self._all = [EnvironmentProcess(config) for _ in range(config.processes)]
 
     def of(self, seed: int) -> "EnvironmentProcess":
-        """Returns the process of a start state."""
+        """Return the process of a start state."""
         return self._all[seed % len(self._all)]
 
     def close(self) -> None:
-        """Ends all processes; they also end by themselves when this process does."""
+        """End all processes; they also end by themselves when this process does."""
         for process in self._all:
             process.close()
 
@@ -84,11 +84,11 @@ class EnvironmentProcess:
         self._forgotten: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def number(self) -> int:
-        """Returns a number for a new episode."""
+        """Return a number for a new episode."""
         return next(self._numbers)
 
     async def run(self, calls: Sequence[Call]) -> list[StepResult | EnvironmentLost]:
-        """Returns the answer to each call.
+        """Return the answer to each call.
 
         Raises:
             RuntimeError: the process cannot even start, with its own error.
@@ -96,12 +96,12 @@ class EnvironmentProcess:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, calls)
 
     def forget(self, numbers: Sequence[int]) -> None:
-        """Frees the environments of episodes that end without their environment having said so."""
+        """Free the environments of episodes that end without their environment having said so."""
         for number in numbers:
             self._forgotten.put(number)
 
     def close(self) -> None:
-        """Ends the worker process."""
+        """End the worker process."""
         self._thread.shutdown()
         self._stop()
 

@@ -74,13 +74,13 @@ class TextArenaGame:
         pass
 
     def _read_messages(self) -> str:
-        """Reads the game's messages since the last action, without the echo of the action itself."""
+        """Read the game's messages since the last action, without the echo of the action itself."""
         _, messages = self._game.get_observation()
         self._message = "\n".join(text for sender, text, *_ in messages if sender != 0)
         return self._message
 
     def _with_own_random_state(self, function: Any, **arguments: Any) -> Any:
-        """Calls a function of the game with a random state of its own: games use Python's global generator."""
+        """Call a function of the game with a random state of its own: games use Python's global generator."""
         others = random.getstate()
         random.setstate(self._random_state)
         try:

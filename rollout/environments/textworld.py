@@ -63,7 +63,7 @@ class TextGame:
         return list(self._state.admissible_commands)
 
     def start(self, path: str) -> Any:
-        """Starts a game file; returns its first state."""
+        """Start a game file; return its first state."""
         import textworld
 
         if path != self._path:
@@ -108,12 +108,12 @@ class TextWorldGame(TextGame):
 
 
 def plain(feedback: str) -> str:
-    """Removes the input prompt and status line that the interpreter puts after a game's answer."""
+    """Remove the input prompt and status line that the interpreter puts after a game's answer."""
     return feedback.rsplit("\n>", 1)[0].strip()
 
 
 def game_file(config: TextWorldConfig, seed: int) -> str:
-    """Returns the path of a seed's compiled game; generates it unless it is cached."""
+    """Return the path of a seed's compiled game; generate it unless it is cached."""
     import textworld.generator
 
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layersweep" / "textworld"

@@ -17,7 +17,7 @@ Setting = Literal["auto", "bubblewrap", "subprocess"]
 
 @functools.cache
 def unavailable_reason(backend: Backend) -> str | None:
-    """Returns why this machine cannot run programs with `backend`; None when it can: one was run."""
+    """Return why this machine cannot run programs with `backend`; None when it can: one was run."""
     compileall.compile_dir(INSIDE, quiet=2)  # where it can be written to, a sandbox starts 5 ms sooner
     case = {"kind": "script", "common_names": False, "budget": 1, "input": b"40", "output_bytes": 100}
     probe = "import decimal; print(decimal.Decimal(2) + int(input()))"
@@ -40,7 +40,7 @@ _FIX = "install bubblewrap 0.7 or later (`apt-get install bubblewrap`) and allow
 
 
 def select_backend(setting: Setting) -> Backend:
-    """Returns the backend for a setting.
+    """Return the backend for a setting.
 
     Raises:
         SandboxError: when the one asked for does not work here, or none does.
@@ -62,14 +62,14 @@ def select_backend(setting: Setting) -> Backend:
 
 @functools.cache
 def _warn(reason: str) -> None:
-    """Logs the fallback, once per process."""
+    """Log the fallback, once per process."""
     logger.warning(
         "programs run in a plain subprocess, since bubblewrap does not work here (%s). %s", reason, weaknesses()
     )
 
 
 def weaknesses() -> str:
-    """Says what a program in the subprocess backend can do on this machine and could not in bubblewrap."""
+    """Say what a program in the subprocess backend can do on this machine and could not in bubblewrap."""
     if confine.landlock_version():
         return "It confines system calls and files as well; programs cannot write to a temporary folder."
     return (
@@ -79,7 +79,7 @@ def weaknesses() -> str:
 
 
 def diagnose_backends() -> dict[str, str]:
-    """Returns, by backend, `works`, or why it does not and what to do; and by `auto` the backend that it takes."""
+    """Return, by backend, `works`, or why it does not and what to do; and by `auto` the backend that it takes."""
     found = {name: unavailable_reason(name) for name in ("bubblewrap", "subprocess")}
     works = [name for name, reason in found.items() if reason is None]
     lines = {name: "works" if reason is None else reason for name, reason in found.items()}

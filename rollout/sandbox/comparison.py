@@ -13,7 +13,7 @@ _NUMBER = re.compile(r"[-+]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})(e[-+]?\d{1,3})?",
 
 
 def same_text(got: str, wanted: str) -> bool:
-    """Returns whether two outputs agree, line by line and word by word.
+    """Return whether two outputs agree, line by line and word by word.
 
     Blanks at the ends of lines and of the text do not count. Words that are numbers agree by value: `1.0` and `1e0`
     equal `1`. A wanted float is met within TOLERANCE, a wanted integer by a float within TOLERANCE of it.
@@ -41,7 +41,7 @@ def _is_integer(word: str) -> bool:
 
 
 def same_value(got: Any, wanted: Any) -> bool:
-    """Returns whether a value agrees with the one wanted.
+    """Return whether a value agrees with the one wanted.
 
     Tuples equal lists, dict keys are text as in JSON; a wanted float is met within TOLERANCE, a wanted integer by a
     float within TOLERANCE of it.

@@ -58,7 +58,7 @@ class SandboxProcess:
     """Running sandbox. Not for use by several threads; it must be closed in the thread that started it."""
 
     def __init__(self, backend: Backend, limits: Limits):
-        """Starts a sandbox in which each program may use as much as `limits` says.
+        """Start a sandbox in which each program may use as much as `limits` says.
 
         Raises:
             SandboxError: when it does not come up.
@@ -144,7 +144,7 @@ class SandboxProcess:
         return status, output
 
     def close(self) -> None:
-        """Kills the sandbox and all that runs in it."""
+        """Kill the sandbox and all that runs in it."""
         self._process.kill()
         self._process.stdout.read()  # ends when the last process that can write to it is gone
         self._process.wait()
@@ -163,7 +163,7 @@ class SandboxProcess:
 
 
 def _readable() -> list[str]:
-    """Returns the files and folders without which Python does not run."""
+    """Return the files and folders without which Python does not run."""
     prefix = sys.base_prefix
     paths = [os.path.realpath(sys._base_executable), f"{prefix}/lib", f"{prefix}/lib64", INSIDE]
     paths += ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/urandom"]
@@ -171,7 +171,7 @@ def _readable() -> list[str]:
 
 
 def _bubblewrap(is_root: bool) -> list[str]:
-    """Returns the command that isolates what follows it. Raises SandboxError where bubblewrap is missing.
+    """Return the command that isolates what follows it. Raises SandboxError where bubblewrap is missing.
 
     For root, a user namespace would make things worse: the kernel would go on to see root in it, which a limit on
     processes does not bind. So root keeps the right to become an unused user, which the supervisor does in every child.
@@ -194,5 +194,5 @@ def _bubblewrap(is_root: bool) -> list[str]:
 
 
 def _tasks() -> int:
-    """Counts the threads on this machine: an upper bound on those of this user, which the limit counts together."""
+    """Count the threads on this machine: an upper bound on those of this user, which the limit counts together."""
     return int(re.search(r"/(\d+)", Path("/proc/loadavg").read_text())[1])

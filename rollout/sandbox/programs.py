@@ -42,7 +42,7 @@ class ScriptTests:
     """Whether the program finds the names of `inside.common_names`."""
 
     def judge(self, run_case: RunCase) -> Verdict:
-        """Returns the verdict, up to the first test that fails."""
+        """Return the verdict, up to the first test that fails."""
         for number, (given, wanted) in enumerate(zip(self.inputs, self.outputs, strict=True), 1):
             case = {
                 "kind": "script",
@@ -79,7 +79,7 @@ class CallTests:
     """Whether the program finds the names of `inside.common_names`."""
 
     def judge(self, run_case: RunCase) -> Verdict:
-        """Returns the verdict, up to the first test that fails."""
+        """Return the verdict, up to the first test that fails."""
         loaded = value_codec.request("len", "__name__", ())  # answered once the program is loaded
         requests = loaded + b"".join(value_codec.request("call", self.function, each) for each in self.arguments)
         case = {
@@ -122,7 +122,7 @@ class AssertTests:
     """Code that the tests need besides: imports, helpers of the problem's statement."""
 
     def judge(self, run_case: RunCase) -> Verdict:
-        """Returns the verdict: `passed` only when the tests ran to their end.
+        """Return the verdict: `passed` only when the tests ran to their end.
 
         Raises:
             SyntaxError: the tests are not Python.

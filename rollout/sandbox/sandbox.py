@@ -14,7 +14,7 @@ class Sandbox:
     """Judge of batches of programs, in parallel. Holds nothing between batches; may be used from any thread."""
 
     def __init__(self, setting: Setting = "auto", limits: Limits | None = None, workers: int | None = None):
-        """Finds out which backend works, by running a program in it once per process.
+        """Find out which backend works, by running a program in it once per process.
 
         Args:
             setting: the backend, or `auto`.
@@ -29,7 +29,7 @@ class Sandbox:
         self._workers = workers or len(os.sched_getaffinity(0))
 
     def judge(self, programs: Sequence[Program]) -> list[Verdict]:
-        """Returns the verdict on each program, whatever the others do.
+        """Return the verdict on each program, whatever the others do.
 
         Raises:
             SandboxError: when a sandbox cannot be started; this says nothing about any program.
@@ -43,7 +43,7 @@ class Sandbox:
         return [verdicts[index] for index in range(len(programs))]
 
     def _work(self, pending: deque[tuple[int, Program]], verdicts: dict[int, Verdict]) -> None:
-        """Judges programs one after another, in one sandbox as long as it stays as it was.
+        """Judge programs one after another, in one sandbox as long as it stays as it was.
 
         A program that takes its sandbox down is tried once more, in a new one: the cause may lie elsewhere.
         """

@@ -46,7 +46,7 @@ class CodeConfig(StrictModel):
         return self.data.fetched
 
     def build(self) -> "CodeTask":
-        """Reads the data; a DataError says what is wrong with it, a SandboxError why programs cannot run here."""
+        """Read the data; a DataError says what is wrong with it, a SandboxError why programs cannot run here."""
         return CodeTask(self)
 
 
@@ -90,7 +90,7 @@ class _CodeData(PromptData):
 
 
 def extract_program(text: str, functions: Collection[str] = ()) -> str | None:
-    """Returns the program in a response: a fenced block, what follows an open fence, or else the whole text.
+    """Return the program in a response: a fenced block, what follows an open fence, or else the whole text.
 
     Of several blocks, those labelled as Python come before those without a label, and among the latter those that do
     something (call, assign, define) before examples of input and output; the last one is taken. A block that defines
@@ -116,7 +116,7 @@ def extract_program(text: str, functions: Collection[str] = ()) -> str | None:
 
 
 def _fenced_blocks(text: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Returns the closed blocks as (label, content), and the one left open at the end, if any.
+    """Return the closed blocks as (label, content), and the one left open at the end, if any.
 
     A fence with a label opens a block, even where the one before it was not closed.
     """
@@ -139,7 +139,7 @@ def _fenced_blocks(text: str) -> tuple[list[tuple[str, str]], list[tuple[str, st
 
 
 def _does_something(code: str) -> bool:
-    """Returns whether a block is Python (perhaps the body of a function) that calls, assigns, defines or returns."""
+    """Return whether a block is Python (perhaps the body of a function) that calls, assigns, defines or returns."""
     acts = (ast.Call, ast.Assign, ast.AugAssign, ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Return)
     if len(code) > _MOST_PARSED:
         return True
@@ -154,7 +154,7 @@ def _does_something(code: str) -> bool:
 
 
 def complete(stub: str, function: str, code: str) -> str:
-    """Makes a whole program of HumanEval's stub (imports, helpers, signature) and the code of a response.
+    """Make a whole program of HumanEval's stub (imports, helpers, signature) and the code of a response.
 
     The code is either the function once more or its body; a body ends before the first line that is not indented.
     """

@@ -27,7 +27,7 @@ _IDLE_OPCODES = {"PROTO", "FRAME", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "S
 
 
 def question_of(raw: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    """Returns the row with the question as the model gets it, in the prompt column; rows that have one keep it."""
+    """Return the row with the question as the model gets it, in the prompt column; rows that have one keep it."""
     if raw.get(columns.prompt) is not None and not isinstance(raw[columns.prompt], str):
         return raw
     names = (columns.prompt, *columns.questions, "question_content", "text")
@@ -42,7 +42,7 @@ def question_of(raw: dict[str, Any], columns: Columns) -> dict[str, Any]:
 
 
 def parse_tests(raw: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    """Returns the tests of a row, as JSON-like data for `with_program`.
+    """Return the tests of a row, as JSON-like data for `with_program`.
 
     Raises:
         ValueError: when there are none, or none that can be understood.
@@ -67,7 +67,7 @@ def parse_tests(raw: dict[str, Any], columns: Columns) -> dict[str, Any]:
 
 
 def with_program(tests: dict[str, Any], program: str) -> Program:
-    """Returns the tests of `parse_tests` for a program."""
+    """Return the tests of `parse_tests` for a program."""
     if tests["kind"] == "script":
         return ScriptTests(program, tuple(tests["inputs"]), tuple(tests["outputs"]), common_names=True)
     if tests["kind"] == "function":
@@ -83,7 +83,7 @@ def with_program(tests: dict[str, Any], program: str) -> Program:
 
 
 def functions_of(tests: dict[str, Any]) -> tuple[str, ...]:
-    """Returns the names of the functions under test; none for a script."""
+    """Return the names of the functions under test; none for a script."""
     return tuple(tests["functions"]) if tests["kind"] == "asserts" else tuple(filter(None, [tests.get("function")]))
 
 
@@ -114,7 +114,7 @@ def _with_asserts(source: str) -> str:
 
 
 def _asserts(tests: list[str], raw: dict[str, Any]) -> dict[str, Any]:
-    """Makes tests of statements; under test are the functions that the reference solution defines, where it is given.
+    """Make tests of statements; under test are the functions that the reference solution defines, where it is given.
 
     A name that the tests call and nothing else defines is the program's in any case.
     """
@@ -127,7 +127,7 @@ def _asserts(tests: list[str], raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cases(cases: list[dict[str, Any]], raw: dict[str, Any]) -> dict[str, Any]:
-    """Makes tests of LiveCodeBench's and PrimeIntellect's lists of cases."""
+    """Make tests of LiveCodeBench's and PrimeIntellect's lists of cases."""
     function = None
     for case in cases:
         if case.get("testtype", case.get("type")) in ("functional", "function_call"):
@@ -154,7 +154,7 @@ def _pairs(inputs: list[Any], outputs: list[Any], function: str | None) -> dict[
 
 
 def _with_integer_keys(argument: Any) -> Any:
-    """Undoes that JSON makes text of a dict's integer keys, as the judges of APPS and verl do."""
+    """Undo that JSON makes text of a dict's integer keys, as the judges of APPS and verl do."""
     if isinstance(argument, dict) and argument and all(re.fullmatch(r"-?\d{1,18}", key) for key in argument):
         return {int(key): value for key, value in argument.items()}
     return argument
@@ -165,7 +165,7 @@ def _text(value: Any) -> str:
 
 
 def _unpacked(cases: Any) -> list[dict[str, Any]]:
-    """Unpacks LiveCodeBench's cases: a list, JSON, or JSON pickled, compressed and in base64."""
+    """Unpack LiveCodeBench's cases: a list, JSON, or JSON pickled, compressed and in base64."""
     if not isinstance(cases, str):
         return cases or []
     if not cases.lstrip().startswith("["):
@@ -174,7 +174,7 @@ def _unpacked(cases: Any) -> list[dict[str, Any]]:
 
 
 def _pickled_text(data: bytes) -> str:
-    """Returns the one text that a pickle holds; its opcodes are read, never run."""
+    """Return the one text that a pickle holds; its opcodes are read, never run."""
     texts = []
     for opcode, value, _ in pickletools.genops(data):
         if opcode.name in _TEXT_OPCODES:

@@ -40,7 +40,7 @@ class MathConfig(StrictModel):
         return self.data.fetched
 
     def build(self) -> "MathTask":
-        """Reads the data.
+        """Read the data.
 
         Raises:
             DataError: it cannot be read, or a row has no answer.
@@ -91,7 +91,7 @@ class MathTask:
         ]
 
     def close(self) -> None:
-        """Ends the worker processes; they also end with this process."""
+        """End the worker processes; they also end with this process."""
         self._equal.close()
 
 
@@ -101,13 +101,13 @@ def _stated(prompt: Prompt, response: Response) -> bool:
 
 
 def comparisons(cpu_seconds: float, processes: int) -> LimitedCalls:
-    """Makes a pool that compares pairs of answers by math-verify."""
+    """Make a pool that compares pairs of answers by math-verify."""
     judge = "layersweep.rollout.tasks.math_judge"
     return LimitedCalls(f"{judge}:equal", cpu_seconds, processes, f"{judge}:warm_up")
 
 
 def truths_of(value: Any) -> list[str]:
-    """Lists the right answers that a ground truth stands for.
+    """List the right answers that a ground truth stands for.
 
     Raises:
         ValueError: when it holds no answer.

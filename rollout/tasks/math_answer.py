@@ -94,7 +94,7 @@ class Box:
 
 
 def final_answer(text: str, finished: bool, parts: int = 1) -> str | None:
-    """Reads the answer of a response: the marked one, else what the last line ends with.
+    """Read the answer of a response: the marked one, else what the last line ends with.
 
     Text between `<think>` tags is no answer. A response that was cut at the token limit has no last line, what stands
     there is somewhere in the working: only a marked answer counts.
@@ -114,7 +114,7 @@ def final_answer(text: str, finished: bool, parts: int = 1) -> str | None:
 
 
 def marked_answer(text: str, parts: int = 1) -> str | None:
-    r"""Reads the answer that a text marks: the last `\boxed{}`, else the last `####`, else "answer is" or "answer:".
+    r"""Read the answer that a text marks: the last `\boxed{}`, else the last `####`, else "answer is" or "answer:".
 
     Boxes with nothing but "and" or a comma between them are one answer. Where `parts` answers are wanted and the last
     box holds one, the last so many boxes are the answer.
@@ -139,7 +139,7 @@ def marked_answer(text: str, parts: int = 1) -> str | None:
 
 
 def statements(text: str, finished: bool) -> list[str]:
-    """Lists what follows the last mark other than a box: all, its line, first sentence, what precedes a reason.
+    """List what follows the last mark other than a box: all, its line, first sentence, what precedes a reason.
 
     Where one is the right answer letter by letter, as "Mr. Doyle, at 5:30", no reading of it has to be found.
     """
@@ -154,14 +154,14 @@ def statements(text: str, finished: bool) -> list[str]:
 
 
 def all_boxed(text: str) -> str | None:
-    """Lists the contents of all different boxes of a solution; None where it has no box."""
+    """List the contents of all different boxes of a solution; None where it has no box."""
     found = boxes(text)
     contents = dict.fromkeys(box.content.strip() for box in found if box.content)
     return ", ".join(filter(None, contents)) if found else None
 
 
 def visible(text: str, finished: bool) -> str:
-    """Leaves out what was thought before the response, and all but the content of the last `<answer>` tag."""
+    """Leave out what was thought before the response, and all but the content of the last `<answer>` tag."""
     before, closed, after = text.rpartition("</think>")
     if closed:
         text = after if after.strip() else before.replace("<think>", "")
@@ -174,7 +174,7 @@ def visible(text: str, finished: bool) -> str:
 
 
 def boxes(text: str) -> list[Box]:
-    r"""Finds the outermost boxes; nothing follows one that is never closed."""
+    r"""Find the outermost boxes; nothing follows one that is never closed."""
     if not _BOX.search(text):
         return []
     found: list[Box] = []
@@ -202,7 +202,7 @@ def boxes(text: str) -> list[Box]:
 
 
 def _innermost(content: str) -> str:
-    """Returns the content of the last box within a box; the content itself where there is none."""
+    """Return the content of the last box within a box; the content itself where there is none."""
     if len(content) > 4 * MAX_ANSWER_CHARS:
         return content
     return next((box.content for box in reversed(boxes(content)) if box.content), content)
@@ -227,7 +227,7 @@ def _are_one(between: str) -> bool:
 
 
 def _headed(text: str) -> str | None:
-    """Reads what is after the last `####` that is no section heading; "" where that is no answer."""
+    """Read what is after the last `####` that is no section heading; "" where that is no answer."""
     for mark in reversed(list(re.finditer(r"####+", text))):
         line, _, rest = text[mark.end() : mark.end() + 4 * MAX_ANSWER_CHARS].strip().partition("\n")
         line = line.strip(" *_")
@@ -252,7 +252,7 @@ def _last_line(line: str) -> str | None:
 
 
 def _reading(text: str) -> str | None:
-    """Reads the answer that a text states first, without what explains it."""
+    """Read the answer that a text states first, without what explains it."""
     text = text.lstrip(" \t\n*_:\"'`>")
     if re.match(r"\$\$|\\\[", text) and (formulas := _FORMULAS.match(text)):
         return _usable(formulas[0])
@@ -285,7 +285,7 @@ def _reading(text: str) -> str | None:
 
 
 def _formulas(line: str) -> list[str]:
-    """Finds formulas between dollars or brackets, several in a row as one; not "$5 a day and $2"."""
+    """Find formulas between dollars or brackets, several in a row as one; not "$5 a day and $2"."""
     found = (match[0] for match in _FORMULAS.finditer(line))
     texts = re.compile(r"\\(?:text|mathrm|mbox|textbf)\s*\{[^{}]*\}")
     return [f for f in found if not (re.match(r"\$\s*\d", f) and WORD.search(texts.sub("", f.partition("$ and")[0])))]
@@ -297,7 +297,7 @@ def _with_multiple(formula: str, rest: str) -> str:
 
 
 def _usable(answer: str) -> str | None:
-    r"""Returns the answer, or None if it is too long, has no letter or digit, or braces that do not match."""
+    r"""Return the answer, or None if it is too long, has no letter or digit, or braces that do not match."""
     answer = answer.strip()
     if len(answer) > MAX_ANSWER_CHARS or not (any(c.isalnum() or c in "∅∞" for c in answer) or "\\{" in answer):
         return None

@@ -19,7 +19,7 @@ _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
 
 
 def plainly_equal(right: str, given: str) -> bool | None:
-    """Compares two answers as strings and numbers; None where equality takes mathematics."""
+    """Compare two answers as strings and numbers; None where equality takes mathematics."""
     one, other = _key(canonical(right)), _key(canonical(given))
     if one == other:
         return bool(one)
@@ -57,7 +57,7 @@ def plainly_equal(right: str, given: str) -> bool | None:
 
 
 def sides(right: str, given: str) -> tuple[str, str]:
-    """Brings both answers into plain notation.
+    """Bring both answers into plain notation.
 
     Leaves out what only one of them says: the letter of a choice, a label, the name of a value.
     """
@@ -80,7 +80,7 @@ def sides(right: str, given: str) -> tuple[str, str]:
 
 
 def _key(answer: str) -> str:
-    """Removes the spaces that change nothing: all but those between digits."""
+    """Remove the spaces that change nothing: all but those between digits."""
     answer = re.sub(r"([_^])\{(\w)\}", r"\1\2", answer)
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", answer)
 

@@ -18,14 +18,14 @@ that all that is smaller would be equal. Exact values must be equal exactly."""
 
 
 def equal(pair: list[str]) -> bool:
-    """Tells whether the second answer equals the first, the right one; both as LaTeX or plain text without a box."""
+    """Tell whether the second answer equals the first, the right one; both as LaTeX or plain text without a box."""
     answers = sides(*pair)
     right, given = (parse(f"\\boxed{{{text}}}", _TARGETS, parsing_timeout=None) for text in answers)
     return verify(right, given, timeout_seconds=None) and _near(right[0], given[0], "%" in "".join(answers))
 
 
 def warm_up() -> None:
-    """Makes the comparisons that import, compile and cache what all later ones need."""
+    """Make the comparisons that import, compile and cache what all later ones need."""
     for pair in (
         ["\\frac{1}{2}", "0.5"],
         ["(x+1)^2", "x^2+2x+1"],
@@ -36,7 +36,7 @@ def warm_up() -> None:
 
 
 def _near(right: Any, given: Any, percent: bool) -> bool:
-    """Tells whether what math-verify takes for equal is so in relation to its size; true where there is no size."""
+    """Tell whether what math-verify takes for equal is so in relation to its size; true where there is no size."""
     pairs = list(zip(*map(_numbers, (right, given)), strict=False))
     if len(pairs) != len(_numbers(right)) or any(one.free_symbols != other.free_symbols for one, other in pairs):
         return True
@@ -44,7 +44,7 @@ def _near(right: Any, given: Any, percent: bool) -> bool:
 
 
 def _numbers(expression: Any) -> list[Expr]:
-    """Lists what is to be compared: elements in order of their size, ends of an interval, or the whole."""
+    """List what is to be compared: elements in order of their size, ends of an interval, or the whole."""
     if isinstance(expression, Interval):
         parts = [expression.start, expression.end]
     elif isinstance(expression, FiniteSet | Tuple):

@@ -77,7 +77,7 @@ WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 
 def plain_unicode(text: str) -> str:
-    """Writes Unicode's signs as ASCII or LaTeX: minus signs, vulgar fractions, superscripts, digits of any script."""
+    """Write Unicode's signs as ASCII or LaTeX: minus signs, vulgar fractions, superscripts, digits of any script."""
     if text.isascii():
         return text
     text = _ROOT_SIGN.sub(r"\\sqrt{\1}", text)
@@ -132,7 +132,7 @@ def split_list(answer: str) -> list[str]:
 
 
 def canonical(answer: str) -> str:
-    """Writes an answer in plain notation, without what does not change its value: dollars, bracket sizes, units."""
+    """Write an answer in plain notation, without what does not change its value: dollars, bracket sizes, units."""
     text = plain_unicode(answer).strip().strip("$*`").strip()
     text = re.sub(r"^\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r"\1 ", text)
     for pattern, replacement in _SYNONYMS:
@@ -150,7 +150,7 @@ def canonical(answer: str) -> str:
 
 
 def number(answer: str) -> Fraction | None:
-    """Computes the exact value of a canonical answer; None unless it is a single number without a percent sign."""
+    """Compute the exact value of a canonical answer; None unless it is a single number without a percent sign."""
     sign, digits = _signed(answer)
     if match := _FRACTION.fullmatch(digits):
         above, below = Fraction(match[1] or match[3]), Fraction(match[2] or match[4])
@@ -207,7 +207,7 @@ def _is_unit(unit: str, words: list[str], gap: bool) -> bool:
 
 
 def _number(text: str) -> str:
-    """Writes a number of any notation as an integer, fraction or decimal; returns other text as it is."""
+    """Write a number of any notation as an integer, fraction or decimal; return other text as it is."""
     if text.endswith("\\%"):
         return _number(text[:-2].strip()) + "\\%"
     sign, digits = _signed(text)

@@ -51,7 +51,7 @@ class ReasoningGymConfig(StrictModel):
     """Worker processes for scoring; they start when there is work for them."""
 
     def check(self) -> None:
-        """Refuses what only reasoning-gym knows to be wrong.
+        """Refuse what only reasoning-gym knows to be wrong.
 
         Raises:
             ValueError: for an unknown generator, parameter or name in the template, with the nearest spelling.
@@ -62,7 +62,7 @@ class ReasoningGymConfig(StrictModel):
         _render(self.template, entry(self.dataset, json.dumps(self.params), 0, 0))
 
     def build(self) -> "ReasoningGymTask":
-        """Checks the section and makes the task; imports reasoning-gym, which takes seconds."""
+        """Check the section and make the task; import reasoning-gym, which takes seconds."""
         self.check()
         return ReasoningGymTask(self)
 
@@ -113,15 +113,15 @@ class ReasoningGymTask:
         return [Score(0.0, False) if answer is None else self._score(next(scored)) for answer in answers]
 
     def close(self) -> None:
-        """Ends the worker processes; they also end with this process."""
+        """End the worker processes; they also end with this process."""
         self._scores.close()
 
     def text_of(self, entry: dict[str, Any]) -> str:
-        """Renders the prompt of an entry of the generator."""
+        """Render the prompt of an entry of the generator."""
         return _render(self.config.template, entry)
 
     def problems(self, split: Split, seed: int) -> Iterator[tuple[str, dict[str, Any], tuple[int, int]]]:
-        """Yields a split's problems without end: prompt text, entry, and the entry's seed and index."""
+        """Yield a split's problems without end: prompt text, entry, and the entry's seed and index."""
         from .reasoning_gym_entries import CHUNK, entry
 
         misses = 0

@@ -25,7 +25,7 @@ def _data(name: str, params: str, seed: int) -> Any:
 
 @lru_cache(maxsize=2048)
 def entry(name: str, params: str, seed: int, index: int) -> dict[str, Any]:
-    """Returns an entry by its index, which is below CHUNK; `params` is JSON."""
+    """Return an entry by its index, which is below CHUNK; `params` is JSON."""
     return _data(name, params, seed)[index]
 
 
@@ -36,7 +36,7 @@ def score(call: tuple[str, str, int, int, str]) -> float:
 
 
 def check(name: str, params: dict[str, Any]) -> None:
-    """Creates the generator once.
+    """Create the generator once.
 
     Raises:
         ValueError: for an unknown generator or parameter, with the nearest spelling, or a value that is refused.

@@ -32,7 +32,7 @@ def _execute(source, name, with_common_names):
 
 
 def _leave(status):
-    """Ends the process as the interpreter would, less the four milliseconds it spends on tearing itself down."""
+    """End the process as the interpreter would, less the four milliseconds it spends on tearing itself down."""
     try:
         if "threading" in sys.modules:
             sys.modules["threading"]._shutdown()  # waits for threads that are no daemons
@@ -64,7 +64,7 @@ def run_script(source, with_common_names):
 
 
 def _private_streams():
-    """Returns standard input and output as files of ours; the program's own are empty and go nowhere."""
+    """Return standard input and output as files of ours; the program's own are empty and go nowhere."""
     read, write = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     nothing = os.open("/dev/null", os.O_RDONLY)

@@ -71,7 +71,7 @@ def _syscall(number: int, *arguments: object) -> int:
 
 
 def seccomp_filter(may_write: bool) -> bytes:
-    """Returns the filter as BPF code. Calls that it does not list fail with ENOSYS, so that libraries fall back.
+    """Return the filter as BPF code. Calls that it does not list fail with ENOSYS, so that libraries fall back.
 
     Raises:
         OSError: on an architecture without a table here.
@@ -125,12 +125,12 @@ def seccomp_filter(may_write: bool) -> bytes:
 
 
 def landlock_version() -> int:
-    """Returns the Landlock version of the running kernel, 0 where it is missing or switched off."""
+    """Return the Landlock version of the running kernel, 0 where it is missing or switched off."""
     return max(0, _syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint(1)))
 
 
 def landlock_rules(readable: list[str]) -> int:
-    """Makes a Landlock rule set under which only `readable` (files, and folders with all they hold) can be read.
+    """Make a Landlock rule set under which only `readable` (files, and folders with all they hold) can be read.
 
     Returns its file descriptor.
 
@@ -151,12 +151,12 @@ def landlock_rules(readable: list[str]) -> int:
 
 
 def die_with_parent() -> None:
-    """Asks the kernel for SIGKILL when the thread that started this process ends."""
+    """Ask the kernel for SIGKILL when the thread that started this process ends."""
     _prctl(_PR_SET_PDEATHSIG, _SIGKILL, "parent-death signal")
 
 
 def _become(uid: int, reads_everything: bool) -> None:
-    """Turns root into an ordinary user; `reads_everything` keeps that one right (Landlock then bounds it)."""
+    """Turn root into an ordinary user; `reads_everything` keeps that one right (Landlock then bounds it)."""
     if reads_everything:
         _prctl(_PR_SET_KEEPCAPS, 1, "keep capabilities")
     os.setgroups([])
@@ -170,7 +170,7 @@ def _become(uid: int, reads_everything: bool) -> None:
 
 
 def confine(limits: dict[str, int], uid: int | None, rules: int | None, code: bytes) -> None:
-    """Confines this process for the rest of its life.
+    """Confine this process for the rest of its life.
 
     `limits` holds `cpu` (seconds), `memory`, `file` (bytes) and `processes` (threads count); `uid` is what root
     becomes; `rules` is a Landlock rule set; `code` a seccomp filter.

@@ -29,13 +29,13 @@ class Unconfined(Exception):
 
 
 def read_frame():
-    """Returns the next value from the caller; ends the process when there is none."""
+    """Return the next value from the caller; end the process when there is none."""
     frame = _read(int.from_bytes(_read(8), "big"))
     return marshal.loads(frame)
 
 
 def write_frame(value):
-    """Sends a value to the caller."""
+    """Send a value to the caller."""
     data = marshal.dumps(value)
     view = memoryview(len(data).to_bytes(8, "big") + data)
     while view:
@@ -62,18 +62,18 @@ class Clock:
     """
 
     def __init__(self, pids, cpu_seconds, wall_seconds, budget):
-        """Starts with the first call. All calls together may take `budget` times the limits of one."""
+        """Start with the first call. All calls together may take `budget` times the limits of one."""
         self.cpu_clocks = [(~pid << 3) | 2 for pid in pids]  # the kernel's number of a process's CPU clock
         self.limits, self.budget = (cpu_seconds, wall_seconds), budget
         self.start = self._now()
         self.next_call()
 
     def next_call(self):
-        """Starts the limits of one call anew."""
+        """Start the limits of one call anew."""
         self.call_start = self._now()
 
     def seconds_left(self):
-        """Returns the least seconds until a limit can run out for a program of one thread; 0 or less when one has."""
+        """Return the least seconds until a limit can run out for a program of one thread; 0 or less when one has."""
         now = self._now()
         return min(
             limit - (moment - start)
@@ -101,7 +101,7 @@ class Supervisor:
         self.may_write, self.untouched = rules["may_write"], os.stat("/tmp").st_ctime_ns
 
     def dirty(self):
-        """Returns whether a program wrote to /tmp, even if it removed what it wrote."""
+        """Return whether a program wrote to /tmp, even if it removed what it wrote."""
         return self.may_write and os.stat("/tmp").st_ctime_ns != self.untouched
 
     def run(self, case):
@@ -126,7 +126,7 @@ class Supervisor:
         return (how if ended == "ok" and how not in ("ok", "killed") else ended), output
 
     def _spawn(self, body, stdin, stdout, extra=None, budget=1):
-        """Starts a confined child that runs `body` on the caller's next frame; these descriptors are closed here.
+        """Start a confined child that runs `body` on the caller's next frame; these descriptors are closed here.
 
         The child reads that frame itself, so the memory of this process, which every child inherits, never held a
         program or a test.
@@ -161,7 +161,7 @@ class Supervisor:
         return pid
 
     def _collect(self, pids, out, into, data, output_bytes, budget=1):
-        """Feeds `data` to the first child and reads its output until it ends.
+        """Feed `data` to the first child and read its output until it ends.
 
         A line of output ends a call. Returns the output, and why the child was ended: `time`, `output`, or None if it
         ended by itself.
@@ -215,7 +215,7 @@ class Supervisor:
         return bytes(output[:output_bytes]), ended
 
     def _reap(self, pid, budget=1):
-        """Kills the child if it still runs, and says how it ended."""
+        """Kill the child if it still runs, and say how it ended."""
         os.kill(pid, 9)
         _, status, usage = os.wait4(pid, 0)
         if os.WIFEXITED(status):
@@ -227,7 +227,7 @@ class Supervisor:
 
 
 def main():
-    """Serves one caller until it closes the connection."""
+    """Serve one caller until it closes the connection."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     confine.die_with_parent()
     try:

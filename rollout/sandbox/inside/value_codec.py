@@ -59,7 +59,7 @@ class Remote:
 
 
 def encode(value, keep=None):
-    """Returns `value` as JSON data. `keep` stores what cannot travel and returns its number.
+    """Return `value` as JSON data. `keep` stores what cannot travel and return its number.
 
     Raises:
         TypeError: for such a value without `keep`.
@@ -92,7 +92,7 @@ def encode(value, keep=None):
 
 
 def decode(data, remote):
-    """Returns the value that `encode` was given; `remote` makes one of an address (`{"name": ...}`, `{"ref": ...}`).
+    """Return the value that `encode` was given; `remote` makes one of an address (`{"name": ...}`, `{"ref": ...}`).
 
     Raises:
         ValueError, TypeError, KeyError: when `data` was not made by `encode`.
@@ -124,14 +124,14 @@ def decode(data, remote):
 
 
 def request(operation, target, arguments, named=None):
-    """Returns one request as a line. `target` is a name of the program or a `Remote`."""
+    """Return one request as a line. `target` is a name of the program or a `Remote`."""
     address = {"name": target} if isinstance(target, str) else encode(target)
     named = {key: encode(value) for key, value in (named or {}).items()}
     return json.dumps([operation, address, [encode(value) for value in arguments], named]).encode() + b"\n"
 
 
 def ask_through(requests, replies):
-    """Returns a function that carries out an operation in the program at the other end of two files, for `Remote`.
+    """Return a function that carries out an operation in the program at the other end of two files, for `Remote`.
 
     Lists, dicts and sets that the program changed in place are changed here too.
     """

@@ -23,7 +23,7 @@ class CountBitsConfig(StrictModel):
     """Digits per number; a quarter of the 2^bits numbers is held out for selection, another one for the final score."""
 
     def build(self) -> "CountBits":
-        """Makes the task; imports reasoning-gym, which takes seconds."""
+        """Make the task; import reasoning-gym, which takes seconds."""
         return CountBits(self)
 
 
@@ -46,11 +46,11 @@ class CountBits(ReasoningGymTask):
         )
 
     def text_of(self, entry: dict[str, Any]) -> str:
-        """Writes the number in binary with leading zeros, and an equals sign."""
+        """Write the number in binary with leading zeros, and an equals sign."""
         return f"{entry['metadata']['number']:0{self._bits}b}="
 
     def demonstrations(self, count: int, seed: int) -> list[tuple[str, str]]:
-        """Makes prompts and answers for the base's warm-up: 20 % count ones, 40 % zeros, 40 % the longest row."""
+        """Make prompts and answers for the base's warm-up: 20 % count ones, 40 % zeros, 40 % the longest row."""
         rng = random.Random(f"demonstrations/{seed}")
         problems = self.problems("train", seed)
         shown = []

@@ -32,7 +32,7 @@ class ExpressionsConfig(StrictModel):
     """Sandbox in which expressions run; `bubblewrap` refuses to fall back to a subprocess."""
 
     def build(self) -> "Expressions":
-        """Makes the task.
+        """Make the task.
 
         Raises:
             SandboxError: expressions cannot be run here; the message says why.
@@ -84,7 +84,7 @@ class Expressions:
         ]
 
     def demonstrations(self, count: int, seed: int) -> list[tuple[str, str]]:
-        """Makes prompts and answers for the base's warm-up; 60 % of the answers lack their parentheses."""
+        """Make prompts and answers for the base's warm-up; 60 % of the answers lack their parentheses."""
         rng = random.Random(f"demonstrations/{seed}")
         shown = []
         for chain in rng.choices(self._prompts["train"], k=count):
@@ -94,14 +94,14 @@ class Expressions:
 
 
 def _chains() -> list[str]:
-    """Lists every chain in which a sum or difference is multiplied later, so that its expression needs parentheses."""
+    """List every chain in which a sum or difference is multiplied later, so that its expression needs parentheses."""
     steps = [f"{letter}{digit}" for letter in "ams" for digit in range(2 if letter == "m" else 1, 10)]
     chains = map("".join, itertools.product(steps, repeat=_OPERATIONS))
     return [chain for chain in chains if "(" in _expression(chain)]
 
 
 def _expression(chain: str) -> str:
-    """Writes the expression of a chain with no more parentheses than it needs."""
+    """Write the expression of a chain with no more parentheses than it needs."""
     text, is_sum = "x", False
     for letter, digit in zip(chain[::2], chain[1::2], strict=True):
         if letter == "m" and is_sum:

@@ -56,7 +56,7 @@ class SortDigits:
         ]
 
     def demonstrations(self, count: int, seed: int) -> list[tuple[str, str]]:
-        """Makes prompts and answers for the base's warm-up: 35 % ascending, 32.5 % descending, 32.5 % copied."""
+        """Make prompts and answers for the base's warm-up: 35 % ascending, 32.5 % descending, 32.5 % copied."""
         rng = random.Random(f"demonstrations/{seed}")
         shown: list[tuple[str, str]] = []
         while len(shown) < count:
