@@ -193,7 +193,7 @@ class PromptData:
         self._report_bad_rows()
         if not prompts:
             raise DataError(f"data: {self._name} has no usable row{self._first_bad_rows()}")
-        self._rows = {prompt.id: self._seen[prompt.id][1] for prompt in prompts}
+        self._row_names = {prompt.id: self._seen[prompt.id][1] for prompt in prompts}
         del self._seen
         self._splits: dict[Split, list[Prompt]] = {"train": [], "selection": [], "final": []}
         for prompt in prompts:
@@ -221,7 +221,7 @@ class PromptData:
 
     def row_of(self, prompt: Prompt) -> str:
         """Name the row of a prompt, such as `a.jsonl row 17`."""
-        return self._rows[prompt.id]
+        return self._row_names[prompt.id]
 
     def questions(self, split: Split) -> list[str]:
         """The texts of a split's questions, without template and system message."""
