@@ -62,7 +62,11 @@ def check_owner(folder: str) -> None:
     Raises:
         SpecError: another driver owns it.
     """
-    if (number := _highest(folder)) is not None and (owner := _owner(folder, number)):
+    _check_owner(folder, _highest(folder))
+
+
+def _check_owner(folder: str, number: int | None) -> None:
+    if number is not None and (owner := _owner(folder, number)):
         raise SpecError([
             f"{folder}: process {owner.get('pid')} on {owner.get('host')} is running this sweep; wait for it, or stop "
             "it first"
@@ -71,8 +75,10 @@ def check_owner(folder: str) -> None:
 
 def _acquire(folder: str) -> int:
     """Create the next lock file. Returns its number."""
-    check_owner(folder)
-    number = (_highest(folder) or 0) + 1
+    # One look for both: a driver that came in between has this number, and creating it fails.
+    number = _highest(folder)
+    _check_owner(folder, number)
+    number = (number or 0) + 1
     try:
         create_exclusively(_file(folder, number), _sign("").encode())
     except FileExistsError:

@@ -1,5 +1,6 @@
 """One driver a sweep, whichever start at the same moment, and whatever the clocks of two hosts say."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -57,6 +58,23 @@ def test_of_four_that_start_at_the_same_moment_one_owns_the_sweep_five_times(tmp
         assert sum(answer == "owner\n" for answer in answers) == 1, answers
         assert sum(answer.startswith("refused: ") for answer in answers) == 3, answers
         with hold_lock(str(folder)):  # all are done: it is free again
+            pass
+
+
+def test_a_driver_that_looked_before_another_took_the_lock_is_refused(tmp_path, monkeypatch):
+    """The other one takes number 1, and has made sure of it, just after this one saw that there was none."""
+    look, others = sweep_lock._highest, contextlib.ExitStack()
+
+    def look_too_early(folder):
+        found = look(folder)
+        if not others_turn.pop("over", True):
+            others.enter_context(hold_lock(folder))
+        return found
+
+    others_turn = {"over": False}
+    monkeypatch.setattr(sweep_lock, "_highest", look_too_early)
+    with others, pytest.raises(SpecError, match="another driver started this sweep at the same moment"):
+        with hold_lock(str(tmp_path)):
             pass
 
 
