@@ -22,7 +22,7 @@ class PretrainedModel(StrictModel):
 
     type: Literal["pretrained"] = "pretrained"
     path: str
-    """A local folder in Hugging Face format, or a hub name."""
+    """A local folder in Hugging Face format, a GGUF file, `smollm2` (SmolLM2-135M-Instruct), or a hub name."""
     revision: str | None = None
     """Branch, tag or commit of a hub model; null is main. The commit that it means at the start is used throughout."""
     trust_remote_code: bool = False
