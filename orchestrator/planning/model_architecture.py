@@ -58,6 +58,6 @@ def resolve_model(spec: SweepSpec, from_table: bool) -> ResolvedModel:
             Architecture.from_config(known), "from layersweep's own table, since the model hub is out of reach"
         )
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a home folder of no user
-        raise ValueError(f"model.path: {spec.model.path!r:.100}: {' '.join(str(error).split())[:500]}") from error
+        raise ValueError(f"model.path: {' '.join(str(error).split())[:500]}") from error
     tokenizer = folder if any((folder / name).is_file() for name in TOKENIZERS) else None
     return ResolvedModel(architecture, "", source, None if on_hub else folder, tokenizer)

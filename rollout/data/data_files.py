@@ -90,7 +90,9 @@ def data_files(path: str, split: str, subset: str | None) -> list[DataFile]:
         if filesystem.isfile(root):
             return [_single_file(DataFile(filesystem, root, PurePosixPath(root).name), path, split, subset)]
         if not filesystem.isdir(root):
-            raise DataError(f"data.path: {path} is neither a file nor a folder; a pipe or a device cannot be read twice")
+            raise DataError(
+                f"data.path: {path} is neither a file nor a folder; a pipe or a device cannot be read twice"
+            )
         found = _listed_files(filesystem, root, path)
     except DataError:
         raise
@@ -119,7 +121,9 @@ def _listed_files(filesystem: Any, root: str, path: str) -> list[str]:
     for _, _, files in filesystem.walk(root, detail=True):
         found += [entry["name"] for entry in files.values()]
         if len(found) > MOST_FILES:
-            raise DataError(f"data.path: {path} holds more than {MOST_FILES:,} files; name the folder of the data alone")
+            raise DataError(
+                f"data.path: {path} holds more than {MOST_FILES:,} files; name the folder of the data alone"
+            )
     return found
 
 

@@ -48,7 +48,9 @@ _BOUND = re.compile(
     r"\b",
     re.IGNORECASE,
 )
-_MINUS = re.compile(r"(?:(?<=\b(?:is|be) )|(?<=\bare )|(?<=[:=] )|^)(?:minus|negative)\s+(?=\d)", re.IGNORECASE | re.MULTILINE)
+_MINUS = re.compile(
+    r"(?:(?<=\b(?:is|be) )|(?<=\bare )|(?<=[:=] )|^)(?:minus|negative)\s+(?=\d)", re.IGNORECASE | re.MULTILINE
+)
 _NEGATED = re.compile(r"(?:\bnot|n['’]t)(?: be)?\s+\W{0,3}$", re.IGNORECASE)
 _NAMED = re.compile(r"[A-Z][a-z]+:? \d+")  # August 5
 _CHOICE = re.compile(r"\(([A-J])\)[.:]?\s*|([A-J])(?:\)[.:]?|[.:](?=\s))\s*")
