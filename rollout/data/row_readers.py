@@ -137,7 +137,7 @@ def _parquet_rows(file: DataFile, columns: Collection[str], _: int) -> Iterator[
 
 
 def _batch_rows(batch: Any) -> list[Any]:
-    """The rows of a record batch; of one that Python cannot hold (text that is no UTF-8, a date too far off), the rows it can."""
+    """The rows of a record batch; of one that Python cannot hold (no UTF-8, a date too far off), the rows it can."""
     try:
         return batch.to_pylist()
     except (ValueError, OverflowError):
