@@ -67,7 +67,7 @@ class Architecture:
         )
         if heads % architecture.kv_heads:
             raise ValueError(
-                f"config.json: num_key_value_heads: {architecture.kv_heads} does not divide num_attention_heads, {heads}"
+                f"config.json: num_key_value_heads: {architecture.kv_heads} does not divide num_attention_heads {heads}"
             )
         if found := unsupported_fields(config):
             raise ValueError("config.json: " + "; ".join(f"{field}: {reason}" for field, reason in found.items()))
