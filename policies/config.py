@@ -4,10 +4,11 @@ from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from layersweep.policies import algorithms
 
+from .model.architecture import MOST_LAYERS, MOST_UNITS
 from .strict import StrictModel
 
 AlgorithmConfig = Annotated[
@@ -41,13 +42,14 @@ class TinyModel(StrictModel):
     """
 
     type: Literal["tiny"] = "tiny"
-    layers: PositiveInt = 6
-    hidden_size: PositiveInt = 64
-    heads: PositiveInt = 2
+    layers: int = Field(6, ge=1, le=MOST_LAYERS)
+    hidden_size: int = Field(64, ge=1, le=MOST_UNITS)
+    heads: int = Field(2, ge=1, le=MOST_UNITS)
     kv_heads: PositiveInt = 1
+    """Divides heads."""
     head_dim: Literal[32, 64, 128] = 32
     """vLLM's CPU attention takes no others."""
-    intermediate_size: PositiveInt = 128
+    intermediate_size: int = Field(128, ge=1, le=MOST_UNITS)
     initializer_range: float = Field(0.05, gt=0)
     warmup_steps: NonNegativeInt = 130
     """Supervised steps; 0 leaves it random."""
@@ -55,7 +57,13 @@ class TinyModel(StrictModel):
     warmup_learning_rate: float = Field(2e-3, gt=0)
     minimum_accuracy: float = Field(0.05, ge=0, le=1)
     """The base must reach this at temperature 1; below it RL finds nothing to reinforce."""
-    seed: NonNegativeInt = 0
+    seed: int = Field(0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _heads_are_grouped(self) -> "TinyModel":
+        if self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads: {self.kv_heads} does not divide heads, {self.heads}")
+        return self
 
 
 ModelConfig = Annotated[PretrainedModel | TinyModel, Field(discriminator="type")]

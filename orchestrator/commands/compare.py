@@ -1,5 +1,6 @@
 """`layersweep compare`: tables loaded and named apart, their agreement printed, and a page of it on request."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +31,7 @@ def load_profiles(paths: Sequence[str], noise: float | None = None) -> list[Prof
     if len(paths) < 2:
         raise SpecError(["a comparison needs at least two tables"])
     files = [_table_of(path) for path in paths]
-    if absent := [f"{file}: no such table" for file in files if not file.is_file()]:
+    if absent := [f"{file}: no such table" for file in files if not os.path.isfile(file)]:
         raise SpecError(absent)
     if twice := [str(path) for path, count in Counter(file.resolve() for file in files).items() if count > 1]:
         raise SpecError([f"{twice[0]} is given more than once"])
@@ -49,7 +50,7 @@ def load_profiles(paths: Sequence[str], noise: float | None = None) -> list[Prof
 
 def _table_of(path: str) -> Path:
     found = Path(path)
-    return found / "contribution.parquet" if found.is_dir() else found
+    return found / "contribution.parquet" if os.path.isdir(found) else found
 
 
 def _named_apart(profiles: list[Profile], files: list[Path]) -> list[Profile]:

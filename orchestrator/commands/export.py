@@ -97,10 +97,18 @@ def find_overlay(sweep: str, selection: str, seed: int | None) -> OverlayFile:
 
 
 def overlays(sweep: str) -> list[OverlayFile]:
-    """All overlays in a sweep's folder, by selection and seed."""
-    filesystem, folder = resolve_uri(f"{sweep.rstrip('/')}/overlays")
+    """All overlays in a sweep's folder, by selection and seed.
+
+    Raises:
+        SpecError: the folder cannot be listed.
+    """
+    try:
+        filesystem, folder = resolve_uri(f"{sweep.rstrip('/')}/overlays")
+        paths = find_files(filesystem, folder, depth=2)
+    except (OSError, ValueError) as error:
+        raise SpecError([f"{sweep!r}: {getattr(error, 'strerror', None) or error}"]) from error
     found = []
-    for path in find_files(filesystem, folder, depth=2):
+    for path in paths:
         run, _, name = path.partition("/")
         if name == "model.safetensors" and (parsed := parse_run_name(run)):
             found.append(OverlayFile(*parsed, filesystem.unstrip_protocol(f"{folder}/{path}")))

@@ -69,6 +69,20 @@ def _parse(schema: TableSchema, sweep: SweepView, content: bytes) -> pd.DataFram
         raise SpecError([f"{sweep.folder}/{schema.name}.parquet: {error}"]) from error
 
 
+def _spec(sweep: SweepView, content: bytes | None) -> dict[str, Any]:
+    """The sweep's own spec; what a sweep wrote has every field that is asked for here.
+
+    Raises:
+        SpecError: it is none.
+    """
+    try:
+        spec = read_yaml((content or b"").decode())
+        spec["name"], spec["training"]["steps"]
+        return spec
+    except (ValueError, KeyError, TypeError) as error:
+        raise SpecError([f"{sweep.folder}/sweep.yaml: this is not what a sweep wrote; restore it"]) from error
+
+
 def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
     """Look at a sweep: what to show now, whether it is over, and whether something failed."""
     files = ["sweep.yaml", "checkpoints/places.json", "contribution.parquet", "steps.parquet"]
@@ -78,7 +92,7 @@ def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
         None if content is None else _parse(schema, sweep, content)
         for schema, content in zip((CONTRIBUTION, STEPS), contents, strict=True)
     )
-    lines = [f"sweep   {sweep.job.sweep if sweep.job else read_yaml(spec.decode())['name']} -> {sweep.folder}"]
+    lines = [f"sweep   {sweep.job.sweep if sweep.job else _spec(sweep, spec)['name']} -> {sweep.folder}"]
     over = table is not None and not (table["status"] == "running").any()
     failed = table is not None and bool((table["status"] == "failed").any())
     if sweep.job:
@@ -90,7 +104,7 @@ def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
         lines.append(f"engines {'; '.join(engines)}")
     shown = [Text("\n".join(lines))]
     if table is not None:
-        shown.append(overview(table, steps, read_yaml(spec.decode())["training"]["steps"], locations))
+        shown.append(overview(table, steps, _spec(sweep, spec)["training"]["steps"], locations))
     return Group(*shown), over, failed
 
 

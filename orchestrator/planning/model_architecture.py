@@ -57,7 +57,7 @@ def resolve_model(spec: SweepSpec, from_table: bool) -> ResolvedModel:
         return ResolvedModel(
             Architecture.from_config(known), "from layersweep's own table, since the model hub is out of reach"
         )
-    except ValueError as error:
-        raise ValueError(f"model.path: {error}") from error
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a home folder of no user
+        raise ValueError(f"model.path: {' '.join(str(error).split())[:500]}") from error
     tokenizer = folder if any((folder / name).is_file() for name in TOKENIZERS) else None
     return ResolvedModel(architecture, "", source, None if on_hub else folder, tokenizer)

@@ -62,7 +62,7 @@ def model_problems(spec: SweepSpec, model: ResolvedModel, weights_needed: bool) 
         if weights_needed or any(model.folder.glob("*.safetensors")):
             _check_files(model.folder)
             _check_weights(model.folder, shape, read_all=weights_needed)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         problems.append(f"model.path: {model.folder}: {error}")
     if weights_needed and model.tokenizer is None:
         problems.append(f"model.path: {model.folder} holds no tokenizer ({', '.join(TOKENIZERS)})")

@@ -108,7 +108,7 @@ def _explain(problem: Any) -> str:
         field = message.partition(":")[0].partition(".")[0]
         named = any(field in cls.model_fields for cls in classes)  # by a check of several fields
         return f"{where}{'.' if named else ': '}{message}" if where else message
-    if problem["type"] == "model_type":
+    if problem["type"] in ("model_type", "model_attributes_type"):
         message = "needs a mapping of fields"
     return f"{where}: {message[0].lower()}{message[1:]}, got {shorten(problem['input'])}"
 

@@ -7,10 +7,15 @@ from typing import Any
 
 from .checkpoint import head_is_tied, stored_tensors
 
-SUPPORTED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+SUPPORTED = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
+"""Architectures, and the model_type by which transformers finds the class of each."""
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles depend on the position alone. Others (dynamic, longrope) depend on the length of the
 sequence too, which engine and trainer see in different pieces."""
+
+MOST_LAYERS = 10_000
+MOST_UNITS = 1 << 31
+"""Bounds on the sizes in a config.json: larger ones are slips, and a plan would count through them."""
 
 
 @dataclass(frozen=True)
@@ -40,27 +45,30 @@ class Architecture:
         """
         if not isinstance(config, dict):
             raise ValueError(f"config.json holds a {type(config).__name__}, not an object with the model's sizes")
-        name = (config.get("architectures") or ["none"])[0]
-        if name not in SUPPORTED:
+        names = config.get("architectures") or ["none"]
+        name = names[0] if isinstance(names, list) else names
+        if not isinstance(names, list) or not isinstance(name, str) or name not in SUPPORTED:
             raise ValueError(f"architecture {name!r} is not supported; supported are {', '.join(SUPPORTED)}")
-        try:
-            heads = config["num_attention_heads"]
-            architecture = cls(
-                name=name,
-                layers=config["num_hidden_layers"],
-                hidden=config["hidden_size"],
-                intermediate=config["intermediate_size"],
-                heads=heads,
-                kv_heads=config.get("num_key_value_heads") or heads,
-                head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-                vocabulary=config["vocab_size"],
-                tied=bool(config.get("tie_word_embeddings", False)),
-                qkv_bias=name == "Qwen2ForCausalLM" or bool(config.get("attention_bias", False)),
-                qk_norm=name == "Qwen3ForCausalLM",
-                max_positions=config.get("max_position_embeddings", 32768),
+        heads = _size(config, "num_attention_heads")
+        hidden = _size(config, "hidden_size")
+        architecture = cls(
+            name=name,
+            layers=_size(config, "num_hidden_layers", most=MOST_LAYERS),
+            hidden=hidden,
+            intermediate=_size(config, "intermediate_size"),
+            heads=heads,
+            kv_heads=_size(config, "num_key_value_heads", heads),
+            head_dim=_size(config, "head_dim", hidden // heads),
+            vocabulary=_size(config, "vocab_size"),
+            tied=bool(config.get("tie_word_embeddings", False)),
+            qkv_bias=name == "Qwen2ForCausalLM" or bool(config.get("attention_bias", False)),
+            qk_norm=name == "Qwen3ForCausalLM",
+            max_positions=_size(config, "max_position_embeddings", 32768),
+        )
+        if heads % architecture.kv_heads:
+            raise ValueError(
+                f"config.json: num_key_value_heads: {architecture.kv_heads} does not divide num_attention_heads {heads}"
             )
-        except KeyError as missing:
-            raise ValueError(f"config.json lacks {missing}") from missing
         if found := unsupported_fields(config):
             raise ValueError("config.json: " + "; ".join(f"{field}: {reason}" for field, reason in found.items()))
         return architecture
@@ -78,8 +86,8 @@ class Architecture:
         if not path.is_file():
             raise ValueError(f"{folder} has no config.json: it is not a Hugging Face model folder")
         try:
-            architecture = cls.from_config(json.loads(path.read_text()))
-        except json.JSONDecodeError as error:
+            architecture = cls.from_config(json.loads(path.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
         if not any(folder.glob("*.safetensors")):
             return architecture
@@ -101,6 +109,20 @@ class Architecture:
         return self.layers * self.layer_parameters + outer
 
 
+def _size(config: dict[str, Any], field: str, default: int | None = None, most: int = MOST_UNITS) -> int:
+    """Return a size of a config.json; `default` where the field is missing or null.
+
+    Raises:
+        ValueError: it is missing without a default, or no whole number from 1 to `most`.
+    """
+    value = default if config.get(field) is None else config[field]
+    if field not in config and default is None:
+        raise ValueError(f"config.json lacks {field!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise ValueError(f"config.json: {field}: {value!r:.50} is not a whole number from 1 to {most:,}")
+    return value
+
+
 def unsupported_fields(config: dict[str, Any]) -> dict[str, str]:
     """Name the fields of a config.json with which engine, trainer and transformers would compute different models.
 
@@ -117,10 +139,13 @@ def unsupported_fields(config: dict[str, Any]) -> dict[str, str]:
             "attention over a sliding window is not supported; where no prompt with its response is longer than "
             "the window, set it to false, which computes the same"
         )
-    elif any(kind != "full_attention" for kind in config.get("layer_types") or []):
+    elif not isinstance(types := config.get("layer_types") or [], list) or any(t != "full_attention" for t in types):
         found["layer_types"] = "has other layers than full_attention, which are not supported"
     for field in ("rope_parameters", "rope_scaling"):
         rope = config.get(field) or {}
+        if not isinstance(rope, dict):
+            found[field] = f"{json.dumps(rope):.50} is no object of settings"
+            continue
         kind = "rope_type" if "rope_type" in rope else "type"
         if rope.get(kind, "default") not in ROPE_TYPES:
             found[f"{field}.{kind}"] = (
@@ -136,6 +161,14 @@ def unsupported_fields(config: dict[str, Any]) -> dict[str, str]:
     for field, value in off.items():
         if config.get(field) not in (None, value):
             found[field] = f"{json.dumps(config[field])} is not supported, only {json.dumps(value)}"
+    for field in ("rms_norm_eps", "rope_theta"):
+        value = config.get(field, 1.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            found[field] = f"{json.dumps(value):.50} is no number above 0"
+    if not isinstance(config.get("tie_word_embeddings", False), bool | None):
+        found["tie_word_embeddings"] = f"{json.dumps(config['tie_word_embeddings']):.50} is neither true nor false"
+    if config.get("model_type") not in (None, kind := SUPPORTED[config["architectures"][0]]):
+        found["model_type"] = f"{json.dumps(config['model_type']):.50} is not {kind}, which the architecture is"
     if config.get("dual_chunk_attention_config"):
         found["dual_chunk_attention_config"] = "is not supported; without it the model attends to everything"
     if config.get("quantization_config"):

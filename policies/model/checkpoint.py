@@ -53,7 +53,9 @@ def shards(folder: Path) -> list[Path]:
         return sorted(folder.glob("*.safetensors"))
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if odd := [name for name in names if not isinstance(name, str)]:
+            raise TypeError(f"{odd[0]!r} is no file name")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index} is not an index of safetensors files: {error!r}") from error
     if absent := [name for name in names if not (folder / name).is_file()]:
         raise ValueError(f"{folder} lacks {', '.join(absent)}, which {INDEX} names")
@@ -106,6 +108,8 @@ def refuse_non_finite(folder: Path) -> None:
 
 
 def _tensors(path: Path) -> list[StoredTensor]:
+    if not path.is_file():  # a pipe would keep its reader waiting
+        raise ValueError(f"{path} is no file, or a link to none; download the model again")
     with path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
@@ -115,14 +119,14 @@ def _tensors(path: Path) -> list[StoredTensor]:
             raise ValueError(f"{path} is no safetensors file, or is cut off")
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
-            raise ValueError(f"{path} is no safetensors file: {error}") from error
-        header.pop("__metadata__", None)
-        whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[8 + length :]
-    tensors = [
-        StoredTensor(path, name, entry["dtype"], tuple(entry["shape"]), whole[slice(*entry["data_offsets"])])
-        for name, entry in header.items()
-    ]
+            header.pop("__metadata__", None)
+            whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[8 + length :]
+            tensors = [
+                StoredTensor(path, name, entry["dtype"], tuple(entry["shape"]), whole[slice(*entry["data_offsets"])])
+                for name, entry in header.items()
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path} is no safetensors file: {error!r:.200}") from error
     if any(entry["data_offsets"][1] > len(whole) for entry in header.values()):
         raise ValueError(f"{path} is cut off: its header promises more than its {path.stat().st_size:,} bytes")
     return tensors

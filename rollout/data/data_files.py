@@ -14,6 +14,8 @@ FORMATS = (".jsonl", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 """Suffixes of compressed .jsonl files and their codec in pyarrow; parquet has its own compression."""
 READABLE = f"{' and '.join(FORMATS)} files are read, .jsonl also as {', '.join(COMPRESSIONS)}"
+MOST_FILES = 20_000
+"""A folder of more files is a slip, such as the home folder, and listing it would take minutes."""
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -49,7 +51,13 @@ class DataFile:
         return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
 
     def open(self) -> BinaryIO:
-        """Open the content, decompressed."""
+        """Open the content, decompressed.
+
+        Raises:
+            OSError: it cannot be opened, or is a pipe, a socket or a device, which could keep a reader waiting forever.
+        """
+        if not self.filesystem.isfile(self.path):
+            raise OSError("it is no ordinary file")
         stream = self.filesystem.open(self.path, "rb")
         if kind := COMPRESSIONS.get(PurePosixPath(self.name).suffix.lower()):
             import pyarrow
@@ -81,7 +89,11 @@ def data_files(path: str, split: str, subset: str | None) -> list[DataFile]:
             raise DataError(f"data.path: {path} does not exist")
         if filesystem.isfile(root):
             return [_single_file(DataFile(filesystem, root, PurePosixPath(root).name), path, split, subset)]
-        found = filesystem.find(root)
+        if not filesystem.isdir(root):
+            raise DataError(
+                f"data.path: {path} is neither a file nor a folder; a pipe or a device cannot be read twice"
+            )
+        found = _listed_files(filesystem, root, path)
     except DataError:
         raise
     except Exception as error:  # object stores raise anything
@@ -97,6 +109,22 @@ def data_files(path: str, split: str, subset: str | None) -> list[DataFile]:
             "out, or name one file"
         )
     return files
+
+
+def _listed_files(filesystem: Any, root: str, path: str) -> list[str]:
+    """Return the paths of all files below a folder.
+
+    Raises:
+        DataError: there are more than MOST_FILES.
+    """
+    found: list[str] = []
+    for _, _, files in filesystem.walk(root, detail=True):
+        found += [entry["name"] for entry in files.values()]
+        if len(found) > MOST_FILES:
+            raise DataError(
+                f"data.path: {path} holds more than {MOST_FILES:,} files; name the folder of the data alone"
+            )
+    return found
 
 
 def _single_file(file: DataFile, path: str, split: str, subset: str | None) -> DataFile:

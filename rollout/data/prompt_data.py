@@ -93,12 +93,12 @@ class DataConfig(StrictModel):
     """Share of prompts held out for choosing layers. A hash of the prompt's text decides, nothing else."""
     final_share: float = Field(0.1, ge=0, le=1)
     """Share of prompts held out for the final score; the rest trains."""
-    decontaminate_ngram: int | None = Field(13, ge=2)
+    decontaminate_ngram: int | None = Field(13, ge=2, le=1000)
     """Training prompts that share this many consecutive words with an evaluation prompt are dropped; words that many
     prompts share, as an instruction, do not count. null keeps all."""
     max_prompt_chars: int = Field(20_000, ge=1)
     """A longer question is a bad row."""
-    max_row_bytes: int = Field(64 << 20, ge=1)
+    max_row_bytes: int = Field(64 << 20, ge=1, le=1 << 34)
     """A longer line of a .jsonl file is a bad row."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
     """Whether rows that are empty, too long, of a wrong type or without an answer stop the sweep."""

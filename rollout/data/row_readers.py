@@ -137,17 +137,17 @@ def _parquet_rows(file: DataFile, columns: Collection[str], _: int) -> Iterator[
 
 
 def _batch_rows(batch: Any) -> list[Any]:
-    """The rows of a record batch; of one that Python cannot hold (text that is no UTF-8), the rows it can."""
+    """The rows of a record batch; of one that Python cannot hold (no UTF-8, a date too far off), the rows it can."""
     try:
         return batch.to_pylist()
-    except ValueError:
+    except (ValueError, OverflowError):
         return [_batch_row(batch.slice(at, 1)) for at in range(batch.num_rows)]
 
 
 def _batch_row(batch: Any) -> Any:
     try:
         return batch.to_pylist()[0]
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         return ValueError(f"a value that cannot be read ({error})")
 
 

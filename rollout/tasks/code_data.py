@@ -142,6 +142,8 @@ def _pairs(inputs: list[Any], outputs: list[Any], function: str | None) -> dict[
         raise ValueError(f"{len(inputs)} test inputs but {len(outputs)} outputs")
     if not function:
         return {"kind": "script", "inputs": [*map(_text, inputs)], "outputs": [*map(_text, outputs)]}
+    if not isinstance(function, str) or not function.isidentifier():
+        raise ValueError(f"the tested function's name {function!r:.60} is no name")
     wrapped = False
     if all(isinstance(value, str) for value in inputs):
         # LiveCodeBench: one JSON value a line.

@@ -29,7 +29,7 @@ _IS = r"(?:is|are|was|:|=|→|(?:would|should|will|must) be|comes? out to(?: be)
 _PHRASE = re.compile(
     r"\banswers?\b\W{0,3}(?:to|for|of)\b[^.:=\n]{0,80}?\b(?:is|are)\b[\s*_:]*"
     rf"|\banswers?\b(?:\s*\([^()\n]{{0,40}}\))?[\s*_,]*(?:(?:therefore|thus|then|hence|here)[\s,]*)?{_IS}[\s*_:]*"
-    r"|^[\s#*_>]*(?:the )?(?:final )?answer[*_]*[ \t]*\n[\s*_]*",
+    r"|^[\s#*_>]*(?:the )?(?:final )?answer[*_]*[ \t]*\n(?:[-=]{3,}[ \t]*\n)?[\s*_]*",
     re.IGNORECASE | re.MULTILINE,
 )
 _HOPE = re.compile(r"\b(?:hope|check|verify|whether|if)\b[^.\n]{0,20}$", re.IGNORECASE)
@@ -48,6 +48,10 @@ _BOUND = re.compile(
     r"\b",
     re.IGNORECASE,
 )
+_MINUS = re.compile(
+    r"(?:(?<=\b(?:is|be) )|(?<=\bare )|(?<=[:=] )|^)(?:minus|negative)\s+(?=\d)", re.IGNORECASE | re.MULTILINE
+)
+_NEGATED = re.compile(r"(?:\bnot|n['’]t)(?: be)?\s+\W{0,3}$", re.IGNORECASE)
 _NAMED = re.compile(r"[A-Z][a-z]+:? \d+")  # August 5
 _CHOICE = re.compile(r"\(([A-J])\)[.:]?\s*|([A-J])(?:\)[.:]?|[.:](?=\s))\s*")
 _LETTER = re.compile(r"\(?([A-J])(?:\)|(?:,|\s+(?:because|since|as))\s.*)?")
@@ -170,7 +174,8 @@ def visible(text: str, finished: bool) -> str:
         text = text.replace("<think>", "") if finished else text.partition("<think>")[0]
     _, opened, answer = text.rpartition("<answer>")
     answer = answer.partition("</answer>")[0]
-    return _HTML.sub("", answer if opened and answer.strip() else text)
+    text = _HTML.sub("", answer if opened and answer.strip() else text)
+    return _MINUS.sub("-", text.replace("：", ":"))
 
 
 def boxes(text: str) -> list[Box]:
@@ -247,13 +252,15 @@ def _last_line(line: str) -> str | None:
     line = plain_unicode(line)
     if formulas := _formulas(line):
         return _usable(formulas[-1].strip("$"))
-    numbers = _NUMBERS.findall(line)
-    return _usable(numbers[-1].strip()) if numbers else None
+    numbers = list(_NUMBERS.finditer(line))
+    if not numbers or _NEGATED.search(line[: numbers[-1].start()]):
+        return None
+    return _usable(numbers[-1][0].strip())
 
 
 def _reading(text: str) -> str | None:
     """Read the answer that a text states first, without what explains it."""
-    text = text.lstrip(" \t\n*_:\"'`>")
+    text = text.lstrip(" \t\n*_:\"'`>#")
     if re.match(r"\$\$|\\\[", text) and (formulas := _FORMULAS.match(text)):
         return _usable(formulas[0])
     line = plain_unicode(text.partition("\n")[0])

@@ -23,6 +23,7 @@ _SYNONYMS = [
     for pattern, replacement in [
         (r"(?<!\\)\\[\[\]()!]|\\(?:left|right|displaystyle|[bB]igg?[lr]?)(?![a-zA-Z])", ""),
         (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![a-z])|\\(?:thin|med|thick)space", " "),
+        (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
         (r"\\[dtc]frac", r"\\frac"),
         (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
         (r"\\(?:varnothing|O)(?![a-z])", r"\\emptyset"),

@@ -6,6 +6,7 @@ machines that reach no model hub. Any other GGUF file of a Llama or Qwen type is
 
 import hashlib
 import importlib.util
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,21 @@ def gguf_folder(path: str) -> Path:
     return folder
 
 
+def _scratch(folder: Path) -> Path:
+    """Return a new folder beside one in the cache; made before the minutes of conversion, not after them.
+
+    Raises:
+        ValueError: the cache cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=folder.parent))
+    except OSError as error:
+        raise ValueError(
+            f"the cache {folder.parent} cannot be written ({error.strerror}); set XDG_CACHE_HOME to a folder that can"
+        ) from error
+
+
 def _find(path: str) -> Path:
     """Return the file that a path or a packaged name means."""
     if importlib.util.find_spec("gguf") is None:
@@ -86,7 +102,21 @@ def _sha256(file: Path) -> str:
 
 
 def _convert(file: Path, folder: Path) -> None:
-    """Write the dequantized model and its tokenizer to the folder."""
+    """Write the dequantized model and its tokenizer to the folder, which appears at once and whole.
+
+    Raises:
+        ValueError: the cache cannot be written, or the file cannot be read.
+    """
+    scratch = _scratch(folder)
+    try:
+        _write_dequantized(file, scratch)
+    except Exception as error:  # the reader raises what it pleases on a file that is cut or of another kind
+        shutil.rmtree(scratch)
+        raise ValueError(f"{file} cannot be read as GGUF ({' '.join(str(error).split()):.200})") from error
+    publish(scratch, folder)
+
+
+def _write_dequantized(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -100,8 +130,5 @@ def _convert(file: Path, folder: Path) -> None:
     # A model that was read from GGUF counts as quantized and is refused by save_pretrained; a fresh one is not.
     model = type(quantized)(config)
     model.load_state_dict(quantized.state_dict())
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-    model.save_pretrained(scratch)
-    AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(scratch)
-    publish(scratch, folder)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(folder)

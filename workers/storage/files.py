@@ -26,7 +26,7 @@ def resolve_uri(target: str) -> tuple[Any, str]:
 
     Raises:
         NoStore: the package for it is missing.
-        ValueError: there is no such protocol.
+        ValueError: there is no such protocol, or its filesystem does not start.
     """
     try:
         # Listings are not cached: other processes write here too.
@@ -35,6 +35,10 @@ def resolve_uri(target: str) -> tuple[Any, str]:
         protocol = target.partition("://")[0]
         fix = f"pip install 'layersweep[{EXTRAS[protocol]}]'" if protocol in EXTRAS else f"{error}"
         raise NoStore(f"{protocol}:// needs a package that is not installed here: {fix}") from error
+    except ValueError:
+        raise
+    except Exception as error:  # a filesystem raises what it pleases when it connects, or opens an archive
+        raise ValueError(f"{' '.join(str(error).split())[:200] or type(error).__name__}") from error
 
 
 def is_object_store(filesystem: Any) -> bool:

@@ -1,6 +1,7 @@
 """Model folders as people have them: each is planned, or refused before anything starts with field and reason."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -336,3 +337,59 @@ def test_files_that_prompts_or_weights_depend_on_are_part_of_the_experiment(tmp_
     assert model_files(spec) == before
     (folder / file).write_text("two")
     assert {name for name, digest in model_files(spec).items() if before[name] != digest} == {file}
+
+
+@pytest.mark.parametrize("change", [
+    {"num_hidden_layers": "2"}, {"num_hidden_layers": 10**9}, {"num_hidden_layers": 0}, {"num_attention_heads": 0},
+    {"num_key_value_heads": 3}, {"head_dim": -32}, {"vocab_size": True}, {"max_position_embeddings": 1e3},
+    {"rope_scaling": "yarn"}, {"rope_parameters": 3}, {"layer_types": 3}, {"rms_norm_eps": "1e-6"},
+    {"tie_word_embeddings": "false"}, {"model_type": "llama"},
+], ids=str)  # fmt: skip
+def test_fields_of_a_config_of_another_kind(tmp_path, change):
+    folder = make(tmp_path / "model")
+    edit_config(folder, **change)
+    with pytest.raises(SpecError, match=rf"model\.path: .*config\.json: {next(iter(change))}: "):
+        plan(folder)
+
+
+ODD_FILES = {
+    "nested config": ("config.json", b"[" * 100_000), "UTF-16": ("config.json", b"\xff\xfe"),
+    "list as header": ("model.safetensors", b"\2\0\0\0\0\0\0\0[]"),
+    "no offsets": ("model.safetensors", b'\x08\0\0\0\0\0\0\0{"a":{}}'),
+    "number as shard": ("model.safetensors.index.json", b'{"weight_map": {"a": 3}}'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_FILES)
+def test_files_of_a_model_that_hold_something_else(tmp_path, name):
+    file, content = ODD_FILES[name]
+    folder = make(tmp_path / "model")
+    (folder / file).write_bytes(content)
+    with pytest.raises(SpecError, match=r"model\.path: "):
+        plan(folder, run=False)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to nowhere"])
+def test_weights_that_are_no_file(tmp_path, kind):
+    file = make(tmp_path / "model") / "model.safetensors"
+    file.unlink()
+    {"folder": file.mkdir, "pipe": lambda: os.mkfifo(file), "link to nowhere": lambda: file.symlink_to("x")}[kind]()
+    with pytest.raises(SpecError, match=r"model\.path: "):
+        plan(file.parent, run=False)
+
+
+@pytest.mark.parametrize("path", ["~nosuch/x", "x" * 300, "cut.gguf"])
+def test_paths_that_lead_to_no_model(tmp_path, monkeypatch, path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if path == "cut.gguf":
+        path = str(tmp_path / path)
+        Path(path).write_bytes(b"GGUF")
+    with pytest.raises(SpecError, match=r"model\.path: "):
+        plan(tmp_path / "model", model={"path": path}, run=False)
+
+
+def test_a_cache_that_cannot_be_written_is_named_before_the_conversion(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(SpecError, match=r"model\.path: .*cannot be written .*; set XDG_CACHE_HOME"):
+        plan(tmp_path / "model", model={"path": str(tmp_path / "a.gguf")}, run=False)

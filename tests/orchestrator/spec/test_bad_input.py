@@ -408,3 +408,28 @@ def test_bad_model_folders_are_refused(tmp_path, capsys, harm):
 def test_bad_arguments_are_refused(capsys, arguments):
     assert main(arguments) == 2
     assert all(line.startswith("layersweep: ") for line in capsys.readouterr().err.splitlines())
+
+
+@pytest.mark.parametrize("override", [
+    "model.layers=100000", "model.layers=99999999999", "model.kv_heads=3", "model.seed=4294967296",
+    "training.prompts_per_step=true", "training.learning_rate.layer=true", "output=hdfs://x/y", "output=zip://a.zip",
+])  # fmt: skip
+def test_sizes_truth_values_and_filesystems_that_cannot_be(tmp_path, capsys, monkeypatch, override):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", override]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"layersweep: {override.partition('=')[0]}: ") and len(line) < 400, line
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "name: x", "name: x\ntraining: 3"])
+def test_a_sweep_folder_whose_spec_is_damaged(tmp_path, capsys, text):
+    (tmp_path / "sweep.yaml").write_text(text)
+    assert main(["status", str(tmp_path)]) == 2
+    assert "sweep.yaml: this is not what a sweep wrote" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sweep", ["foo://x", "hdfs://x/y", "a\0b", "x" * 400])
+def test_places_that_are_no_sweep(capsys, tmp_path, sweep):
+    for command in (["export", sweep, "full", "-o", str(tmp_path / "out")], ["compare", sweep, "y.parquet"]):
+        assert main(command) == 2
+        assert capsys.readouterr().err.startswith("layersweep: ")

@@ -1,6 +1,7 @@
 """Prompt data: layouts, bad rows, splits, batches, decontamination and the fingerprint."""
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -586,3 +587,34 @@ def test_the_message_names_decontamination_where_it_took_the_prompts(tmp_path):
     data.decontaminate([EVALUATION])
     with pytest.raises(DataError, match=r"has 1 train prompts, 2 were asked for .*1 contaminated.*decontaminate_ngram"):
         data.prompts("train", 2)
+
+
+@pytest.mark.parametrize("place", ["pipe.jsonl", "folder", "/dev/null", "/dev/zero"])
+def test_pipes_and_devices_are_refused_not_waited_for(tmp_path, place):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/a.jsonl").write_text('{"question": "q", "answer": "1"}')
+    for pipe in ("pipe.jsonl", "folder/b.jsonl"):
+        os.mkfifo(tmp_path / pipe)
+    with pytest.raises(DataError, match=r"data\.path: .*(neither a file nor a folder|no ordinary file)"):
+        PromptData(DataConfig(path=str(tmp_path / place)), lambda raw: raw["answer"])
+
+
+def test_a_folder_of_very_many_files_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("layersweep.rollout.data.data_files.MOST_FILES", 3)
+    for i in range(4):
+        (tmp_path / f"{i}.jsonl").write_text('{"question": "q", "answer": "1"}')
+    with pytest.raises(DataError, match="more than 3 files; name the folder of the data alone"):
+        DataConfig(path=str(tmp_path)).files()
+
+
+def test_dates_that_python_does_not_have_are_bad_rows(tmp_path):
+    table = pyarrow.table({"question": ["a"], "answer": pyarrow.array([2**31 - 1], pyarrow.date32())})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="row 1: a value that cannot be read"):
+        PromptData(DataConfig(path=str(tmp_path / "a.parquet")), lambda raw: raw["answer"])
+
+
+@pytest.mark.parametrize(("field", "value"), [("decontaminate_ngram", 10**18), ("max_row_bytes", 10**30)])
+def test_bounds_that_nothing_reaches_are_refused(field, value):
+    with pytest.raises(ValueError, match=field):
+        DataConfig(path="a.jsonl", **{field: value})

@@ -179,6 +179,7 @@ def test_tests_as_data():
         ("assert f( == 1", "cannot be understood"),
         ({"other": 1}, "cannot be understood"),
         ([{"input": "1", "output": "2", "testtype": "functional"}], "cannot be understood"),
+        ({"fn_name": "a b", "inputs": [[1]], "outputs": [1]}, "'a b' is no name"),
         ({"fn_name": "f", "inputs": ["[1"], "outputs": ["1"]}, "Expecting"),
     ],
 )
