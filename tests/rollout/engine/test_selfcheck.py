@@ -64,6 +64,14 @@ def test_every_planted_fault_is_refused_and_the_sound_engine_accepted(tmp_path, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_deep_model_before_any_training_is_accepted(tmp_path, dtype):
+    """Weights as they are initialized, .02: each block adds little, and tokens are nearly equally likely."""
+    folder = save(tmp_path, "Qwen3", initializer_range=0.02, tie_word_embeddings=True)
+    assert faults(folder, "Qwen3", dtype, "none")["sound"] < {"float32": 1e-6, "bfloat16": 0.01}[dtype]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("rope", ROPES)
 def test_supported_rotary_embeddings_are_the_same_in_engine_trainer_and_transformers(tmp_path, rope):
     parameters = {"rope_type": rope, "rope_theta": 10000.0} | ROPES[rope]
