@@ -53,6 +53,8 @@ class Slots(Generic[K]):
         """Let in what fits now; to be called when a capacity has grown."""
         blocked: set[K] = set()
         for hold in list(self._waiting):
+            if hold.granted.done():  # cancelled: its task will leave the queue when it runs
+                continue
             fitting = [units for units in hold.choices if blocked.isdisjoint(units) and self._free(units) >= 0]
             if fitting:
                 self._waiting.remove(hold)

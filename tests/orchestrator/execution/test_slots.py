@@ -176,3 +176,23 @@ def test_a_wait_that_is_cancelled_as_it_is_granted_gives_the_slot_back():
 async def _enter(slots: Slots) -> None:
     async with slots.hold("n"):
         pass
+
+
+def test_waiting_tasks_that_are_cancelled_together_take_nothing():
+    """A stop cancels them all: B in the moment in which A's slot is granted to it, C while it waits behind B."""
+
+    async def stop() -> int:
+        slots: Slots[str] = Slots(lambda key: 1)
+        first = slots.hold("runs")
+        await first.acquire()
+        tasks = [asyncio.create_task(slots.hold("runs").acquire()) for _ in range(3)]
+        await asyncio.sleep(0)
+        first.release()
+        for task in tasks:
+            task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(end) for end in ends] == [asyncio.CancelledError] * 3
+        async with slots.hold("runs"):
+            return slots.held("runs")
+
+    assert asyncio.run(stop()) == 1
