@@ -79,7 +79,7 @@ from .failures import (
 from .halving_barrier import SuccessiveHalvingBarrier
 from .health import HealthMonitor
 from .manifest import SweepManifest
-from .own_session import STOP_SIGNALS, leave_terminal
+from .own_session import STOP_SIGNALS, leave_terminal, restore_handlers, stop_handlers
 from .progress import Progress
 from .run_controller import RunController
 from .run_state import RunState
@@ -107,12 +107,11 @@ def run_plan(
         RayLost: Ray does not run any more on this node.
         asyncio.CancelledError: stopped at once.
     """
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    handlers = stop_handlers()
     try:
         return asyncio.run(drive(plan, manifest, progress, actor_environment))
     finally:  # the loop leaves the defaults behind
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        restore_handlers(handlers)
 
 
 async def drive(

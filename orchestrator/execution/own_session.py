@@ -10,7 +10,9 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from typing import Any
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a sweep to write its checkpoints and end."""
@@ -55,15 +57,31 @@ def in_own_session(command: Callable[[], int]) -> int:
 
 def stoppable(command: Callable[[], int]) -> int:
     """Run a command that a stop signal ends with STOPPED, at whatever moment it comes. Returns its exit code."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    before = stop_handlers()
     interrupt_on_stop()
     try:
         return command()
     except KeyboardInterrupt:
         print("layersweep: stopped", file=sys.stderr)
         return STOPPED
+    except SystemExit as ended:
+        if ended.code != signal.SIGTERM:  # else by Ray's handler, which `ray.init` sets for a moment
+            raise
+        print("layersweep: stopped", file=sys.stderr)
+        return STOPPED
     finally:
-        for number, handler in before.items():
+        restore_handlers(before)
+
+
+def stop_handlers() -> dict[int, Any]:
+    """Return the present handlers of the stop signals."""
+    return {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+
+def restore_handlers(handlers: dict[int, Any]) -> None:
+    """Set handlers that `stop_handlers` returned; in other threads than the main one nothing can have changed."""
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 

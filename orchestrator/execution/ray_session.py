@@ -11,6 +11,8 @@ from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.workers.startup.environment import worker_environment
 from layersweep.workers.startup.preload import preloaded
 
+from .own_session import restore_handlers, stop_handlers
+
 NAMES_SECONDS = 10.0
 """How long the actors of a driver that was killed may take to end."""
 
@@ -41,6 +43,7 @@ def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[s
         _free_agent_port()
         local = {"include_dashboard": False} if address is None else {"runtime_env": {"env_vars": environment}}
         options = {"namespace": namespace, "log_to_driver": False, "configure_logging": False} | local
+        handlers = stop_handlers()
         try:
             ray.init(address=address or "local", **options)
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
@@ -50,6 +53,7 @@ def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[s
                 [f"--address {address}: no Ray cluster answers there, or not to this token ({reason}); {ADVICE}"]
             ) from error
         stack.callback(ray.shutdown)
+        restore_handlers(handlers)  # Ray has one of its own for SIGTERM, which ends the process at once
         _wait_for_names(namespace)
         yield forked
 
