@@ -31,14 +31,15 @@ def stop_and_resume(folder: Path, kinds: list[tuple[signal.Signals, bool]], rng:
     log, path, came = folder / "log.txt", spec(folder), 0
     for number, group in kinds:
         process = _go_on(folder, path, log)
-        processes, until = Processes(process), time.monotonic() + rng.uniform(0.5, LATEST)
+        processes, began = Processes(process), time.monotonic()
+        until = began + rng.uniform(0.5, LATEST)
         while process.poll() is None and time.monotonic() < until:
             processes.all()
             time.sleep(0.2)
         if process.poll() is not None:
             assert process.returncode == 0, log.read_text()[-3000:]
             return came
-        name = f"{number.name} to the {'group' if group else 'driver'} after {time.monotonic() - until + LATEST:.0f} s"
+        name = f"{number.name} to the {'group' if group else 'driver'} after {time.monotonic() - began:.0f} s"
         os.killpg(process.pid, number) if group else os.kill(process.pid, number)
         code = process.wait(240)
         say(f"  {name}: exit {code}")
