@@ -1,7 +1,7 @@
 # make demo       from a fresh clone to a contribution table
 # make demo-llm   the same with a real pretrained model (SmolLM2-135M, from a PyPI package), about ten minutes on two idle cores
 # make test       the test suite
-# make long       the tests that take minutes each: sweeps under faults, over several nodes, through jobs
+# make long       the tests that take minutes each: sweeps under faults, over several nodes, through jobs; not in CI
 # All do all the set-up themselves: a .venv with the pinned CPU stack, made once and reused while the lock is unchanged.
 
 PYTHON ?= python3
