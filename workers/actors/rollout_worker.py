@@ -124,7 +124,8 @@ class RolloutWorker:
                 "generate_cpu_seconds": done.cpu_seconds,
                 "reward_cpu_seconds": cpu,
             },
-            metrics={"unjudged_fraction": float(np.mean([not score.judged for score in scores]))},
+            metrics={"unjudged_fraction": float(np.mean([not score.judged for score in scores]))}
+            | {name: float(np.nanmean(values)) for name, values in reward_columns(scores).items()},
         )
 
     async def evaluation(self, *args: Any) -> tuple[None, dict[str, np.ndarray]]:
@@ -175,8 +176,9 @@ class RolloutWorker:
             format_ok=np.array([score.format_ok for score in scores]),
             category=np.full(count, None),
             losses=np.zeros(count, np.int64),
+            judged=np.array([score.judged for score in scores]),
         )
-        return named | vars(scored)
+        return named | vars(scored) | reward_columns(scores)
 
     async def _play(
         self, engine: Any, run: str | None, version: int, task: Any, starts: Sequence[InitialState], samples: int,
@@ -224,6 +226,12 @@ class RolloutWorker:
         responses = [Response(text, bool(end)) for text, end in zip(texts, done.finished, strict=True)]
         asked = [prompts[i // samples] for i in range(len(responses))]
         return await asyncio.to_thread(_timed_score, task, asked, responses)
+
+
+def reward_columns(scores: Sequence[Score]) -> dict[str, np.ndarray]:
+    """The named numbers of scores by column, float64 [scores]; NaN where a response has none of this name."""
+    names = sorted({name for score in scores for name in score.numbers})
+    return {f"reward.{name}": np.array([score.numbers.get(name, np.nan) for score in scores]) for name in names}
 
 
 def cut_at_stop(text: str, stop: Sequence[str], include: bool) -> str:
