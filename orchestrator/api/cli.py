@@ -79,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     plan = add("plan", _plan, "Show what a sweep would do: runs, sizes, bytes per push. Starts nothing.")
     plan.add_argument("--cluster", metavar="SHAPE", help="also place it on GPUs, such as 8xH200 or 4x8xH100 (nodes x "
                       "GPUs x kind): schedule, hours, memory, network")  # fmt: skip
+    data = add("data", _data, "Show prompts as the model sees them, their lengths in tokens, and what the rows' own "
+               "answers get as reward.")  # fmt: skip
     run = add("run", _run, "Run a sweep on this machine's Ray, or on a running cluster.")
     run.add_argument("--address", help="of a running Ray cluster, such as auto or host:6379 (default: start Ray here)")
     run.add_argument("--fresh", action="store_true", help="discard what an earlier run of this sweep left")
@@ -109,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
                              "http://head:8265")  # fmt: skip
     resume = add("resume", _resume, "Go on with a sweep after a crash or a stop, or with layers, seeds or steps added.")
     resume.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME), or its spec")
-    for command, default in ((plan, "the demo"), (run, "the demo"), (submit, "the demo"),
+    for command, default in ((plan, "the demo"), (data, "the demo"), (run, "the demo"), (submit, "the demo"),
                              (resume, "sweep.yaml in the folder")):  # fmt: skip
         command.add_argument("words", nargs="*", metavar="SPEC | FIELD=VALUE", help=f"YAML file (default: {default}), "
                              "and values that replace its own, such as training.steps=50 'seeds=[0,1]'")  # fmt: skip
@@ -176,6 +178,14 @@ def _plan(args: argparse.Namespace) -> int:
     forecast = plan_on(plan, parse_cluster(args.cluster))
     show_plan(plan, overrides, hours=False)
     show_cluster_plan(forecast)
+    return 0
+
+
+def _data(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.commands.show_data import show_data
+    from layersweep.orchestrator.planning.checks import check_sweep
+
+    show_data(check_sweep(_spec(args.words), fetch=False, fetch_data=True))
     return 0
 
 
