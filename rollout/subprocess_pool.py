@@ -20,6 +20,8 @@ from typing import Any
 from layersweep.rollout.child_process import ChildProcess, answer_requests
 
 MEMORY_BYTES = 4 << 30
+MOST_LATE = 16
+"""Late calls of one `map` with `wall_seconds` after which the rest is given up: each holds up all that come after."""
 TRACEBACK_CHARS = 4000
 FRAME = 64
 """Number of calls sent to a worker at a time."""
@@ -39,6 +41,13 @@ class Failure:
     """Traceback of an exception."""
 
 
+@dataclass
+class _GivenUp:
+    """Count of the late calls of one `map`."""
+
+    late: int = 0
+
+
 class LimitedCalls:
     """A pool of workers that call one function; they start with the first call that needs them."""
 
@@ -52,8 +61,9 @@ class LimitedCalls:
             cpu_seconds: CPU time of one call at most.
             warm_up: a function, named likewise, that each worker calls without bound before its first call.
             bound: JSON-like arguments of both functions, before the value.
-            wall_seconds: wall time of one call at most, after which it is not tried again; None bounds it loosely,
-                for code that does not wait.
+            wall_seconds: wall time of one call at most, after which it is not tried again, and after MOST_LATE late
+                calls of one `map` neither are those that have not begun; None bounds it loosely, for code that does not
+                wait.
             memory_bytes: address space of a worker at most.
         """
         self._setup = {"function": function, "warm_up": warm_up, "bound": list(bound), "memory_bytes": memory_bytes}
@@ -70,9 +80,10 @@ class LimitedCalls:
             RuntimeError: when a worker cannot even start, with its own error.
         """
         frames = [calls[i : i + FRAME] for i in range(0, len(calls), FRAME)]
-        results = list(chain.from_iterable(self._threads.map(self._run, frames)))
         if self._wall_seconds is not None:
-            return results
+            given_up = _GivenUp()
+            return list(chain.from_iterable(self._threads.map(partial(self._run, given_up=given_up), frames)))
+        results = list(chain.from_iterable(self._threads.map(self._run, frames)))
         late = [i for i, result in enumerate(results) if isinstance(result, Failure) and result.late]
         again = self._threads.map(lambda i: self._run([calls[i]], SECOND_TRY * self._cpu_seconds), late)
         for i, [result] in zip(late, again, strict=True):
@@ -86,12 +97,19 @@ class LimitedCalls:
             if worker := self._idle.get():
                 worker.kill()
 
-    def _run(self, calls: Sequence[Any], cpu_seconds: float | None = None) -> list[Any]:
+    def _run(
+        self, calls: Sequence[Any], cpu_seconds: float | None = None, given_up: "_GivenUp | None" = None
+    ) -> list[Any]:
         cpu_seconds = cpu_seconds or self._cpu_seconds
         results: list[Any] = []
         worker = self._idle.get()
         try:
             while len(results) < len(calls):
+                if given_up and given_up.late >= MOST_LATE:
+                    results += [Failure(f"not called, since {MOST_LATE} calls of the batch were late", late=True)] * (
+                        len(calls) - len(results)
+                    )
+                    break
                 worker = worker or self._worker()
                 left = calls[len(results) :]
                 worker.send({"cpu_seconds": cpu_seconds, "calls": left})
@@ -104,6 +122,8 @@ class LimitedCalls:
                 if len(results) < len(calls):  # the next call is the one that ended the worker
                     results.append(_failure(*worker.kill(), cpu_seconds, self._setup["memory_bytes"]))
                     worker = None
+                    if given_up and results[-1].late:
+                        given_up.late += 1
         finally:
             self._idle.put(worker)
         return results

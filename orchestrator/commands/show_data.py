@@ -51,6 +51,8 @@ def show_data(checked: CheckedSweep) -> None:
             continue
         _show_split(console, checked, use, shown=SHOWN_PROMPTS if first else 0)
     for task in checked.tasks.values():
+        for notice in task.notices() if hasattr(task, "notices") else ():
+            console.print(notice, soft_wrap=True)
         if hasattr(task, "close"):
             task.close()
     for unchecked in checked.plan.unchecked:

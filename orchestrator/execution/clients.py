@@ -29,8 +29,8 @@ Reference = NewType("Reference", object)
 class Produced:
     """A result that an actor is about to produce for another one."""
 
-    done: Awaitable[None]
-    """Resolved once it is there."""
+    done: Awaitable[list[str] | None]
+    """Resolved once it is there, to what the user is to be told of it."""
     value: Reference
 
 

@@ -19,7 +19,8 @@ class Task(Protocol):
     vLLM. A task is deterministic: the same arguments give the same prompts.
 
     Optional: `data` (prompts read from files; then suites over other data keep their questions out of training);
-    `check()`, which the plan calls to try the user's own code; `right_response(prompt)`, for `layersweep data`; and for
+    `check()`, which the plan calls to try the user's own code; `notices()`, what to tell the user since the last call;
+    `right_response(prompt)`, for `layersweep data`; and for
     a tiny model `tiny` on the section, `alphabet` and `demonstrations(count, seed)`, which its warm-up calls. A section
     with `multi_turn` makes an environment (`rollout.environments.base`) in place of a task.
     """

@@ -109,6 +109,10 @@ class CustomTask:
         """Make prompts and answers for a tiny model's warm-up."""
         return [(p, answer) for p, answer in self._call({"method": "demonstrations", "count": count, "seed": seed})]
 
+    def notices(self) -> list[str]:
+        """Return what has failed since the last call, each kind once."""
+        return self._failures.notices()
+
     def close(self) -> None:
         """End the worker processes; they also end with this process."""
         self._calls.close()

@@ -156,6 +156,10 @@ class PromptsTask:
             shown.append((prompt, answer if rng.random() < RIGHT_SHARE else rng.choice(rows)[1]))
         return shown
 
+    def notices(self) -> list[str]:
+        """Return what has failed since the last call, each kind once."""
+        return self._failures.notices()
+
     def close(self) -> None:
         """End the worker processes; they also end with this process."""
         self._calls.close()

@@ -1,6 +1,5 @@
 """Calls of a user's own code in worker processes, within limits, and what is said of those that fail."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,8 +7,6 @@ from pydantic import Field
 
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.subprocess_pool import Failure, LimitedCalls
-
-logger = logging.getLogger(__name__)
 
 
 class CallLimits(StrictModel):
@@ -39,9 +36,10 @@ class FailureLog:
 
     def __init__(self) -> None:
         self._reported: set[tuple[str, str]] = set()
+        self._notices: list[str] = []
 
     def report(self, what: str, results: Sequence[Any], texts: Sequence[str]) -> None:
-        """Log the first failure of each kind in a batch, with its traceback and how many responses have it.
+        """Note the first failure of each kind in a batch, with its traceback and how many responses have it.
 
         Args:
             what: of the user's code has failed.
@@ -54,11 +52,16 @@ class FailureLog:
                 continue
             self._reported.add((what, _kind(failure)))
             count = sum(_kind(other) == _kind(failure) for other, _ in failed)
-            logger.warning(
-                "%s failed on %d of %d responses of this batch, which count as losses (reward 0, unjudged_fraction); "
-                "later ones like it are counted alone. It failed on %.80r: %s",
-                what, count, len(results), text, failure.traceback or failure.reason,
-            )  # fmt: skip
+            self._notices.append(
+                f"{what} failed on {count} of {len(results)} responses of this batch, which count as losses (reward 0, "
+                f"unjudged_fraction); later ones like it are counted alone. It failed on {text[:80]!r}: "
+                f"{(failure.traceback or failure.reason).rstrip()}"
+            )
+
+    def notices(self) -> list[str]:
+        """Return what was noted since the last call."""
+        notices, self._notices = self._notices, []
+        return notices
 
 
 def trial(calls: LimitedCalls, requests: Sequence[Any]) -> list[Any]:

@@ -70,9 +70,10 @@ class RolloutWorker:
     async def alive(self) -> None:
         """Answer a health check."""
 
-    async def rollout(self, *args: Any) -> tuple[None, Experience]:
-        """Return (None, experience). The driver waits for the None, and the experience is not sent to its process."""
-        return None, await self.experience(*args)
+    async def rollout(self, *args: Any) -> tuple[list[str], Experience]:
+        """Return (notices, experience). The driver waits for the notices, and the experience is not sent to it."""
+        experience = await self.experience(*args)
+        return self._notices(), experience
 
     async def experience(self, engine: Any, run: str | None, version: int, seed: int, step: int) -> Experience:
         """Make one training batch: `prompts_per_step` prompts, `group_size` responses each, scored.
@@ -128,9 +129,10 @@ class RolloutWorker:
             | {name: float(np.nanmean(values)) for name, values in reward_columns(scores).items()},
         )
 
-    async def evaluation(self, *args: Any) -> tuple[None, dict[str, np.ndarray]]:
-        """Return (None, scores). The driver waits for the None, so that the scores are not sent to its process."""
-        return None, await self.evaluate(*args)
+    async def evaluation(self, *args: Any) -> tuple[list[str], dict[str, np.ndarray]]:
+        """Return (notices, scores). The driver waits for the notices, and the scores are not sent to it."""
+        scores = await self.evaluate(*args)
+        return self._notices(), scores
 
     async def evaluate(
         self, engine: Any, run: str | None, version: int, suite_name: str, split: Split, seed: int, samples: int,
@@ -179,6 +181,11 @@ class RolloutWorker:
             judged=np.array([score.judged for score in scores]),
         )
         return named | vars(scored) | reward_columns(scores)
+
+    def _notices(self) -> list[str]:
+        """Return what tasks have to tell the user since the last call."""
+        tasks = {id(task): task for task in (self.task, *self.suite_tasks.values())}
+        return [notice for task in tasks.values() if hasattr(task, "notices") for notice in task.notices()]
 
     async def _play(
         self, engine: Any, run: str | None, version: int, task: Any, starts: Sequence[InitialState], samples: int,

@@ -1,7 +1,6 @@
 """Reward functions of a user's own: both signatures, several with weights, and functions that fail in every way."""
 
 import json
-import logging
 
 import pytest
 from pydantic import ValidationError
@@ -137,15 +136,14 @@ FAULTS = {
 }
 
 
-def test_a_call_that_fails_costs_its_own_response_alone(tmp_path, caplog):
+def test_a_call_that_fails_costs_its_own_response_alone(tmp_path):
     task = build(tmp_path, FAULTY, seconds=1)
     texts = ["fine", *(text for fault in FAULTS for text in (fault, "fine"))]
-    with caplog.at_level(logging.WARNING):
-        found = scored(task, *texts)
+    found = scored(task, *texts)
     assert [(s.reward, s.judged, s.format_ok) for s in found] == [
         (1.0, True, True) if text == "fine" else (0.0, False, False) for text in texts
     ]
-    messages = [record.getMessage() for record in caplog.records]
+    messages = task.notices()
     for fault, reason in FAULTS.items():
         if fault in ("spin", "hang"):
             continue  # which of two clocks ends a loop depends on the machine
@@ -155,17 +153,26 @@ def test_a_call_that_fails_costs_its_own_response_alone(tmp_path, caplog):
     assert 'line 3, in helper\n    def helper(): raise KeyError("of the helper")' in traceback
 
 
-def test_a_kind_of_failure_is_reported_once_with_its_count(tmp_path, caplog):
+def test_a_kind_of_failure_is_reported_once_with_its_count(tmp_path):
     task = build(tmp_path, "def score(solution_str, ground_truth): return 1 / int(solution_str)")
     prompts = task.prompts("train", 5)
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            found = task.score(prompts, [Response(text, True) for text in ("0", "0", "x", "2", "0")])
+    for _ in range(2):
+        found = task.score(prompts, [Response(text, True) for text in ("0", "0", "x", "2", "0")])
     task.close()
     assert [score.reward for score in found] == [0, 0, 0, 0.5, 0]
-    one, other = [record.getMessage() for record in caplog.records]
+    one, other = task.notices()
+    assert task.notices() == []
     assert "failed on 3 of 5 responses" in one and "ZeroDivisionError: division by zero" in one
     assert "failed on 1 of 5 responses" in other and "ValueError: invalid literal for int()" in other
+
+
+def test_a_reward_that_always_hangs_ends_in_bounded_time(tmp_path):
+    """Of 25 calls 16 are waited for, 0.3 s each, and the others given up."""
+    task = build(tmp_path, "import time\ndef score(solution_str, ground_truth): time.sleep(100)", seconds=0.3)
+    assert [score.judged for score in scored(task, *["x"] * 25)] == [False] * 25
+    assert [notice.rpartition(": ")[2] for notice in task.notices()] == [
+        "no answer within 0.3 s", "not called, since 16 calls of the batch were late"
+    ]  # fmt: skip
 
 
 def test_equal_responses_to_a_prompt_are_scored_once(tmp_path):
