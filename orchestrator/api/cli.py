@@ -131,7 +131,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder")
     export.add_argument("--seed", type=int, help="where several were trained")
     add("doctor", _doctor, "Tell what this machine can do, and what is missing.")
-    add("schema", _schema, "Explain every field of a spec.")
+    schema = add("schema", _schema, "Explain every field of a spec.")
+    what = schema.add_mutually_exclusive_group()
+    what.add_argument("section", nargs="?", default="", help="a field to explain alone, such as training or task.data")
+    what.add_argument("--json", action="store_true", help="print a JSON Schema, with which editors complete and check "
+                      "a spec")  # fmt: skip
     return parser
 
 
@@ -289,10 +293,15 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _schema(args: argparse.Namespace) -> int:
-    from layersweep.orchestrator.spec.schema_docs import show_schema
+    import json
+
+    from layersweep.orchestrator.spec.schema_docs import json_schema, show_schema
     from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 
-    show_schema(SweepSpec)
+    if args.json:
+        print(json.dumps(json_schema(SweepSpec), indent=1))
+    else:
+        show_schema(SweepSpec, args.section)
     return 0
 
 
