@@ -50,11 +50,9 @@ def show_schema(model: type[BaseModel], section: str = "") -> None:
         owners, inner = there, [inner for owner in there for inner in models_of(owner, part)]
         if i < len(parts) - 1:
             owners = inner
-    shown: list[Any] = []
-    for owner in owners:  # alternatives mostly share what they inherit
-        if (field := owner.model_fields[parts[-1]]) not in shown:
-            shown.append(field)
-            _show_field(owner, parts[-1], "")
+    different = {repr(owner.model_fields[parts[-1]]): owner for owner in owners}  # alternatives may inherit the same
+    for owner in different.values():
+        _show_field(owner, parts[-1], "")
 
 
 def _show_field(model: type[BaseModel], name: str, indent: str) -> None:
