@@ -130,9 +130,14 @@ class PromptsTask:
         with closing(self._pool(1)) as calls:
             for number, reward in enumerate(self.config.reward):
                 requests = [self._request(number, prompt, self.right_response(prompt).text) for prompt in prompts]
-                for prompt, result in zip(prompts, trial(calls, requests), strict=True):
+                try:
+                    results = trial(calls, requests)
+                except ValueError as error:
+                    raise ValueError(f"reward: {error}") from error
+                for prompt, result in zip(prompts, results, strict=True):
                     if isinstance(result, Failure):
-                        raise ValueError(f"{reward.path} fails on {self.data.row_of(prompt)}: {last_line(result)}")
+                        row = self.data.row_of(prompt)
+                        raise ValueError(f"reward: {reward.path} fails on {row}: {last_line(result)}")
 
     def right_response(self, prompt: Prompt) -> Response:
         """Make the response that a row calls right: its answer as it stands."""
