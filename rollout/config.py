@@ -6,15 +6,18 @@ from pydantic import Field, PositiveInt, model_validator
 
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.environments.alfworld import AlfWorldConfig
+from layersweep.rollout.environments.custom import CustomEnvironmentConfig
 from layersweep.rollout.environments.demo_gridworld import GridWorldConfig
 from layersweep.rollout.environments.gymnasium import GymnasiumConfig
 from layersweep.rollout.environments.textarena import TextArenaConfig
 from layersweep.rollout.environments.textworld import TextWorldConfig
 from layersweep.rollout.tasks.code import CodeConfig
+from layersweep.rollout.tasks.custom import CustomTaskConfig
 from layersweep.rollout.tasks.demo.count_bits import CountBitsConfig
 from layersweep.rollout.tasks.demo.expressions import ExpressionsConfig
 from layersweep.rollout.tasks.demo.sort_digits import SortDigitsConfig
 from layersweep.rollout.tasks.math import MathConfig
+from layersweep.rollout.tasks.prompts import PromptsConfig
 from layersweep.rollout.tasks.reasoning_gym import ReasoningGymConfig
 
 CPU_KV_CACHE_MIB = 512
@@ -23,8 +26,11 @@ CPU_KV_CACHE_MIB = 512
 TaskConfig = Annotated[
     CountBitsConfig
     | CodeConfig
+    | CustomEnvironmentConfig
+    | CustomTaskConfig
     | ExpressionsConfig
     | MathConfig
+    | PromptsConfig
     | ReasoningGymConfig
     | SortDigitsConfig
     | AlfWorldConfig

@@ -46,7 +46,9 @@ class Score:
     format_ok: bool
     """Whether an answer could be read from the response at all, right or wrong."""
     judged: bool = True
-    """Whether there was a verdict; False where judging ran out of time or memory, which is no fault of the response."""
+    """Whether there was a verdict; False where judging ran out of time or memory, or failed, and the reward is 0."""
+    numbers: dict[str, float] = field(default_factory=dict)
+    """Further named numbers of a user's reward functions; they become columns `reward.NAME` of the tables."""
 
 
 class StaleWeights(RuntimeError):
@@ -161,6 +163,8 @@ class ScoredResponses:
     """Category of the prompt, where an environment has categories; else None."""
     losses: np.ndarray
     """Times that the environment failed; 2: given up."""
+    judged: np.ndarray
+    """Whether the response got a verdict; without one its score is 0."""
 
 
 def stable_seed(*parts: object) -> int:

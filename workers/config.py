@@ -113,14 +113,11 @@ class TrainingConfig(StrictModel):
     """MiB of a trainer for what several epochs share: the input of the first trained layer, computed in the first. What
     does not fit is computed in each."""
 
-    @model_validator(mode="before")
+    @field_validator("learning_rate", mode="before", json_schema_input_type=float | LearningRatePolicy)
     @classmethod
-    def _one_rate_for_all(cls, data: object) -> object:
+    def _one_rate_for_all(cls, rate: object) -> object:
         # YAML 1.1 reads 5e-6, without a point, as a string.
-        if isinstance(data, dict) and isinstance(data.get("learning_rate"), int | float | str):
-            rate = data["learning_rate"]
-            return data | {"learning_rate": {"layer": rate, "full": rate}}
-        return data
+        return {"layer": rate, "full": rate} if isinstance(rate, int | float | str) else rate
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingConfig":

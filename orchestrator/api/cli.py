@@ -79,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     plan = add("plan", _plan, "Show what a sweep would do: runs, sizes, bytes per push. Starts nothing.")
     plan.add_argument("--cluster", metavar="SHAPE", help="also place it on GPUs, such as 8xH200 or 4x8xH100 (nodes x "
                       "GPUs x kind): schedule, hours, memory, network")  # fmt: skip
+    data = add("data", _data, "Show prompts as the model sees them, their lengths in tokens, and what the rows' own "
+               "answers get as reward.")  # fmt: skip
     run = add("run", _run, "Run a sweep on this machine's Ray, or on a running cluster.")
     run.add_argument("--address", help="of a running Ray cluster, such as auto or host:6379 (default: start Ray here)")
     run.add_argument("--fresh", action="store_true", help="discard what an earlier run of this sweep left")
@@ -109,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
                              "http://head:8265")  # fmt: skip
     resume = add("resume", _resume, "Go on with a sweep after a crash or a stop, or with layers, seeds or steps added.")
     resume.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME), or its spec")
-    for command, default in ((plan, "the demo"), (run, "the demo"), (submit, "the demo"),
+    for command, default in ((plan, "the demo"), (data, "the demo"), (run, "the demo"), (submit, "the demo"),
                              (resume, "sweep.yaml in the folder")):  # fmt: skip
         command.add_argument("words", nargs="*", metavar="SPEC | FIELD=VALUE", help=f"YAML file (default: {default}), "
                              "and values that replace its own, such as training.steps=50 'seeds=[0,1]'")  # fmt: skip
@@ -129,7 +131,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder")
     export.add_argument("--seed", type=int, help="where several were trained")
     add("doctor", _doctor, "Tell what this machine can do, and what is missing.")
-    add("schema", _schema, "Explain every field of a spec.")
+    schema = add("schema", _schema, "Explain every field of a spec.")
+    what = schema.add_mutually_exclusive_group()
+    what.add_argument("section", nargs="?", default="", help="a field to explain alone, such as training or task.data")
+    what.add_argument("--json", action="store_true", help="print a JSON Schema, with which editors complete and check "
+                      "a spec")  # fmt: skip
     return parser
 
 
@@ -176,6 +182,14 @@ def _plan(args: argparse.Namespace) -> int:
     forecast = plan_on(plan, parse_cluster(args.cluster))
     show_plan(plan, overrides, hours=False)
     show_cluster_plan(forecast)
+    return 0
+
+
+def _data(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.commands.show_data import show_data
+    from layersweep.orchestrator.planning.checks import check_sweep
+
+    show_data(check_sweep(_spec(args.words), fetch=False, fetch_data=True))
     return 0
 
 
@@ -279,10 +293,15 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _schema(args: argparse.Namespace) -> int:
-    from layersweep.orchestrator.spec.schema_docs import show_schema
+    import json
+
+    from layersweep.orchestrator.spec.schema_docs import json_schema, show_schema
     from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 
-    show_schema(SweepSpec)
+    if args.json:
+        print(json.dumps(json_schema(SweepSpec), indent=1))
+    else:
+        show_schema(SweepSpec, args.section)
     return 0
 
 

@@ -143,7 +143,7 @@ class SweepActors:
         try:
             device = await engine.engine.device()
             info = await trainers.start(
-                self.model, spec.algorithm.build(), training, spec.deepspeed, device,
+                self.model, spec.algorithm, training, spec.deepspeed, device,
                 spec.rollout.weight_transfer,
             )  # fmt: skip
         except BaseException:

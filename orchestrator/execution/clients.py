@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NewType
 import pandas as pd
 import ray
 
-from layersweep.policies.algorithms.base import PolicyGradient
+from layersweep.policies.config import AlgorithmConfig
 from layersweep.policies.selection import run_name
 from layersweep.rollout.config import RolloutConfig
 from layersweep.rollout.types import Pushed
@@ -29,8 +29,8 @@ Reference = NewType("Reference", object)
 class Produced:
     """A result that an actor is about to produce for another one."""
 
-    done: Awaitable[None]
-    """Resolved once it is there."""
+    done: Awaitable[list[str] | None]
+    """Resolved once it is there, to what the user is to be told of it."""
     value: Reference
 
 
@@ -227,7 +227,7 @@ class TrainerGroup:
         """Steps done, also the version of the weights; None while an update is under way, and after one that failed."""
 
     async def start(
-        self, model: ModelSource, algorithm: PolicyGradient, training: TrainingConfig, deepspeed: DeepSpeedConfig,
+        self, model: ModelSource, algorithm: AlgorithmConfig, training: TrainingConfig, deepspeed: DeepSpeedConfig,
         engine_device: str, weight_transfer: str,
     ) -> TrainerInfo:  # fmt: skip
         """Join the ranks to a process group, load the base and build the DeepSpeed engines."""

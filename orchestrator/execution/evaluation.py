@@ -41,7 +41,7 @@ class Evaluator:
         async with self.context.actors.engines.phases.hold("generation"):
             for scored in self._evaluations(step, split, factor, done):
                 # Ray would keep back every later call of the collector until this one's columns are there.
-                await scored.done
+                self.context.tell(await scored.done)
                 record = partial(
                     self.context.actors.collector.record_scores, self.run.selection.name, self.run.seed, step,
                     scored.value,

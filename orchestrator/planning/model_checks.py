@@ -91,7 +91,7 @@ def template_problems(
     problems = []
     template = encoder.chat_template
     for section, config in sections:
-        if (field := _field_of_messages(section, config)) is None:
+        if (field := field_of_messages(section, config)) is None:
             continue
         if template is None:
             problems.append(
@@ -109,7 +109,7 @@ def template_problems(
     return problems
 
 
-def _field_of_messages(section: str, config: Any) -> str | None:
+def field_of_messages(section: str, config: Any) -> str | None:
     """Return the field that has a task section's prompts sent as messages; None where they are text."""
     if isinstance(getattr(config, "data", None), DataConfig):
         section, config = f"{section}.data", config.data

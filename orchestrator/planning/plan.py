@@ -49,6 +49,8 @@ class Plan:
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Hashes of prompts and their answers by section of the spec, where a section reads data; of the prompts' tokens by
     section and split, where the tokenizer is at hand."""
+    code: dict[str, str] = field(default_factory=dict)
+    """Source text of each file of the user's own code."""
     source: ModelSource | None = None
     """Source that all actors load a pretrained base from: folder or hub name, commit, trust, template. None for the
     tiny model."""

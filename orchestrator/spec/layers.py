@@ -106,7 +106,11 @@ def _check(value: str | tuple[int, ...] | LayerSearch) -> str | tuple[int, ...] 
     return value
 
 
-LayerSet = Annotated[str | tuple[int, ...] | LayerSearch, BeforeValidator(_read), AfterValidator(_check)]
+LayerSet = Annotated[
+    str | tuple[int, ...] | LayerSearch,
+    BeforeValidator(_read, json_schema_input_type=int | str | tuple[int, ...] | LayerSearch),
+    AfterValidator(_check),
+]
 
 
 def resolve_layers(chosen: str | tuple[int, ...] | LayerSearch, count: int) -> tuple[int, ...]:

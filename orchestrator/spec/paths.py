@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from layersweep.policies.config import PretrainedModel
+from layersweep.policies.user_code import module_and_name
 from layersweep.rollout.data.prompt_data import DataConfig
 from layersweep.workers.startup.gguf_model import PACKAGED
 
 from .errors import SpecError
 from .folders import absolute_folder
 from .sweep_spec import SweepSpec
+from .user_code_sections import with_code_paths
 
 
 def with_absolute_paths(spec: SweepSpec, taken_along: str | None = None) -> SweepSpec:
@@ -44,6 +46,11 @@ def with_absolute_paths(spec: SweepSpec, taken_along: str | None = None) -> Swee
         "task": with_data(spec.task, "task"),
         "evaluation": spec.evaluation.model_copy(update={"suites": suites}),
     }
+
+    def with_code(path: str, field: str) -> str:
+        module, name = module_and_name(path)
+        return f"{outside(module, field)}:{name}" if module.endswith(".py") else path
+
     if spec.profile is not None:
         changes["profile"] = outside(spec.profile, "profile")
     if isinstance(spec.model, PretrainedModel):
@@ -51,7 +58,7 @@ def with_absolute_paths(spec: SweepSpec, taken_along: str | None = None) -> Swee
         if spec.model.path not in PACKAGED and os.path.exists(os.path.expanduser(spec.model.path)):
             here["path"] = outside(spec.model.path, "model.path")
         changes["model"] = spec.model.model_copy(update=here)
-    return spec.model_copy(update=changes)
+    return with_code_paths(spec.model_copy(update=changes), with_code)
 
 
 def _template(template: str | None) -> str | None:

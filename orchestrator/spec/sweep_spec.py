@@ -62,12 +62,12 @@ class SweepSpec(StrictModel):
         """Folder or URI that the sweep writes to: `<output>/<name>`."""
         return f"{self.output.rstrip('/')}/{self.name}"
 
-    @field_validator("model", mode="before")
+    @field_validator("model", mode="before", json_schema_input_type=str | ModelConfig)
     @classmethod
     def _a_path_is_a_pretrained_model(cls, value: object) -> object:
         return {"type": "pretrained", "path": value} if isinstance(value, str) else value
 
-    @field_validator("seeds", mode="before")
+    @field_validator("seeds", mode="before", json_schema_input_type=Seed | tuple[Seed, ...])
     @classmethod
     def _one_seed(cls, value: object) -> object:
         return [value] if isinstance(value, int) and not isinstance(value, bool) else value

@@ -10,10 +10,14 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-FORMATS = (".jsonl", ".parquet")
+TEXT_FORMATS = (".jsonl", ".json", ".csv", ".tsv")
+FORMATS = (*TEXT_FORMATS, ".parquet", ".arrow")
+"""Formats by suffix; .arrow is what `save_to_disk` of Hugging Face's `datasets` writes."""
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-"""Suffixes of compressed .jsonl files and their codec in pyarrow; parquet has its own compression."""
-READABLE = f"{' and '.join(FORMATS)} files are read, .jsonl also as {', '.join(COMPRESSIONS)}"
+"""Suffixes of compressed text files and their codec in pyarrow; parquet has its own compression."""
+READABLE = (
+    f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]} files are read, text also compressed ({', '.join(COMPRESSIONS)})"
+)
 MOST_FILES = 20_000
 """A folder of more files is a slip, such as the home folder, and listing it would take minutes."""
 SPLITS = {
@@ -44,10 +48,10 @@ class DataFile:
 
     @property
     def format(self) -> str | None:
-        """`.jsonl` or `.parquet`; None for a file that cannot be read."""
+        """One of FORMATS; None for a file that cannot be read."""
         suffixes = [suffix.lower() for suffix in PurePosixPath(self.name).suffixes[-2:]]
         if suffixes and suffixes[-1] in COMPRESSIONS:
-            return ".jsonl" if suffixes[:-1] == [".jsonl"] else None
+            return suffixes[0] if suffixes[0] in TEXT_FORMATS else None
         return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
 
     def open(self) -> BinaryIO:
@@ -142,6 +146,8 @@ def _may_be_data(file: DataFile) -> bool:
     if any(part.startswith((".", "_")) for part in parts):
         return False
     suffix = PurePosixPath(file.name).suffix.lower()
+    if suffix == ".arrow" and parts[-1].startswith("cache-"):  # what `datasets` made of the data meanwhile
+        return False
     return parts[-1] not in _METADATA and (suffix not in _NOT_DATA or _is_linked_folder(file))
 
 

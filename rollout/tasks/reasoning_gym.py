@@ -112,6 +112,10 @@ class ReasoningGymTask:
         scored = (results[call] for call in calls)
         return [Score(0.0, False) if answer is None else self._score(next(scored)) for answer in answers]
 
+    def right_response(self, prompt: Prompt) -> Response:
+        """Make a response of the generator's own answer, between the marks."""
+        return Response(f"{self.config.answer_after}{prompt.info['answer']}{self.config.answer_before}", True)
+
     def close(self) -> None:
         """End the worker processes; they also end with this process."""
         self._scores.close()

@@ -84,7 +84,7 @@ class Collector:
         records, _ = store.records()
         rows = records[0].rows if records else []
         # A store of another version may have columns that are none any more.
-        self.steps[selection, seed] = {row["step"]: {k: v for k, v in row.items() if k in STEPS.types} for row in rows}
+        self.steps[selection, seed] = {row["step"]: {k: v for k, v in row.items() if STEPS.has(k)} for row in rows}
         for (step, split, suite), frame in store.scores():
             if split == "selection" or step in (0, self.last):
                 self.scores[selection, seed, step, split, suite] = SCORES.frame(frame)

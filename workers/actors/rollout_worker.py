@@ -70,9 +70,10 @@ class RolloutWorker:
     async def alive(self) -> None:
         """Answer a health check."""
 
-    async def rollout(self, *args: Any) -> tuple[None, Experience]:
-        """Return (None, experience). The driver waits for the None, and the experience is not sent to its process."""
-        return None, await self.experience(*args)
+    async def rollout(self, *args: Any) -> tuple[list[str], Experience]:
+        """Return (notices, experience). The driver waits for the notices, and the experience is not sent to it."""
+        experience = await self.experience(*args)
+        return self._notices(), experience
 
     async def experience(self, engine: Any, run: str | None, version: int, seed: int, step: int) -> Experience:
         """Make one training batch: `prompts_per_step` prompts, `group_size` responses each, scored.
@@ -124,12 +125,14 @@ class RolloutWorker:
                 "generate_cpu_seconds": done.cpu_seconds,
                 "reward_cpu_seconds": cpu,
             },
-            metrics={"unjudged_fraction": float(np.mean([not score.judged for score in scores]))},
+            metrics={"unjudged_fraction": float(np.mean([not score.judged for score in scores]))}
+            | {name: float(np.nanmean(values)) for name, values in reward_columns(scores).items()},
         )
 
-    async def evaluation(self, *args: Any) -> tuple[None, dict[str, np.ndarray]]:
-        """Return (None, scores). The driver waits for the None, so that the scores are not sent to its process."""
-        return None, await self.evaluate(*args)
+    async def evaluation(self, *args: Any) -> tuple[list[str], dict[str, np.ndarray]]:
+        """Return (notices, scores). The driver waits for the notices, and the scores are not sent to it."""
+        scores = await self.evaluate(*args)
+        return self._notices(), scores
 
     async def evaluate(
         self, engine: Any, run: str | None, version: int, suite_name: str, split: Split, seed: int, samples: int,
@@ -175,8 +178,14 @@ class RolloutWorker:
             format_ok=np.array([score.format_ok for score in scores]),
             category=np.full(count, None),
             losses=np.zeros(count, np.int64),
+            judged=np.array([score.judged for score in scores]),
         )
-        return named | vars(scored)
+        return named | vars(scored) | reward_columns(scores)
+
+    def _notices(self) -> list[str]:
+        """Return what tasks have to tell the user since the last call."""
+        tasks = {id(task): task for task in (self.task, *self.suite_tasks.values())}
+        return [notice for task in tasks.values() if hasattr(task, "notices") for notice in task.notices()]
 
     async def _play(
         self, engine: Any, run: str | None, version: int, task: Any, starts: Sequence[InitialState], samples: int,
@@ -224,6 +233,12 @@ class RolloutWorker:
         responses = [Response(text, bool(end)) for text, end in zip(texts, done.finished, strict=True)]
         asked = [prompts[i // samples] for i in range(len(responses))]
         return await asyncio.to_thread(_timed_score, task, asked, responses)
+
+
+def reward_columns(scores: Sequence[Score]) -> dict[str, np.ndarray]:
+    """The named numbers of scores by column, float64 [scores]; NaN where a response has none of this name."""
+    names = sorted({name for score in scores for name in score.numbers})
+    return {f"reward.{name}": np.array([score.numbers.get(name, np.nan) for score in scores]) for name in names}
 
 
 def cut_at_stop(text: str, stop: Sequence[str], include: bool) -> str:

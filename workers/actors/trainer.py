@@ -4,7 +4,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from layersweep.policies.algorithms.base import PolicyGradient
+from layersweep.policies.config import AlgorithmConfig
 from layersweep.policies.selection import Selection, run_name
 from layersweep.rollout.types import Experience
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
@@ -63,7 +63,7 @@ class Trainer:
         self,
         model: ModelSource,
         address: tuple[str, int],
-        algorithm: PolicyGradient,
+        algorithm: AlgorithmConfig,
         training: TrainingConfig,
         section: DeepSpeedConfig,
         engine_device: str,
@@ -75,6 +75,7 @@ class Trainer:
         Args:
             model: the base, the same object for all actors.
             address: of rank 0, from its `address`.
+            algorithm: the spec's section; one of the user's own is imported here.
             engine_device: layersweep.policies.model.tensor_transport.device_name of the run's engine, or `several`.
             transfer: `rollout.weight_transfer` of the spec.
             shared_trunk: from the BaseWeightsActor of this GPU; None loads the checkpoint (mapped, on CPUs).
@@ -113,7 +114,7 @@ class Trainer:
         policy = Policy(trunk, self.selection)
         parameters = sum(parameter.numel() for parameter in policy.parameters())
         self.backend = DeepSpeedBackend(policy, training, section, self.ranks)
-        self.loop = UpdateLoop(trunk, self.backend, algorithm, training, self.rank, self.ranks)
+        self.loop = UpdateLoop(trunk, self.backend, algorithm.build(), training, self.rank, self.ranks)
         return {
             "trainable_parameters": parameters,
             "pid": os.getpid(),

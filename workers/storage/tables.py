@@ -53,11 +53,17 @@ class TableSchema:
 
     name: str
     columns: tuple[Column, ...]
+    further: Column | None = None
+    """Columns that only some sweeps have, after all others: each name begins with this one's."""
 
     @cached_property
     def types(self) -> dict[str, str]:
         """Type by column, as pandas names it, in the order of the file."""
         return {column.name: column.type for column in self.columns}
+
+    def has(self, name: str) -> bool:
+        """Return whether the table may have a column of this name."""
+        return name in self.types or (self.further is not None and name.startswith(self.further.name))
 
     def check(self, names: Iterable[str]) -> None:
         """Refuse names that the table has no column for.
@@ -65,7 +71,7 @@ class TableSchema:
         Raises:
             UnknownColumn: with all such names.
         """
-        if unknown := [name for name in names if name not in self.types]:
+        if unknown := [name for name in names if not self.has(name)]:
             raise UnknownColumn(
                 f"{self.name}.parquet has no column {', '.join(unknown)}; a new one needs a line in "
                 "workers/storage/tables.py"
@@ -80,8 +86,9 @@ class TableSchema:
         """
         frame = pd.DataFrame(rows)
         self.check(frame.columns)
-        frame = frame.reindex(columns=list(self.types))
-        for name, wanted in self.types.items():
+        types = self.types | {name: self.further.type for name in sorted(set(frame.columns) - self.types.keys())}
+        frame = frame.reindex(columns=list(types))
+        for name, wanted in types.items():
             if frame[name].dtype != wanted:
                 try:
                     frame[name] = frame[name].astype(wanted)
@@ -92,8 +99,9 @@ class TableSchema:
     def write(self, frame: pd.DataFrame, file: BinaryIO) -> None:
         """Write a frame made by `frame` as parquet, with version, units and meanings in its metadata."""
         table = pa.Table.from_pandas(frame, preserve_index=False)
-        described = {column.name: {"meaning": column.meaning, "unit": column.unit} for column in self.columns}
-        fields = [field.with_metadata(described[field.name]) for field in table.schema]
+        columns = {column.name: column for column in self.columns}
+        of_field = [(field, columns.get(field.name) or self.further) for field in table.schema]
+        fields = [field.with_metadata({"meaning": column.meaning, "unit": column.unit}) for field, column in of_field]
         metadata = table.schema.metadata | {VERSION_KEY: str(VERSION).encode()}
         pq.write_table(pa.Table.from_arrays(table.columns, schema=pa.schema(fields, metadata)), file)
 
@@ -125,7 +133,7 @@ class TableSchema:
             raise ValueError(f"written by a newer layersweep: schema version {version}, this one reads up to {VERSION}")
         if absent := [column.name for column in self.columns if column.required and column.name not in found]:
             raise ValueError(f"not a {self.name} table of layersweep: it lacks {', '.join(absent)}")
-        frame = self.frame(found[[name for name in self.types if name in found]])
+        frame = self.frame(found[[name for name in found if self.has(name)]])
         for column in self.columns:
             if column.required and column.type == TEXT and frame[column.name].isna().any():
                 raise ValueError(f"column {column.name}: a row has none")
@@ -145,6 +153,10 @@ def model_layers_from_depth(layer: pd.Series, depth: pd.Series) -> int | None:
 
 PHASES = ("rollout", "reward", "update", "sync", "wait")
 """The phases of a training step, one after the other; `<phase>_seconds` are columns of STEPS."""
+
+REWARD = Column("reward.", NUMBER, "one of several rewards, or a number that a reward function gave beside its score",
+                "reward")  # fmt: skip
+"""Named numbers of a user's reward functions: of a response in SCORES, their mean over the batch in STEPS."""
 
 STEPS = TableSchema("steps", (
     Column("selection", TEXT, "what the run trains", required=True),
@@ -184,9 +196,9 @@ STEPS = TableSchema("steps", (
     Column("lost_episodes", COUNT, "environments that failed, retried once", "episodes"),
     Column("given_up_episodes", COUNT, "episodes whose environment failed twice", "episodes"),
     Column("cut_observations", COUNT, "observations cut at their limit", "observations"),
-    Column("unjudged_fraction", NUMBER, "share of responses whose answer got no verdict in time, and counts as wrong"),
+    Column("unjudged_fraction", NUMBER, "share of responses without a verdict (late, an exception), which are wrong"),
     Column("gradient_agreement", NUMBER, "cosine between the gradients of even and of odd prompts (first step)"),
-))  # fmt: skip
+), further=REWARD)  # fmt: skip
 
 SCORES = TableSchema("scores", (
     Column("selection", TEXT, "what the run trains", required=True),
@@ -202,7 +214,8 @@ SCORES = TableSchema("scores", (
     Column("format_ok", FLAG, "an answer could be read from it, right or wrong"),
     Column("category", TEXT, "category of the prompt (environments)"),
     Column("losses", COUNT, "times that the environment failed; 2: given up"),
-))  # fmt: skip
+    Column("judged", FLAG, "the response got a verdict; without one its score is 0"),
+), further=REWARD)  # fmt: skip
 
 CONTRIBUTION = TableSchema("contribution", (
     Column("sweep", TEXT, "name of the sweep"),

@@ -55,6 +55,10 @@ class SortDigits:
             for prompt, response in zip(prompts, responses, strict=True)
         ]
 
+    def right_response(self, prompt: Prompt) -> Response:
+        """Make the response that is right."""
+        return Response(prompt.truth, True)
+
     def demonstrations(self, count: int, seed: int) -> list[tuple[str, str]]:
         """Make prompts and answers for the base's warm-up: 35 % ascending, 32.5 % descending, 32.5 % copied."""
         rng = random.Random(f"demonstrations/{seed}")

@@ -63,13 +63,14 @@ def test_it_is_built_with_its_settings_and_travels_by_name(here):
 @pytest.mark.parametrize(
     ("algorithm", "expected"),
     [
-        ({"path": "Winners"}, "algorithm.path: 'Winners' is no dotted path of a class"),
+        ({"path": "Winners"}, "algorithm.path: 'Winners' names no object; write it as my_file.py:name"),
         ({"path": "not_here.Winners"}, "algorithm.path: importing not_here from "),
         ({"path": "broken_of_a_test.A"}, "fails: ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
         (
             {"path": "mine_of_a_test.Losers"},
-            "mine_of_a_test.Losers is not a subclass of layersweep.policies.algorithms.base",
+            "algorithm.path: mine_of_a_test has no Losers",
         ),
+        ({"path": "not_here.py:Winners"}, "algorithm.path: importing not_here.py fails: FileNotFoundError"),
         ({"path": "mine_of_a_test.function"}, "mine_of_a_test.function is not a subclass"),
         ({"path": "mine_of_a_test.Silent"}, "algorithm.settings: Silent.advantages fails on rewards 1, 0, 0, 0"),
         ({"path": "mine_of_a_test.Short"}, "algorithm.settings: Short.advantages must give a finite float32 a row"),

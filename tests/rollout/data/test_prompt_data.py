@@ -134,7 +134,7 @@ REFUSED_LAYOUTS = {
     "two folders": (["main/a.jsonl", "socratic/a.jsonl"], {}, r"data\.subset: .* has data in main, socratic"),
     "no such subset": (["main/a.jsonl"], {"subset": "socratic"}, r"data\.subset: .* has no 'socratic'; .* main"),
     "beside inner folders": (["a.jsonl", "old/a.jsonl"], {}, r"data\.subset: .*the folder itself, old"),
-    "another format": (["a.jsonl", "b.csv"], {}, r"data\.path: .* holds b\.csv, which cannot be read: .*\.gz"),
+    "another format": (["a.jsonl", "b.xlsx"], {}, r"data\.path: .* holds b\.xlsx, which cannot be read: .*\.gz"),
     "another compression": (["a.jsonl", "b.jsonl.xz"], {}, r"data\.path: .* holds b\.jsonl\.xz, which cannot be read"),
     "compressed parquet": (["a.jsonl", "b.parquet.gz"], {}, r"data\.path: .* holds b\.parquet\.gz"),
 }  # fmt: skip
@@ -296,7 +296,7 @@ def test_contradictions_are_refused(settings, says):
 def test_missing_path_and_folder_without_data(tmp_path):
     with pytest.raises(DataError, match=r"data\.path: .*nowhere\.jsonl does not exist"):
         DataConfig(path=str(tmp_path / "nowhere.jsonl")).files()
-    with pytest.raises(DataError, match=r"data\.path: .* is a folder without data: \.jsonl and \.parquet files"):
+    with pytest.raises(DataError, match=r"data\.path: .* is a folder without data: \.jsonl, \.json, \.csv, "):
         DataConfig(path=str(tmp_path)).files()
 
 
