@@ -47,6 +47,9 @@ class Score:
     """Whether an answer could be read from the response at all, right or wrong."""
     judged: bool = True
     """Whether there was a verdict; False where judging ran out of time or memory, which is no fault of the response."""
+    answer: str | None = None
+    """The final answer as the task read it, in a form in which equal answers are equal texts: what a majority vote
+    counts. None where it read none, and in tasks whose responses have no answer to vote on (programs)."""
 
 
 class StaleWeights(RuntimeError):
@@ -157,6 +160,8 @@ class ScoredResponses:
     response_tokens: np.ndarray
     truncated: np.ndarray
     format_ok: np.ndarray
+    answer: np.ndarray
+    """Final answers, see `Score.answer`."""
     category: np.ndarray
     """Category of the prompt, where an environment has categories; else None."""
     losses: np.ndarray
