@@ -47,9 +47,10 @@ class Score:
     """Whether an answer could be read from the response at all, right or wrong."""
     judged: bool = True
     """Whether there was a verdict; False where judging ran out of time or memory, which is no fault of the response."""
-    answer: str | None = None
+    answer: str | None = field(default=None, compare=False)
     """The final answer as the task read it, in a form in which equal answers are equal texts: what a majority vote
-    counts. None where it read none, and in tasks whose responses have no answer to vote on (programs)."""
+    counts. None where it read none, and in tasks whose responses have no answer to vote on (programs). No part of the
+    verdict: scores are equal without it."""
 
 
 class StaleWeights(RuntimeError):
@@ -166,6 +167,17 @@ class ScoredResponses:
     """Category of the prompt, where an environment has categories; else None."""
     losses: np.ndarray
     """Times that the environment failed; 2: given up."""
+
+
+def verdict_columns(scores: Sequence[Score]) -> dict[str, np.ndarray]:
+    """Columns of scores.parquet that the judge of the responses decides."""
+    import numpy as np
+
+    return {
+        "score": np.array([score.reward for score in scores]),
+        "format_ok": np.array([score.format_ok for score in scores]),
+        "answer": np.array([score.answer for score in scores], object),
+    }
 
 
 def stable_seed(*parts: object) -> int:

@@ -21,7 +21,7 @@ from layersweep.orchestrator.statistics.contribution_table import sweep_table
 from layersweep.orchestrator.statistics.score_arrays import GREEDY
 from layersweep.orchestrator.statistics.suite_table import suite_table
 from layersweep.policies.selection import parse_run_name
-from layersweep.rollout.types import Response
+from layersweep.rollout.types import Response, verdict_columns
 from layersweep.workers.storage.files import write_atomically
 from layersweep.workers.storage.responses import TRAIN, KeptFile, kept_files, kept_prompts
 from layersweep.workers.storage.run_store import RunStore, runs_of
@@ -29,8 +29,7 @@ from layersweep.workers.storage.tables import BY_SUITE, CONTRIBUTION, SCORES, ST
 
 FOLDER = "rescored"
 KEY = ["selection", "seed", "step", "suite", "split", "prompt", "sample"]
-JUDGED = ["score", "format_ok", "answer"]
-"""Columns of scores.parquet that the task decides."""
+JUDGED = list(verdict_columns([]))
 CONSTANT = ["sweep", "model", "algorithm", "task", "learning_rate_policy", "model_layers"]
 
 
@@ -145,7 +144,7 @@ def _graders(spec: SweepSpec) -> dict[str, Any]:
 
 
 def _judged(folder: str, file: KeptFile, graders: dict[str, Any]) -> pd.DataFrame:
-    """KEY and JUDGED of one evaluation's responses."""
+    """Columns KEY and those that the task decides of one evaluation's responses."""
     try:
         kept = file.read()
         prompts = kept_prompts(folder, file.split, file.suite)
@@ -163,14 +162,13 @@ def _judged(folder: str, file: KeptFile, graders: dict[str, Any]) -> pd.DataFram
     return pd.DataFrame(
         {
             "selection": selection, "seed": seed, "step": file.step, "suite": file.suite, "split": file.split,
-            "prompt": kept["prompt"], "sample": kept["sample"], "score": [score.reward for score in given],
-            "format_ok": [score.format_ok for score in given], "answer": [score.answer for score in given],
+            "prompt": kept["prompt"], "sample": kept["sample"], **verdict_columns(given),
         }
     )  # fmt: skip
 
 
 def _runs(folder: str, table: pd.DataFrame) -> pd.DataFrame:
-    """What is known of the runs, as the collector had it, in the order of the table."""
+    """Read what is known of the runs, as the collector had it, in the order of the table."""
     order = {name: place for place, name in enumerate(table["selection"])}
     found = [RunStore(folder, name).metadata() for name in runs_of(folder)]
     found = [run for run in found if run.get("selection") in order]

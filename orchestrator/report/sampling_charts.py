@@ -87,7 +87,7 @@ def _cell(row: dict | None) -> dict:
 
 
 def sampling_sentence(found: pd.DataFrame) -> str:
-    """What full training gained with one sample, and with the most; empty without a full run."""
+    """Gain of full training with one sample, and with the most; empty without a full run."""
     full = found[(found["kind"] == "full") & (found["measure"] == PASS)].sort_values("k")
     if not len(full) or full["gain"].isna().any():
         return ""

@@ -1,4 +1,4 @@
-"""What sweeps gained suite by suite, beside the agreement of their rankings."""
+"""Gains of sweeps suite by suite, beside the agreement of their rankings."""
 
 from collections.abc import Sequence
 from pathlib import Path

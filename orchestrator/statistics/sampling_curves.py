@@ -1,4 +1,4 @@
-"""pass@k and maj@k: what several samples reach together, by number of samples, with intervals over prompts and seeds.
+"""Curves of pass@k and maj@k: what k samples reach together, with intervals over prompts and seeds.
 
 "RL raises pass@1 and leaves pass@k where it was" is a statement about these curves of base and trained models.
 """

@@ -23,16 +23,16 @@ class SeedsNeeded:
     seeds: int
     """Trained so far."""
     half_width: float
-    """Of the widest interval of a layer's C, as it is now."""
+    """Half-width of the widest interval of a layer's C, as it is now."""
     floor: float
-    """What evaluation alone leaves of it, however many seeds are trained."""
+    """Part of it that evaluation alone leaves, however many seeds are trained."""
     by_half_width: dict[float, int | None]
-    """For every layer's interval to be at most this wide to either side."""
+    """Seeds for every layer's interval to be at most this wide to either side."""
     best: str
     runner_up: str | None
     """The two layers with the highest scores."""
     to_tell_apart: int | None
-    """For the difference of these two, if it stays as it is, to exceed what noise explains."""
+    """Seeds for the difference of these two, if it stays as it is, to exceed what noise explains."""
 
 
 def seeds_needed(
@@ -92,7 +92,7 @@ def seeds_needed(
 
 
 def _noise(sweep: ScoredRuns, seeds: int, full: int, count: float) -> tuple[float, float, float]:
-    """t, and the variances that `count` seeds add to the mean score of a layer and of full."""
+    """Student's t, and the variances that `count` seeds add to the mean score of a layer and of full."""
     seed = sweep.seed
     dof = seed.dof / (seeds - 1) * (count - 1) if np.isfinite(seed.dof) else np.inf
     own = (2 * seed.pooled + (count - 1) * seed.own[full]) / (count + 1) / count if np.isfinite(count) else 0.0

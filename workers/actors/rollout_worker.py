@@ -28,6 +28,7 @@ from layersweep.rollout.types import (
     ScoredResponses,
     Split,
     seeds_for,
+    verdict_columns,
 )
 from layersweep.workers.config import TrainingConfig
 from layersweep.workers.startup.model_source import ModelSource
@@ -278,13 +279,11 @@ def _scored(prompts: Sequence[Prompt], done: Completions, scores: list[Score], s
     return ScoredResponses(
         prompt=np.array([prompt.id for prompt in prompts], object).repeat(samples),
         sample=np.tile(np.arange(samples), len(prompts)),
-        score=np.array([score.reward for score in scores]),
         response_tokens=done.lengths,
         truncated=~done.finished,
-        format_ok=np.array([score.format_ok for score in scores]),
-        answer=np.array([score.answer for score in scores], object),
         category=np.full(count, None),
         losses=np.zeros(count, np.int64),
+        **verdict_columns(scores),
     )
 
 

@@ -119,7 +119,7 @@ class KeptFile(NamedTuple):
     """Path or URI."""
 
     def read(self) -> pd.DataFrame:
-        """Its rows, with the columns of RESPONSES and `step`.
+        """Read its rows, with the columns of RESPONSES and `step`.
 
         Raises:
             OSError, ValueError: it cannot be read.
