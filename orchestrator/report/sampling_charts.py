@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from layersweep.orchestrator.statistics.sampling_curves import MAJORITY, PASS, sampling_curves
+from layersweep.orchestrator.statistics.sampling_curves import BEST_LAYERS, MAJORITY, PASS, sampling_curves
 
 from .chart import Chart, Panel, axis_range, depth_colour
 from .format import format_interval, format_number
@@ -11,7 +11,11 @@ from .results import Results
 
 TITLES = {
     PASS: ("pass@k", "chance that at least one of k samples is right (unbiased, Chen et al. 2021)"),
-    MAJORITY: ("maj@k", "chance that the majority answer of k samples is right"),
+    MAJORITY: (
+        "maj@k",
+        "chance that the majority answer of k samples is right; “best layers”: of the k best single-"
+        "layer models, one sample each",
+    ),
 }
 SIZE = (430, 260)
 
@@ -69,7 +73,7 @@ def sampling_rows(results: Results, found: pd.DataFrame) -> tuple[list[str], lis
             "mark": row_class(row),
             "cells": [_cell(cells.get((row["selection"], *column))) for column in columns],
         }
-        for row in results.table.to_dict("records")
+        for row in [*results.table.to_dict("records"), {"selection": BEST_LAYERS, "kind": "layers"}]
         if any((row["selection"], *column) in cells for column in columns)
     ]
     return [f"{measure}@{k}" for measure, k in columns], rows

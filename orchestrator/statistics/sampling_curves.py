@@ -14,6 +14,8 @@ from .score_arrays import RESPONSE_STATS, SelectionFacts, last_steps, responses_
 from .solved_prompts import RIGHT
 
 PASS, MAJORITY = "pass", "maj"
+BEST_LAYERS = "best layers"
+"""Selection under which the vote of the best k single-layer models stands, each with one sample."""
 RUN_PROMPT = ["selection", "seed", "step", "suite", "prompt"]
 COLUMNS = [
     *("selection", "kind", "layer", "measure", "k", "value", "low", "high", "gain", "gain_low", "gain_high"),
@@ -63,7 +65,9 @@ def sampling_curves(scores: pd.DataFrame, selections: pd.DataFrame, split: str) 
     """Compute pass@k and, where the task says what answers are, maj@k, for k = 1, 2, 4, ... up to the samples taken.
 
     Each is a mean over suites that count of the mean over prompts, at each selection's last step, with the interval
-    and the contribution that the score would have: of the gain in pass@k, the share of the full run's.
+    and the contribution that the score would have: of the gain in pass@k, the share of the full run's. The vote of the
+    best k single-layer models, which the selection split picks, stands under BEST_LAYERS beside the votes of k samples
+    of one model.
 
     Args:
         scores: the content of scores.parquet.
@@ -77,15 +81,15 @@ def sampling_curves(scores: pd.DataFrame, selections: pd.DataFrame, split: str) 
     rows = responses_of_split(scores, split)
     rows = rows[rows["selection"].isin(list(facts))]
     suites = sorted(rows["suite"].unique())
-    if not suites:
+    last = last_steps(rows, suites)[0] if suites else {}
+    if not last:
         return pd.DataFrame(columns=COLUMNS)
-    last, _ = last_steps(rows, suites)
     rows = rows[rows["step"] == rows["selection"].map(last)].sort_values([*RUN_PROMPT, "sample"])
     right = (rows["score"] >= RIGHT).to_numpy()
     answers = [answer if isinstance(answer, str) else None for answer in rows["answer"]]
     prompts = rows.groupby(RUN_PROMPT, as_index=False).agg(n=("score", "size"))
     ends = np.cumsum(prompts["n"])
-    prompts["c"] = np.add.reduceat(right, ends - prompts["n"]) if len(prompts) else 0
+    prompts["c"] = np.add.reduceat(right, ends - prompts["n"])
     parts = [slice(end - n, end) for end, n in zip(ends, prompts["n"], strict=True)]
     values: dict[str, Callable[[pd.DataFrame, int], np.ndarray]] = {
         PASS: lambda some, k: pass_at_k(some["c"].to_numpy(), some["n"].to_numpy(), k)
@@ -95,16 +99,44 @@ def sampling_curves(scores: pd.DataFrame, selections: pd.DataFrame, split: str) 
             [majority_at_k(right[parts[i]], answers[parts[i]], k) for i in some.index]
         )
     fewest = prompts.groupby("selection")["n"].min()
+    layers = _best_layers(scores, facts, last) if any(answers) else []
+    together = rows.assign(right=right, answer=answers)
+    facts[BEST_LAYERS], last[BEST_LAYERS] = SelectionFacts("layers", None), max(last.values())
     found = []
     for measure, value in values.items():
         k = 1
-        while len(enough := fewest.index[fewest >= k]):
+        while len(enough := fewest.index[fewest >= k]) or (measure == MAJORITY and k <= len(layers)):
             some = prompts[prompts["selection"].isin(enough)]
-            found += _at_k(some.assign(score=value(some, k)), suites, last, facts, {"measure": measure, "k": k})
+            values_at_k = [some.assign(score=value(some, k))]
+            if measure == MAJORITY and k <= len(layers):
+                values_at_k.append(_vote_of_layers(together, layers[:k], last[BEST_LAYERS]))
+            found += _at_k(pd.concat(values_at_k), suites, last, facts, {"measure": measure, "k": k})
             k *= 2
     table = pd.DataFrame(found, columns=COLUMNS)
     order = {name: place for place, name in enumerate(facts)}
     return table.sort_values("selection", key=lambda names: names.map(order), kind="stable", ignore_index=True)
+
+
+def _best_layers(scores: pd.DataFrame, facts: dict[str, SelectionFacts], last: dict[str, int]) -> list[str]:
+    """Single layers at the furthest step, the best on the selection split first."""
+    known = [name for name in last if facts[name].kind == "layer"]
+    furthest = max((last[name] for name in known), default=0)
+    rows = responses_of_split(scores, "selection")
+    rows = rows[rows["selection"].isin([name for name in known if last[name] == furthest]) & (rows["step"] == furthest)]
+    by_prompt = rows.groupby(["selection", "suite", "prompt"])["score"].mean()
+    means = by_prompt.groupby(["selection", "suite"]).mean().groupby("selection").mean()
+    return means.sort_values(ascending=False, kind="stable").index.to_list()
+
+
+def _vote_of_layers(rows: pd.DataFrame, layers: list[str], step: int) -> pd.DataFrame:
+    """The share of right votes among these models by prompt and seed, each with the sample of the same number."""
+    index = ["suite", "prompt", "seed", "sample"]
+    parts = [rows[rows["selection"] == name].set_index(index)[["right", "answer"]] for name in layers]
+    joined = pd.concat(parts, axis=1, join="inner", keys=range(len(layers)))
+    right, answers = (joined.xs(column, axis=1, level=1).to_numpy() for column in ("right", "answer"))
+    votes = pd.Series(map(_vote, right.tolist(), answers.tolist()), joined.index, dtype=float)
+    by_prompt = votes.groupby(["suite", "prompt", "seed"]).mean().rename("score").reset_index()
+    return by_prompt.assign(selection=BEST_LAYERS, step=step)
 
 
 def _at_k(

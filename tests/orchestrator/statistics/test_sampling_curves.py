@@ -98,6 +98,22 @@ def test_curves_of_a_sweep_by_hand():
     )
 
 
+def test_the_best_layers_vote_with_a_sample_each():
+    """Three prompts of 2 samples; right ones are "r". Ranked 2, 0, 1 by the selection split. Votes of layers 2 and 0,
+    sample by sample: r r, r a | a a, a r | a b, r b: 1, 1/2 | 0, 1/2 | 0, 1/2, in all 5/12; of layer 2 alone 3/6."""
+    votes = {"layer-02": ["rr", "aa", "ar"], "layer-00": ["ra", "ar", "bb"], "layer-01": ["cc", "cc", "cc"]}
+    parts = [rows("base", np.zeros((3, 2)), np.full((3, 2), "c")), rows("full", np.ones((3, 2)), np.full((3, 2), "r"))]
+    parts += [
+        rows(name, [[a == "r" for a in prompt] for prompt in given], [list(prompt) for prompt in given])
+        for name, given in votes.items()
+    ]
+    ranks = {"layer-02": [1, 1], "layer-00": [1, 0], "layer-01": [0, 0], "base": [0, 0], "full": [1, 1]}
+    parts += [rows(name, [right] * 3, split="selection") for name, right in ranks.items()]
+    found = curves(*parts).xs("best layers", level="selection")
+    assert found["value"].to_dict() == pytest.approx({("maj", 1): 3 / 6, ("maj", 2): 5 / 12})
+    assert found["contribution"].isna().sum() == 0 and found["kind"].eq("layers").all()
+
+
 def test_suites_weigh_alike_and_selections_go_as_far_as_their_samples():
     """Suite a: 4 prompts always right; b: 2 never. Full has 2 samples a prompt, the base 4: no pass@4 of full."""
     base = [rows("base", np.ones((4, 4))), rows("base", np.zeros((2, 4)), suite="b")]
@@ -115,8 +131,10 @@ def test_seeds_are_models_of_their_own():
     assert found.loc[("full", "maj", 2), "value"] == 0.5 and found.loc[("base", "maj", 2), "value"] == 0.0
 
 
-def test_a_split_without_scores_has_no_curves():
+def test_what_is_not_scored_yet_has_no_curves():
+    """Nothing of the split; or no selection on both suites."""
     assert not len(curves(rows("base", np.ones((2, 2))), split="selection"))
+    assert not len(curves(rows("base", np.ones((2, 2))), rows("full", np.ones((2, 2)), suite="b")))
 
 
 def covered(values: np.ndarray, truth: float) -> bool:
