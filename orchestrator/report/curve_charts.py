@@ -15,7 +15,7 @@ HEALTH = {
     "entropy": ("Entropy", "nats a token trained on; a fall to 0 is a collapse of exploration"),
     "clip_fraction": ("Clip fraction", "tokens whose ratio left the trust region"),
     "logprob_mismatch": ("Engine and trainer mismatch", "mean difference of their log-probabilities, in nats"),
-    "kl": ("KL to the base", "nats a token (k3); without a KL term on a sample of each batch"),
+    "kl": ("KL to the base", "nats a token (k3); without a KL term on samples, at every eighth step"),
     "grad_norm": ("Gradient norm", "before clipping"),
     "update_norm": ("Distance from the base", "L2 norm of the weights' change so far"),
     "response_tokens": ("Response length", "tokens, in training"),

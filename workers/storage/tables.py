@@ -161,8 +161,8 @@ STEPS = TableSchema("steps", (
     Column("reward_std", NUMBER, "standard deviation of the batch's rewards", "reward"),
     Column("no_signal_fraction", NUMBER, "share of groups whose responses are all scored alike"),
     Column("loss", NUMBER, "policy-gradient loss, mean over optimizer steps"),
-    Column("kl", NUMBER, "KL divergence from the base model (k3); without a KL term on a sample of the batch, before "
-           "the update", "nats per token"),
+    Column("kl", NUMBER, "KL divergence from the base model (k3); without a KL term before the update, on a sample of "
+           "every eighth and of the last step", "nats per token"),
     Column("entropy", NUMBER, "entropy of the policy, over the tokens trained on", "nats per token"),
     Column("clip_fraction", NUMBER, "share of the tokens trained on whose ratio left the clip range"),
     Column("grad_norm", NUMBER, "L2 norm of the gradient before clipping, mean over optimizer steps"),

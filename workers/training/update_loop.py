@@ -20,8 +20,9 @@ from layersweep.workers.config import TrainingConfig
 from .backend import NonFinite, TrainerBackend
 from .microbatch_cache import CacheBudget, MicroBatchCache, TrainingMicroBatch
 
-SAMPLED_RESPONSES = 64
-"""One in so many responses of a batch is looked at for the KL to the base, where the loss does not need it of all."""
+SAMPLED_STEPS, SAMPLED_RESPONSES = 8, 32
+"""Where the loss does not need the KL to the base, it is measured at one in so many steps, and at the last, on one in
+so many responses: below 3 % of the updates' time, also of models so small that a forward pass is mostly overhead."""
 
 
 class GradientMissing(RuntimeError):
@@ -110,7 +111,9 @@ class UpdateLoop:
         old_logp = torch.from_numpy(experience.logprobs).to(self.device)
         agreement = {"gradient_agreement": self._agreement(experience, advantage, old_logp)} if step == 0 else {}
         kl = algorithm.kl_coefficient > 0
-        sampled = {} if kl else {"kl": self._sampled_kl(experience, advantage, step)}
+        sampled = {}
+        if not kl and (step % SAMPLED_STEPS == 0 or step == self.training.steps - 1):
+            sampled = {"kl": self._sampled_kl(experience, advantage, step)}
         budget = CacheBudget(self.training.prefix_cache_mib << 20 if self.training.epochs > 1 else 0)
         minibatches = [
             self._micro_batches(experience, rows, advantage, kl, budget) for rows in self._minibatches(experience, step)
@@ -284,7 +287,7 @@ class UpdateLoop:
             "reward_std": float(experience.reward.std()),
             "no_signal_fraction": 1 - len(with_signal) / len(np.unique(experience.group)),
             "loss": loss / steps,
-            "kl": _mean(kl, tokens),
+            "kl": _mean(kl, tokens) if self.algorithm.kl_coefficient > 0 else None,
             "entropy": _mean(entropy, tokens),
             "clip_fraction": _mean(clipped, tokens),
             "grad_norm": float(np.mean(sums.grad_norms)) if sums.grad_norms else 0.0,
