@@ -71,6 +71,14 @@ class Sweep:
         """
         return self._table("contribution")
 
+    def by_suite(self) -> "pd.DataFrame":
+        """contribution_by_suite.parquet: score, gain and C of each selection on every suite, in domain and out of it.
+
+        Raises:
+            FileNotFoundError: the sweep has not written it yet.
+        """
+        return self._table("contribution_by_suite")
+
     def scores(self) -> "pd.DataFrame":
         """scores.parquet: a row per evaluated response.
 

@@ -7,7 +7,7 @@ from .manifest import manifest_file
 
 FILES = ("sweep.yaml", "contribution.parquet", "contribution_by_suite.parquet", "scores.parquet", "steps.parquet",
          "report.html", "profile.png", "report.png")  # fmt: skip
-FOLDERS = ("checkpoints", "overlays", "prompts", "rescored", "responses", "tensorboard")
+FOLDERS = ("checkpoints", "overlays", "rescored", "responses", "tensorboard")
 LOCK = "lock"
 """Folder of sweep_lock, which outlives a sweep that is started afresh."""
 

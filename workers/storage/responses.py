@@ -2,7 +2,7 @@
 
     <sweep>/responses/run=layer-07-seed0/step=000030/selection.math.parquet    the responses, with their scores
     <sweep>/responses/run=layer-07-seed0/step=000012/train.parquet             of the training step after 12 steps
-    <sweep>/prompts/selection.math.parquet                                     what they were scored by
+    <sweep>/checkpoints/prompts/selection.math.parquet                         what they were scored by
 
 `pandas.read_parquet("<sweep>/responses")` reads all of it, with the columns run and step. Each file is replaced
 atomically; an evaluation that is repeated writes the same file again.
@@ -22,7 +22,7 @@ from layersweep.rollout.types import Prompt, stable_seed
 from .files import find_files, read_bytes, resolve_uri, write_atomically
 from .tables import PROMPTS, RESPONSES, TableSchema
 
-FOLDER, PROMPT_FOLDER = "responses", "prompts"
+FOLDER, PROMPT_FOLDER = "responses", "checkpoints/prompts"
 TRAIN = "train"
 
 

@@ -156,7 +156,7 @@ def test_scores_whose_responses_were_not_kept_are_left_out_and_counted(sweep, ca
 
 @pytest.mark.parametrize(
     ("remove", "words"),
-    [("responses", "no evaluated responses are kept"), ("prompts", "its prompts were not kept"),
+    [("responses", "no evaluated responses are kept"), ("checkpoints/prompts", "its prompts were not kept"),
      ("contribution.parquet", "no such file"), ("checkpoints", "nothing is known there of base")],
 )  # fmt: skip
 def test_what_rescore_refuses(sweep, capsys, remove, words):

@@ -98,3 +98,18 @@ def test_in_domain_is_the_contribution_table_itself(seeds):
 def test_no_scores_no_rows():
     empty = SCORES.frame([])
     assert not len(suite_table("s", selections_in(empty), empty))
+
+
+def test_a_gain_s_interval_holds_the_seeds_part():
+    """Every prompt scores the same, so that seeds are all the noise: layer 0 .58 and .62, full .98 and 1.02, base 0.
+    Pooled sigma^2 .0008 with 2 degrees of freedom, t 4.30265: 4.30265 * sqrt(.0008 / 2) = .086053."""
+    values = {"base": [0.0], "full": [0.98, 1.02], "layer-00": [0.58, 0.62]}
+    rows = [
+        {"selection": name, "seed": seed, "step": 0 if name == "base" else 10, "suite": "a", "split": "selection",
+         "prompt": f"p{prompt}", "sample": 0, "score": score}
+        for name, scored in values.items() for seed, score in enumerate(scored) for prompt in range(20)
+    ]  # fmt: skip
+    found = SCORES.frame(rows)
+    layer = suite_table("s", selections_in(found), found).set_index(["suite", "selection"]).loc[("a", "layer-00")]
+    assert layer["gain"] == pytest.approx(0.6)
+    assert layer["gain_high"] - layer["gain"] == pytest.approx(0.086053, rel=1e-4)
