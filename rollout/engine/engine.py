@@ -92,6 +92,7 @@ def engine_args(
         max_model_len=window,
         logprobs_mode="processed_logprobs",
         async_scheduling=False,
+        scheduling_policy="priority",
         disable_log_stats=True,
         enable_sleep_mode=config.sleep,
         worker_extension_cls="layersweep.rollout.engine.worker.OverlayWorker",
@@ -312,7 +313,9 @@ class RolloutEngine:
                 if self._config.prefix_caching:
                     # By push, not by version: a run that was set back trains another version 7 than before.
                     tokens["cache_salt"] = f"{overlay}-{self._pushes[overlay]}" if overlay else "base"
-                added.append(self._engine.add_request(f"{self._numbers}/{i}", tokens, params))
+                # Trainers wait for batches with log-probabilities; nothing but its own run's end for an evaluation.
+                priority = 0 if sampling.logprobs else 1
+                added.append(self._engine.add_request(f"{self._numbers}/{i}", tokens, params, priority=priority))
         except (ValueError, VLLMValidationError) as error:
             self._engine.abort_request(added, internal=True)
             raise ValueError(str(error)) from error

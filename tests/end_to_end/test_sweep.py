@@ -48,6 +48,7 @@ def finished(tmp_path_factory):
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_weights_sent_directly_are_the_same(finished, tmp_path):
     """Over Gloo instead of Ray's object store: every score and every log-probability mismatch bit for bit."""
     direct = sweep(
@@ -65,6 +66,7 @@ def assert_same(one: Path, other: Path) -> None:
         assert len(ours) and (ours[key + columns].to_numpy() == theirs[key + columns].to_numpy()).all()
 
 
+@pytest.mark.long
 def test_generation_and_training_in_phases_change_nothing_but_the_order(finished, tmp_path):
     """All runs write, the engine is put to sleep, all train, it is woken, three times and once more at the most for
     for a run that came late to a phase; vLLM on CPUs keeps its memory while it sleeps, the rest is as on a GPU."""
@@ -164,6 +166,7 @@ def test_what_a_step_records(finished):
     assert (steps[[f"{phase}_seconds" for phase in phases]] >= 0).all().all()
 
 
+@pytest.mark.long
 def test_learning_rates_are_found_by_trial(tmp_path):
     """Of 1e-3 and 1e30 the latter collapses, so every run has 1e-3. Its trial is the first two steps of the full run:
     same prompts, seeds and rate, the same rewards and losses. Trials leave no weights."""

@@ -161,13 +161,14 @@ class Trainer:
             OSError: it could not be written.
             RuntimeError: the weights are of another step.
         """
+        from layersweep.workers.storage.tensor_file import write_tensors
         from layersweep.workers.training.training_state import dump
 
         if step != self.steps:
             raise RuntimeError(f"asked for a checkpoint of step {step}, the weights are of step {self.steps}")
         name, cpu = rank_file(self.rank), time.process_time()
-        content = dump(self.backend, self.rank, self.loop.device)
-        checksum = RunStore(folder, self.run).write_file(step, name, content)
+        state = dump(self.backend, self.rank, self.loop.device)
+        checksum = RunStore(folder, self.run).write_file(step, name, lambda file: write_tensors(file, state))
         return name, checksum, time.process_time() - cpu
 
     def completed(self) -> int:
@@ -201,10 +202,10 @@ class Trainer:
         Raises:
             TrunkChanged: the frozen weights are not what they were at the start; the run is worthless.
         """
-        from safetensors.torch import save
+        from layersweep.workers.storage.tensor_file import write_tensors
 
         if self.loop.trunk.digest() != self.digest:
             raise TrunkChanged("the frozen weights changed while this run trained")
-        weights = {name: weight.cpu().contiguous() for name, weight in self.backend.weights().items()}
+        weights = self.backend.weights()  # gathered: every rank takes part
         if self.rank == 0:
-            write_atomically(f"{folder}/model.safetensors", lambda file: file.write(save(weights)), durable=True)
+            write_atomically(f"{folder}/model.safetensors", lambda file: write_tensors(file, weights), durable=True)

@@ -13,10 +13,10 @@ follow from the sweep's seed and the step alone.
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, BinaryIO
 
 import pandas as pd
 import pyarrow as pa
@@ -53,6 +53,17 @@ def checksum(content: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(content)
 
 
+class _Digested:
+    """A file that is written once from its start, with a digest of what was written."""
+
+    def __init__(self, file: BinaryIO, digest: xxhash.xxh3_128):
+        self.file, self.digest = file, digest
+
+    def write(self, content: bytes | memoryview) -> int:
+        self.digest.update(content)
+        return self.file.write(content)
+
+
 class RunStore:
     """Files of one run: metadata, checkpoints, scores.
 
@@ -83,10 +94,19 @@ class RunStore:
         """Return the folder of the checkpoint after `step` steps."""
         return f"{self.folder}/step-{step:06d}"
 
-    def write_file(self, step: int, name: str, content: bytes) -> str:
-        """Write one rank's file, before the record is committed; return its checksum."""
-        write_atomically(f"{self.checkpoint_dir(step)}/{name}", lambda file: file.write(content), durable=True)
-        return checksum(content)
+    def write_file(self, step: int, name: str, write: Callable[[BinaryIO], object]) -> str:
+        """Write one rank's file, before the record is committed; return its checksum.
+
+        Args:
+            write: gets the open file.
+        """
+        digest = xxhash.xxh3_128()
+
+        def write_and_digest(file: BinaryIO) -> None:
+            write(_Digested(file, digest))
+
+        write_atomically(f"{self.checkpoint_dir(step)}/{name}", write_and_digest, durable=True)
+        return digest.hexdigest()
 
     def read_file(self, record: CheckpointRecord, name: str) -> bytes:
         """Read one rank's file.

@@ -4,7 +4,8 @@ Nothing frozen, and no pickle.
 """
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
+from torch import Tensor
 
 from .backend import TrainerBackend, WrongCheckpoint
 
@@ -12,20 +13,23 @@ WEIGHT = "weight/"
 CPU_RNG, CUDA_RNG = "rng/cpu", "rng/cuda"
 
 
-def dump(backend: TrainerBackend, rank: int, device: torch.device) -> bytes:
-    """Return all that a rank needs to continue bit for bit. Call it on every rank; weights are in rank 0's alone."""
+def dump(backend: TrainerBackend, rank: int, device: torch.device) -> dict[str, Tensor]:
+    """Return all that a rank needs to continue bit for bit: no copies, valid until the next update.
+
+    Call it on every rank; weights are in rank 0's alone.
+    """
     weights = backend.weights()
     state = {f"{WEIGHT}{name}": weight for name, weight in weights.items() if rank == 0}
     state |= backend.state()
     state[CPU_RNG] = torch.get_rng_state()
     if device.type == "cuda":
         state[CUDA_RNG] = torch.cuda.get_rng_state(device)
-    return save({name: tensor.cpu().contiguous() for name, tensor in state.items()})
+    return state
 
 
 @torch.no_grad()
 def restore(backend: TrainerBackend, rank: int, device: torch.device, content: bytes) -> None:
-    """Put a new backend into the state that `dump` gave. Call it on every rank, each with its own content.
+    """Put a new backend into the state of a file of what `dump` gave. Call it on every rank, each with its own content.
 
     Raises:
         WrongCheckpoint: it does not fit.

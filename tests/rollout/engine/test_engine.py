@@ -141,6 +141,24 @@ def test_company_changes_nothing_in_the_last_bit(engine, variants):
         np.testing.assert_array_equal(together.logprobs, alone.logprobs)
 
 
+def test_a_training_batch_does_not_wait_for_evaluations(engine):
+    """256 responses of an evaluation, 64 at a time, then 16 of a batch that a trainer waits for: the batch ends first,
+    with the tokens that it has alone."""
+    rng = np.random.default_rng(3)
+    prompts = [rng.integers(2, 32, 12).astype(np.int32) for _ in range(64)]
+    ended = []
+    batch = Sampling(samples=4, max_tokens=16, logprobs=True)
+    evaluation = engine.generate(None, 0, prompts, list(range(64)), Sampling(samples=4, max_tokens=16))
+    training = engine.generate(None, 0, prompts[:4], [7, 8, 9, 10], batch)
+    evaluation.add_done_callback(lambda _: ended.append("evaluation"))
+    training.add_done_callback(lambda _: ended.append("training"))
+    beside = training.result()
+    assert len(evaluation.result().lengths) == 256
+    assert ended == ["training", "evaluation"]
+    alone = engine.generate(None, 0, prompts[:4], [7, 8, 9, 10], batch).result()
+    assert np.array_equal(beside.tokens, alone.tokens) and np.array_equal(beside.logprobs, alone.logprobs)
+
+
 def test_a_push_ends_requests_of_older_versions(engine, variants):
     """A call that was retried leaves requests behind; they are given up, and the run is served from its new weights."""
     from layersweep.rollout.types import StaleWeights
