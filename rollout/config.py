@@ -83,6 +83,9 @@ class SuiteConfig(StrictModel):
     """Letters, digits, `_`, `.`, `-`."""
     task: TaskConfig | None = None
     """Source of its prompts; null is the task that is trained."""
+    counts: bool = True
+    """Whether it is part of the score S. One that is not (another domain, say) is scored like the others and shown
+    beside them, in `contribution_by_suite.parquet`: what else a run learned, or forgot."""
     prompts: PositiveInt = 512
     """Prompts of the `selection` split."""
     final_prompts: int = Field(0, ge=0)
@@ -111,10 +114,10 @@ class SuiteConfig(StrictModel):
 
 
 class EvaluationConfig(StrictModel):
-    """Suites that a run is scored on, and when. The score S is the mean over suites."""
+    """Suites that a run is scored on, and when. The score S is the mean over suites that count."""
 
     suites: tuple[SuiteConfig, ...] = Field((SuiteConfig(name="default"),), min_length=1)
-    """The score of a run is the mean over suites."""
+    """The score of a run is the mean over those that count."""
     greedy: bool = False
     """Adds one greedy response per prompt, recorded as suite `NAME@greedy`, not part of the score."""
     every: int = Field(0, ge=0)
@@ -130,4 +133,10 @@ class EvaluationConfig(StrictModel):
         names = [suite.name for suite in self.suites]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"suite names must differ, {twice[0]!r} is used twice")
+        return self
+
+    @model_validator(mode="after")
+    def _one_suite_counts(self) -> "EvaluationConfig":
+        if not any(suite.counts for suite in self.suites):
+            raise ValueError("suites: no suite counts, so there is no score; remove `counts: false` from one")
         return self

@@ -49,6 +49,10 @@ class Score:
     """Whether there was a verdict; False where judging ran out of time or memory, or failed, and the reward is 0."""
     numbers: dict[str, float] = field(default_factory=dict)
     """Further named numbers of a user's reward functions; they become columns `reward.NAME` of the tables."""
+    answer: str | None = field(default=None, compare=False)
+    """The final answer as the task read it, in a form in which equal answers are equal texts: what a majority vote
+    counts. None where it read none, and in tasks whose responses have no answer to vote on (programs). No part of the
+    verdict: scores are equal without it."""
 
 
 class StaleWeights(RuntimeError):
@@ -159,12 +163,26 @@ class ScoredResponses:
     response_tokens: np.ndarray
     truncated: np.ndarray
     format_ok: np.ndarray
+    answer: np.ndarray
+    """Final answers, see `Score.answer`."""
     category: np.ndarray
     """Category of the prompt, where an environment has categories; else None."""
     losses: np.ndarray
     """Times that the environment failed; 2: given up."""
     judged: np.ndarray
     """Whether the response got a verdict; without one its score is 0."""
+
+
+def verdict_columns(scores: Sequence[Score]) -> dict[str, np.ndarray]:
+    """Columns of scores.parquet that the judge of the responses decides."""
+    import numpy as np
+
+    return {
+        "score": np.array([score.reward for score in scores]),
+        "format_ok": np.array([score.format_ok for score in scores]),
+        "answer": np.array([score.answer for score in scores], object),
+        "judged": np.array([score.judged for score in scores], bool),
+    }
 
 
 def stable_seed(*parts: object) -> int:

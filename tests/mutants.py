@@ -166,7 +166,7 @@ MUTANTS = [
     ),
     Mutant(
         "checks: a mismatch that is not a number passes",
-        "step_checks.py", "if not mismatch <= self.limit:", "if mismatch > self.limit:", "step_checks",
+        "step_checks.py", "not mismatch <= self.limit:", "mismatch > self.limit:", "step_checks",
     ),
 ]  # fmt: skip
 

@@ -130,6 +130,25 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("selection", help="such as layer-07 or full")
     export.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder")
     export.add_argument("--seed", type=int, help="where several were trained")
+    responses = add("responses", _responses, "Print kept responses, prompt by prompt, of one run or several.")
+    responses.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME)")
+    responses.add_argument("--run", action="append", default=[], metavar="RUN", help="such as layer-07 or base; "
+                           "several times to read runs side by side (default: all)")  # fmt: skip
+    verdict = responses.add_mutually_exclusive_group()
+    verdict.add_argument("--wrong", action="store_true", help="only wrong ones")
+    verdict.add_argument("--right", action="store_true", help="only right ones")
+    responses.add_argument("--truncated", action="store_true", help="only those cut at the token limit")
+    responses.add_argument("--suite", help="only of this suite")
+    responses.add_argument("--split", choices=("train", "selection", "final"), help="only of this split")
+    responses.add_argument("--prompt", metavar="ID", help="only to this prompt")
+    responses.add_argument("--seed", type=int, help="only of this seed")
+    responses.add_argument("--step", type=int, help="training steps done (default: each run's last)")
+    responses.add_argument("-n", "--limit", type=_count, default=10, metavar="N", help="prompts at most (default: 10)")
+    rescore = add("rescore", _rescore, "Score the kept responses once more, by the tasks' code as it is now, without "
+                  "generating anything: new tables in OUTPUT/NAME/rescored, beside the old ones.")  # fmt: skip
+    rescore.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME)")
+    rescore.add_argument("words", nargs="*", metavar="FIELD=VALUE", help="fields of the tasks that replace the sweep's "
+                         "own, such as task.cpu_seconds=5")  # fmt: skip
     add("doctor", _doctor, "Tell what this machine can do, and what is missing.")
     schema = add("schema", _schema, "Explain every field of a spec.")
     what = schema.add_mutually_exclusive_group()
@@ -283,6 +302,26 @@ def _compare(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     for path in layersweep.export(args.sweep, args.selection, args.output, seed=args.seed):
         print(path)
+    return 0
+
+
+def _responses(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.commands.responses import find_responses, show_responses
+
+    found = find_responses(
+        args.sweep, args.run, suite=args.suite, split=args.split, step=args.step, seed=args.seed, prompt=args.prompt
+    )
+    show_responses(found, args.limit, True if args.right else False if args.wrong else None, args.truncated)
+    return 0
+
+
+def _rescore(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.commands.rescore import rescore, show_rescored
+
+    strange, overrides = _spec_and_overrides(args.words)
+    if strange:
+        raise SpecError([f"{strange}: a value is written FIELD=VALUE"])
+    show_rescored(rescore(args.sweep, overrides))
     return 0
 
 

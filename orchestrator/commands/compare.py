@@ -11,6 +11,7 @@ from rich.table import Table
 
 from layersweep.orchestrator.report.comparison_text import explanation, interval, number, shared
 from layersweep.orchestrator.report.format import wide_console
+from layersweep.orchestrator.report.suite_comparison import HEADS, suite_rows
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.statistics.layer_profile import Profile, load_profile
 from layersweep.orchestrator.statistics.profile_agreement import compare_all, concentrations, matrix
@@ -76,12 +77,14 @@ def compare_tables(paths: Sequence[str], top: int, noise: float | None, folder: 
     """
     profiles = load_profiles(paths, noise)
     pairs, shares = compare_all(profiles, top), concentrations(profiles, top)
+    suites = suite_rows([(profile.name, _table_of(path)) for profile, path in zip(profiles, paths, strict=True)])
     show_comparison(profiles, pairs, shares, top)
+    show_suites(suites)
     if folder is None:
         return []
     from layersweep.orchestrator.report.comparison_page import write_comparison
 
-    return write_comparison(folder, profiles, pairs, shares, top)
+    return write_comparison(folder, profiles, pairs, shares, top, suites)
 
 
 def show_comparison(profiles: Sequence[Profile], pairs: pd.DataFrame, shares: pd.DataFrame, top: int) -> None:
@@ -107,3 +110,13 @@ def show_comparison(profiles: Sequence[Profile], pairs: pd.DataFrame, shares: pd
         concentrated.add_row(row.table, number(row.top_share), number(row.centre_of_mass), number(row.gini))
     console.print(concentrated)
     console.print(explanation(pairs, profiles), style="dim")
+
+
+def show_suites(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print what sweeps with several suites gained on each; nothing where there are none."""
+    if not rows:
+        return
+    shown = Table(*HEADS)
+    for row in rows:
+        shown.add_row(*row)
+    wide_console().print(shown)

@@ -13,6 +13,7 @@ from layersweep.orchestrator.planning.gpu_allocation import SUPPORT_ACTOR, Place
 from layersweep.orchestrator.planning.placement import all_runs_fit, allocate, placement_problems, preferred_nodes
 from layersweep.orchestrator.planning.plan import Plan, Run
 from layersweep.orchestrator.statistics.contribution_table import sweep_table
+from layersweep.orchestrator.statistics.suite_table import suite_table
 from layersweep.policies.config import PretrainedModel, TinyModel
 from layersweep.policies.selection import Selection
 from layersweep.workers.actors.collector import Collector
@@ -24,6 +25,7 @@ from layersweep.workers.config import ActorResources, LearningRates
 from layersweep.workers.startup.model_cache import exists
 from layersweep.workers.startup.model_source import ModelSource, read_folder
 from layersweep.workers.startup.tiny_model import cache_folder
+from layersweep.workers.storage.responses import ResponseKeeper
 
 from .clients import CollectorClient, EngineClient, RolloutClient, TrainerGroup, TrainerInfo
 from .engine_pool import EnginePool
@@ -99,16 +101,22 @@ class SweepActors:
         base = Run(Selection.base(), spec.seeds[0])
         metadata = [run_metadata(plan, run) for run in (base, *plan.runs, *plan.trials)]
         table = partial(sweep_table, _table_constants(plan), seed_sd=spec.evaluation.seed_sd)
+        by_suite = partial(suite_table, spec.name, seed_sd=spec.evaluation.seed_sd)
         collector = CollectorClient(
             create_actor(Collector, "Collector", SUPPORT_ACTOR, **collector_options).remote(
-                plan.folder, metadata, table, spec.training.steps, spec.name, spec.tracking
+                plan.folder, metadata, table, by_suite, spec.training.steps, spec.name, spec.tracking
             )
         )  # fmt: skip
         model = await _base_model(plan, say)
         rollout_options["max_concurrency"] = 10_000
         rollout_worker = RolloutClient(
             create_actor(RolloutWorker, "RolloutWorker", SUPPORT_ACTOR, **rollout_options).remote(
-                model, spec.task, spec.evaluation.suites, spec.training, plan.window
+                model,
+                spec.task,
+                spec.evaluation.suites,
+                spec.training,
+                plan.window,
+                ResponseKeeper(plan.folder, spec.responses, plan.final_evaluations),
             )
         )
         engines = EnginePool(plan, first_engines, create_engine, model, collector)

@@ -135,6 +135,12 @@ class Plan:
         return set(range(every, steps, every) if every else ()) | {rung.step for rung in self.rungs[:-1]}
 
     @property
+    def final_evaluations(self) -> frozenset[int]:
+        """Completed steps of evaluations that the contribution table is made of: the base's, the rungs of a search, and
+        the end."""
+        return frozenset({0, self.spec.training.steps, *(rung.step for rung in self.rungs)})
+
+    @property
     def trunk_bytes(self) -> int:
         return self.architecture.parameters * self.element_bytes
 

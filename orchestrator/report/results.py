@@ -75,10 +75,14 @@ class Results:
         return seeds_trained(self.table)
 
     @property
+    def seed_sd(self) -> float | None:
+        """Standard deviation of S between RL seeds that the spec gives."""
+        return (read_yaml(self.spec) or {}).get("evaluation", {}).get("seed_sd")
+
+    @property
     def covers(self) -> str:
         """The sentence on what the intervals speak about."""
-        spec = read_yaml(self.spec) or {}
-        return interval_covers(self.seeds, spec.get("evaluation", {}).get("seed_sd"))
+        return interval_covers(self.seeds, self.seed_sd)
 
     @property
     def one_run_each(self) -> str:

@@ -1,5 +1,6 @@
 """The spec of a sweep: one YAML file, read into typed models, refused with field, reason and fix."""
 
+import re
 from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
@@ -52,6 +53,11 @@ class SweepSpec(StrictModel):
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    responses: str = "final"
+    """Responses that are kept, in `responses/`, to be read (`layersweep responses`) and scored once more
+    (`layersweep rescore`): `final`, those of each run's last evaluation (in a search also at its rungs); `all`, of
+    every evaluation and of training; `sample:N`, of all of these but of N prompts each, the same for every run;
+    `none`."""
     recovery: RecoveryConfig = RecoveryConfig()
     tracking: TrackingConfig = TrackingConfig()
     output: str = Field("runs", min_length=1)
@@ -78,6 +84,13 @@ class SweepSpec(StrictModel):
         if len(set(seeds)) < len(seeds):
             raise ValueError("seeds must differ")
         return seeds
+
+    @field_validator("responses")
+    @classmethod
+    def _responses_are_known(cls, responses: str) -> str:
+        if not re.fullmatch(r"all|final|none|sample:[1-9]\d{0,8}", responses):
+            raise ValueError(f"{responses!r:.60} is none of all, final, none and sample:N, such as sample:20")
+        return responses
 
     @field_validator("combine")
     @classmethod

@@ -144,6 +144,15 @@ class ScoredRuns:
             **self.contribution(name, own.prompts),
         }
 
+    def gain(self, name: str) -> dict:
+        """The paired gain over the base with its interval; nothing for the base, and without one."""
+        base, run = self.of("base"), self.of(name)
+        if base is None or name == "base":
+            return {}
+        gain = intervals.paired(self.means, [run], base)
+        half = self.t * np.sqrt(gain.covariance[0, 0] + self.seed_part(name, run))
+        return {"gain": gain.mean[0], "gain_low": gain.mean[0] - half, "gain_high": gain.mean[0] + half}
+
     def steps(self, name: str) -> tuple[int, int]:
         """The step of a selection and that of the full run it is set against: the same where full was scored there."""
         step = self.last["full"] if name == "base" else self.last[name]

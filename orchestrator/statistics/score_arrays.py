@@ -39,8 +39,22 @@ def selection_facts(selections: pd.DataFrame) -> dict[str, SelectionFacts]:
     }
 
 
-def responses_of_split(scores: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The responses of a split that count, the base's pooled: it is one model, whatever seed or step it was scored at.
+def suites_that_count(scores: pd.DataFrame) -> dict[str, bool]:
+    """Every suite of a scores table but the greedy ones, in order of their names, and whether it is part of S."""
+    if "counts" not in scores:
+        found = dict.fromkeys(scores["suite"].unique(), True)
+    else:
+        found = scores["counts"].astype("boolean").fillna(True).groupby(scores["suite"]).all().to_dict()
+    return {suite: bool(found[suite]) for suite in sorted(found) if not str(suite).endswith(GREEDY)}
+
+
+def responses_of_split(scores: pd.DataFrame, split: str, uncounted: bool = False) -> pd.DataFrame:
+    """The responses of a split, the base's pooled: it is one model, whatever seed or step it was scored at.
+
+    Args:
+        scores: the content of scores.parquet.
+        split: selection or final.
+        uncounted: whether suites that are no part of S are among them.
 
     Raises:
         ValueError: a column is missing, a response has no score, or one is there twice.
@@ -49,9 +63,9 @@ def responses_of_split(scores: pd.DataFrame, split: str) -> pd.DataFrame:
         raise ValueError(f"scores lack the columns {', '.join(absent)}")
     if split not in ("selection", "final"):
         raise ValueError(f'split must be "selection" or "final", not {split!r}')
-    counted = [suite for suite in scores["suite"].unique() if not str(suite).endswith(GREEDY)]
+    counted = [suite for suite, counts in suites_that_count(scores).items() if counts or uncounted]
     kept = (scores["split"] == split) & scores["suite"].isin(counted)
-    rows = scores.loc[kept].reindex(columns=[*IDENTITY, "score", *RESPONSE_STATS])
+    rows = scores.loc[kept].reindex(columns=[*IDENTITY, "score", *RESPONSE_STATS, "answer"])
     if rows["score"].isna().any():
         raise ValueError(f"{int(rows['score'].isna().sum())} responses have no score")
     if (repeated := rows.duplicated(IDENTITY)).any():

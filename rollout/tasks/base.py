@@ -37,4 +37,7 @@ class Task(Protocol):
         """
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Score]:
-        """Judge each response to the prompt at the same position. Bounded in time; no text makes it raise."""
+        """Judge each response to the prompt at the same position. Bounded in time; no text makes it raise.
+
+        A `Score` may say what the `answer` is; majority votes are counted where it does.
+        """

@@ -74,7 +74,8 @@ class MathTask:
         for prompt, response, each in zip(prompts, responses, pairs, strict=True):
             right = any(verdicts[pair] is True for pair in each or ()) or _stated(prompt, response)
             judged = right or not failed.keys() & set(each or ())
-            scores.append(Score(float(right), right or each is not None, judged))
+            answer = canonical(each[0][1]) if each else None
+            scores.append(Score(float(right), right or each is not None, judged, answer))
         return scores
 
     def _pairs(self, prompt: Prompt, response: Response) -> list[tuple[str, str]] | None:

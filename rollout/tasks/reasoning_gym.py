@@ -110,7 +110,7 @@ class ReasoningGymTask:
         if failures:
             logger.warning("%s could not score %d answers: %s", self.config.dataset, len(failures), failures[0])
         scored = (results[call] for call in calls)
-        return [Score(0.0, False) if answer is None else self._score(next(scored)) for answer in answers]
+        return [Score(0.0, False) if answer is None else self._score(next(scored), answer) for answer in answers]
 
     def right_response(self, prompt: Prompt) -> Response:
         """Make a response of the generator's own answer, between the marks."""
@@ -169,10 +169,11 @@ class ReasoningGymTask:
         answer = answer.strip()
         return answer if answer and len(answer) <= MAX_ANSWER_CHARS else None
 
-    def _score(self, result: Any) -> Score:
+    def _score(self, result: Any, answer: str) -> Score:
         if isinstance(result, Failure):
-            return Score(0.0, format_ok=True, judged=False)
-        return Score(min(max(result, 0.0), 1.0) if self.config.partial_credit else float(result >= 1), format_ok=True)
+            return Score(0.0, format_ok=True, judged=False, answer=answer)
+        reward = min(max(result, 0.0), 1.0) if self.config.partial_credit else float(result >= 1)
+        return Score(reward, format_ok=True, answer=answer)
 
 
 def _render(template: str, entry: dict[str, Any]) -> str:

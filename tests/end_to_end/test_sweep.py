@@ -100,6 +100,28 @@ def test_every_run_completes_and_every_file_opens(finished):
     assert (finished / "sweep.yaml").is_file()
 
 
+def test_every_response_is_kept_and_scored_once_more_gives_the_same_tables(finished):
+    """To the bit, both splits and the greedy answers; each response is the text that its score was given for."""
+    from layersweep.orchestrator.commands.rescore import rescore
+
+    names = ["contribution", "contribution_by_suite", "scores", "steps"]
+    before = {name: (finished / f"{name}.parquet").read_bytes() for name in names}
+    found = rescore(str(finished))
+    assert (found.responses, found.changed, found.left_out) == (4 * 24 * 3 + 3 * 8 * 9, 0, 0)
+    assert {name: Path(found.folder, f"{name}.parquet").read_bytes() for name in names} == before
+    responses = pd.read_parquet(finished / "responses")
+    right = responses["response"] == responses["prompt"].map(lambda digits: "".join(sorted(digits)))
+    assert (responses["score"] == (right & ~responses["truncated"])).all() and responses["score"].mean() > 0.01
+    assert (responses["question"] == responses["prompt"] + "=").all()
+
+
+def test_the_kl_to_the_base_is_measured_without_a_kl_term(finished):
+    """0 at the first step, where every run still is the base; above it at the last, of a run on two ranks too; and
+    null between, where it was not measured."""
+    kl = pd.read_parquet(finished / "steps.parquet").pivot(index="selection", columns="step", values="kl")
+    assert kl.shape == (3, 3) and (kl[0].abs() < 1e-12).all() and kl[1].isna().all() and (kl[2] > 1e-8).all()
+
+
 def test_only_the_selection_changed_and_all_of_it(finished):
     """Overlays hold exactly the selection's tensors, each different from the base; 37,056 parameters in a layer."""
     base = base_weights(finished)

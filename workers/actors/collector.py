@@ -1,4 +1,4 @@
-"""The collector as a Ray actor: rewards, evaluations and checkpoint records in; run stores and three tables out."""
+"""The collector as a Ray actor: rewards, evaluations and checkpoint records in; run stores and tables out."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ import pandas as pd
 from layersweep.policies.selection import run_name
 from layersweep.workers.storage.files import read_bytes, write_atomically
 from layersweep.workers.storage.run_store import CheckpointRecord, RunStore, runs_of
-from layersweep.workers.storage.tables import CONTRIBUTION, SCORES, STEPS
+from layersweep.workers.storage.tables import BY_SUITE, CONTRIBUTION, SCORES, STEPS
 from layersweep.workers.trackers import build
 from layersweep.workers.trackers.config import TrackingConfig
 
@@ -40,6 +40,7 @@ class Collector:
         folder: where the files go; a path or an fsspec URI.
         runs: what is known of each run before it starts: selection, kind, layer, depth, seed, learning_rate, ...
         summarise: (runs, steps, scores) to the contribution table; given by the orchestrator.
+        by_suite: (runs, scores) to the table of contributions by suite, likewise.
         steps: of every run; scores on the `final` split count at the end alone.
         sweep, tracking: its name, and the spec's section.
         interval: seconds between two writes at least, but for the last.
@@ -50,12 +51,14 @@ class Collector:
         folder: str,
         runs: list[dict[str, Any]],
         summarise: Callable[[pd.DataFrame, pd.DataFrame, pd.DataFrame], pd.DataFrame],
+        by_suite: Callable[[pd.DataFrame, pd.DataFrame], pd.DataFrame],
         steps: int,
         sweep: str,
         tracking: TrackingConfig,
         interval: float = 5.0,
     ):
-        self.folder, self.summarise, self.last, self.interval = folder, summarise, steps, interval
+        self.folder, self.last, self.interval = folder, steps, interval
+        self.summarise, self.by_suite = summarise, by_suite
         self.runs: dict[tuple[str, int], dict[str, Any]] = {}
         self.steps: dict[tuple[str, int], dict[int, dict[str, Any]]] = {}
         self.scores: dict[tuple[str, int, int, str, str], pd.DataFrame] = {}
@@ -164,15 +167,16 @@ class Collector:
         return self.summarise(pd.DataFrame(self.runs.values()), *self._frames())
 
     def write(self) -> None:
-        """Write all three tables, and the actors' locations, each file replaced atomically.
+        """Write all tables, and the actors' locations, each file replaced atomically.
 
         Raises:
             OSError: they could not be written.
         """
         began = time.monotonic()
         steps, scores = self._frames()
-        table = self.summarise(pd.DataFrame(self.runs.values()), steps, scores)
-        for schema, frame in ((STEPS, steps), (SCORES, scores), (CONTRIBUTION, table)):
+        runs = pd.DataFrame(self.runs.values())
+        table, by_suite = self.summarise(runs, steps, scores), self.by_suite(runs, scores)
+        for schema, frame in ((STEPS, steps), (SCORES, scores), (BY_SUITE, by_suite), (CONTRIBUTION, table)):
             write_atomically(f"{self.folder}/{schema.name}.parquet", partial(schema.write, frame))
         write_atomically(locations_file(self.folder), lambda file: file.write(json.dumps(self.locations).encode()))
         for tracker in self.trackers:

@@ -1,6 +1,7 @@
 """The rollout worker as a Ray actor: from prompts to experience and scores, around the engine."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from layersweep.policies.selection import parse_run_name
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.config import SuiteConfig
 from layersweep.rollout.data.prompt_data import decontaminate_across
@@ -26,11 +28,15 @@ from layersweep.rollout.types import (
     ScoredResponses,
     Split,
     seeds_for,
+    verdict_columns,
 )
 from layersweep.workers.config import TrainingConfig
 from layersweep.workers.startup.model_source import ModelSource
+from layersweep.workers.storage.responses import TRAIN, ResponseKeeper, question_of
 
 from .portable_errors import portable_errors
+
+logger = logging.getLogger(__name__)
 
 
 @portable_errors
@@ -43,6 +49,7 @@ class RolloutWorker:
         suites: the evaluation suites.
         training: the spec's section.
         window: tokens of a prompt and its response at most; None is as many as the engine takes.
+        keeper: keeps responses; None keeps none.
     """
 
     def __init__(
@@ -52,8 +59,9 @@ class RolloutWorker:
         suites: Sequence[SuiteConfig],
         training: TrainingConfig,
         window: int | None = None,
+        keeper: ResponseKeeper | None = None,
     ):
-        self.training, self.window = training, window
+        self.training, self.window, self.keeper = training, window, keeper
         self.encoder = PromptEncoder(
             model.here(), model.trust_remote_code, model.chat_template, model.template_arguments
         )
@@ -100,12 +108,16 @@ class RolloutWorker:
                 "generate_cpu_seconds": played.generate_cpu_seconds,
                 "reward_cpu_seconds": played.environment_cpu_seconds,
             }
+            await self._keep(run, seed, step, TRAIN, None, self.task, prompts, played.texts(self.task.config),
+                             vars(played.scores()))  # fmt: skip
             return replace(played.experience(), seconds=seconds)
         tokens = [self._encode(prompt) for prompt in prompts]
         seeds = seeds_for([prompt.id for prompt in prompts], "train", seed, step)
         done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
         generated = time.perf_counter()
-        scores, cpu = await self._score(self.task, prompts, done, sampling, training.group_size)
+        texts, scores, cpu = await self._score(self.task, prompts, done, sampling, training.group_size)
+        columns = vars(_scored(prompts, done, scores, training.group_size))
+        await self._keep(run, seed, step, TRAIN, None, self.task, prompts, texts, columns)
         rows = np.arange(len(done.lengths))
         return Experience(
             prompts=[tokens[row // training.group_size] for row in rows],
@@ -161,31 +173,54 @@ class RolloutWorker:
         named = {
             "suite": np.full(count, f"{suite_name}@greedy" if greedy else suite_name, object),
             "split": np.full(count, split, object),
+            "counts": np.full(count, suite.counts and not greedy),
         }
         if multi_turn:
             played = await self._play(engine, run, version, task, prompts, samples, sampling, scope)
-            return named | vars(played.scores())
+            scored = played.scores()
+            await self._keep(run, seed, version, split, named["suite"][0], task, prompts, played.texts(task.config),
+                             vars(scored))  # fmt: skip
+            return named | vars(scored)
         tokens = [self._encode(prompt) for prompt in prompts]
         seeds = seeds_for([prompt.id for prompt in prompts], *scope)
         done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
-        scores, _ = await self._score(task, prompts, done, sampling, samples)
-        scored = ScoredResponses(
-            prompt=np.array([prompt.id for prompt in prompts], object).repeat(samples),
-            sample=np.tile(np.arange(samples), len(prompts)),
-            score=np.array([score.reward for score in scores]),
-            response_tokens=done.lengths,
-            truncated=~done.finished,
-            format_ok=np.array([score.format_ok for score in scores]),
-            category=np.full(count, None),
-            losses=np.zeros(count, np.int64),
-            judged=np.array([score.judged for score in scores]),
-        )
-        return named | vars(scored) | reward_columns(scores)
+        texts, scores, _ = await self._score(task, prompts, done, sampling, samples)
+        columns = vars(_scored(prompts, done, scores, samples)) | reward_columns(scores)
+        await self._keep(run, seed, version, split, named["suite"][0], task, prompts, texts, columns)
+        return named | columns
 
     def _notices(self) -> list[str]:
         """Return what tasks have to tell the user since the last call."""
         tasks = {id(task): task for task in (self.task, *self.suite_tasks.values())}
         return [notice for task in tasks.values() if hasattr(task, "notices") for notice in task.notices()]
+
+    async def _keep(
+        self, run: str | None, seed: int, step: int, split: str, suite: str | None, task: Any, prompts: Sequence[Any],
+        texts: list[str], scored: dict[str, np.ndarray],
+    ) -> None:  # fmt: skip
+        """Keep responses, where the spec wants them kept. One that cannot be written costs no evaluation.
+
+        Args:
+            run: None is the base.
+            texts, scored: of the responses, in the same order; columns as for scores.parquet.
+        """
+        keeper = self.keeper
+        if keeper is None or not keeper.wants(split, step):
+            return
+        selection = parse_run_name(run)[0] if run else "base"
+        multi_turn = getattr(task, "multi_turn", False)
+        questions = {prompt.id: prompt.id if multi_turn else question_of(prompt) for prompt in prompts}
+        names = ("prompt", "sample", "score", "answer", "response_tokens", "truncated", "format_ok")
+        columns = {name: scored[name] for name in names} | {
+            "question": [questions[name] for name in scored["prompt"]],
+            "response": texts,
+        }
+        try:
+            await asyncio.to_thread(keeper.write, selection, seed, step, split, suite, columns)
+            if suite is not None and not multi_turn:
+                await asyncio.to_thread(keeper.write_prompts, split, suite, prompts)
+        except (OSError, TypeError, ValueError) as error:  # a full disk; a truth that is no plain data
+            logger.warning("responses of %s at step %d are not kept: %s", run or "the base", step, error)
 
     async def _play(
         self, engine: Any, run: str | None, version: int, task: Any, starts: Sequence[InitialState], samples: int,
@@ -227,12 +262,12 @@ class RolloutWorker:
 
     async def _score(
         self, task: Any, prompts: Sequence[Prompt], done: Completions, sampling: Sampling, samples: int
-    ) -> tuple[list[Score], float]:
-        """Return scores in the responses' order, and the CPU seconds of this process that they took."""
+    ) -> tuple[list[str], list[Score], float]:
+        """Return texts and scores in the responses' order, and the CPU seconds of this process that scoring took."""
         texts = self._decode(done.responses(), sampling.stop)
         responses = [Response(text, bool(end)) for text, end in zip(texts, done.finished, strict=True)]
         asked = [prompts[i // samples] for i in range(len(responses))]
-        return await asyncio.to_thread(_timed_score, task, asked, responses)
+        return texts, *await asyncio.to_thread(_timed_score, task, asked, responses)
 
 
 def reward_columns(scores: Sequence[Score]) -> dict[str, np.ndarray]:
@@ -251,6 +286,19 @@ def cut_at_stop(text: str, stop: Sequence[str], include: bool) -> str:
         return text
     end, start = min(ends)
     return text[: end if include else start]
+
+
+def _scored(prompts: Sequence[Prompt], done: Completions, scores: list[Score], samples: int) -> ScoredResponses:
+    count = len(scores)
+    return ScoredResponses(
+        prompt=np.array([prompt.id for prompt in prompts], object).repeat(samples),
+        sample=np.tile(np.arange(samples), len(prompts)),
+        response_tokens=done.lengths,
+        truncated=~done.finished,
+        category=np.full(count, None),
+        losses=np.zeros(count, np.int64),
+        **verdict_columns(scores),
+    )
 
 
 def _timed_score(task: Any, prompts: Sequence[Prompt], responses: Sequence[Response]) -> tuple[list[Score], float]:

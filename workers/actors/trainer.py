@@ -122,7 +122,9 @@ class Trainer:
             "where": host_and_gpus(),
         }
 
-    def update(self, experience: Experience, step: int) -> "tuple[dict[str, float], TransportTensors | WeightManifest]":
+    def update(
+        self, experience: Experience, step: int
+    ) -> "tuple[dict[str, float | None], TransportTensors | WeightManifest]":
         """Train on one rollout batch; return its metrics and `weights()`.
 
         Raises:

@@ -1,8 +1,10 @@
-"""The three tables of a sweep: each column with its type, its unit and its meaning.
+"""The tables of a sweep: each column with its type, its unit and its meaning.
 
-    steps.parquet         a row per run and training step
-    scores.parquet        a row per evaluated response
-    contribution.parquet  a row per selection
+    steps.parquet                  a row per run and training step
+    scores.parquet                 a row per evaluated response
+    contribution.parquet           a row per selection
+    contribution_by_suite.parquet  a row per selection, split and suite, and per group of suites
+    responses/                     a row per response that is kept, see `workers.storage.responses`
 
 A new metric of a training step takes two places: where it is computed, and its line in STEPS. A name without a line is
 refused where the row arrives. Files carry the schema's version and, with each column, its unit and meaning (parquet
@@ -22,8 +24,9 @@ import pyarrow.parquet as pq
 
 from .files import read_bytes
 
-VERSION = 2
-"""Version of the schema, raised when a column changes its name or meaning, not when one is added. 1 wrote none."""
+VERSION = 3
+"""Version of the schema, raised when a column changes its name or meaning, not when one is added. 1 wrote none; up to
+2 steps.parquet has 0 for what was not measured."""
 VERSION_KEY = b"layersweep.schema_version"
 
 TEXT, REASON, NUMBER, COUNT, INDEX, FLAG, LIST = "str", "string", "float64", "Int64", "int64", "boolean", "object"
@@ -141,6 +144,10 @@ class TableSchema:
             frame["model_layers"] = frame["model_layers"].fillna(
                 model_layers_from_depth(frame["layer"], frame["depth"])
             )
+        if self is STEPS and version < 3:
+            # None of them is exactly 0 where it is measured, but for a KL before the first update.
+            for name in ("kl", "entropy", "logprob_mismatch"):
+                frame[name] = frame[name].where(frame[name] != 0.0)
         return frame
 
 
@@ -166,12 +173,14 @@ STEPS = TableSchema("steps", (
     Column("reward_std", NUMBER, "standard deviation of the batch's rewards", "reward"),
     Column("no_signal_fraction", NUMBER, "share of groups whose responses are all scored alike"),
     Column("loss", NUMBER, "policy-gradient loss, mean over optimizer steps"),
-    Column("kl", NUMBER, "KL divergence from the base model (k3)", "nats per token"),
-    Column("entropy", NUMBER, "entropy of the policy", "nats per token"),
-    Column("clip_fraction", NUMBER, "share of tokens whose ratio left the clip range"),
+    Column("kl", NUMBER, "KL divergence from the base model (k3); without a KL term before the update, on a sample of "
+           "every eighth and of the last step", "nats per token"),
+    Column("entropy", NUMBER, "entropy of the policy, over the tokens trained on", "nats per token"),
+    Column("clip_fraction", NUMBER, "share of the tokens trained on whose ratio left the clip range"),
     Column("grad_norm", NUMBER, "L2 norm of the gradient before clipping, mean over optimizer steps"),
     Column("update_norm", NUMBER, "L2 distance of the trained weights from the base model"),
-    Column("logprob_mismatch", NUMBER, "mean |difference| of engine's and trainer's log-probabilities", "nats"),
+    Column("logprob_mismatch", NUMBER, "mean |difference| of engine's and trainer's log-probabilities, over the tokens "
+           "trained on", "nats"),
     Column("response_tokens", NUMBER, "mean response length", "tokens"),
     Column("truncated_fraction", NUMBER, "share of responses cut at the token limit"),
     Column("format_fraction", NUMBER, "share of responses with a readable answer"),
@@ -215,6 +224,8 @@ SCORES = TableSchema("scores", (
     Column("category", TEXT, "category of the prompt (environments)"),
     Column("losses", COUNT, "times that the environment failed; 2: given up"),
     Column("judged", FLAG, "the response got a verdict; without one its score is 0"),
+    Column("counts", FLAG, "whether the suite is part of the score S; null is true"),
+    Column("answer", TEXT, "final answer as the task read it; equal answers are equal texts"),
 ), further=REWARD)  # fmt: skip
 
 CONTRIBUTION = TableSchema("contribution", (
@@ -227,7 +238,8 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("layer", COUNT, "index of a single layer, from 0"),
     Column("depth", NUMBER, "layer / (model_layers - 1): 0 the first layer, 1 the last"),
     Column("seeds", COUNT, "training runs of the selection"),
-    Column("score", NUMBER, "mean over suites of the mean over prompts, on the selection split", "reward", True),
+    Column("score", NUMBER, "mean over the suites that count of the mean over prompts, on the selection split",
+           "reward", True),
     Column("score_low", NUMBER, "lower end of its 95 % interval", "reward"),
     Column("score_high", NUMBER, "upper end", "reward"),
     Column("contribution", NUMBER, "C = (score - base) / (full - base)"),
@@ -263,4 +275,57 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("final_contribution_low", NUMBER, "lower end of its 95 % interval"),
     Column("final_contribution_high", NUMBER, "upper end"),
     Column("learning_rate_policy", TEXT, "how the learning rates were found"),
+))  # fmt: skip
+
+BY_SUITE = TableSchema("contribution_by_suite", (
+    Column("sweep", TEXT, "name of the sweep"),
+    Column("selection", TEXT, "what was trained", required=True),
+    Column("kind", TEXT, "base, full, layer or layers", required=True),
+    Column("layer", COUNT, "index of a single layer, from 0"),
+    Column("split", TEXT, "selection or final", required=True),
+    Column("suite", TEXT, "evaluation suite; @in_domain: the mean over those that count, which is S; @out_of_domain: "
+           "over the others; @all: over all", required=True),
+    Column("counts", FLAG, "whether the suite is part of S; null for groups of suites"),
+    Column("step", COUNT, "training steps done when scored"),
+    Column("seeds", COUNT, "training runs of the selection"),
+    Column("prompts", COUNT, "prompts that it was scored on"),
+    Column("score", NUMBER, "mean over prompts, then over the group's suites", "reward"),
+    Column("score_low", NUMBER, "lower end of its 95 % interval", "reward"),
+    Column("score_high", NUMBER, "upper end", "reward"),
+    Column("gain", NUMBER, "score - base; what is below 0 was forgotten", "reward"),
+    Column("gain_low", NUMBER, "lower end of its 95 % interval", "reward"),
+    Column("gain_high", NUMBER, "upper end", "reward"),
+    Column("contribution", NUMBER, "C = gain / gain of the full run, on this suite"),
+    Column("contribution_low", NUMBER, "lower end of its 95 % interval"),
+    Column("contribution_high", NUMBER, "upper end"),
+    Column("contribution_reason", REASON, "why C is null"),
+    Column("contribution_note", REASON, "what to know about C"),
+    Column("imprecise", FLAG, "the full run's gain is below 4 standard errors"),
+    Column("response_tokens", NUMBER, "mean response length", "tokens"),
+    Column("truncated_fraction", NUMBER, "share of responses cut at the token limit"),
+    Column("format_fraction", NUMBER, "share of responses with a readable answer"),
+))  # fmt: skip
+
+RESPONSES = TableSchema("responses", (
+    Column("selection", TEXT, "what the run trains", required=True),
+    Column("seed", INDEX, "RL seed of the run", required=True),
+    Column("split", TEXT, "train, selection or final", required=True),
+    Column("suite", TEXT, "evaluation suite; NAME@greedy holds the greedy answers; null in training"),
+    Column("prompt", TEXT, "identifier of the prompt, the same for all runs", required=True),
+    Column("sample", INDEX, "number of the response to this prompt, from 0", required=True),
+    Column("question", TEXT, "text of the prompt; of a chat its messages, of an environment the start state's name"),
+    Column("response", TEXT, "text of the response; of an environment the turns of the episode"),
+    Column("score", NUMBER, "score of the response", "reward"),
+    Column("answer", TEXT, "final answer as the task read it"),
+    Column("response_tokens", COUNT, "length of the response", "tokens"),
+    Column("truncated", FLAG, "cut at the token limit"),
+    Column("format_ok", FLAG, "an answer could be read from it, right or wrong"),
+))  # fmt: skip
+
+PROMPTS = TableSchema("prompts", (
+    Column("prompt", TEXT, "identifier", required=True),
+    Column("text", TEXT, "the prompt where it is plain text"),
+    Column("messages", TEXT, "the prompt where it is a chat, as JSON"),
+    Column("truth", TEXT, "what a response is scored by, as JSON"),
+    Column("info", TEXT, "whatever else the task keeps with it, as JSON"),
 ))  # fmt: skip

@@ -20,6 +20,10 @@ from layersweep.workers.config import TrainingConfig
 from .backend import NonFinite, TrainerBackend
 from .microbatch_cache import CacheBudget, MicroBatchCache, TrainingMicroBatch
 
+SAMPLED_STEPS, SAMPLED_RESPONSES = 8, 32
+"""Where the loss does not need the KL to the base, it is measured at one in so many steps, and at the last, on one in
+so many responses: below 3 % of the updates' time, also of models so small that a forward pass is mostly overhead."""
+
 
 class GradientMissing(RuntimeError):
     """Rewards that differ gave no gradient at all: the update computed something else than it should have."""
@@ -78,7 +82,7 @@ class UpdateLoop:
         embedding = trunk.model.get_input_embeddings().weight
         self.device, self.vocabulary = embedding.device, len(embedding)
 
-    def update(self, experience: Experience, step: int) -> dict[str, float]:
+    def update(self, experience: Experience, step: int) -> dict[str, float | None]:
         """Train on one rollout batch: `epochs` passes of `minibatches` optimizer steps each.
 
         Groups whose rewards are all equal have no advantage: without a KL term their gradient is zero, so they
@@ -88,7 +92,7 @@ class UpdateLoop:
             step: of the run, from 0: decides learning rate and the order of minibatches.
 
         Returns:
-            The metrics of steps.parquet that the trainer knows.
+            The metrics of steps.parquet that the trainer knows; None for what nothing measured.
 
         Raises:
             NonFinite: before the weights are touched (at ZeRO 0; above it, before they leave the trainer).
@@ -107,6 +111,9 @@ class UpdateLoop:
         old_logp = torch.from_numpy(experience.logprobs).to(self.device)
         agreement = {"gradient_agreement": self._agreement(experience, advantage, old_logp)} if step == 0 else {}
         kl = algorithm.kl_coefficient > 0
+        sampled = {}
+        if not kl and (step % SAMPLED_STEPS == 0 or step == self.training.steps - 1):
+            sampled = {"kl": self._sampled_kl(experience, advantage, step)}
         budget = CacheBudget(self.training.prefix_cache_mib << 20 if self.training.epochs > 1 else 0)
         minibatches = [
             self._micro_batches(experience, rows, advantage, kl, budget) for rows in self._minibatches(experience, step)
@@ -116,7 +123,7 @@ class UpdateLoop:
             for number, micro_batches in enumerate(minibatches):
                 first = epoch == 0 and number == 0
                 self._optimizer_step(micro_batches, old_logp, advantages, sums, rate, first)
-        return self._metrics(experience, advantage, sums, rate, began, cpu) | agreement
+        return self._metrics(experience, advantage, sums, rate, began, cpu) | agreement | sampled
 
     def _check_tokens(self, experience: Experience) -> None:
         """Refuse tokens beyond the embedding: on a GPU they would end the process, without a word of which."""
@@ -171,6 +178,30 @@ class UpdateLoop:
             for gradient in total:
                 dist.all_reduce(gradient)
         return total
+
+    @torch.no_grad()
+    def _sampled_kl(self, experience: Experience, advantage: np.ndarray, step: int) -> float:
+        """Return the KL of the present weights to the base (k3, nats a token) on a sample of the batch's responses.
+
+        Which ones depends on the step alone: rewards have no part in it, so it speaks of all groups.
+        """
+        responses = len(experience.lengths)
+        rows = np.random.default_rng(step).choice(responses, -(-responses // SAMPLED_RESPONSES), replace=False)
+        totals = torch.zeros(2, dtype=torch.float64)
+        for micro_batch in self._micro_batches(experience, np.sort(rows), advantage, kl=True, budget=CacheBudget(0)):
+            logp, _ = self.backend.forward(micro_batch.batch, micro_batch.hidden, self.training.temperature)
+            if micro_batch.weight.any():
+                q = (micro_batch.ref_logp - logp).double()
+                totals += torch.tensor([(torch.expm1(q) - q).sum().item(), micro_batch.batch.tokens])
+        kl, tokens = self._over_ranks(totals)
+        return kl / tokens
+
+    def _over_ranks(self, totals: Tensor) -> list[float]:
+        """Sum each of `totals` over the ranks."""
+        if self.ranks > 1:
+            totals = totals.to(self.device)
+            dist.all_reduce(totals)
+        return totals.tolist()
 
     def _micro_batches(
         self, experience: Experience, rows: np.ndarray, advantage: np.ndarray, kl: bool, budget: CacheBudget
@@ -238,15 +269,12 @@ class UpdateLoop:
 
     def _metrics(
         self, experience: Experience, advantage: np.ndarray, sums: _Sums, rate: float, began: float, cpu: float
-    ) -> dict[str, float]:
+    ) -> dict[str, float | None]:
         totals = torch.tensor(
             [sums.loss, sums.kl, sums.entropy, sums.clipped, sums.tokens, sums.mismatch, sums.mismatch_tokens],
             dtype=torch.float64,
         )
-        if self.ranks > 1:
-            totals = totals.to(self.device)
-            dist.all_reduce(totals)
-        loss, kl, entropy, clipped, tokens, mismatch, mismatch_tokens = totals.tolist()
+        loss, kl, entropy, clipped, tokens, mismatch, mismatch_tokens = self._over_ranks(totals)
         steps = max(1, len(sums.grad_norms))
         with_signal = np.unique(experience.group[advantage != 0])
         if len(with_signal) and not any(sums.grad_norms) and not clipped:
@@ -259,12 +287,12 @@ class UpdateLoop:
             "reward_std": float(experience.reward.std()),
             "no_signal_fraction": 1 - len(with_signal) / len(np.unique(experience.group)),
             "loss": loss / steps,
-            "kl": kl / max(1.0, tokens),
-            "entropy": entropy / max(1.0, tokens),
-            "clip_fraction": clipped / max(1.0, tokens),
+            "kl": _mean(kl, tokens) if self.algorithm.kl_coefficient > 0 else None,
+            "entropy": _mean(entropy, tokens),
+            "clip_fraction": _mean(clipped, tokens),
             "grad_norm": float(np.mean(sums.grad_norms)) if sums.grad_norms else 0.0,
             "update_norm": self.update_norm(),
-            "logprob_mismatch": mismatch / max(1.0, mismatch_tokens),
+            "logprob_mismatch": _mean(mismatch, mismatch_tokens),
             "learning_rate": rate,
             "response_tokens": float(experience.lengths.mean()),
             "truncated_fraction": float(experience.truncated.mean()),
@@ -280,6 +308,11 @@ class UpdateLoop:
         base = dict(self.trunk.model.named_parameters())
         with self.backend.gathered() as named:
             return math.sqrt(sum(float((w - base[n]).float().square().sum()) for n, w in named.items()))
+
+
+def _mean(total: float, tokens: float) -> float | None:
+    """Return the mean over tokens; None where no token was trained on."""
+    return total / tokens if tokens else None
 
 
 def _dot(a: list[Tensor], b: list[Tensor]) -> float:

@@ -10,6 +10,7 @@ import pytest
 
 from layersweep.cli import main
 from layersweep.orchestrator.commands.compare import load_profiles
+from layersweep.workers.storage.tables import BY_SUITE
 from tests.orchestrator.report.test_report import Page
 
 RISING = np.linspace(0.1, 1.0, 12)
@@ -54,6 +55,35 @@ def test_two_sweeps_that_agree_and_a_page_of_it(tmp_path, capsys):
     assert not re.search(r"https?://", page.source) and "one and two: agree" in page.words
     assert (tmp_path / "out" / "compare.png").stat().st_size > 5000
     assert str(tmp_path / "out" / "compare.html") in printed
+
+
+def test_gains_by_suite_beside_the_agreement(tmp_path, capsys):
+    """Of sweeps with several suites: the full run's gain, the best layer's C, and who forgot most."""
+    paths = [ours(tmp_path / "one", RISING), ours(tmp_path / "two", RISING)]
+    known = {"split": "selection", "step": 10, "seeds": 1}
+    rows = [
+        known | {"selection": name, "kind": kind, "layer": layer, "suite": suite, "counts": counts, "score": score,
+                 "gain": gain, "gain_low": gain - 0.01, "gain_high": gain + 0.01, "contribution": c,
+                 "contribution_low": c - 0.1, "contribution_high": c + 0.1}
+        for suite, counts, base, full, best in (("math", True, 0.25, 0.5, 0.4), ("code", False, 0.5, -0.1, np.nan))
+        for name, kind, layer, score, gain, c in (
+            ("base", "base", None, base, np.nan, 0.0), ("full", "full", None, base + full, full, 1.0),
+            ("layer-03", "layer", 3, base + best * full, best * full, best),
+            ("layer-04", "layer", 4, base - 0.05, -0.05, -0.05 / full if counts else np.nan),
+        )
+    ]  # fmt: skip
+    with open(tmp_path / "one" / "contribution_by_suite.parquet", "wb") as file:
+        BY_SUITE.write(BY_SUITE.frame(rows), file)
+    assert main(["compare", *paths, "-o", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    (math,), (code,) = lines(printed, "math", "one"), lines(printed, "code (not in S)")
+    assert all(text in math for text in ("0.250", "0.500", "layer-03", "0.40", "layer-04 −0.050"))
+    assert all(text in code for text in ("0.500", "−0.100", "−0.110 to −0.090", "full −0.100"))
+    page = Page(tmp_path / "out" / "compare.html")
+    assert "suites" in page.sections and "code (not in S)" in page.words
+    (tmp_path / "one" / "contribution_by_suite.parquet").write_bytes(b"no table")
+    assert main(["compare", *paths]) == 2
+    assert "contribution_by_suite.parquet: cannot be read as parquet" in capsys.readouterr().err
 
 
 def test_opposite_noisy_and_unknown(tmp_path, capsys):

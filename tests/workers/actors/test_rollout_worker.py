@@ -90,6 +90,8 @@ def test_a_suite_has_its_own_prompts_samples_and_limits(worker, tokenizer):
     assert four["response_tokens"].tolist() == [5, 5, 5, 2] * 40
     assert four["format_ok"].tolist() == [True, True, True, False] * 40
     assert not four["truncated"].any()
+    assert four["answer"].tolist()[:3] == ["".join(sorted(four["prompt"][0]))] * 3 and pd.isna(four["answer"][3])
+    assert four["counts"].all()
 
 
 def test_the_evaluation_splits_are_alike():
