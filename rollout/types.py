@@ -161,6 +161,8 @@ class ScoredResponses:
     """Category of the prompt, where an environment has categories; else None."""
     losses: np.ndarray
     """Times that the environment failed; 2: given up."""
+    unjudged: np.ndarray
+    """Whether there was no verdict in time."""
 
 
 def stable_seed(*parts: object) -> int:

@@ -131,6 +131,7 @@ class EpisodeBatch:
             format_ok=np.array([bool(e.turns) and all(turn.valid for turn in e.turns) for e in episodes]),
             category=np.array([e.category for e in episodes], object),
             losses=np.array([e.losses for e in episodes]),
+            unjudged=np.zeros(len(episodes), bool),
         )
 
 

@@ -185,6 +185,7 @@ STEPS = TableSchema("steps", (
     Column("given_up_episodes", COUNT, "episodes whose environment failed twice", "episodes"),
     Column("cut_observations", COUNT, "observations cut at their limit", "observations"),
     Column("unjudged_fraction", NUMBER, "share of responses whose answer got no verdict in time, and counts as wrong"),
+    Column("overlong_prompts", COUNT, "prompts too long for the model's window, replaced by others", "prompts"),
     Column("gradient_agreement", NUMBER, "cosine between the gradients of even and of odd prompts (first step)"),
 ))  # fmt: skip
 
@@ -202,6 +203,7 @@ SCORES = TableSchema("scores", (
     Column("format_ok", FLAG, "an answer could be read from it, right or wrong"),
     Column("category", TEXT, "category of the prompt (environments)"),
     Column("losses", COUNT, "times that the environment failed; 2: given up"),
+    Column("unjudged", FLAG, "its answer got no verdict in time, and counts as wrong"),
 ))  # fmt: skip
 
 CONTRIBUTION = TableSchema("contribution", (
@@ -250,4 +252,5 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("final_contribution_low", NUMBER, "lower end of its 95 % interval"),
     Column("final_contribution_high", NUMBER, "upper end"),
     Column("learning_rate_policy", TEXT, "how the learning rates were found"),
+    Column("unjudged_fraction", NUMBER, "share of responses whose answer got no verdict in time, and counts as wrong"),
 ))  # fmt: skip

@@ -52,6 +52,7 @@ def responses(right):
         format_ok=np.ones(count, bool),
         category=np.full(count, None),
         losses=np.zeros(count, int),
+        unjudged=np.zeros(count, bool),
     )
     return {"suite": np.full(count, "a", object), "split": np.full(count, "selection", object)} | vars(scored)
 
