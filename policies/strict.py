@@ -11,9 +11,9 @@ MOST = 10**9
 """Largest number in a field that has no bound of its own: more is a slip, and something would count through it."""
 MOST_PROCESSES, MOST_PROMPTS, MOST_SAMPLES = 10_000, 1_000_000, 10_000
 """Largest number of processes side by side, of prompts that are drawn at a time, of responses to one prompt."""
-Processes = Annotated[int, Field(ge=1, le=MOST_PROCESSES)]
-Prompts = Annotated[int, Field(ge=1, le=MOST_PROMPTS)]
-Samples = Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
+Processes = Annotated[int, Field(gt=0, le=MOST_PROCESSES)]
+Prompts = Annotated[int, Field(gt=0, le=MOST_PROMPTS)]
+Samples = Annotated[int, Field(gt=0, le=MOST_SAMPLES)]
 
 
 def written_as(pattern: str, words: str) -> AfterValidator:

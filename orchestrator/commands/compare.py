@@ -39,7 +39,7 @@ def load_profiles(paths: Sequence[str], noise: float | None = None) -> list[Prof
             files.append(_resolved(table))
             profiles.append(load_profile(table, noise=noise))
         except FileNotFoundError:
-            problems.append(f"{table}: no such table")
+            problems.append(f"{path}: no such table")
         except (OSError, ImportError, ValueError) as error:  # ValueError: no such protocol, no profile
             problems.append(f"{path}: {getattr(error, 'strerror', None) or error}")
     if twice := [path for path, count in Counter(files).items() if count > 1]:
@@ -50,8 +50,14 @@ def load_profiles(paths: Sequence[str], noise: float | None = None) -> list[Prof
 
 
 def _table_of(path: str) -> str:
-    """The path or URI of a table: the contribution table where it is that of a folder."""
+    """The path or URI of a table: the contribution table where it is that of a folder.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+    """
     filesystem, inner = resolve_uri(path)
+    if not filesystem.exists(inner):
+        raise FileNotFoundError(path)
     return f"{path.rstrip('/')}/contribution.parquet" if filesystem.isdir(inner) else path
 
 

@@ -15,7 +15,7 @@ _BRACKETS = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}")
 _COMMA = re.compile(r";|,(?!\d{3}(?!\d))")
 _RANGE = re.compile(r"\d\s*[–—]\s*\d")
 _NUMBERS_IN_A_ROW = re.compile(r"(?<!_)\d\s+\d")
-"""Not the base of a logarithm and its argument, `\\log_2 8`."""
+"""Two numbers, but not the base of a logarithm and its argument, `\\log_2 8`."""
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{[a-z]*\*?\}")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
 
