@@ -27,13 +27,15 @@ def written_as(pattern: str, words: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _no_control_characters(path: str) -> str:
+def _can_be_a_location(path: str) -> str:
     if found := re.search(r"[\x00-\x1f\x7f]", path):
         raise ValueError(f"has the character {found[0]!r} in it; name a path without line breaks and the like")
+    if path.endswith("://"):
+        raise ValueError(f"{path} names no path; write it out")
     return path
 
 
-Location = Annotated[str, Field(min_length=1), AfterValidator(_no_control_characters)]
+Location = Annotated[str, Field(min_length=1), AfterValidator(_can_be_a_location)]
 """A path, a URI, or a name on a hub."""
 
 
