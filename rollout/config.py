@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from layersweep.policies.strict import StrictModel
+from layersweep.policies.strict import MOST_PROMPTS, Processes, Prompts, Samples, StrictModel, written_as
 from layersweep.rollout.environments.alfworld import AlfWorldConfig
 from layersweep.rollout.environments.custom import CustomEnvironmentConfig
 from layersweep.rollout.environments.demo_gridworld import GridWorldConfig
@@ -66,7 +66,7 @@ class RolloutConfig(StrictModel):
     """Alternate generation and training, for engine and trainers that share a GPU without memory for KV cache and
     activations at once: all runs generate, then all train. Meanwhile engines keep their weights in host memory and no
     cache (vLLM's sleep level 1). Costs the overlap of the two, and was never run on a GPU."""
-    tensor_parallel_size: PositiveInt = 1
+    tensor_parallel_size: Processes = 1
     """GPUs that one engine spans."""
     weight_transfer: Literal["auto", "direct", "object_store"] = "auto"
     """How a run's weights reach its engine. `auto`: as a CUDA IPC handle on the same GPU, over NCCL between GPUs, and
@@ -79,19 +79,19 @@ class RolloutConfig(StrictModel):
 class SuiteConfig(StrictModel):
     """One named evaluation set."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    name: Annotated[str, written_as(r"[A-Za-z0-9_.-]{1,64}", "1 to 64 letters, digits, `_`, `.`, `-`")]
     """Letters, digits, `_`, `.`, `-`."""
     task: TaskConfig | None = None
     """Source of its prompts; null is the task that is trained."""
     counts: bool = True
     """Whether it is part of the score S. One that is not (another domain, say) is scored like the others and shown
     beside them, in `contribution_by_suite.parquet`: what else a run learned, or forgot."""
-    prompts: PositiveInt = 512
+    prompts: Prompts = 512
     """Prompts of the `selection` split."""
-    final_prompts: int = Field(0, ge=0)
+    final_prompts: int = Field(0, ge=0, le=MOST_PROMPTS)
     """Prompts of the `final` split, on which base, full and the best layers are scored once more, with four
     times the samples; 0 leaves it out."""
-    samples: PositiveInt = 4
+    samples: Samples = 4
     """Responses per prompt; a prompt's score is their mean (pass@1). Below 4 the interval widens."""
     temperature: float = Field(1.0, ge=0, le=2)
     """0 is greedy; then one sample is enough."""

@@ -169,8 +169,8 @@ class ScoredResponses:
     """Category of the prompt, where an environment has categories; else None."""
     losses: np.ndarray
     """Times that the environment failed; 2: given up."""
-    judged: np.ndarray
-    """Whether the response got a verdict; without one its score is 0."""
+    unjudged: np.ndarray
+    """Whether there was no verdict (late, an exception); the score is then 0."""
 
 
 def verdict_columns(scores: Sequence[Score]) -> dict[str, np.ndarray]:
@@ -181,7 +181,7 @@ def verdict_columns(scores: Sequence[Score]) -> dict[str, np.ndarray]:
         "score": np.array([score.reward for score in scores]),
         "format_ok": np.array([score.format_ok for score in scores]),
         "answer": np.array([score.answer for score in scores], object),
-        "judged": np.array([score.judged for score in scores], bool),
+        "unjudged": np.array([not score.judged for score in scores], bool),
     }
 
 

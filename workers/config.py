@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, field_validator, model_validator
 
-from layersweep.policies.strict import StrictModel
+from layersweep.policies.strict import MOST_PROCESSES, Processes, Prompts, Samples, StrictModel
 
 Rate = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -77,8 +77,8 @@ class TrainingConfig(StrictModel):
 
     steps: PositiveInt = 100
     """Rollout batches of a run."""
-    prompts_per_step: PositiveInt = 32
-    group_size: PositiveInt = 8
+    prompts_per_step: Prompts = 32
+    group_size: Samples = 8
     """Responses per prompt; advantages compare within them."""
     minibatches: PositiveInt = 1
     """Optimizer steps per epoch over one rollout batch; prompts are split evenly."""
@@ -157,8 +157,8 @@ class DeepSpeedConfig(StrictModel):
 class ActorResources(StrictModel):
     """Resources that one actor requests from Ray."""
 
-    cpus: float = Field(1.0, ge=0)
-    gpus: float = Field(0.0, ge=0)
+    cpus: float = Field(1.0, ge=0, le=MOST_PROCESSES)
+    gpus: float = Field(0.0, ge=0, le=MOST_PROCESSES)
     """GPUs; a fraction lets several actors share one."""
 
 
@@ -167,18 +167,18 @@ class ResourcesConfig(StrictModel):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of engines and trainers; `auto` is cuda where they request GPUs."""
-    engines: PositiveInt = 1
+    engines: Processes = 1
     """Number of vLLM engines; runs are assigned to them in turn."""
     engine: ActorResources = ActorResources(cpus=0.5)
     trainer: ActorResources = ActorResources(cpus=0.1)
     """Resources of each rank of a layer run."""
     full_trainer: ActorResources | None = None
     """Resources of each rank of the full run; null is as `trainer`."""
-    trainer_ranks: PositiveInt = 1
+    trainer_ranks: Processes = 1
     """Data-parallel ranks of a layer run."""
-    full_trainer_ranks: PositiveInt = 1
+    full_trainer_ranks: Processes = 1
     """Data-parallel ranks of the full run."""
-    concurrent_runs: PositiveInt | None = None
+    concurrent_runs: Processes | None = None
     """Runs that train at the same time; null is as many as the cluster has capacity for, as it grows and shrinks."""
     wait_for_nodes: float = Field(0.0, ge=0)
     """Seconds to wait for an autoscaling cluster to grow to what the sweep needs at least; its autoscaler is told what

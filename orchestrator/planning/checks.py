@@ -16,12 +16,13 @@ from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.orchestrator.spec.user_code_sections import code_texts
 from layersweep.policies.config import PretrainedModel
 from layersweep.policies.selection import Selection
+from layersweep.rollout.data.locations import local_path
 from layersweep.rollout.data.prompt_data import decontaminate_across
 from layersweep.rollout.data.window import Encode, fit_prompts, prompt_uses
 from layersweep.workers.storage.files import is_object_store, resolve_uri
 
 from .model_architecture import ResolvedModel, resolve_model
-from .model_checks import field_of_messages, model_problems, template_problems, tokenizer_problems
+from .model_checks import config_problems, field_of_messages, model_problems, template_problems, tokenizer_problems
 from .plan import Plan, Run
 
 if TYPE_CHECKING:  # transformers: seconds
@@ -167,7 +168,8 @@ def _encoder(
     except Exception as error:  # files that are no tokenizer raise anything
         reason = " ".join(str(error).split())
         return None, [f"model.path: the tokenizer of {model.tokenizer} cannot be loaded ({reason})"]
-    problems = tokenizer_problems(encoder, model) + template_problems(encoder, spec.model, sections)
+    problems = config_problems(model) + tokenizer_problems(encoder, model)
+    problems += template_problems(encoder, spec.model, sections)
     return (None if problems else encoder), problems
 
 
@@ -221,8 +223,13 @@ def _output_problems(spec: SweepSpec) -> list[str]:
         return error.problems
     except (ValueError, ImportError) as error:
         return [f"output: {spec.output}: {error}"]
-    if "http" in filesystem.protocol:
-        return [f"output: {spec.output}: web addresses can only be read; name a folder or bucket"]
+    unfit = (
+        "a chain of filesystems can only be read" if "::" in spec.output and local_path(spec.output) is None else
+        "web addresses can only be read" if "http" in filesystem.protocol else
+        "what is in memory only one process sees" if "memory" in filesystem.protocol else None
+    )  # fmt: skip
+    if unfit:
+        return [f"output: {spec.output}: {unfit}; name a folder or bucket"]
     folder = path.rstrip("/")
     probe = f"{folder}/.layersweep-{uuid.uuid4().hex}"
     missing = []

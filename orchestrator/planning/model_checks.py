@@ -12,6 +12,7 @@ from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.model.checkpoint import INDEX, StoredTensor, non_finite, shards, stored_tensors
 from layersweep.rollout.data.prompt_data import DataConfig
 from layersweep.rollout.types import Prompt
+from layersweep.workers.startup.model_source import LOADED
 
 from .model_architecture import TOKENIZERS, ResolvedModel
 
@@ -59,6 +60,7 @@ def model_problems(spec: SweepSpec, model: ResolvedModel, weights_needed: bool) 
     if model.folder is None:
         return problems
     try:
+        _check_ordinary(model.folder)
         if weights_needed or any(model.folder.glob("*.safetensors")):
             _check_files(model.folder)
             _check_weights(model.folder, shape, read_all=weights_needed)
@@ -67,6 +69,18 @@ def model_problems(spec: SweepSpec, model: ResolvedModel, weights_needed: bool) 
     if weights_needed and model.tokenizer is None:
         problems.append(f"model.path: {model.folder} holds no tokenizer ({', '.join(TOKENIZERS)})")
     return problems
+
+
+def config_problems(model: ResolvedModel) -> list[str]:
+    """List what transformers refuses in the config.json beside a tokenizer; it is the last word on what fields hold."""
+    import transformers
+
+    kind = getattr(transformers, f"{model.architecture.name.removesuffix('ForCausalLM')}Config")
+    try:
+        kind.from_pretrained(model.tokenizer)
+    except Exception as error:  # its validators raise classes of their own
+        return [f"model.path: {model.tokenizer}/config.json: transformers refuses it ({' '.join(str(error).split())})"]
+    return []
 
 
 def tokenizer_problems(encoder: "PromptEncoder", model: ResolvedModel) -> list[str]:
@@ -162,6 +176,17 @@ def _expected(shape: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{block}.mlp.down_proj.weight", (hidden, shape.intermediate)
     yield "model.norm.weight", (hidden,)
     yield "lm_head.weight", (shape.vocabulary, hidden)
+
+
+def _check_ordinary(folder: Path) -> None:
+    """Refuse what a model is loaded from and is no file: a pipe would keep its reader waiting.
+
+    Raises:
+        ValueError: says which.
+    """
+    there = sorted(path for path in folder.iterdir() if any(path.match(pattern) for pattern in LOADED))
+    if odd := [path.name for path in there if not path.is_file()]:
+        raise ValueError(f"{_listed(odd)}: no ordinary file, or a link to none; replace it by the model's own")
 
 
 def _check_files(folder: Path) -> None:

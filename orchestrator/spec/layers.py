@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from layersweep.policies.selection import Selection
-from layersweep.policies.strict import StrictModel
+from layersweep.policies.strict import StrictModel, written_as
 
 from .errors import shorten
 
@@ -20,7 +20,7 @@ class SearchConfig(StrictModel):
 
     budget: float = Field(0.3, gt=0, le=1)
     """Training steps of all layer runs together, as a share of training every layer to the end."""
-    goal: str = Field("best", pattern=r"^(best|top [1-9][0-9]{0,8})$")
+    goal: Annotated[str, written_as(r"best|top [1-9][0-9]{0,8}", "best, or top and a number, such as top 3")] = "best"
     """`best`, or `top K`."""
 
 
@@ -30,7 +30,7 @@ class LayerSearch(StrictModel):
     search: SearchConfig = SearchConfig()
 
 
-Pick = Annotated[str, Field(pattern=r"^(best|worst) [1-9][0-9]{0,8}$")]
+Pick = Annotated[str, written_as(r"(best|worst) [1-9][0-9]{0,8}", "best or worst and a number, such as best 5")]
 
 
 class CombinedRun(StrictModel):
@@ -84,7 +84,8 @@ def _read(value: object) -> str | tuple[int, ...] | LayerSearch:
             return LayerSearch.model_validate(value | {"search": value["search"] or {}})
         except ValidationError as error:
             first = error.errors()[0]
-            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            reason = first["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {reason}") from error
     numbers = value if isinstance(value, list | tuple) else [value]
     if all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
         return tuple(numbers)

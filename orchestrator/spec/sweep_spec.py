@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from layersweep.policies.algorithms.grpo import GRPO
 from layersweep.policies.config import AlgorithmConfig, ModelConfig, TinyModel
-from layersweep.policies.strict import StrictModel
+from layersweep.policies.strict import Location, StrictModel, written_as
 from layersweep.rollout.config import EvaluationConfig, RolloutConfig, TaskConfig
 from layersweep.workers.config import (
     DeepSpeedConfig,
@@ -28,7 +28,12 @@ MOST_EVALUATIONS = 10_000
 class SweepSpec(StrictModel):
     """One sweep: which layers of which model carry the gains of which training."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
+    name: Annotated[
+        str,
+        written_as(
+            r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", "1 to 100 letters, digits, `_`, `.`, `-`, the first a letter or a digit"
+        ),
+    ]
     """Names the output folder and the Ray job: letters, digits, `_`, `.`, `-`."""
     model: ModelConfig
     """The base model. A plain string is short for `{type: pretrained, path: ...}`."""
@@ -44,7 +49,7 @@ class SweepSpec(StrictModel):
     combine: tuple[CombinedRun, ...] = ()
     """Runs over several layers, trained once the layer runs are finished: `only: best 5`, `boost: best 10`,
     `middle: 5`, `worst: 5`. Picked on the selection split, scored on the final split too."""
-    profile: str | None = Field(None, min_length=1)
+    profile: Location | None = None
     """A finished sweep's folder or contribution.parquet to pick `combine`'s layers from; null is this sweep itself."""
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     """Seeds, from 0 on; every run is repeated with each of them."""
@@ -60,7 +65,7 @@ class SweepSpec(StrictModel):
     `none`."""
     recovery: RecoveryConfig = RecoveryConfig()
     tracking: TrackingConfig = TrackingConfig()
-    output: str = Field("runs", min_length=1)
+    output: Location = "runs"
     """A folder, or an fsspec URI; the sweep writes to `<output>/<name>`."""
 
     @property

@@ -13,6 +13,9 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles depend on the position alone. Others (dynamic, longrope) depend on the length of the
 sequence too, which engine and trainer see in different pieces."""
 
+DTYPES = ("float32", "bfloat16", "float16")
+"""Types of weights that are trained and served, as config.json names them."""
+
 MOST_LAYERS = 10_000
 MOST_UNITS = 1 << 31
 """Bounds on the sizes in a config.json: larger ones are slips, and a plan would count through them."""
@@ -86,9 +89,15 @@ class Architecture:
         if not path.is_file():
             raise ValueError(f"{folder} has no config.json: it is not a Hugging Face model folder")
         try:
-            architecture = cls.from_config(json.loads(path.read_text(encoding="utf-8")))
+            config = json.loads(path.read_text(encoding="utf-8"))
+            architecture = cls.from_config(config)
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
+        if config.get("model_type") is None:
+            raise ValueError(
+                f"config.json lacks 'model_type', by which transformers finds a model's class; of an "
+                f"{architecture.name} it is {json.dumps(SUPPORTED[architecture.name])}"
+            )
         if not any(folder.glob("*.safetensors")):
             return architecture
         tied = head_is_tied(stored_tensors(folder))
@@ -121,6 +130,20 @@ def _size(config: dict[str, Any], field: str, default: int | None = None, most: 
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         raise ValueError(f"config.json: {field}: {value!r:.50} is not a whole number from 1 to {most:,}")
     return value
+
+
+def end_tokens(config: dict[str, Any]) -> list[int]:
+    """Return the tokens that end a response by a config.json or generation_config.json.
+
+    Raises:
+        ValueError: `eos_token_id` holds something else than numbers of tokens.
+    """
+    ends = config.get("eos_token_id")
+    numbers = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    for number in numbers:
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise ValueError(f"{json.dumps(number):.50} is no number of a token, which are whole numbers from 0")
+    return numbers
 
 
 def unsupported_fields(config: dict[str, Any]) -> dict[str, str]:
@@ -169,6 +192,13 @@ def unsupported_fields(config: dict[str, Any]) -> dict[str, str]:
         found["tie_word_embeddings"] = f"{json.dumps(config['tie_word_embeddings']):.50} is neither true nor false"
     if config.get("model_type") not in (None, kind := SUPPORTED[config["architectures"][0]]):
         found["model_type"] = f"{json.dumps(config['model_type']):.50} is not {kind}, which the architecture is"
+    for field in ("dtype", "torch_dtype"):
+        if config.get(field) is not None and str(config[field]).removeprefix("torch.") not in DTYPES:
+            found[field] = f"{json.dumps(config[field]):.50} is not supported; supported are {', '.join(DTYPES)}"
+    try:
+        end_tokens(config)
+    except ValueError as error:
+        found["eos_token_id"] = str(error)
     if config.get("dual_chunk_attention_config"):
         found["dual_chunk_attention_config"] = "is not supported; without it the model attends to everything"
     if config.get("quantization_config"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-import fsspec
+from .locations import open_filesystem
 
 TEXT_FORMATS = (".jsonl", ".json", ".csv", ".tsv")
 FORMATS = (*TEXT_FORMATS, ".parquet", ".arrow")
@@ -70,11 +70,6 @@ class DataFile:
         return stream
 
 
-def is_remote(path: str) -> bool:
-    """Return whether a path is a URI that another machine serves."""
-    return "://" in path and not path.startswith(("file://", "local://"))
-
-
 def data_files(path: str, split: str, subset: str | None) -> list[DataFile]:
     """List the files of one split, in order. Cheap: nothing is opened.
 
@@ -86,9 +81,9 @@ def data_files(path: str, split: str, subset: str | None) -> list[DataFile]:
     Raises:
         DataError: there is no such path, nothing in it can be read, or it could mean more than one data set.
     """
-    path = path if "://" in path else os.path.expanduser(path)
+    path = os.path.expanduser(path)
     try:
-        filesystem, root = fsspec.core.url_to_fs(path)
+        filesystem, root = open_filesystem(path)
         if not filesystem.exists(root):
             raise DataError(f"data.path: {path} does not exist")
         if filesystem.isfile(root):

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, model_validator
 
-from layersweep.policies.strict import StrictModel
+from layersweep.policies.strict import Location, StrictModel
 from layersweep.rollout.types import Prompt, Split
 
-from .data_files import DataError, DataFile, data_files, is_remote
+from .data_files import DataError, DataFile, data_files
 from .decontamination import contaminated
+from .locations import local_path, refuse_unknown_protocol
 from .row_readers import file_rows, hub_rows, messages_of, value_at
 
 logger = logging.getLogger(__name__)
@@ -74,22 +75,22 @@ def _either_case(*names: str) -> tuple[str, ...]:
 class DataConfig(StrictModel):
     """Source of the prompts, and the form in which the model gets them."""
 
-    path: str | None = None
+    path: Location | None = None
     """A .parquet, .jsonl, .json (a list of rows), .csv or .tsv file (text also as .gz, .bz2, .zst), a folder of such
     files, or one that `save_to_disk` of `datasets` wrote: a path, or a URI that fsspec understands (`s3://...`)."""
-    hub: str | None = None
+    hub: Location | None = None
     """The name of a data set for `datasets.load_dataset`, instead of `path`."""
-    subset: str | None = None
+    subset: Location | None = None
     """The configuration of the hub's data set, such as `main`; of a `path` the inner folder, if several hold data."""
-    revision: str | None = None
+    revision: Location | None = None
     """The commit or tag of the hub's data set; name one, and the data cannot change under a sweep."""
-    split: str = "train"
+    split: Location = "train"
     """The split of the hub's data set, or of a folder whose files name their splits (`train-00000.parquet`,
     `data/test/a.jsonl`)."""
     columns: Columns = Columns()
     subsample: int | None = Field(None, ge=1)
     """Use this many rows, drawn without replacement; a larger subsample contains the smaller ones of its seed."""
-    subsample_seed: NonNegativeInt = 0
+    subsample_seed: int = Field(0, ge=0, lt=2**32)
     selection_share: float = Field(0.1, ge=0, le=1)
     """Share of prompts held out for choosing layers. A hash of the prompt's text decides, nothing else."""
     final_share: float = Field(0.1, ge=0, le=1)
@@ -118,6 +119,11 @@ class DataConfig(StrictModel):
             raise ValueError("give either path (local files) or hub (the name of a data set)")
         if self.path is not None and self.revision is not None:
             raise ValueError("revision: a path has no revisions, only a data set of the hub has; leave it out")
+        if self.path is not None:
+            try:
+                refuse_unknown_protocol(self.path)
+            except ValueError as error:
+                raise ValueError(f"path: {error}") from error
         if self.selection_share + self.final_share > 1:
             raise ValueError("selection_share + final_share is above 1; they are shares of the same prompts")
         if self.template.count("{question}") != 1:
@@ -129,7 +135,7 @@ class DataConfig(StrictModel):
         """Name what has to be fetched from elsewhere; None for local files."""
         if self.hub:
             return f"data set {self.hub} of the hub"
-        return f"data set {self.path}" if self.path and is_remote(self.path) else None
+        return f"data set {self.path}" if self.path and local_path(self.path) is None else None
 
     def files(self) -> list[DataFile]:
         """The files of a path, in order; empty for a data set of the hub.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from layersweep.policies.strict import StrictModel
+from layersweep.policies.strict import Processes, StrictModel
 from layersweep.rollout.data.prompt_data import split_of
 from layersweep.rollout.subprocess_pool import Failure, LimitedCalls
 from layersweep.rollout.types import Prompt, Response, Score, Split
@@ -38,6 +38,10 @@ class ReasoningGymConfig(StrictModel):
     """Form of the prompt: `chat` renders a message with the model's chat template, `plain` sends the text alone."""
     system: str | None = None
     """A system message; in plain format a paragraph before the prompt."""
+    overlong_prompts: Literal["refuse", "drop"] = "refuse"
+    """Whether problems that leave no room for a response in the model's window, counted in tokens, stop the sweep
+    before it starts, as far as its first batch and its suites have them. In later batches they always give way to
+    further problems, and are counted: `overlong_prompts` of steps.parquet."""
     answer_after: str = "<answer>"
     """Mark before the answer; the last one in the response counts. Empty: the answer is at its beginning."""
     answer_before: str = "</answer>"
@@ -47,7 +51,7 @@ class ReasoningGymConfig(StrictModel):
     cpu_seconds: float = Field(5.0, gt=0)
     """Bound on scoring one answer, in CPU time. What exceeds it is tried once more with four times as much, is then
     wrong, and counted as `unjudged_fraction`."""
-    processes: int = Field(2, ge=1)
+    processes: Processes = 2
     """Worker processes for scoring; they start when there is work for them."""
 
     def check(self) -> None:
@@ -81,6 +85,11 @@ class ReasoningGymTask:
         self._scores = LimitedCalls(
             "layersweep.rollout.tasks.reasoning_gym_entries:score", config.cpu_seconds, config.processes
         )
+
+    @property
+    def drops_overlong(self) -> bool:
+        """Whether problems that are too long for the model are left out instead of refused."""
+        return self.config.overlong_prompts == "drop"
 
     def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
         """Draws `count` different problems; another seed gives others, as far as the generator has enough of them."""

@@ -74,10 +74,10 @@ def test_a_reward_rows_and_a_spec_are_enough(finished):
     assert len((folder / "sweep.yaml").read_text().splitlines()) == 15
     scores, steps = (pd.read_parquet(folder / "runs/mine" / f"{name}.parquet") for name in ("scores", "steps"))
     assert set(scores["selection"]) == {"base", "full", "layer-00", "layer-01"}
-    judged = scores[scores["judged"]]
+    judged = scores[~scores["unjudged"]]
     assert (judged["reward.right"] == (judged["score"] == 1)).all()
     assert set(judged["score"]) <= {0.0, 0.1, 1.0}
-    lost = scores[~scores["judged"]]
+    lost = scores[scores["unjudged"]]
     assert (lost["score"] == 0).all() and lost["reward.right"].isna().all()
     assert steps["reward.right"].between(0, 1).all()
     if len(lost) or steps["unjudged_fraction"].any():

@@ -14,7 +14,7 @@ from layersweep.policies.selection import parse_run_name
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.config import SuiteConfig
 from layersweep.rollout.data.prompt_data import decontaminate_across
-from layersweep.rollout.data.window import fit_prompts, prompt_uses
+from layersweep.rollout.data.window import Drawn, draw_fitting, fit_prompts, prompt_uses
 from layersweep.rollout.environments.base import InitialState
 from layersweep.rollout.environments.episodes import EpisodeBatch, play
 from layersweep.rollout.prompt_encoder import PromptEncoder
@@ -89,7 +89,6 @@ class RolloutWorker:
         Prompts and sampling seeds follow from sweep seed and step alone, so all runs of a seed see the same.
         """
         training, began = self.training, time.perf_counter()
-        prompts = self.task.prompts("train", training.prompts_per_step, seed=_batch_seed(seed, step))
         multi_turn = getattr(self.task, "multi_turn", False)
         sampling = Sampling(
             samples=1 if multi_turn else training.group_size,
@@ -101,6 +100,7 @@ class RolloutWorker:
         )
         if multi_turn:
             scope = ("train", seed, step)
+            prompts = self.task.prompts("train", training.prompts_per_step, seed=_batch_seed(seed, step))
             played = await self._play(engine, run, version, self.task, prompts, training.group_size, sampling, scope)
             seconds = {
                 "rollout_seconds": time.perf_counter() - began,
@@ -111,7 +111,8 @@ class RolloutWorker:
             await self._keep(run, seed, step, TRAIN, None, self.task, prompts, played.texts(self.task.config),
                              vars(played.scores()))  # fmt: skip
             return replace(played.experience(), seconds=seconds)
-        tokens = [self._encode(prompt) for prompt in prompts]
+        drawn = self._draw(self.task, "train", training.prompts_per_step, _batch_seed(seed, step), sampling)
+        prompts, tokens = drawn.prompts, [np.array(prompt, np.int32) for prompt in drawn.tokens]
         seeds = seeds_for([prompt.id for prompt in prompts], "train", seed, step)
         done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
         generated = time.perf_counter()
@@ -137,7 +138,10 @@ class RolloutWorker:
                 "generate_cpu_seconds": done.cpu_seconds,
                 "reward_cpu_seconds": cpu,
             },
-            metrics={"unjudged_fraction": float(np.mean([not score.judged for score in scores]))}
+            metrics={
+                "unjudged_fraction": float(np.mean([not score.judged for score in scores])),
+                "overlong_prompts": drawn.replaced,
+            }
             | {name: float(np.nanmean(values)) for name, values in reward_columns(scores).items()},
         )
 
@@ -155,7 +159,6 @@ class RolloutWorker:
         Sampling seeds are common to all runs.
         """
         suite, task = self.suites[suite_name], self.suite_tasks[suite_name]
-        prompts = task.prompts(split, suite.prompts if split == "selection" else suite.final_prompts)
         samples = 1 if greedy or suite.temperature == 0 else samples  # greedy responses are all the same
         multi_turn = getattr(task, "multi_turn", False)
         sampling = Sampling(
@@ -169,19 +172,22 @@ class RolloutWorker:
             min_p=suite.min_p,
         )
         scope = ("evaluate", suite_name, split, seed)
+        asked = suite.prompts if split == "selection" else suite.final_prompts
+        drawn = None if multi_turn else self._draw(task, split, asked, 0, sampling)
+        prompts = drawn.prompts if drawn else task.prompts(split, asked)
         count = len(prompts) * samples
         named = {
             "suite": np.full(count, f"{suite_name}@greedy" if greedy else suite_name, object),
             "split": np.full(count, split, object),
             "counts": np.full(count, suite.counts and not greedy),
         }
-        if multi_turn:
+        if drawn is None:
             played = await self._play(engine, run, version, task, prompts, samples, sampling, scope)
             scored = played.scores()
             await self._keep(run, seed, version, split, named["suite"][0], task, prompts, played.texts(task.config),
                              vars(scored))  # fmt: skip
             return named | vars(scored)
-        tokens = [self._encode(prompt) for prompt in prompts]
+        tokens = [np.array(prompt, np.int32) for prompt in drawn.tokens]
         seeds = seeds_for([prompt.id for prompt in prompts], *scope)
         done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
         texts, scores, _ = await self._score(task, prompts, done, sampling, samples)
@@ -241,6 +247,11 @@ class RolloutWorker:
         """Texts of responses without special tokens, cut at the first stop string."""
         texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
         return [cut_at_stop(text, stop, self.training.include_stop) for text in texts] if stop else texts
+
+    def _draw(self, task: Any, split: Split, count: int, seed: int, sampling: Sampling) -> Drawn:
+        """Draw prompts that leave room for a response; see `draw_fitting`."""
+        limit = None if self.window is None else self.window - sampling.max_tokens
+        return draw_fitting(task, split, count, seed, self.encoder.encode_all, limit)
 
     def _encode(self, prompt: Prompt) -> np.ndarray:
         return np.array(self.encoder.encode(prompt), np.int32)

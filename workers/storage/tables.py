@@ -206,6 +206,7 @@ STEPS = TableSchema("steps", (
     Column("given_up_episodes", COUNT, "episodes whose environment failed twice", "episodes"),
     Column("cut_observations", COUNT, "observations cut at their limit", "observations"),
     Column("unjudged_fraction", NUMBER, "share of responses without a verdict (late, an exception), which are wrong"),
+    Column("overlong_prompts", COUNT, "prompts too long for the model's window, replaced by others", "prompts"),
     Column("gradient_agreement", NUMBER, "cosine between the gradients of even and of odd prompts (first step)"),
 ), further=REWARD)  # fmt: skip
 
@@ -223,7 +224,7 @@ SCORES = TableSchema("scores", (
     Column("format_ok", FLAG, "an answer could be read from it, right or wrong"),
     Column("category", TEXT, "category of the prompt (environments)"),
     Column("losses", COUNT, "times that the environment failed; 2: given up"),
-    Column("judged", FLAG, "the response got a verdict; without one its score is 0"),
+    Column("unjudged", FLAG, "it got no verdict (late, an exception), and counts as wrong"),
     Column("counts", FLAG, "whether the suite is part of the score S; null is true"),
     Column("answer", TEXT, "final answer as the task read it; equal answers are equal texts"),
 ), further=REWARD)  # fmt: skip
@@ -275,6 +276,7 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("final_contribution_low", NUMBER, "lower end of its 95 % interval"),
     Column("final_contribution_high", NUMBER, "upper end"),
     Column("learning_rate_policy", TEXT, "how the learning rates were found"),
+    Column("unjudged_fraction", NUMBER, "share of responses whose answer got no verdict in time, and counts as wrong"),
 ))  # fmt: skip
 
 BY_SUITE = TableSchema("contribution_by_suite", (

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,51 @@ WRONG = {
         r"model\.path: .*the weights hold model\.layers\.1",
     ),
     "bare model": ({}, as_bare_model, r"model\.path: "),
+    "weights of whole numbers by its config": (
+        {},
+        lambda folder: edit_config(folder, torch_dtype="int8"),
+        r"model\.path: config\.json: torch_dtype: \"int8\" is not supported; supported are float32",
+    ),
+    "dtype that torch has not": (
+        {},
+        lambda folder: edit_config(folder, dtype="floaty16"),
+        r"model\.path: config\.json: dtype: \"floaty16\" is not supported",
+    ),
+    "no model_type": (
+        {},
+        lambda folder: edit_config(folder, model_type=None),
+        r"model\.path: config\.json lacks 'model_type'.*; of an Qwen3ForCausalLM it is \"qwen3\"",
+    ),
+    "end token below 0": (
+        {},
+        lambda folder: edit_config(folder, eos_token_id=-1),
+        r"model\.path: config\.json: eos_token_id: -1 is no number of a token",
+    ),
+    "end token that is text": (
+        {},
+        lambda folder: edit_config(folder, eos_token_id=[1, "</s>"]),
+        r"model\.path: config\.json: eos_token_id: \"</s>\" is no number of a token",
+    ),
+    "end token below 0 to generate with": (
+        {},
+        lambda folder: (folder / "generation_config.json").write_text('{"eos_token_id": [1, -1]}'),
+        r"model\.path: the tokenizer .* \(generation_config\.json: eos_token_id cannot be read: -1 is no number",
+    ),
+    "end token outside to generate with": (
+        {},
+        lambda folder: (folder / "generation_config.json").write_text(f'{{"eos_token_id": {VOCABULARY}}}'),
+        r"model\.path: eos_token_id \d+ is outside",
+    ),
+    "list to generate with": (
+        {},
+        lambda folder: (folder / "generation_config.json").write_text("[]"),
+        r"model\.path: .*generation_config\.json: eos_token_id cannot be read",
+    ),
+    "field that transformers refuses": (
+        {},
+        lambda folder: edit_config(folder, use_cache="sometimes"),
+        r"model\.path: .*/config\.json: transformers refuses it",
+    ),
 }
 
 
@@ -369,12 +415,25 @@ def test_files_of_a_model_that_hold_something_else(tmp_path, name):
         plan(folder, run=False)
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe", "link to nowhere"])
-def test_weights_that_are_no_file(tmp_path, kind):
-    file = make(tmp_path / "model") / "model.safetensors"
-    file.unlink()
-    {"folder": file.mkdir, "pipe": lambda: os.mkfifo(file), "link to nowhere": lambda: file.symlink_to("x")}[kind]()
-    with pytest.raises(SpecError, match=r"model\.path: "):
+@pytest.mark.parametrize("kind", ["folder", "pipe", "socket", "device", "link to nowhere"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja",
+     "vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json", "model.safetensors.index.json"],
+)  # fmt: skip
+def test_what_a_model_is_loaded_from_and_is_no_file(tmp_path, monkeypatch, name, kind):
+    """Readers of a pipe or of /dev/zero never end."""
+    file = make(tmp_path / "model") / name
+    file.unlink(missing_ok=True)
+    monkeypatch.chdir(file.parent)  # the path of a socket is short
+    {
+        "folder": file.mkdir,
+        "pipe": lambda: os.mkfifo(file),
+        "socket": lambda: socket.socket(socket.AF_UNIX).bind(name),
+        "device": lambda: file.symlink_to("/dev/zero"),
+        "link to nowhere": lambda: file.symlink_to("x"),
+    }[kind]()
+    with pytest.raises(SpecError, match=rf"^model\.path: .*{name}"):
         plan(file.parent, run=False)
 
 

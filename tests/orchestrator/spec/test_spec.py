@@ -89,7 +89,7 @@ def test_bad_specs_name_field_and_fix(changes, expected):
         ({"layers": [99]}, "layers: the model has layers 0 to 5, not 99"),
         ({"model": "/nowhere/at/all"}, "model.path: there is no folder /nowhere/at/all"),
         ({"output": "/proc/nowhere"}, "output: cannot write to /proc/nowhere"),
-        ({"evaluation__suites": [{"name": "a", "prompts": 10_000_000}]}, "evaluation.suites[0]: "),
+        ({"evaluation__suites": [{"name": "a", "prompts": 100_000}]}, "evaluation.suites[0]: "),
     ],
 )
 def test_a_plan_refuses_what_is_not_there(changes, expected):

@@ -186,8 +186,15 @@ def test_a_path_may_begin_with_a_tilde_or_be_a_uri(tmp_path, monkeypatch):
     assert load("memory://set", **ALL_TRAIN).report.train == 3
     assert DataConfig(path="s3://bucket/set").fetched == "data set s3://bucket/set"
     assert DataConfig(path=(tmp_path / "a.jsonl").as_uri()).fetched is None
-    with pytest.raises(DataError, match=r"data\.path: nosuch://x: .*[Pp]rotocol"):
-        DataConfig(path="nosuch://x").files()
+    with pytest.raises(ValidationError, match=r"path: nosuch://x: nosuch:// is no protocol"):
+        DataConfig(path="nosuch://x")
+
+
+def test_a_file_may_be_called_what_looks_like_a_chain_of_filesystems(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    numbered(tmp_path / "a::b.jsonl", 3)
+    for path in ("a::b.jsonl", str(tmp_path / "a::b.jsonl"), str(tmp_path)):
+        assert load(path, **ALL_TRAIN).report.train == 3
 
 
 def test_a_file_that_ends_early_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from layersweep.workers.actors.rollout_worker import RolloutWorker
 from layersweep.workers.config import TrainingConfig
 from layersweep.workers.startup.model_source import ModelSource
 from layersweep.workers.startup.tiny_model_training import character_tokenizer
-from layersweep.workers.storage.tables import STEPS
+from layersweep.workers.storage.tables import SCORES, STEPS
 from tests.orchestrator.statistics.test_contribution import table_of
 
 ALPHABET = "0123456789="
@@ -196,5 +197,47 @@ def test_responses_without_a_verdict_are_a_column_of_the_steps(worker, tokenizer
     monkeypatch.setattr(worker.task, "score", score)
     worker.training = TrainingConfig(max_response_tokens=7, prompts_per_step=3, group_size=2)
     experience = asyncio.run(worker.experience(Engine(tokenizer, {("layer-01", 6): 1}), "layer-01", 0, 0, 0))
-    assert experience.metrics == {"unjudged_fraction": 0.5}
+    assert experience.metrics == {"unjudged_fraction": 0.5, "overlong_prompts": 0}
     STEPS.check(experience.metrics)
+
+
+def test_responses_without_a_verdict_are_a_column_of_scores_and_table(worker, tokenizer, monkeypatch):
+    """One of each prompt's four responses; full has a verdict on all. The table's share is a mean over prompts."""
+    judge, right = worker.suite_tasks["four"].score, {(None, 4): 1, ("full", 4): 4}
+    engine = Engine(tokenizer, right)
+
+    def score(prompts, responses):
+        return [replace(one, judged=i % 4 != 3) for i, one in enumerate(judge(prompts, responses))]
+
+    full = scores(worker, engine, "four", run="full")
+    monkeypatch.setattr(worker.suite_tasks["four"], "score", score)
+    base = scores(worker, engine, "four")
+    assert base["unjudged"].tolist() == [False, False, False, True] * 40 and not full["unjudged"].any()
+    table = table_of(SCORES.frame(pd.concat([base, full])), split="selection").set_index("selection")
+    assert table["unjudged_fraction"].to_dict() == {"base": 0.25, "full": 0.0}
+
+
+class Growing:
+    """An endless task whose batch `seed` holds prompts of 9, 10, 11 and 12 digits, none of them in another batch."""
+
+    def prompts(self, split, count, seed=0):
+        texts = [str(9 * 10**8 + seed % 10**7) + "0" * (i % 4) for i in range(count)]
+        return [Prompt(f"{split}-{text}", text=text, truth="") for text in texts]
+
+    def score(self, prompts, responses):
+        return [Score(0.0, True) for _ in responses]
+
+
+def test_overlong_prompts_of_a_later_batch_give_way_and_are_counted(worker, tokenizer):
+    """A window of 16 leaves 10 tokens, a digit each, beside a response of 6. Of the first draw's four two fit, and the
+    first two of the second draw take the others' places. Every run gets the same."""
+    worker.task, worker.window = Growing(), 16
+    worker.training = TrainingConfig(max_response_tokens=6, prompts_per_step=4, group_size=2)
+    engine = Engine(tokenizer, dict.fromkeys(((run, n) for run in ("a", "b") for n in (9, 10)), 0))
+    batches = [asyncio.run(worker.experience(engine, run, 0, 0, 5)) for run in ("a", "b")]
+    assert [batch.metrics["overlong_prompts"] for batch in batches] == [2, 2]
+    assert [len(prompt) for prompt in batches[0].prompts] == [9, 9, 10, 10] * 2
+    assert all((one == other).all() for one, other in zip(batches[0].prompts, batches[1].prompts, strict=True))
+    worker.window = 14  # 8 tokens: nothing fits
+    with pytest.raises(ValueError, match="only 0 of 4 train prompts fit the 8 tokens"):
+        asyncio.run(worker.experience(engine, "a", 0, 0, 5))

@@ -62,7 +62,7 @@ def responses(right):
         answer=np.full(count, None),
         category=np.full(count, None),
         losses=np.zeros(count, int),
-        judged=np.ones(count, bool),
+        unjudged=np.zeros(count, bool),
     )
     named = {"suite": np.full(count, "a", object), "split": np.full(count, "selection", object)}
     return named | {"counts": np.full(count, True)} | vars(scored)
