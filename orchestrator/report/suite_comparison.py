@@ -20,7 +20,8 @@ def suite_rows(tables: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
     The best layer is that of the suite, and overstates itself; `lost most` is the selection with the lowest gain.
 
     Args:
-        tables: name of each table, and its path or URI; a table whose folder has no contribution_by_suite.parquet has no rows.
+        tables: name of each table, and its path or URI; without a contribution_by_suite.parquet beside it, it has no
+            rows.
 
     Raises:
         SpecError: one that is there cannot be read.
