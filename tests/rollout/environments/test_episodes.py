@@ -91,6 +91,7 @@ def test_scores_of_an_evaluation():
         "format_ok": [True, False, True, False],
         "category": ["even", "even", "odd", "odd"],
         "losses": [0, 0, 0, 0],
+        "unjudged": [False, False, False, False],
     }
 
 
