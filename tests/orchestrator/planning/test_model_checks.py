@@ -1,4 +1,9 @@
-"""Model folders as people have them: each is planned, or refused before anything starts with field and reason."""
+"""Model folders as people have them: each is planned, or refused before anything starts with field and reason.
+
+Of twelve kinds: 32k positions, tied (with its head stored too), revisions of a hub model, added tokens with and without
+rows, no template, shards, the hub's cache of links, bfloat16 on a CPU, a sliding window off and on, LFS pointers, NaN,
+files that are no files. What runs compute from them is tested with engine and trainer.
+"""
 
 import json
 import os
@@ -86,6 +91,30 @@ def test_a_tied_model_that_stores_its_head_too_is_right(tmp_path):
     folder = make(tmp_path / "model", tie_word_embeddings=True)
     edit_weights(folder, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].clone()}))
     assert plan(folder).architecture.layers == 2
+
+
+def test_tokens_that_were_added_and_have_rows_are_right(tmp_path):
+    """The embedding was resized for them: 40 rows more than the characters' tokens."""
+    folder = make(tmp_path / "model", vocab_size=VOCABULARY + 40)
+    _add_token(folder)
+    assert plan(folder).architecture.vocabulary == VOCABULARY + 40
+
+
+@pytest.mark.parametrize("revision", [None, "older"])
+def test_of_a_hub_model_the_revision_is_planned_that_was_asked_for(tmp_path, monkeypatch, revision):
+    """open-r1 #85, transformers #27923. The hub's cache has two commits; 2 layers in one, and 3 in the other."""
+    repository = tmp_path / "models--someone--some-model"
+    commits = {"main": "a" * 40, "older": "b" * 40}
+    for layers, (name, commit) in enumerate(commits.items(), start=2):
+        make(repository / "snapshots" / commit, num_hidden_layers=layers)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / name).write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("layersweep.workers.startup.model_source.hub_resolves", lambda: False)
+    model = {"path": "someone/some-model"} | ({"revision": revision} if revision else {})
+    found = plan(tmp_path / "model", model=model)
+    assert found.architecture.layers == (3 if revision else 2)
+    assert found.source.revision == commits[revision or "main"]
 
 
 def _poison(folder: Path) -> None:
