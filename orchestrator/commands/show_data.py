@@ -8,6 +8,7 @@ from rich.console import Console
 
 from layersweep.orchestrator.planning.checks import CheckedSweep
 from layersweep.orchestrator.report.format import wide_console
+from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.policies.config import TinyModel
 from layersweep.rollout.data.window import PromptUse, prompt_uses
 from layersweep.rollout.types import Prompt, Response
@@ -47,7 +48,7 @@ def show_data(checked: CheckedSweep) -> None:
                 _fact(console, "rows", str(report))
         if getattr(use.task, "multi_turn", False):
             if first:
-                _fact(console, "prompts", "from an environment, as its episodes go")
+                _show_starts(console, checked, use)
             continue
         _show_split(console, checked, use, shown=SHOWN_PROMPTS if first else 0)
     for task in checked.tasks.values():
@@ -79,8 +80,30 @@ def _show_split(console: Console, checked: CheckedSweep, use: PromptUse, shown: 
     _show_right_answers(console, use.task, prompts[:MOST_SCORED], row_of)
     for number in range(min(shown, len(prompts))):
         console.print(f"    -- {row_of(prompts[number])}, {tokens[number]:,} {unit} --")
-        for line in as_text(number).split("\n"):
-            console.print(f"    | {line}", soft_wrap=True)
+        _show_text(console, as_text(number))
+
+
+def _show_starts(console: Console, checked: CheckedSweep, use: PromptUse) -> None:
+    """Show the first prompts of some episodes; the others follow from what the model does."""
+    from layersweep.rollout.environments.episodes import Episode, prompt_text
+    from layersweep.rollout.environments.process_pool import Call, EnvironmentLost
+
+    _fact(console, "prompts", "as the episodes go; the first ones are:")
+    for start in use.task.prompts(use.split, min(SHOWN_PROMPTS, use.count)):
+        process = use.task.processes.of(start.seed)
+        [state] = process.submit([Call(process.number(), start.seed, [], "")]).result()
+        if isinstance(state, EnvironmentLost):
+            raise SpecError([f"{use.section}: start state {start.id}: {state.reason}"])
+        text = prompt_text(use.task.config, Episode(start, 0, 0, state=state))
+        messages = ({"role": "user", "content": text},) if use.task.config.chat else None
+        tokens, as_text = _encoded(checked, [Prompt(start.id, None if messages else text, messages)])
+        console.print(f"    -- start state {start.seed}, {tokens[0]:,} tokens --")
+        _show_text(console, as_text(0))
+
+
+def _show_text(console: Console, text: str) -> None:
+    for line in text.split("\n"):
+        console.print(f"    | {line}", soft_wrap=True)
 
 
 def _encoded(checked: CheckedSweep, prompts: Sequence[Prompt]) -> tuple[list[int], Callable[[int], str]]:

@@ -52,7 +52,11 @@ def make_plan(spec: SweepSpec, fetch: bool = True) -> Plan:
         SpecError: layers that the model lacks, a model or data that is not there or cannot be used, prompts that the
             task cannot give or that are too long for the model, an output that cannot be written.
     """
-    return check_sweep(spec, fetch, fetch).plan
+    checked = check_sweep(spec, fetch, fetch)
+    for task in checked.tasks.values():
+        if hasattr(task, "close"):
+            task.close()
+    return checked.plan
 
 
 def check_sweep(spec: SweepSpec, fetch: bool, fetch_data: bool) -> CheckedSweep:

@@ -1,6 +1,7 @@
 """A user's own algorithm: found, checked before anything starts, and used like any other."""
 
 import pickle
+import subprocess
 import sys
 
 import numpy as np
@@ -10,6 +11,7 @@ import yaml
 from layersweep.cli import DEMO, main
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import load_spec, parse_spec
+from layersweep.orchestrator.spec.paths import with_absolute_paths
 
 MODULE = '''
 import numpy as np
@@ -88,6 +90,18 @@ def test_what_cannot_be_an_algorithm_is_refused(here, algorithm, expected):
     with pytest.raises(SpecError) as error:
         parse_spec(spec_with(**algorithm))
     assert expected in str(error.value)
+
+
+def test_one_in_a_file_is_made_on_a_worker_from_its_section(here, tmp_path_factory):
+    """As trainers get it: pickled, in a process that runs elsewhere and has never seen the module."""
+    section = with_absolute_paths(
+        parse_spec(spec_with(path="mine_of_a_test.py:Winners", settings={"bar": 0.25}))
+    ).algorithm
+    assert section.path == f"{here}/mine_of_a_test.py:Winners"
+    code = f"import pickle; print(pickle.loads({pickle.dumps(section)!r}).build().bar)"
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, capture_output=True, text=True, check=True)
+    assert done.stdout == "0.25\n"
 
 
 def test_the_command_plans_with_it(here, capsys):

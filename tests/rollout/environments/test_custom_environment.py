@@ -4,8 +4,10 @@ import asyncio
 
 import pytest
 
+from layersweep.rollout.environments.base import InitialState
 from layersweep.rollout.environments.custom import CustomEnvironmentConfig
 from layersweep.rollout.environments.process_pool import Call
+from tests.helpers.scripted import Model, played
 
 COUNTER = """
 class Counter:
@@ -70,6 +72,20 @@ def test_gymnasiums_reset_and_what_a_class_says_itself(tmp_path):
     states = play(task, 0, "add", "add")
     assert [state.success for state in states] == [0, 0.25, 0.25]
     assert {(state.category, state.anchor) for state in states} == {("small", "always the same")}
+    task.close()
+
+
+def test_episodes_with_a_model(tmp_path):
+    """Both samples of a start state at 1 begin alike; who adds twice gets to the goal, who jumps loses 0.1."""
+    task = config(tmp_path, goal=3).build()
+    turns = {"at 1": "add", "at 2": "jump", "at 3": "never asked", "at 0": "wait"}
+    batch = played(task, [InitialState("odd", 1), InitialState("even", 2)], 2, Model(lambda prompt, _: turns[prompt]))
+    rows = batch.experience()
+    assert [(e.start.id, e.success, e.terminated) for e in batch.episodes] == [
+        ("odd", 0.5, False), ("odd", 0.5, False), ("even", 0.0, False), ("even", 0.0, False)
+    ]  # fmt: skip
+    assert rows.reward[:4].tolist() == pytest.approx([0.5, -0.1, -0.1, -0.1])
+    assert rows.anchor[:3] == ["at 1", "at 2", "at 2"] and rows.metrics["lost_episodes"] == 0
     task.close()
 
 

@@ -12,6 +12,7 @@ from layersweep.rollout.config import SuiteConfig
 from layersweep.rollout.environments.demo_gridworld import GridWorldConfig
 from layersweep.rollout.tasks.demo.sort_digits import SortDigitsConfig
 from layersweep.rollout.tasks.math import MathConfig
+from layersweep.rollout.tasks.prompts import PromptsConfig
 from layersweep.rollout.types import Completions, Prompt, Score
 from layersweep.workers.actors.rollout_worker import RolloutWorker
 from layersweep.workers.config import TrainingConfig
@@ -241,3 +242,52 @@ def test_overlong_prompts_of_a_later_batch_give_way_and_are_counted(worker, toke
     worker.window = 14  # 8 tokens: nothing fits
     with pytest.raises(ValueError, match="only 0 of 4 train prompts fit the 8 tokens"):
         asyncio.run(worker.experience(engine, "a", 0, 0, 5))
+
+
+REWARDS = """
+def right(solution_str, ground_truth):
+    if solution_str == "0" and ground_truth == "19":
+        raise ValueError("not a nought")
+    return float(solution_str == ground_truth)
+def length(solution_str, ground_truth):
+    return {"score": len(solution_str), "odd": len(solution_str) % 2}
+"""
+
+
+def test_rewards_of_ones_own_become_columns_and_failures_notices(tokenizer, tmp_path):
+    """`19` and `0` answer `91=`, `159` and `0` answer `951=`; the reward is right + 0.1 length, and fails on the first
+    wrong one. Base, first sample right: 1.2, lost, 1.3, 0.1."""
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    rows = [{"question": "91=", "answer": "19"}, {"question": "951=", "answer": "159"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"path": str(tmp_path / "rows.jsonl"), "prompt_format": "plain", "selection_share": 0, "final_share": 0,
+            "decontaminate_ngram": None}  # fmt: skip
+    rewards = [f"{tmp_path}/rewards.py:right", {"path": f"{tmp_path}/rewards.py:length", "weight": 0.1}]
+    task = PromptsConfig(data=data, reward=rewards, processes=1)
+    suite = SuiteConfig(name="all", prompts=2, samples=2, task=task.model_copy(
+        update={"data": task.data.model_copy(update={"selection_share": 1.0})}
+    ))  # fmt: skip
+    training = TrainingConfig(max_response_tokens=7, prompts_per_step=2, group_size=2)
+    worker = RolloutWorker(ModelSource(str(tmp_path / "model")), task, [suite], training)
+    engine = Engine(tokenizer, {(None, 2): 1, (None, 3): 1})
+    notices, experience = asyncio.run(worker.rollout(engine, None, 0, 0, 0))
+    assert sorted(experience.reward.tolist()) == pytest.approx([0, 0.1, 1.2, 1.3])
+    assert experience.metrics == {
+        "unjudged_fraction": 0.25,
+        "overlong_prompts": 0,
+        "reward.right": pytest.approx(2 / 3),  # of the three that were judged
+        "reward.length": 2.0,
+        "reward.length.odd": pytest.approx(2 / 3),
+    }
+    STEPS.check(experience.metrics)
+    [notice] = notices
+    assert "rewards.py:right failed on 1 of 4 responses" in notice and "ValueError: not a nought" in notice
+    frame = scores(worker, engine, "all").sort_values(["prompt", "sample"])
+    SCORES.check(frame.columns)
+    lost = frame[frame["unjudged"]]
+    assert len(frame) == 4 and lost["score"].tolist() == [0.0] and lost["reward.length"].isna().all()
+    assert sorted(frame["score"]) == pytest.approx([0, 0.1, 1.2, 1.3])
+    assert sorted(frame["reward.length"].dropna()) == [1, 2, 3]
+    assert worker._notices() != [] and worker._notices() == []
+    for each in (worker.task, *worker.suite_tasks.values()):
+        each.close()
