@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import ray
 
-from layersweep.rollout.types import EngineStopped, StaleWeights
+from layersweep.rollout.types import EngineStopped, StaleWeights, TransferFailed
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ RETRYABLE = (
     ray.exceptions.TaskCancelledError,
     EngineStopped,
     StaleWeights,
+    TransferFailed,
 )
 STORE_DELAYS = (1.0, 4.0, 15.0)
 """Seconds before each further attempt to reach the sweep's files."""

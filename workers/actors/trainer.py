@@ -12,7 +12,7 @@ from layersweep.workers.startup.model_source import ModelSource
 from layersweep.workers.storage.files import write_atomically
 from layersweep.workers.storage.run_store import CheckpointRecord, CorruptFile, RunStore, rank_file
 from layersweep.workers.storage.tables import STEPS
-from layersweep.workers.training.distributed import free_port, prepare
+from layersweep.workers.training.distributed import prepare, serve_store
 from layersweep.workers.training.memory import release_unused
 
 from .portable_errors import portable_errors
@@ -48,10 +48,11 @@ class Trainer:
         return f"Trainer({self.selection.name}, seed {self.seed}{part})"
 
     def address(self) -> tuple[str, int]:
-        """Return the address and port that rank 0 will listen on."""
+        """Return the address and port at which the run's ranks meet; asked of rank 0."""
         import ray
 
-        return ray.util.get_node_ip_address(), free_port()
+        self.store = serve_store()
+        return ray.util.get_node_ip_address(), self.store.port
 
     def node(self) -> str:
         """Return Ray's id of the node that this actor is on."""
@@ -74,7 +75,7 @@ class Trainer:
 
         Args:
             model: the base, the same object for all actors.
-            address: of rank 0, from its `address`.
+            address: where the ranks meet, from rank 0's `address`.
             engine_device: layersweep.policies.model.tensor_transport.device_name of the run's engine, or `several`.
             transfer: `rollout.weight_transfer` of the spec.
             shared_trunk: from the BaseWeightsActor of this GPU; None loads the checkpoint (mapped, on CPUs).

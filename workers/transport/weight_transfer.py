@@ -7,9 +7,11 @@ when another engine takes over the run.
 
 import logging
 import os
+import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal
@@ -18,15 +20,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from layersweep.workers.training.distributed import free_port
+from layersweep.rollout.types import TransferFailed
+from layersweep.workers.training.distributed import serve_store
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = timedelta(minutes=5)
-"""Time limit for the peer to connect, and for a tensor to arrive."""
+TIMEOUT = timedelta(seconds=60)
+"""Time limit for the peer to connect, and for a tensor to arrive: of a trainer that stands still. One that dies is
+noticed within seconds."""
 LONGEST_POLL = 0.25
-"""Seconds between polls for a receiver, at most."""
+"""Seconds between polls, at most: by a sender for its receiver, by a receiver whether its sender lives."""
 TRAINER, ENGINE = 0, 1
+ALIVE = "alive"
+"""Key that is never set: asking for it tells whether the trainer, whose process holds the store, still answers."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,8 @@ class WeightSender:
     """
 
     def __init__(self, host: str):
-        self.address = (host, free_port())
-        self.store = dist.TCPStore(*self.address, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+        self.store = serve_store()
+        self.address = (host, self.store.port)
         self.number = 0
         self.session: str | None = None
         self.group: dist.Backend | None = None
@@ -60,12 +66,11 @@ class WeightSender:
         return WeightManifest(self.address, self.number, layout)
 
     def _serve(self, number: int, weights: list[Tensor]) -> None:
-        key, pause = _key(number), 0.005
+        key, pauses = _key(number), _pauses()
         while not self.store.check([key]):
             if self.number != number:
                 return  # replaced by the next offer
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_POLL)
+            time.sleep(next(pauses))
         session = self.store.get(key).decode()
         try:
             if session != self.session:  # the first engine, or another one
@@ -74,7 +79,8 @@ class WeightSender:
                 self.group.send([tensor.contiguous()], ENGINE, 0).wait()
             _synchronize(weights[0].device)
         except RuntimeError as error:  # the engine is gone: its own call fails, and the driver sees to it
-            self.session = None
+            if self.session == session:  # and not that of a later offer
+                self.session = None
             logger.warning("weights could not be sent: %s", error)
 
 
@@ -87,7 +93,32 @@ class _Connection:
     group: dist.Backend | None = None
 
     def __post_init__(self) -> None:
+        # Refused at once where the trainer is gone; the store would try again until the time limit.
+        socket.create_connection(self.address, TIMEOUT.total_seconds()).close()
         self.store = dist.TCPStore(*self.address, is_master=False, wait_for_workers=False, timeout=TIMEOUT)
+
+    def join(self, device: torch.device) -> None:
+        """Meet the trainer in a process group, once."""
+        self.group = self.group or _join(self.store, self.session, ENGINE, device)
+
+    def receive(self, tensor: Tensor) -> None:
+        """Fill a tensor with the next one that the trainer sends.
+
+        Raises:
+            RuntimeError: the trainer died, or the time limit is over.
+        """
+        work = self.group.recv([tensor], TRAINER, 0)
+        if tensor.is_cuda:  # NCCL does not notice that a peer died; its kernel would wait, and with it the GPU
+            try:
+                until, pauses = time.monotonic() + TIMEOUT.total_seconds(), _pauses()
+                while not work.is_completed() and time.monotonic() < until:
+                    self.store.check([ALIVE])
+                    time.sleep(next(pauses))
+                work.wait()
+            except RuntimeError:
+                self.group.abort()
+                raise
+        work.wait()
 
 
 class WeightReceiver:
@@ -100,20 +131,23 @@ class WeightReceiver:
         """Receive the offered weights of a run, onto `device`.
 
         Raises:
-            RuntimeError: the trainer does not send them.
+            TransferFailed: the trainer does not send them.
         """
-        connection = self.connections.pop(run, None)  # kept only where it works
-        if connection is None or connection.address != manifest.address:
-            connection = _Connection(manifest.address)
-        connection.store.set(_key(manifest.number), connection.session)
-        connection.group = connection.group or _join(connection.store, connection.session, ENGINE, device)
         weights = {
             name: torch.empty(shape, dtype=getattr(torch, dtype), device=device)
             for name, (dtype, shape) in manifest.layout.items()
         }
-        for tensor in weights.values():
-            connection.group.recv([tensor], TRAINER, 0).wait()
-        _synchronize(device)
+        connection = self.connections.pop(run, None)  # kept only where it works
+        try:
+            if connection is None or connection.address != manifest.address:
+                connection = _Connection(manifest.address)
+            connection.store.set(_key(manifest.number), connection.session)
+            connection.join(device)
+            for tensor in weights.values():
+                connection.receive(tensor)
+            _synchronize(device)
+        except (RuntimeError, OSError) as error:
+            raise TransferFailed(f"{run}: its weights did not reach the engine: {error}") from error
         self.connections[run] = connection
         return weights
 
@@ -140,6 +174,13 @@ def _key(number: int) -> str:
     return f"offer-{number}"
 
 
+def _pauses() -> Iterator[float]:
+    """Yield seconds to wait, from short ones to LONGEST_POLL."""
+    pause = 0.0025
+    while True:
+        yield (pause := min(2 * pause, LONGEST_POLL))
+
+
 def _join(store: dist.Store, session: str, rank: int, device: torch.device) -> dist.Backend:
     shared = dist.PrefixStore(session, store)
     if device.type == "cuda":
@@ -153,4 +194,4 @@ def _join(store: dist.Store, session: str, rank: int, device: torch.device) -> d
 
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # NCCL's wait() is of the stream alone
+        torch.cuda.current_stream(device).synchronize()  # NCCL's wait() is of the stream alone

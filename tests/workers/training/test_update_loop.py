@@ -117,9 +117,11 @@ def update_loop(trunk, selection: Selection, algorithm, training, section=None, 
 
 @pytest.fixture(scope="session")
 def one_rank():
-    from layersweep.workers.training.distributed import free_port, prepare
+    from layersweep.workers.training.distributed import prepare, serve_store
 
-    prepare(0, 1, "127.0.0.1", free_port(), gpu=False)
+    store = serve_store()
+    prepare(0, 1, "127.0.0.1", store.port, gpu=False)
+    yield
 
 
 @pytest.mark.parametrize("selection", SELECTIONS, ids=lambda s: s.name)
@@ -203,13 +205,13 @@ def _rank(rank: int, port: int, folder: str, selection: Selection, stage: int, o
 def test_two_ranks_are_one(model_folder, selection, stage):
     """The same batch over 2 data-parallel ranks at ZeRO 0 to 3, log-probabilities in chunks: the plain loop's loss,
     norm and weights."""
-    from layersweep.workers.training.distributed import free_port
+    from layersweep.workers.training.distributed import serve_store
 
     loss, norm, weights = plain_loop(model_folder, selection, experience(), 0.1, 1e-3, clip=0.5)
     context = torch.multiprocessing.get_context("spawn")
-    out, port = context.SimpleQueue(), free_port()
+    out, store = context.SimpleQueue(), serve_store()
     processes = [
-        context.Process(target=_rank, args=(rank, port, model_folder, selection, stage, out)) for rank in range(2)
+        context.Process(target=_rank, args=(rank, store.port, model_folder, selection, stage, out)) for rank in range(2)
     ]
     for process in processes:
         process.start()

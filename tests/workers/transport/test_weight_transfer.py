@@ -1,11 +1,17 @@
 """Weights sent from one process's memory to another's, over Gloo; NCCL takes the same way on GPUs."""
 
 import multiprocessing
+import os
+import random
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from layersweep.rollout.types import TransferFailed
 from layersweep.workers.transport.weight_transfer import WeightManifest, WeightReceiver, WeightSender, choose_transport
 
 CPU = torch.device("cpu")
@@ -83,6 +89,86 @@ def test_one_engine_takes_from_many_trainers_at_the_same_time():
     receiver.forget("run-0")
     again = receiver.receive("run-0", senders[0].offer(weights(9)), CPU)
     assert same({name: tensor.float().numpy() for name, tensor in again.items()}, 9)
+
+
+# -- trainers that die ------------------------------------------------------------------------------------------------
+
+
+def large(number: int) -> dict[str, torch.Tensor]:
+    """Sixteen tensors of 4 MiB."""
+    return {f"{i}": torch.full((1 << 20,), float(number + i)) for i in range(16)}
+
+
+def _trainer(offers, weights, end: str):
+    """Offers weights; with `end` a tensor's name, dies when its turn has come to be sent."""
+    if end:
+        wanted, whole = weights[end], os.getpid()
+        die = lambda: os.kill(whole, signal.SIGKILL)  # noqa: E731
+        weights[end] = SimpleNamespace(dtype=wanted.dtype, shape=wanted.shape, device=wanted.device, contiguous=die)
+    sender = WeightSender("127.0.0.1")
+    offers.put(sender.offer(weights))
+    time.sleep(60)
+
+
+@pytest.fixture
+def trainer():
+    """Starts trainer processes that offer weights; each with its offer."""
+    context, started = multiprocessing.get_context("forkserver"), []
+    context.set_forkserver_preload(["layersweep.workers.transport.weight_transfer"])
+
+    def start(weights, end: str = ""):
+        offers = context.Queue()
+        process = context.Process(target=_trainer, args=(offers, weights, end), daemon=True)
+        process.start()
+        started.append(process)
+        return process, offers.get(timeout=60)
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def arrived(got, number: int) -> bool:
+    return all((got[name] == tensor).all() for name, tensor in large(number).items())
+
+
+def test_a_trainer_that_is_gone_before_it_is_asked(trainer):
+    """The connection is refused at once: no wait for a time limit."""
+    process, offer = trainer(large(0))
+    process.kill()
+    process.join()
+    with pytest.raises(TransferFailed, match="^run: its weights did not reach the engine: .*refused"):
+        WeightReceiver().receive("run", offer, CPU)
+
+
+@pytest.mark.parametrize("end", ["0", "7", "15"])
+def test_a_trainer_that_dies_between_two_tensors(trainer, end):
+    """What came before is no use; the next trainer's weights of the run arrive whole."""
+    receiver = WeightReceiver()
+    _, offer = trainer(large(1), end)
+    with pytest.raises(TransferFailed, match="^run: its weights did not reach the engine"):
+        receiver.receive("run", offer, CPU)
+    _, offer = trainer(large(2))
+    assert arrived(receiver.receive("run", offer, CPU), 2)
+
+
+def test_trainers_that_die_at_random_moments(trainer):
+    """Twenty, from before they are asked to after the last tensor: all weights or TransferFailed, and never a wait."""
+    receiver, outcomes = WeightReceiver(), []
+    random.seed(0)
+    with ThreadPoolExecutor() as pool:
+        for number in range(20):
+            process, offer = trainer(large(number))
+            future = pool.submit(receiver.receive, "run", offer, CPU)
+            time.sleep(random.uniform(0, 0.1))
+            process.kill()
+            try:
+                outcomes.append(arrived(future.result(timeout=30), number))
+            except TransferFailed:
+                outcomes.append(None)
+    assert outcomes.count(None) >= 5 and False not in outcomes
+    _, offer = trainer(large(50))
+    assert arrived(receiver.receive("run", offer, CPU), 50)
 
 
 @pytest.mark.parametrize(
