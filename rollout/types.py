@@ -54,7 +54,7 @@ class StaleWeights(RuntimeError):
 
 
 class TransferFailed(RuntimeError):
-    """A run's weights did not reach its engine: the trainer died, or the connection broke, while they were on the way."""
+    """A run's weights did not reach its engine: the trainer died, or the connection broke, on their way."""
 
 
 class EngineStopped(RuntimeError):

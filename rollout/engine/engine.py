@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,6 +167,24 @@ class RolloutEngine:
         """
         return self._call(self._push, run, version, weights)
 
+    def push_parts(self, run: str, version: int, parts: Iterable[Mapping[str, Any]]) -> Pushed:
+        """Serve `run` from weights that come in parts, each of whole blocks, as `push` does from all at once.
+
+        Only one part is held beside what the engine keeps, and other runs are served while the next is waited for: to
+        be called from a thread of its own.
+
+        Raises:
+            StaleWeights: other weights of the run were pushed meanwhile.
+            Exception: what `parts` raises; the engine has no weights of the run then.
+        """
+        number, sent, seconds = self._call(self._begin_push, run).result(), 0, 0.0
+        for part in parts:
+            pushed = self._call(self._push_part, run, version, part, number, sent > 0).result()
+            sent, seconds = sent + pushed.bytes, seconds + pushed.cpu_seconds
+            del part  # before the next one comes
+        self._call(self._end_push, run, version, number).result()
+        return Pushed(sent, seconds)
+
     def drop(self, run: str) -> "Future[None]":
         """Forget a run that is finished, and free its memory."""
         return self._call(self._drop, run)
@@ -208,17 +226,40 @@ class RolloutEngine:
         return future
 
     def _push(self, run: str, version: int, weights: Mapping[str, Any]) -> Pushed:
-        began = time.thread_time()
+        number = self._begin_push(run)
+        pushed = self._push_part(run, version, weights, number)
+        self._end_push(run, version, number)
+        return pushed
+
+    def _begin_push(self, run: str) -> int:
+        """Return the number of this push; nothing is served of the run until its end."""
         self._abort_run(run, f"{run}: its weights were replaced meanwhile")
         self._versions.pop(run, None)
-        sent = self._engine.collective_rpc("push_overlay", args=(run, version, weights))
         self._pushed += 1
-        self._versions[run], self._pushes[run] = version, self._pushed
+        self._pushes[run] = self._pushed
+        return self._pushed
+
+    def _push_part(self, run: str, version: int, weights: Mapping[str, Any], number: int, more: bool = False) -> Pushed:
+        self._check_newest(run, number)
+        began = time.thread_time()
+        if more:
+            sent = self._engine.collective_rpc("extend_overlay", args=(run, weights))
+        else:
+            sent = self._engine.collective_rpc("push_overlay", args=(run, version, weights))
         return Pushed(sent[0], time.thread_time() - began)
+
+    def _end_push(self, run: str, version: int, number: int) -> None:
+        self._check_newest(run, number)
+        self._versions[run] = version
+
+    def _check_newest(self, run: str, number: int) -> None:
+        if self._pushes.get(run) != number:
+            raise StaleWeights(f"{run}: other weights were pushed meanwhile")
 
     def _drop(self, run: str) -> None:
         self._engine.collective_rpc("drop_overlay", args=(run,))
         self._versions.pop(run, None)
+        self._pushes.pop(run, None)
 
     def _sleep(self) -> None:
         for run in {request.run for request in [*self._waiting, *self._active.values()]}:
@@ -250,6 +291,7 @@ class RolloutEngine:
                     if not (self._waiting or self._active):
                         self._moved = time.monotonic()  # the wait was for work
                     command()
+                    del command  # and with it weights that were pushed
                 self._admit()
                 if self._engine.has_unfinished_requests():
                     self._step()

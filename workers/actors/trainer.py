@@ -101,9 +101,10 @@ class Trainer:
             trunk = Trunk.attach(shared_trunk, torch.device("cuda", 0))
         else:
             trunk = Trunk.load(model.here(), training.dtype, "cuda" if self.gpu else "cpu", model.trust_remote_code)
-        self.transport = choose_transport(transfer, device_name() if self.gpu else "cpu", engine_device)
+        gathered = self.selection.trains_all and section.full_zero_stage == 3
+        self.transport = choose_transport(transfer, device_name() if self.gpu else "cpu", engine_device, gathered)
         if self.transport == "direct" and self.rank == 0:
-            self.sender = WeightSender(address[0])
+            self.sender = WeightSender(address[0], torch.device("cuda", 0) if self.gpu else torch.device("cpu"))
         self.handles = Handles()
         self.digest = trunk.digest()
         self.steps = 0

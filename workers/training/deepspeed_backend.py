@@ -1,6 +1,5 @@
 """DeepSpeed behind the trainer's seam: ZeRO 0 to 3, float32 or bfloat16, on CPUs and GPUs."""
 
-import contextlib
 import math
 from collections.abc import Iterator
 
@@ -89,21 +88,22 @@ class DeepSpeedBackend:
         return norm if norm is not None else _finite(self.engine.get_global_grad_norm())
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the parameters' own memory; at ZeRO 3, where no rank has them whole, gathered copies."""
-        with self.gathered() as named:
-            return {
-                name: weight.detach().clone() if self.stage == 3 else weight.detach() for name, weight in named.items()
-            }
+        """Return the parameters' own memory; at ZeRO 3, where no rank has them whole, copies in host memory of rank 0."""
+        if self.stage < 3:
+            return {name: weight.detach() for name, weight in self.policy.named_weights().items()}
+        copies = {}
+        for name, weight in self.gathered():
+            if dist.get_rank() == 0:
+                copies[name] = weight.detach().to("cpu", copy=True)
+        return copies
 
-    @contextlib.contextmanager
-    def gathered(self, writer: int | None = None) -> Iterator[dict[str, nn.Parameter]]:
-        named = self.policy.named_weights()
+    def gathered(self, writer: int | None = None) -> Iterator[tuple[str, nn.Parameter]]:
         partitioned = self.stage == 3
-        with deepspeed.zero.GatheredParameters(list(named.values()), modifier_rank=writer, enabled=partitioned):
-            yield named
+        for name, weight in self.policy.named_weights().items():
+            with deepspeed.zero.GatheredParameters([weight], modifier_rank=writer, enabled=partitioned):
+                yield name, weight
             if writer is not None and self.ranks > 1 and not partitioned:
-                for weight in named.values():
-                    dist.broadcast(weight.data.view(torch.uint8), writer)
+                dist.broadcast(weight.data.view(torch.uint8), writer)
 
     def state(self) -> dict[str, Tensor]:
         state = {}

@@ -278,8 +278,7 @@ class UpdateLoop:
     def update_norm(self) -> float:
         """Return the L2 norm of the change of the trained parameters since the base model."""
         base = dict(self.trunk.model.named_parameters())
-        with self.backend.gathered() as named:
-            return math.sqrt(sum(float((w - base[n]).float().square().sum()) for n, w in named.items()))
+        return math.sqrt(sum(float((w - base[n]).float().square().sum()) for n, w in self.backend.gathered()))
 
 
 def _dot(a: list[Tensor], b: list[Tensor]) -> float:

@@ -5,13 +5,16 @@ the tensors from the trainer itself. The two share a process group of torch.dist
 when another engine takes over the run.
 """
 
+import contextlib
+import itertools
 import logging
 import os
+import re
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal
@@ -35,13 +38,18 @@ ALIVE = "alive"
 """Key that is never set: asking for it tells whether the trainer, whose process holds the store, still answers."""
 
 
+Layout = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Dtype, by torch's name, and shape of tensors by name."""
+_BLOCK = re.compile(r"model\.layers\.\d+\.")
+
+
 @dataclass(frozen=True)
 class WeightManifest:
-    """Weights that wait in a trainer: its address, the offer's number, dtype and shape by name."""
+    """Weights that wait in a trainer: its address, the offer's number, and their layout, in the order of sending."""
 
     address: tuple[str, int]
     number: int
-    layout: dict[str, tuple[str, tuple[int, ...]]]
+    layout: Layout
 
 
 class WeightSender:
@@ -49,9 +57,11 @@ class WeightSender:
 
     Args:
         host: address at which other nodes reach this one.
+        device: from which weights are sent, wherever they are offered.
     """
 
-    def __init__(self, host: str):
+    def __init__(self, host: str, device: torch.device):
+        self.device = device
         self.store = serve_store()
         self.address = (host, self.store.port)
         self.number = 0
@@ -74,10 +84,10 @@ class WeightSender:
         session = self.store.get(key).decode()
         try:
             if session != self.session:  # the first engine, or another one
-                self.group, self.session = _join(self.store, session, TRAINER, weights[0].device), session
+                self.group, self.session = _join(self.store, session, TRAINER, self.device), session
             for tensor in weights:
-                self.group.send([tensor.contiguous()], ENGINE, 0).wait()
-            _synchronize(weights[0].device)
+                self.group.send([tensor.to(self.device).contiguous()], ENGINE, 0).wait()
+            _synchronize(self.device)
         except RuntimeError as error:  # the engine is gone: its own call fails, and the driver sees to it
             if self.session == session:  # and not that of a later offer
                 self.session = None
@@ -126,48 +136,79 @@ class WeightReceiver:
 
     def __init__(self) -> None:
         self.connections: dict[str, _Connection] = {}
+        self.stream: torch.cuda.Stream | None = None
 
-    def receive(self, run: str, manifest: WeightManifest, device: torch.device) -> dict[str, Tensor]:
-        """Receive the offered weights of a run, onto `device`.
+    def receive(self, run: str, manifest: WeightManifest, device: torch.device) -> Iterator[dict[str, Tensor]]:
+        """Yield the offered weights of a run, on `device`, in parts: a block each, or a tensor outside of blocks.
 
         Raises:
             TransferFailed: the trainer does not send them.
         """
-        weights = {
-            name: torch.empty(shape, dtype=getattr(torch, dtype), device=device)
-            for name, (dtype, shape) in manifest.layout.items()
-        }
         connection = self.connections.pop(run, None)  # kept only where it works
-        try:
+        with _reported(run):
             if connection is None or connection.address != manifest.address:
                 connection = _Connection(manifest.address)
             connection.store.set(_key(manifest.number), connection.session)
             connection.join(device)
-            for tensor in weights.values():
-                connection.receive(tensor)
-            _synchronize(device)
-        except (RuntimeError, OSError) as error:
-            raise TransferFailed(f"{run}: its weights did not reach the engine: {error}") from error
+        for names in in_parts(manifest.layout):
+            yield self._receive_part(run, connection, {name: manifest.layout[name] for name in names}, device)
         self.connections[run] = connection
-        return weights
+
+    def _receive_part(
+        self, run: str, connection: _Connection, layout: Layout, device: torch.device
+    ) -> dict[str, Tensor]:
+        with self._own_stream(device):
+            part = {name: torch.empty(s, dtype=getattr(torch, t), device=device) for name, (t, s) in layout.items()}
+            with _reported(run):
+                for tensor in part.values():
+                    connection.receive(tensor)
+                _synchronize(device)
+        return part
+
+    def _own_stream(self, device: torch.device) -> contextlib.AbstractContextManager:
+        """Keep what waits for a trainer off the stream on which the engine computes."""
+        if device.type != "cuda":
+            return contextlib.nullcontext()
+        self.stream = self.stream or torch.cuda.Stream(device)
+        return torch.cuda.stream(self.stream)
 
     def forget(self, run: str) -> None:
         """Drop the connection of a run."""
         self.connections.pop(run, None)
 
 
-def choose_transport(transfer: str, trainer: str, engine: str) -> Literal["handle", "direct", "object_store"]:
+def choose_transport(
+    transfer: str, trainer: str, engine: str, gathered: bool = False
+) -> Literal["handle", "direct", "object_store"]:
     """Choose how a run's weights travel.
 
     Args:
         transfer: `rollout.weight_transfer` of the spec.
         trainer, engine: policies.model.tensor_transport.device_name of each; of an engine that spans GPUs, `several`.
+        gathered: whether the weights are copies in host memory (ZeRO 3), of which there are no handles.
     """
     if transfer == "object_store" or engine == "several" or (trainer == "cpu") != (engine == "cpu"):
         return "object_store"
     if trainer == "cpu":
         return "direct" if transfer == "direct" else "object_store"
-    return "handle" if trainer == engine else "direct"  # NCCL takes a GPU for one process of a group only
+    if trainer != engine:
+        return "direct"
+    return "object_store" if gathered else "handle"  # NCCL takes a GPU for one process of a group only
+
+
+def in_parts(names: Iterable[str]) -> list[list[str]]:
+    """Split names of weights, in their order, into those of a block each and single ones outside of blocks."""
+    groups = itertools.groupby(names, key=lambda name: block[0] if (block := _BLOCK.match(name)) else name)
+    return [list(group) for _, group in groups]
+
+
+@contextlib.contextmanager
+def _reported(run: str) -> Iterator[None]:
+    """Turn errors of sockets, stores and process groups into one."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        raise TransferFailed(f"{run}: its weights did not reach the engine: {error}") from error
 
 
 def _key(number: int) -> str:
