@@ -88,7 +88,7 @@ class DeepSpeedBackend:
         return norm if norm is not None else _finite(self.engine.get_global_grad_norm())
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the parameters' own memory; at ZeRO 3, where no rank has them whole, copies in host memory of rank 0."""
+        """Return the parameters' own memory; at ZeRO 3, where no rank has them whole, rank 0's copies on its host."""
         if self.stage < 3:
             return {name: weight.detach() for name, weight in self.policy.named_weights().items()}
         copies = {}
