@@ -1,9 +1,9 @@
 """Memory of each GPU of a plan, by what takes it.
 
-Weights, gradients, moments, KV cache and overlays are counted exactly from the model's shape. Activations are an
-estimate for one micro batch, at most; a process's CUDA context is taken as half a GiB. Left out: fragmentation of
-torch's allocator, NCCL's buffers, the moment at which a whole-model trainer copies its weights, and what an engine
-keeps besides its overlays while it sleeps (`rollout.sleep`).
+Weights, gradients, moments, KV cache and overlays are counted exactly from the model's shape, activations of a trainer
+within a tenth (tests/workers/training/test_activations.py counts what torch allocates), those of an engine at most; a
+process's CUDA context is taken as half a GiB. Left out: fragmentation of torch's allocator, NCCL's buffers, and what an
+engine keeps besides its overlays while it sleeps (`rollout.sleep`).
 """
 
 from collections import Counter
@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 
 from layersweep.policies.selection import Selection
 from layersweep.rollout.config import RolloutConfig
+from layersweep.rollout.engine.memory import CONTEXT, gpu_cache_bytes, pass_bytes
 
 from .cluster_shape import GpuKind
 from .cost_model import activation_bytes, cache_bytes
 from .gpu_allocation import Gpu, GpuAllocation
 from .placement import layer_runs_at_once
 from .plan import Plan
-
-CONTEXT = 2**29
-"""Bytes of one process's CUDA context and libraries."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,8 @@ class GpuMemory:
     trainers: float = 0
     """Weights, gradients and optimizer state of what trains."""
     activations: float = 0
-    """Activations of one micro batch of each trainer, at most."""
+    """Activations of one micro batch of each trainer and of one pass of each engine, with the part of a run's weights
+    that it receives meanwhile, at most."""
     contexts: float = 0
     """CUDA contexts of all processes."""
 
@@ -89,10 +88,7 @@ def memory_problems(plan: Plan, memories: Counter[GpuMemory], gpu: GpuKind) -> l
 
 def engine_cache(plan: Plan, gpu: GpuKind) -> float:
     """Bytes of KV cache on each GPU of an engine; below 0 where not even the weights fit."""
-    rollout = plan.spec.rollout
-    if rollout.kv_cache_memory_mib:
-        return rollout.kv_cache_memory_mib * 2**20
-    return rollout.gpu_memory_utilization * gpu.memory - plan.trunk_bytes / rollout.tensor_parallel_size
+    return gpu_cache_bytes(plan.architecture, plan.spec.rollout, plan.element_bytes, gpu.memory)
 
 
 def whole_model_trainer_bytes(plan: Plan) -> float:
@@ -100,12 +96,20 @@ def whole_model_trainer_bytes(plan: Plan) -> float:
     weights from 3; offloaded optimizer state is not on the GPU."""
     spec, whole = plan.spec, Selection.full()
     ranks, stage = spec.resources.full_trainer_ranks, spec.deepspeed.full_zero_stage
-    weights = gradients = plan.push_bytes(whole)
+    weights, gradients = plan.push_bytes(whole), 4 * plan.trainable_parameters(whole)
     optimizer = plan.trainer_bytes(whole) - weights - gradients
     if spec.deepspeed.offload_optimizer == "cpu":
         optimizer = 0
     share = [1 if stage < least else 1 / ranks for least in (3, 2, 1)]
     return weights * share[0] + gradients * share[1] + optimizer * share[2]
+
+
+def received_bytes(plan: Plan) -> int:
+    """Bytes that an engine holds for a moment while it receives a run's weights, beside what it keeps of them: a block
+    as it came and fused, or the embedding."""
+    shape = plan.architecture
+    embedding = shape.vocabulary * shape.hidden if any(run.selection.trains_all for run in plan.runs) else 0
+    return max(2 * shape.layer_parameters, embedding) * plan.element_bytes
 
 
 def _memory(plan: Plan, gpu: Gpu, kind: GpuKind, overlays: list[int]) -> GpuMemory:
@@ -121,6 +125,8 @@ def _memory(plan: Plan, gpu: Gpu, kind: GpuKind, overlays: list[int]) -> GpuMemo
     activations = gpu.layer_ranks * activation_bytes(plan, lowest, kind)
     if gpu.whole_ranks:
         activations += gpu.whole_ranks * activation_bytes(plan, Selection.full(), kind)
+    received = received_bytes(plan)
+    activations += len(gpu.engines) * (pass_bytes(plan.architecture, plan.spec.rollout, plan.element_bytes) + received)
     return GpuMemory(
         actors=_actors_on(gpu),
         weights=len(gpu.engines) * plan.trunk_bytes / spans,

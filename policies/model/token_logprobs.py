@@ -12,8 +12,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
-"""Bytes of a chunk's logits by device. Measured on a CPU at 49,152 entries: no slower than all tokens at once."""
+from .architecture import CHUNK_BYTES
 
 
 class LogprobHead(nn.Linear):

@@ -24,11 +24,13 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.tokenizers.registry import get_tokenizer
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.model.checkpoint import head_is_tied, stored_tensors
 from layersweep.rollout.config import CPU_KV_CACHE_MIB, RolloutConfig
 from layersweep.rollout.types import Completions, EngineStopped, Pushed, Sampling, StaleWeights
 
 from .batching import AutoBatching
+from .memory import gpu_cache_bytes
 from .model import ROUTED
 from .row_routing import RUN
 
@@ -68,6 +70,14 @@ def engine_args(
         # Without chunked prefill a prompt is one forward pass, so the window ends where a pass does.
         window = window or min(shape.max_position_embeddings, config.max_num_batched_tokens)
         kv_bytes = kv_bytes or max(CPU_KV_CACHE_MIB << 20, kv_cache_bytes(shape, dtype, window))
+    else:
+        memory, element_bytes = current_platform.get_device_total_memory(), 4 if dtype == "float32" else 2
+        kv_bytes = int(gpu_cache_bytes(Architecture.from_folder(Path(model)), config, element_bytes, memory))
+        if kv_bytes <= 0:
+            raise ValueError(
+                f"rollout.gpu_memory_utilization: {config.gpu_memory_utilization:g} of this GPU's {memory / 2**30:.0f} "
+                "GiB leaves nothing for the KV cache beside weights and activations; raise it"
+            )
     overrides: dict[str, Any] = {"architectures": [ROUTED[architecture].__name__]}
     tied = head_is_tied(stored_tensors(Path(model)))
     if tied is not None:
@@ -85,7 +95,8 @@ def engine_args(
         enable_prefix_caching=config.prefix_caching,
         block_size=CPU_BLOCK_TOKENS if current_platform.is_cpu() else None,
         kv_cache_memory_bytes=kv_bytes,
-        gpu_memory_utilization=config.gpu_memory_utilization,
+        # Of no use beside the cache's bytes, but that vLLM wants as much to be free; trainers on the GPU may hold it.
+        gpu_memory_utilization=0.01,
         tensor_parallel_size=config.tensor_parallel_size,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=max(config.max_num_batched_tokens, window or 0),

@@ -89,7 +89,7 @@ class Trainer:
         from layersweep.policies.model.tensor_transport import Handles, device_name
         from layersweep.policies.model.trunk import Policy, Trunk
         from layersweep.workers.training.deepspeed_backend import DeepSpeedBackend
-        from layersweep.workers.training.micro_batch_size import micro_batch_tokens
+        from layersweep.workers.training.micro_batch_size import micro_batch_tokens, unchecked_tokens
         from layersweep.workers.training.update_loop import UpdateLoop
         from layersweep.workers.transport.weight_transfer import WeightSender, choose_transport
 
@@ -111,11 +111,12 @@ class Trainer:
         shape = Architecture.from_config(trunk.model.config.to_dict())
         gpu_bytes = min(1.0, self.gpus) * torch.cuda.get_device_properties(0).total_memory if self.gpu else 0.0
         chosen = micro_batch_tokens(training, shape, self.selection, gpu_bytes)
+        unchecked = unchecked_tokens(training, shape, self.selection, gpu_bytes)
         training = training.model_copy(update={"micro_batch_tokens": chosen})
         policy = Policy(trunk, self.selection)
         parameters = sum(parameter.numel() for parameter in policy.parameters())
         self.backend = DeepSpeedBackend(policy, training, section, self.ranks)
-        self.loop = UpdateLoop(trunk, self.backend, algorithm, training, self.rank, self.ranks)
+        self.loop = UpdateLoop(trunk, self.backend, algorithm, training, self.rank, self.ranks, unchecked)
         return {
             "trainable_parameters": parameters,
             "pid": os.getpid(),

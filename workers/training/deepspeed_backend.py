@@ -36,6 +36,9 @@ def deepspeed_settings(training: TrainingConfig, section: DeepSpeedConfig, full:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # offloaded too: torch's AdamW, and no compiler on every node
         "bf16": {"enabled": training.dtype == "bfloat16"},
+        # Sums over micro batches and ranks. At ZeRO 0 DeepSpeed has no choice of it, see DeepSpeedBackend.
+        "data_types": {"grad_accum_dtype": "fp32" if stage else None},
+        "communication_data_type": "fp32",
     }
 
 
@@ -70,6 +73,9 @@ class DeepSpeedBackend:
         self.sharded = self.stage > 0
         if self.stage == 0:
             self.engine.basic_optimizer.state.clear()
+            for parameter in policy.parameters():
+                parameter.grad = None
+                parameter.grad_dtype = torch.float32  # autograd sums in it
 
     def forward(self, batch: MicroBatch, hidden: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
         return self.engine(batch, hidden, temperature)

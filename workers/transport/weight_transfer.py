@@ -10,14 +10,16 @@ import itertools
 import logging
 import os
 import re
+import select
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,16 +30,14 @@ from layersweep.workers.training.distributed import serve_store
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 TIMEOUT = timedelta(seconds=60)
-"""Time limit for the peer to connect, and for a tensor to arrive: of a trainer that stands still. One that dies is
-noticed within seconds."""
-LONGEST_POLL = 0.25
+"""Time limit for the peer to join, and for a tensor to arrive: of a trainer that stands still, or whose node is lost.
+One that dies is noticed at once."""
+POLL = 0.25
 """Seconds between polls, at most: by a sender for its receiver, by a receiver whether its sender lives."""
 TRAINER, ENGINE = 0, 1
-ALIVE = "alive"
-"""Key that is never set: asking for it tells whether the trainer, whose process holds the store, still answers."""
-
-
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 """Dtype, by torch's name, and shape of tensors by name."""
 _BLOCK = re.compile(r"model\.layers\.\d+\.")
@@ -76,11 +76,12 @@ class WeightSender:
         return WeightManifest(self.address, self.number, layout)
 
     def _serve(self, number: int, weights: list[Tensor]) -> None:
-        key, pauses = _key(number), _pauses()
+        key, pause = _key(number), 0.005
         while not self.store.check([key]):
             if self.number != number:
                 return  # replaced by the next offer
-            time.sleep(next(pauses))
+            time.sleep(pause)
+            pause = min(2 * pause, POLL)
         session = self.store.get(key).decode()
         try:
             if session != self.session:  # the first engine, or another one
@@ -94,41 +95,59 @@ class WeightSender:
             logger.warning("weights could not be sent: %s", error)
 
 
-@dataclass
 class _Connection:
     """Connection to one trainer."""
 
-    address: tuple[str, int]
-    session: str = field(default_factory=lambda: uuid.uuid4().hex)
-    group: dist.Backend | None = None
+    def __init__(self, address: tuple[str, int], device: torch.device):
+        self.address, self.device, self.session = address, device, uuid.uuid4().hex
+        self.group: dist.Backend | None = None
+        self.lifeline = socket.create_connection(address, TIMEOUT.total_seconds())
+        """A socket that nothing is sent through: it is closed when the trainer's process ends."""
+        self.store = self.watched(
+            lambda: dist.TCPStore(*address, is_master=False, wait_for_workers=False, timeout=TIMEOUT)
+        )
 
-    def __post_init__(self) -> None:
-        # Refused at once where the trainer is gone; the store would try again until the time limit.
-        socket.create_connection(self.address, TIMEOUT.total_seconds()).close()
-        self.store = dist.TCPStore(*self.address, is_master=False, wait_for_workers=False, timeout=TIMEOUT)
+    def ask_for(self, number: int) -> None:
+        """Have the trainer send an offer."""
+        self.store.set(_key(number), self.session)
+        self.group = self.group or self.watched(lambda: _join(self.store, self.session, ENGINE, self.device))
 
-    def join(self, device: torch.device) -> None:
-        """Meet the trainer in a process group, once."""
-        self.group = self.group or _join(self.store, self.session, ENGINE, device)
+    def receive(self, layout: Layout, stream: contextlib.AbstractContextManager) -> dict[str, Tensor]:
+        """Receive tensors of this layout, which the trainer sends next."""
 
-    def receive(self, tensor: Tensor) -> None:
-        """Fill a tensor with the next one that the trainer sends.
+        def receive() -> dict[str, Tensor]:
+            with stream:
+                made = {n: torch.empty(s, dtype=getattr(torch, t), device=self.device) for n, (t, s) in layout.items()}
+                for tensor in made.values():
+                    self.group.recv([tensor], TRAINER, 0).wait()
+                _synchronize(self.device)
+            return made
+
+        return self.watched(receive)
+
+    def watched(self, work: Callable[[], T]) -> T:
+        """Do what waits for the trainer, and stop waiting once it is gone, or the time limit is over.
+
+        Neither a store that connects, nor NCCL, nor Gloo before its first byte notices that a peer has died, and a
+        store that connects knows no time limit once it is connected.
 
         Raises:
-            RuntimeError: the trainer died, or the time limit is over.
+            OSError: it is gone, or stands still; the work goes on in its thread until its own time limit.
         """
-        work = self.group.recv([tensor], TRAINER, 0)
-        if tensor.is_cuda:  # NCCL does not notice that a peer died; its kernel would wait, and with it the GPU
+        done: Future[T] = Future()
+        until = time.monotonic() + TIMEOUT.total_seconds()
+        threading.Thread(target=_run, args=(done, work), daemon=True).start()
+        while True:
             try:
-                until, pauses = time.monotonic() + TIMEOUT.total_seconds(), _pauses()
-                while not work.is_completed() and time.monotonic() < until:
-                    self.store.check([ALIVE])
-                    time.sleep(next(pauses))
-                work.wait()
-            except RuntimeError:
-                self.group.abort()
-                raise
-        work.wait()
+                return done.result(timeout=POLL)
+            except TimeoutError:
+                if done.done():  # the work's own
+                    raise
+            gone = select.select([self.lifeline], [], [], 0)[0]
+            if gone or time.monotonic() > until:
+                if self.device.type == "cuda" and self.group:
+                    self.group.abort()  # or its kernel would wait, and with it the GPU
+                raise ConnectionResetError("the trainer is gone") if gone else TimeoutError("the trainer does not send")
 
 
 class WeightReceiver:
@@ -147,23 +166,15 @@ class WeightReceiver:
         connection = self.connections.pop(run, None)  # kept only where it works
         with _reported(run):
             if connection is None or connection.address != manifest.address:
-                connection = _Connection(manifest.address)
-            connection.store.set(_key(manifest.number), connection.session)
-            connection.join(device)
+                connection = _Connection(manifest.address, device)
+            connection.ask_for(manifest.number)
         for names in in_parts(manifest.layout):
-            yield self._receive_part(run, connection, {name: manifest.layout[name] for name in names}, device)
+            yield self._part(run, connection, {name: manifest.layout[name] for name in names})
         self.connections[run] = connection
 
-    def _receive_part(
-        self, run: str, connection: _Connection, layout: Layout, device: torch.device
-    ) -> dict[str, Tensor]:
-        with self._own_stream(device):
-            part = {name: torch.empty(s, dtype=getattr(torch, t), device=device) for name, (t, s) in layout.items()}
-            with _reported(run):
-                for tensor in part.values():
-                    connection.receive(tensor)
-                _synchronize(device)
-        return part
+    def _part(self, run: str, connection: _Connection, layout: Layout) -> dict[str, Tensor]:
+        with _reported(run):
+            return connection.receive(layout, self._own_stream(connection.device))
 
     def _own_stream(self, device: torch.device) -> contextlib.AbstractContextManager:
         """Keep what waits for a trainer off the stream on which the engine computes."""
@@ -215,11 +226,11 @@ def _key(number: int) -> str:
     return f"offer-{number}"
 
 
-def _pauses() -> Iterator[float]:
-    """Yield seconds to wait, from short ones to LONGEST_POLL."""
-    pause = 0.0025
-    while True:
-        yield (pause := min(2 * pause, LONGEST_POLL))
+def _run(done: Future, work: Callable[[], Any]) -> None:
+    try:
+        done.set_result(work())
+    except Exception as error:  # handed to the caller
+        done.set_exception(error)
 
 
 def _join(store: dist.Store, session: str, rank: int, device: torch.device) -> dist.Backend:
