@@ -12,8 +12,7 @@ from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.selection import Selection
 from layersweep.rollout.config import TaskConfig
 from layersweep.workers.training.micro_batch_size import (
-    activation_bytes_per_token,
-    head_bytes,
+    activation_bytes,
     micro_batch_tokens,
     unchecked_tokens,
 )
@@ -197,7 +196,7 @@ def _part_of_gpu(plan: Plan, selection: Selection, gpu: GpuKind) -> float:
     return min(1.0, needs.gpus) * gpu.memory
 
 
-def activation_bytes(plan: Plan, selection: Selection, gpu: GpuKind = H200) -> int:
+def update_bytes(plan: Plan, selection: Selection, gpu: GpuKind = H200) -> int:
     """Return what an update keeps and computes with at most, of one micro batch or of one response that exceeds it.
 
     With `training.checkpointing: auto` the response counts as it is computed: checkpointed where it would not fit.
@@ -206,8 +205,7 @@ def activation_bytes(plan: Plan, selection: Selection, gpu: GpuKind = H200) -> i
     longest = min(plan.window, training.max_response_tokens + Assumptions.prompt_tokens)
     tokens = max(micro_batch(plan, selection, gpu), longest)
     checkpointing = tokens > unchecked_tokens(training, shape, selection, part)
-    kept = activation_bytes_per_token(shape, selection, plan.element_bytes, checkpointing)
-    return tokens * kept + head_bytes(shape, tokens, plan.spec.resources.on_gpu())
+    return activation_bytes(shape, selection, plan.element_bytes, tokens, plan.spec.resources.on_gpu(), checkpointing)
 
 
 def _turns_and_prompt(task: TaskConfig, assumed: Assumptions) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from layersweep.rollout.config import RolloutConfig
 from layersweep.rollout.engine.memory import CONTEXT, gpu_cache_bytes, pass_bytes
 
 from .cluster_shape import GpuKind
-from .cost_model import activation_bytes, cache_bytes
+from .cost_model import cache_bytes, update_bytes
 from .gpu_allocation import Gpu, GpuAllocation
 from .placement import layer_runs_at_once
 from .plan import Plan
@@ -122,9 +122,9 @@ def _memory(plan: Plan, gpu: Gpu, kind: GpuKind, overlays: list[int]) -> GpuMemo
     layers = [run.selection for run in plan.runs if not run.selection.trains_all]
     lowest = min(layers, key=lambda selection: selection.layers, default=Selection.layer(0))
     trunks = gpu.whole_ranks + (1 if gpu.shared else gpu.layer_ranks)
-    activations = gpu.layer_ranks * activation_bytes(plan, lowest, kind)
+    activations = gpu.layer_ranks * update_bytes(plan, lowest, kind)
     if gpu.whole_ranks:
-        activations += gpu.whole_ranks * activation_bytes(plan, Selection.full(), kind)
+        activations += gpu.whole_ranks * update_bytes(plan, Selection.full(), kind)
     received = received_bytes(plan)
     activations += len(gpu.engines) * (pass_bytes(plan.architecture, plan.spec.rollout, plan.element_bytes) + received)
     return GpuMemory(

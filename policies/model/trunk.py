@@ -16,7 +16,7 @@ from .fused_cpu import fuse
 from .pretrained import load_pretrained
 from .tensor_transport import to_handles, to_tensors
 from .token_logprobs import LogprobHead
-from .tree_attention import NAME
+from .tree_attention import NAME, as_added
 from .tree_batch import MicroBatch
 
 
@@ -138,7 +138,8 @@ def run_blocks(
         checkpointing: keep each block's input alone for the backward pass, which computes the block again.
     """
     rotary = decoder.rotary_emb(hidden, batch.position_ids)
-    given = {"attention_mask": batch.mask, "position_ids": batch.position_ids, "position_embeddings": rotary}
+    mask = batch.mask if hidden.device.type == "cpu" else as_added(batch.mask, hidden.dtype)
+    given = {"attention_mask": mask, "position_ids": batch.position_ids, "position_embeddings": rotary}
     for block in blocks:
         if checkpointing:
             # At ZeRO 3 a parameter that is not gathered is empty, and so does not look like itself computed again.

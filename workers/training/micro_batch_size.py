@@ -1,6 +1,7 @@
 """How many tokens a trainer computes at a time, from the memory that is there. No torch: a plan asks too."""
 
 import math
+from dataclasses import dataclass
 
 import psutil
 
@@ -15,40 +16,79 @@ CPU_UNCHECKED_SHARE = 1 / 8
 """Activations of a trainer on CPUs that are rather kept than computed again, as a share of the machine's memory."""
 GPU_SHARE = 1 / 4
 """Activations of a trainer on a GPU, as a share of its part of the GPU; the rest is for weights and moments."""
-HEAD_CHUNKS = 2.5
-"""Chunks' worth of numbers that the head holds at a time: logits in float32, probabilities, and either in 16 bits."""
 FEWEST, MOST = 128, 16384
 """Tokens of a chosen micro batch."""
+
+
+@dataclass(frozen=True)
+class BlockActivations:
+    """Bytes of one token in one block of a Llama-type decoder, as transformers computes it on a GPU.
+
+    Measured by counting allocations (tests/workers/training/test_activations.py), which is within a tenth.
+    """
+
+    frozen: int
+    """Kept for the backward pass: the norms' inputs in float32, queries, keys and values (those that heads share once
+    per head), what attention gives, gate, its activation and up."""
+    inputs: int
+    """Kept besides where the block trains: inputs of its matrix products, and what norms multiply with weights."""
+    hidden: int
+    """Hidden states, which are all that is kept with activation checkpointing."""
+    working: int
+    """Gradients of activations, while the block's backward pass is computed."""
+
+    @classmethod
+    def of(cls, shape: Architecture, element_bytes: int) -> "BlockActivations":
+        q, kv, inner = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.intermediate
+        normed = 2 * shape.hidden + (q + kv if shape.qk_norm else 0)
+        return cls(
+            frozen=4 * normed + element_bytes * (4 * q + 3 * inner),
+            inputs=element_bytes * (2 * shape.hidden + q + inner + normed),
+            hidden=element_bytes * shape.hidden,
+            working=5 * element_bytes * inner // 2,
+        )
 
 
 def activation_bytes_per_token(
     shape: Architecture, selection: Selection, element_bytes: int, checkpointing: bool = False
 ) -> int:
-    """Return what a backward pass keeps of one token: in every block from the first trained one on.
+    """Return what a backward pass keeps of one token: in every block from the first trained one on, and of the final
+    norm. Logits are not among it: they are computed in chunks."""
+    below, block = 0 if selection.trains_all else min(selection.layers), BlockActivations.of(shape, element_bytes)
+    blocks, trained = shape.layers - below, shape.layers if selection.trains_all else len(selection.layers)
+    kept = blocks * block.hidden if checkpointing else blocks * block.frozen + trained * block.inputs
+    return kept + 4 * shape.hidden
 
-    A Llama-type block, as transformers computes it on a GPU, keeps the inputs of its norms in float32, queries, keys
-    and values (those that heads share once per head), what attention gives, and gate, its activation and up. One that
-    trains keeps the inputs of its matrix products besides, and what its norms multiply their weights with. Logits are
-    not among it: they are computed in chunks, see `head_bytes`.
+
+def activation_bytes(
+    shape: Architecture, selection: Selection, element_bytes: int, tokens: int, gpu: bool, checkpointing: bool = False
+) -> int:
+    """Return what an update takes of memory at most, beside weights, their gradients and the optimizer's state.
+
+    What is kept, and the largest of what comes one after the other: chunks of logits, or the backward pass of a block,
+    with checkpointing together with what is kept of it then. A gradient comes in the weight's dtype and is added in
+    float32; that of a tied LM head waits for the embedding's, and their sum is a third tensor. Left out: masks, which
+    depend on the trees in a batch.
 
     Args:
-        checkpointing: only the blocks' inputs are kept, and one block at a time is computed again.
+        tokens: of a micro batch, its responses' tokens among them.
     """
-    below = 0 if selection.trains_all else min(selection.layers)
-    blocks, trained = shape.layers - below, shape.layers if selection.trains_all else len(selection.layers)
-    q, kv, inner = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.intermediate
-    normed = 2 * shape.hidden + (q + kv if shape.qk_norm else 0)
-    block = 4 * normed + element_bytes * (4 * q + 3 * inner)
-    inputs = element_bytes * (2 * shape.hidden + q + inner + normed)
+    block = BlockActivations.of(shape, element_bytes)
+    embedding, added = shape.vocabulary * shape.hidden, element_bytes + 4
+    kept = tokens * activation_bytes_per_token(shape, selection, element_bytes, checkpointing)
+    head = 2 * min(4 * shape.vocabulary * tokens, CHUNK_BYTES["cuda" if gpu else "cpu"])
+    weight = shape.intermediate * shape.hidden * added
+    upper, trained = tokens * block.working, weight
     if checkpointing:
-        return blocks * element_bytes * shape.hidden + block + inputs
-    return blocks * block + trained * inputs
-
-
-def head_bytes(shape: Architecture, tokens: int, gpu: bool) -> int:
-    """Return what LM head, log-probabilities and entropies of a micro batch take at most: a few chunks of logits."""
-    chunk = min(4 * shape.vocabulary * tokens, CHUNK_BYTES["cuda" if gpu else "cpu"])
-    return int(HEAD_CHUNKS * chunk)
+        upper += tokens * block.frozen
+        trained += tokens * (block.frozen + block.inputs)
+    if not selection.trains_all:
+        # When the trained block's turn comes, with checkpointing, nothing is kept any more of those above it.
+        above = shape.layers - 1 - max(selection.layers) if checkpointing else 0
+        return kept + max(head, upper if above or not checkpointing else 0, trained - tokens * above * block.hidden)
+    if not shape.tied:
+        return kept + max(head + embedding * element_bytes, embedding * added, upper, trained)
+    return max(kept + embedding * 4 + max(head, embedding * element_bytes, upper, trained), embedding * 3 * 4)
 
 
 def unchecked_tokens(training: TrainingConfig, shape: Architecture, selection: Selection, gpu_bytes: float) -> float:

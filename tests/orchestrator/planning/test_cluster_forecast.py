@@ -10,7 +10,7 @@ from layersweep.cli import DEMO, main
 from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.planning.cluster_forecast import plan_on
 from layersweep.orchestrator.planning.cluster_shape import GPUS, ClusterShape, GpuKind, parse_cluster
-from layersweep.orchestrator.planning.cost_model import Assumptions, activation_bytes
+from layersweep.orchestrator.planning.cost_model import Assumptions, update_bytes
 from layersweep.orchestrator.planning.gpu_memory import CONTEXT, memory_problems, whole_model_trainer_bytes
 from layersweep.orchestrator.planning.plan import Plan, Run
 from layersweep.orchestrator.spec.errors import SpecError
@@ -75,10 +75,10 @@ def test_memory_of_every_gpu():
     assert engine.total == 2**30 + 18_360 + CONTEXT
     # A trainer: weights, gradient and two moments of what trains, 16 bytes a parameter, and the frozen base.
     assert (whole.trunk, whole.trainers, whole.contexts) == (10_200, 16 * 2550, CONTEXT)
-    assert whole.activations == activation_bytes(found.plan, Selection.full())
+    assert whole.activations == update_bytes(found.plan, Selection.full())
     # Two of them, around one base; its host is a process too.
     assert (layers.trunk, layers.trainers, layers.contexts) == (10_200, 2 * 16 * 1020, 3 * CONTEXT)
-    assert layers.activations == 2 * activation_bytes(found.plan, Selection.layer(0))
+    assert layers.activations == 2 * update_bytes(found.plan, Selection.layer(0))
 
 
 def test_memory_of_a_gpu_whose_engine_sleeps():

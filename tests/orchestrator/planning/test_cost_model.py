@@ -10,11 +10,11 @@ from layersweep.cli import DEMO
 from layersweep.orchestrator.planning.cost_model import (
     Assumptions,
     GpuKind,
-    activation_bytes,
     block_flops,
     estimate,
     forward_flops,
     generation_seconds,
+    update_bytes,
     update_flops,
 )
 from layersweep.orchestrator.planning.plan import Plan, Run
@@ -117,6 +117,6 @@ def test_activations(plan):
     """A block keeps 6 * 10 + 4 * 10 + 4 * 20 = 180 numbers a token, of 4 bytes."""
     training = plan.spec.training.model_copy(update={"micro_batch_tokens": 100})
     plan = replace(plan, spec=plan.spec.model_copy(update={"training": training}))
-    assert activation_bytes(plan, Selection.layer(1)) == 100 * 180 * 4
-    assert activation_bytes(plan, Selection.layer(0)) == activation_bytes(plan, Selection.full())
-    assert activation_bytes(plan, Selection.full()) == 100 * 2 * 180 * 4
+    assert update_bytes(plan, Selection.layer(1)) == 100 * 180 * 4
+    assert update_bytes(plan, Selection.layer(0)) == update_bytes(plan, Selection.full())
+    assert update_bytes(plan, Selection.full()) == 100 * 2 * 180 * 4
