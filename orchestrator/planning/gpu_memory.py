@@ -36,9 +36,10 @@ class GpuMemory:
     """Frozen base weights, once for all layer trainers that share the GPU."""
     trainers: float = 0
     """Weights, gradients and optimizer state of what trains."""
+    passes: float = 0
+    """One forward pass of each engine, and the part of a run's weights that it receives meanwhile, at most."""
     activations: float = 0
-    """Activations of one micro batch of each trainer and of one pass of each engine, with the part of a run's weights
-    that it receives meanwhile, at most."""
+    """Activations of one micro batch of each trainer, at most."""
     contexts: float = 0
     """CUDA contexts of all processes."""
 
@@ -53,13 +54,13 @@ class GpuMemory:
     @property
     def certain(self) -> float:
         """Bytes without the activations."""
-        return self.kept + self.weights + self.cache
+        return self.kept + self.weights + self.cache + self.passes
 
     @property
     def total(self) -> float:
         """Bytes at most, at any time."""
         if self.sleeps:
-            return self.kept + max(self.weights + self.cache, self.activations)
+            return self.kept + max(self.weights + self.cache + self.passes, self.activations)
         return self.certain + self.activations
 
 
@@ -125,8 +126,7 @@ def _memory(plan: Plan, gpu: Gpu, kind: GpuKind, overlays: list[int]) -> GpuMemo
     activations = gpu.layer_ranks * update_bytes(plan, lowest, kind)
     if gpu.whole_ranks:
         activations += gpu.whole_ranks * update_bytes(plan, Selection.full(), kind)
-    received = received_bytes(plan)
-    activations += len(gpu.engines) * (pass_bytes(plan.architecture, plan.spec.rollout, plan.element_bytes) + received)
+    passes = pass_bytes(plan.architecture, plan.spec.rollout, plan.element_bytes) + received_bytes(plan)
     return GpuMemory(
         actors=_actors_on(gpu),
         weights=len(gpu.engines) * plan.trunk_bytes / spans,
@@ -134,6 +134,7 @@ def _memory(plan: Plan, gpu: Gpu, kind: GpuKind, overlays: list[int]) -> GpuMemo
         overlays=sum(sum(overlays[number :: plan.spec.resources.engines]) for number in gpu.engines) / spans,
         trunk=trunks * plan.trunk_bytes,
         trainers=gpu.layer_ranks * plan.trainer_bytes(lowest) + gpu.whole_ranks * whole_model_trainer_bytes(plan),
+        passes=len(gpu.engines) * passes,
         activations=activations,
         contexts=CONTEXT * (len(gpu.engines) + gpu.layer_ranks + gpu.whole_ranks + bool(gpu.shared)),
         sleeps=plan.spec.rollout.sleep,
@@ -163,7 +164,7 @@ def _cache_problems(plan: Plan, gpu: GpuKind) -> list[str]:
 
 def _explain(memory: GpuMemory, gpu: GpuKind, rollout: RolloutConfig) -> str:
     """Field that is too large, sizes, and what to do about it."""
-    if memory.weights + memory.cache + memory.overlays < memory.trunk + memory.trainers:
+    if memory.weights + memory.cache + memory.passes + memory.overlays < memory.trunk + memory.trainers:
         field, fix = "resources.trainer.gpus", "raise it, so that fewer share the GPU"
         if "whole" in memory.actors:
             field = "resources.full_trainer_ranks"
@@ -173,7 +174,7 @@ def _explain(memory: GpuMemory, gpu: GpuKind, rollout: RolloutConfig) -> str:
         fix = "take GPUs with more memory, or more engines, among which the runs' overlays are dealt out"
     else:
         field, fix = f"rollout.{_cache_field(rollout)}", "lower it: overlays come on top of what it grants"
-    named = ("weights", "cache", "overlays", "trunk", "trainers", "contexts")
+    named = ("weights", "cache", "passes", "overlays", "trunk", "trainers", "contexts")
     parts = ", ".join(f"{name} {_gib(count)}" for name in named if (count := getattr(memory, name)))
     return (
         f"{field}: {memory.actors} on one {gpu.name}: {_gib(memory.certain)} without activations ({parts}), and it has "

@@ -24,7 +24,7 @@ def after(trunk, selection: Selection, stage: int, unchecked: float) -> tuple[di
     loop = UpdateLoop(trunk, backend, algorithm, training, unchecked_tokens=unchecked)
     calls = []
     block = backend.policy.trained["2"] if not selection.trains_all else backend.policy.trained.model.layers[2]
-    block.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    block.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     metrics = [loop.update(experience(step), step) for step in (1, 2)]
     weights = {name: weight.clone() for name, weight in backend.weights().items()}
     return metrics[-1], weights, len(calls)
