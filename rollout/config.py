@@ -59,9 +59,10 @@ class RolloutConfig(StrictModel):
     The engine's self-check needs 64."""
     kv_cache_memory_mib: PositiveInt | None = None
     """KV cache; null is 512 MiB on CPUs, or more where one sequence of `max_model_len` needs it, and on GPUs what
-    `gpu_memory_utilization` leaves."""
+    `gpu_memory_utilization` leaves. Counted from the model's shape, not measured: trainers beside an engine that is
+    replaced do not change it."""
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
-    """Share of a GPU's memory that the engine takes (weights and KV cache)."""
+    """Share of a GPU's memory that the engine takes for weights, activations and KV cache; overlays come on top."""
     sleep: bool = False
     """Alternate generation and training, for engine and trainers that share a GPU without memory for KV cache and
     activations at once: all runs generate, then all train. Meanwhile engines keep their weights in host memory and no

@@ -59,6 +59,10 @@ class StaleWeights(RuntimeError):
     """A request named another version of its run's weights than the engine has."""
 
 
+class TransferFailed(RuntimeError):
+    """A run's weights did not reach its engine: the trainer died, or the connection broke, on their way."""
+
+
 class EngineStopped(RuntimeError):
     """vLLM failed in a way after which its state is unknown: this engine answers nothing any more."""
 

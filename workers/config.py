@@ -109,6 +109,10 @@ class TrainingConfig(StrictModel):
     micro_batch_tokens: PositiveInt | None = None
     """Tokens that a trainer computes at a time, padding included: memory against speed. null follows from the memory
     that is there, for each run by what it trains; `layersweep plan` says the number."""
+    checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Activation checkpointing: a trainer keeps the input of each block alone, and computes the block once more in the
+    backward pass: the same numbers with less memory, in about a third more time. `auto` is on for the updates of which
+    a micro batch, if only of one long response, would not fit into the memory for activations otherwise."""
     prefix_cache_mib: NonNegativeInt = 1024
     """MiB of a trainer for what several epochs share: the input of the first trained layer, computed in the first. What
     does not fit is computed in each."""

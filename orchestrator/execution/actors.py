@@ -120,7 +120,6 @@ class SweepActors:
             )
         )
         engines = EnginePool(plan, first_engines, create_engine, model, collector)
-        # vLLM measures how much of its GPU is free, twice: no other process may take memory there meanwhile.
         await engines.start()
         shared_gpus = None
         if resources.on_gpu() and (shares := allocate(plan, resources_of(nodes)).shared_gpus):

@@ -231,7 +231,7 @@ class TrainerGroup:
         engine_device: str, weight_transfer: str,
     ) -> TrainerInfo:  # fmt: skip
         """Join the ranks to a process group, load the base and build the DeepSpeed engines."""
-        address = (await asyncio.gather(*(trainer.address.remote() for trainer in self.trainers)))[0]
+        address = await self.trainers[0].address.remote()
         started = await asyncio.gather(
             *(
                 trainer.start.remote(

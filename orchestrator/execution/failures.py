@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import ray
 
-from layersweep.rollout.types import EngineStopped, StaleWeights
+from layersweep.rollout.types import EngineStopped, StaleWeights, TransferFailed
 from layersweep.workers.storage.retries import PERMANENT, STORE_DELAYS
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ RETRYABLE = (
     ray.exceptions.TaskCancelledError,
     EngineStopped,
     StaleWeights,
+    TransferFailed,
 )
 REASON_HEAD, REASON_TAIL = 700, 300
 """Characters of a long reason that are kept: it names the file or field first, and the value last."""

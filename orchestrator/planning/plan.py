@@ -112,9 +112,9 @@ class Plan:
         return self.trainable_parameters(selection) * self.element_bytes
 
     def trainer_bytes(self, selection: Selection) -> int:
-        """A trainer's own memory beside the shared trunk and activations: weights, gradients, Adam's two moments,
-        and with bfloat16 the float32 master weights."""
-        per_parameter = 2 * self.element_bytes + 8 + (4 if self.element_bytes == 2 else 0)
+        """A trainer's own memory beside the shared trunk and activations: weights, gradients in float32, Adam's two
+        moments, and with bfloat16 the float32 master weights."""
+        per_parameter = self.element_bytes + 4 + 8 + (4 if self.element_bytes == 2 else 0)
         return self.trainable_parameters(selection) * per_parameter
 
     @property

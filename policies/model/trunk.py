@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import xxhash
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
 from layersweep.policies.selection import Selection
@@ -15,7 +16,7 @@ from .fused_cpu import fuse
 from .pretrained import load_pretrained
 from .tensor_transport import to_handles, to_tensors
 from .token_logprobs import LogprobHead
-from .tree_attention import NAME
+from .tree_attention import NAME, as_added
 from .tree_batch import MicroBatch
 
 
@@ -83,6 +84,9 @@ class Policy(nn.Module):
     optimizer, a checkpoint or a broadcast over this module sees the selection and nothing else.
     """
 
+    checkpointing: bool = False
+    """See `run_blocks`; the same on all ranks, or at ZeRO 3 they wait for each other."""
+
     def __init__(self, trunk: Trunk, selection: Selection):
         super().__init__()
         self._trunk = (trunk,)  # in a tuple, so that it is not registered
@@ -115,7 +119,8 @@ class Policy(nn.Module):
             blocks = [
                 self.trained[str(k)] if str(k) in self.trained else layer for k, layer in enumerate(self.trunk.layers)
             ][self.start :]
-        return response_logprobs(model, batch, run_blocks(model.model, batch, hidden, blocks), temperature)
+        hidden = run_blocks(model.model, batch, hidden, blocks, self.checkpointing)
+        return response_logprobs(model, batch, hidden, temperature)
 
     def named_weights(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters by Hugging Face name; a tied LM head appears once, as the embedding."""
@@ -124,11 +129,25 @@ class Policy(nn.Module):
         return {f"model.layers.{name}": weight for name, weight in self.trained.named_parameters()}
 
 
-def run_blocks(decoder: nn.Module, batch: MicroBatch, hidden: Tensor, blocks: Iterable[nn.Module]) -> Tensor:
-    """Run hidden states [B, T, hidden] through decoder blocks under the batch's tree mask."""
+def run_blocks(
+    decoder: nn.Module, batch: MicroBatch, hidden: Tensor, blocks: Iterable[nn.Module], checkpointing: bool = False
+) -> Tensor:
+    """Run hidden states [B, T, hidden] through decoder blocks under the batch's tree mask.
+
+    Args:
+        checkpointing: keep each block's input alone for the backward pass, which computes the block again.
+    """
     rotary = decoder.rotary_emb(hidden, batch.position_ids)
+    mask = batch.mask if hidden.device.type == "cpu" else as_added(batch.mask, hidden.dtype)
+    given = {"attention_mask": mask, "position_ids": batch.position_ids, "position_embeddings": rotary}
     for block in blocks:
-        hidden = block(hidden, attention_mask=batch.mask, position_ids=batch.position_ids, position_embeddings=rotary)
+        if checkpointing:
+            # At ZeRO 3 a parameter that is not gathered is empty, and so does not look like itself computed again.
+            hidden = checkpoint(
+                block, hidden, **given, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
+            )
+        else:
+            hidden = block(hidden, **given)
     return hidden
 
 

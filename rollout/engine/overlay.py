@@ -158,3 +158,11 @@ class EngineOverlay:
                 raise ValueError(f"a block must be sent whole: {missing} is missing") from missing
             sent += sum(tensor.numel() * tensor.element_size() for tensor in hf.values())
         return cls(version, layers, **outer, bytes=sent)
+
+    def add(self, part: "EngineOverlay") -> None:
+        """Take over another part of the same run's weights."""
+        self.layers |= part.layers
+        self.bytes += part.bytes
+        for name in _OUTER:
+            if (weight := getattr(part, name)) is not None:
+                setattr(self, name, weight)

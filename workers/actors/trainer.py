@@ -12,7 +12,7 @@ from layersweep.workers.startup.model_source import ModelSource
 from layersweep.workers.storage.files import write_atomically
 from layersweep.workers.storage.run_store import CheckpointRecord, CorruptFile, RunStore, rank_file
 from layersweep.workers.storage.tables import STEPS
-from layersweep.workers.training.distributed import free_port, prepare
+from layersweep.workers.training.distributed import prepare, serve_store
 from layersweep.workers.training.memory import release_unused
 
 from .portable_errors import portable_errors
@@ -48,10 +48,11 @@ class Trainer:
         return f"Trainer({self.selection.name}, seed {self.seed}{part})"
 
     def address(self) -> tuple[str, int]:
-        """Return the address and port that rank 0 will listen on."""
+        """Return the address and port at which the run's ranks meet; asked of rank 0."""
         import ray
 
-        return ray.util.get_node_ip_address(), free_port()
+        self.store = serve_store()
+        return ray.util.get_node_ip_address(), self.store.port
 
     def node(self) -> str:
         """Return Ray's id of the node that this actor is on."""
@@ -74,7 +75,7 @@ class Trainer:
 
         Args:
             model: the base, the same object for all actors.
-            address: of rank 0, from its `address`.
+            address: where the ranks meet, from rank 0's `address`.
             algorithm: the spec's section; one of the user's own is imported here.
             engine_device: layersweep.policies.model.tensor_transport.device_name of the run's engine, or `several`.
             transfer: `rollout.weight_transfer` of the spec.
@@ -89,7 +90,7 @@ class Trainer:
         from layersweep.policies.model.tensor_transport import Handles, device_name
         from layersweep.policies.model.trunk import Policy, Trunk
         from layersweep.workers.training.deepspeed_backend import DeepSpeedBackend
-        from layersweep.workers.training.micro_batch_size import micro_batch_tokens
+        from layersweep.workers.training.micro_batch_size import micro_batch_tokens, unchecked_tokens
         from layersweep.workers.training.update_loop import UpdateLoop
         from layersweep.workers.transport.weight_transfer import WeightSender, choose_transport
 
@@ -101,20 +102,22 @@ class Trainer:
             trunk = Trunk.attach(shared_trunk, torch.device("cuda", 0))
         else:
             trunk = Trunk.load(model.here(), training.dtype, "cuda" if self.gpu else "cpu", model.trust_remote_code)
-        self.transport = choose_transport(transfer, device_name() if self.gpu else "cpu", engine_device)
+        gathered = self.selection.trains_all and section.full_zero_stage == 3
+        self.transport = choose_transport(transfer, device_name() if self.gpu else "cpu", engine_device, gathered)
         if self.transport == "direct" and self.rank == 0:
-            self.sender = WeightSender(address[0])
+            self.sender = WeightSender(address[0], torch.device("cuda", 0) if self.gpu else torch.device("cpu"))
         self.handles = Handles()
         self.digest = trunk.digest()
         self.steps = 0
         shape = Architecture.from_config(trunk.model.config.to_dict())
         gpu_bytes = min(1.0, self.gpus) * torch.cuda.get_device_properties(0).total_memory if self.gpu else 0.0
         chosen = micro_batch_tokens(training, shape, self.selection, gpu_bytes)
+        unchecked = unchecked_tokens(training, shape, self.selection, gpu_bytes)
         training = training.model_copy(update={"micro_batch_tokens": chosen})
         policy = Policy(trunk, self.selection)
         parameters = sum(parameter.numel() for parameter in policy.parameters())
         self.backend = DeepSpeedBackend(policy, training, section, self.ranks)
-        self.loop = UpdateLoop(trunk, self.backend, algorithm.build(), training, self.rank, self.ranks)
+        self.loop = UpdateLoop(trunk, self.backend, algorithm.build(), training, self.rank, self.ranks, unchecked)
         return {
             "trainable_parameters": parameters,
             "pid": os.getpid(),

@@ -64,6 +64,7 @@ class UpdateLoop:
         algorithm: advantages and loss.
         training: of the spec, with `micro_batch_tokens` chosen.
         rank, ranks: this process's place in the run's data-parallel group; torch.distributed is initialised.
+        unchecked_tokens: of the largest micro batch that is computed without activation checkpointing.
     """
 
     def __init__(
@@ -74,9 +75,10 @@ class UpdateLoop:
         training: TrainingConfig,
         rank: int = 0,
         ranks: int = 1,
+        unchecked_tokens: float = math.inf,
     ):
         self.trunk, self.backend, self.algorithm, self.training = trunk, backend, algorithm, training
-        self.rank, self.ranks = rank, ranks
+        self.rank, self.ranks, self.unchecked_tokens = rank, ranks, unchecked_tokens
         self.policy, self.selection = backend.policy, backend.policy.selection
         self.peak = training.learning_rate.of(self.selection.trains_all)
         embedding = trunk.model.get_input_embeddings().weight
@@ -101,6 +103,7 @@ class UpdateLoop:
         """
         began, cpu = time.perf_counter(), time.process_time()
         self._check_tokens(experience)
+        self.policy.checkpointing = self._largest_micro_batch(experience) > self.unchecked_tokens
         rate = learning_rate(self.training, self.peak, step)
         algorithm, limit = self.algorithm, self.training.max_response_tokens
         reward = algorithm.shaped(experience.reward, experience.lengths, limit)
@@ -124,6 +127,11 @@ class UpdateLoop:
                 first = epoch == 0 and number == 0
                 self._optimizer_step(micro_batches, old_logp, advantages, sums, rate, first)
         return self._metrics(experience, advantage, sums, rate, began, cpu) | agreement | sampled
+
+    def _largest_micro_batch(self, experience: Experience) -> int:
+        """Return its tokens at most: a single response with its prompt is never divided."""
+        rows = np.array([len(prompt) for prompt in experience.prompts]) + experience.lengths
+        return max(min(self.training.micro_batch_tokens, int(rows.sum())), int(rows.max()))
 
     def _check_tokens(self, experience: Experience) -> None:
         """Refuse tokens beyond the embedding: on a GPU they would end the process, without a word of which."""
@@ -306,8 +314,7 @@ class UpdateLoop:
     def update_norm(self) -> float:
         """Return the L2 norm of the change of the trained parameters since the base model."""
         base = dict(self.trunk.model.named_parameters())
-        with self.backend.gathered() as named:
-            return math.sqrt(sum(float((w - base[n]).float().square().sum()) for n, w in named.items()))
+        return math.sqrt(sum(float((w - base[n]).float().square().sum()) for n, w in self.backend.gathered()))
 
 
 def _mean(total: float, tokens: float) -> float | None:

@@ -1,11 +1,14 @@
 """The routed vLLM engine against transformers: every run's responses through its own weights, in one batch."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
 from layersweep.policies.selection import Selection
-from layersweep.rollout.types import Sampling
+from layersweep.rollout.types import Sampling, StaleWeights, TransferFailed
+from layersweep.workers.transport.weight_transfer import in_parts
 
 SELECTIONS = [*(Selection.layer(k) for k in range(4)), Selection.several((0, 2)), Selection.full()]
 
@@ -73,6 +76,48 @@ def test_all_runs_in_one_batch_equal_transformers(engine, variants):
         assert worst(variants[name], prompts, completions, 3) < 1e-5, name
         if name is not None:
             assert worst(variants[None], prompts, completions, 3) > 1e-2, name
+
+
+def test_weights_that_come_in_parts(engine, variants):
+    """A whole model block by block: what is served is the same, and no more than one part is held meanwhile."""
+    weights, alive = trained(variants["full"], Selection.full()), []
+    prompts, sampling = [np.arange(2, 32).astype(np.int32)], Sampling(4, max_tokens=8, logprobs=True)
+
+    def parts():
+        for names in in_parts(weights):
+            assert not any(reference() is not None for reference in alive), "the part before is still held"
+            part = {name: weights[name].clone() for name in names}
+            alive.extend(map(weakref.ref, part.values()))
+            yield part
+            del part
+
+    sent = engine.push_parts("full", 5, parts())
+    assert sent.bytes == sum(weight.nbytes for weight in weights.values()) and len(alive) == len(weights)
+    done = engine.generate("full", 5, prompts, [1], sampling).result(60)
+    assert worst(variants["full"], prompts, done, 4) < 1e-5
+
+
+def test_a_push_that_breaks_off_leaves_no_weights_and_an_older_one_does_not_go_on(engine, variants):
+    weights = trained(variants["full"], Selection.full())
+    parts = [{name: weights[name] for name in names} for names in in_parts(weights)]
+
+    def broken():
+        yield parts[0]
+        raise TransferFailed("full: the trainer is gone")
+
+    with pytest.raises(TransferFailed):
+        engine.push_parts("full", 6, broken())
+    with pytest.raises(StaleWeights, match="the engine has 0"):
+        engine.generate("full", 6, [np.arange(2, 9)], [0], Sampling()).result(60)
+
+    def overtaken():
+        yield parts[0]
+        engine.push("full", 8, weights).result(60)
+        yield parts[1]
+
+    with pytest.raises(StaleWeights, match="other weights were pushed meanwhile"):
+        engine.push_parts("full", 7, overtaken())
+    assert engine.generate("full", 8, [np.arange(2, 9)], [0], Sampling()).result(60).version == 8
 
 
 def test_a_push_takes_effect_and_prefixes_are_not_shared_across_versions(engine, variants):

@@ -137,9 +137,11 @@ def update_loop(trunk, selection: Selection, algorithm, training, section=None, 
 
 @pytest.fixture(scope="session")
 def one_rank():
-    from layersweep.workers.training.distributed import free_port, prepare
+    from layersweep.workers.training.distributed import prepare, serve_store
 
-    prepare(0, 1, "127.0.0.1", free_port(), gpu=False)
+    store = serve_store()
+    prepare(0, 1, "127.0.0.1", store.port, gpu=False)
+    yield
 
 
 @pytest.mark.parametrize("selection", SELECTIONS, ids=lambda s: s.name)
@@ -257,12 +259,12 @@ def _rank(rank: int, port: int, folder: str, selection: Selection, stage: int, k
 
 def on_two_ranks(folder: str, selection: Selection, stage: int, kl: float):
     """Metrics and weights after `_rank`."""
-    from layersweep.workers.training.distributed import free_port
+    from layersweep.workers.training.distributed import serve_store
 
     context = torch.multiprocessing.get_context("spawn")
-    out, port = context.SimpleQueue(), free_port()
+    out, store = context.SimpleQueue(), serve_store()
     processes = [
-        context.Process(target=_rank, args=(rank, port, folder, selection, stage, kl, out)) for rank in range(2)
+        context.Process(target=_rank, args=(rank, store.port, folder, selection, stage, kl, out)) for rank in range(2)
     ]
     for process in processes:
         process.start()
