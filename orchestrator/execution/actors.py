@@ -211,7 +211,7 @@ def run_metadata(plan: Plan, run: Run) -> dict[str, Any]:
     """Describe a run (or the base) before it starts, for the collector."""
     selection, count = run.selection, plan.architecture.layers
     kind = "trial" if run.trial else "layers" if selection.kind == "boost" else selection.kind
-    layer = selection.layers[0] if kind == "layer" else None
+    layer = selection.layers[0] if len(selection.layers) == 1 and kind in ("layer", "part") else None
     return {
         "selection": selection.name,
         "seed": run.seed,
@@ -219,6 +219,7 @@ def run_metadata(plan: Plan, run: Run) -> dict[str, Any]:
         "layer": layer,
         "depth": None if layer is None else layer / max(1, count - 1),
         "layers": list(selection.layers),
+        "modules": selection.modules,
         "learning_rate": None,
         "trainable_parameters": 0 if selection.kind == "base" else None,
         "seconds": 0.0,

@@ -67,9 +67,8 @@ class GpuMemory:
 def gpu_memories(plan: Plan, allocation: GpuAllocation, kind: GpuKind) -> Counter[GpuMemory]:
     """Memory of the allocated GPUs, and how many have each; where runs take turns, that of the larger."""
     layer_runs = layer_runs_at_once(plan, allocation) - (allocation.in_turn and allocation.whole_runs > 0)
-    overlays = [plan.push_bytes(Selection.full())] * allocation.whole_runs + [
-        plan.push_bytes(Selection.layer(0))
-    ] * layer_runs
+    largest = max(map(plan.push_bytes, _partial(plan)))
+    overlays = [plan.push_bytes(Selection.full())] * allocation.whole_runs + [largest] * layer_runs
     gpus = []
     for gpu in allocation.gpus:
         if allocation.in_turn and gpu.whole_ranks and gpu.layer_ranks:
@@ -115,10 +114,8 @@ def _memory(plan: Plan, gpu: Gpu, kind: GpuKind, overlays: list[int]) -> GpuMemo
         overlays: bytes of the overlay of each run that trains at the same time; engines get them in turn.
     """
     spans = plan.spec.rollout.tensor_parallel_size
-    layers = [run.selection for run in plan.runs if not run.selection.trains_all]
-    lowest = min(layers, key=lambda selection: selection.layers, default=Selection.layer(0))
     trunks = gpu.whole_ranks + (1 if gpu.shared else gpu.layer_ranks)
-    activations = gpu.layer_ranks * activation_bytes(plan, lowest, kind)
+    activations = gpu.layer_ranks * max(activation_bytes(plan, s, kind) for s in _partial(plan))
     if gpu.whole_ranks:
         activations += gpu.whole_ranks * activation_bytes(plan, Selection.full(), kind)
     return GpuMemory(
@@ -127,11 +124,17 @@ def _memory(plan: Plan, gpu: Gpu, kind: GpuKind, overlays: list[int]) -> GpuMemo
         cache=len(gpu.engines) * max(0, engine_cache(plan, kind)),
         overlays=sum(sum(overlays[number :: plan.spec.resources.engines]) for number in gpu.engines) / spans,
         trunk=trunks * plan.trunk_bytes,
-        trainers=gpu.layer_ranks * plan.trainer_bytes(lowest) + gpu.whole_ranks * whole_model_trainer_bytes(plan),
+        trainers=gpu.layer_ranks * max(map(plan.trainer_bytes, _partial(plan)))
+        + gpu.whole_ranks * whole_model_trainer_bytes(plan),
         activations=activations,
         contexts=CONTEXT * (len(gpu.engines) + gpu.layer_ranks + gpu.whole_ranks + bool(gpu.shared)),
         sleeps=plan.spec.rollout.sleep,
     )
+
+
+def _partial(plan: Plan) -> set[Selection]:
+    """Selections of the runs over a part of the model; without such runs a layer, for one to be added."""
+    return {run.selection for run in plan.runs if not run.selection.trains_all} or {Selection.layer(0)}
 
 
 def _actors_on(gpu: Gpu) -> str:

@@ -76,7 +76,8 @@ class CombinedRun(StrictModel):
         return Selection.boost(layers, self.name) if self.how == "boost" else Selection.several(layers, self.name)
 
 
-def _read(value: object) -> str | tuple[int, ...] | LayerSearch:
+def read_layers(value: object) -> str | tuple[int, ...] | LayerSearch:
+    """Read what stands in the spec."""
     if isinstance(value, LayerSearch):
         return value
     if isinstance(value, dict) and "search" in value:
@@ -93,7 +94,8 @@ def _read(value: object) -> str | tuple[int, ...] | LayerSearch:
     raise ValueError(f"cannot read {shorten(value)}; {_FORMS}")
 
 
-def _check(value: str | tuple[int, ...] | LayerSearch) -> str | tuple[int, ...] | LayerSearch:
+def check_layers(value: str | tuple[int, ...] | LayerSearch) -> str | tuple[int, ...] | LayerSearch:
+    """Refuse what no model could have."""
     if isinstance(value, LayerSearch):
         return value
     if isinstance(value, tuple):
@@ -106,10 +108,10 @@ def _check(value: str | tuple[int, ...] | LayerSearch) -> str | tuple[int, ...] 
     return value
 
 
-LayerSet = Annotated[str | tuple[int, ...] | LayerSearch, BeforeValidator(_read), AfterValidator(_check)]
+LayerSet = Annotated[str | tuple[int, ...] | LayerSearch, BeforeValidator(read_layers), AfterValidator(check_layers)]
 
 
-def resolve_layers(chosen: str | tuple[int, ...] | LayerSearch, count: int) -> tuple[int, ...]:
+def resolve_layers(chosen: str | tuple[int, ...] | LayerSearch | None, count: int) -> tuple[int, ...]:
     """The layer numbers, ascending, in a model of `count` layers.
 
     `start:stop:step` is Python's slice; `middle:k` is [count/2 - k/2, count/2 + k/2), as the study's Mid-k.
@@ -117,6 +119,8 @@ def resolve_layers(chosen: str | tuple[int, ...] | LayerSearch, count: int) -> t
     Raises:
         ValueError: a layer that the model does not have, or none at all.
     """
+    if chosen is None:
+        return ()
     if isinstance(chosen, LayerSearch):
         return tuple(range(count))
     if isinstance(chosen, tuple):

@@ -73,7 +73,7 @@ def profile(table: pd.DataFrame, name: str, *, noise: float | None = None) -> Pr
     value, is_contribution = _contribution(table, name)
     sd = _noise(table, noise)
     if "kind" in table:
-        layer = np.where(table["kind"].isin(["base", "full", "layers"]), np.nan, layer)
+        layer = np.where(table["kind"].isin(["base", "full", "layers", "part"]), np.nan, layer)
     known = np.isfinite(layer) & np.isfinite(value)
     pruned = known & (table["status"] == "pruned").to_numpy() if "status" in table else np.zeros_like(known)
     kept = np.flatnonzero(known & ~pruned)

@@ -21,9 +21,9 @@ def activation_bytes_per_token(shape: Architecture, selection: Selection, elemen
     A Llama-type block keeps about six hidden vectors, queries, keys, values and attention outputs, and four
     intermediate vectors. Logits are not among it: they are computed in chunks, see policies.model.token_logprobs.
     """
-    below = 0 if selection.trains_all else min(selection.layers)
     wide = 6 * shape.hidden + 2 * shape.heads * shape.head_dim + 2 * shape.kv_heads * shape.head_dim
-    return (shape.layers - below) * (wide + 4 * shape.intermediate) * element_bytes
+    blocks = max(1, shape.layers - selection.first_block(shape.layers))  # of the final norm and the LM head alone: none
+    return blocks * (wide + 4 * shape.intermediate) * element_bytes
 
 
 def micro_batch_tokens(
