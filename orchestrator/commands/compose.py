@@ -11,6 +11,7 @@ from rich.table import Table
 from layersweep.orchestrator.execution.variant_scoring import VariantScorer, score_variants
 from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.planning.selections import trained_weights
+from layersweep.orchestrator.report import write_report
 from layersweep.orchestrator.report.format import interval_text, number_text, wide_console
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.statistics.variants import variant_scores
@@ -59,7 +60,7 @@ class Stack:
 
 
 def compose(sweep: str, wanted: Wanted, overrides: Mapping[str, Any] | None = None, address: str | None = None) -> str:
-    """Score stacks and write composition.parquet; returns its path. Stacks that are in it already stay there.
+    """Score stacks, write composition.parquet and the report; returns the table's path. Stacks in it stay there.
 
     What the selection split's scores chose, the best and the greedy stacks, is scored on the final split.
 
@@ -91,6 +92,7 @@ def compose(sweep: str, wanted: Wanted, overrides: Mapping[str, Any] | None = No
         rows = rows.drop_duplicates(["stack", "rule", "split"], keep="last")
     target = finished.write(COMPOSITION, rows)
     _show(rows)
+    write_report(finished.folder)
     return target
 
 

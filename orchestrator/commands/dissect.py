@@ -7,6 +7,7 @@ import pandas as pd
 from rich.table import Table
 
 from layersweep.orchestrator.execution.variant_scoring import score_variants
+from layersweep.orchestrator.report import write_report
 from layersweep.orchestrator.report.format import interval_text, number_text, wide_console
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.statistics.variants import kept_of_runs, variant_scores
@@ -34,7 +35,7 @@ class Piece(NamedTuple):
 def dissect(
     sweep: str, wanted: Sequence[str] = (), overrides: Mapping[str, Any] | None = None, address: str | None = None
 ) -> str:
-    """Score pieces of finished runs' changes and write dissection.parquet; returns its path.
+    """Score pieces of finished runs' changes and write dissection.parquet; returns its path. The report is new.
 
     Args:
         sweep: its folder or URI.
@@ -58,6 +59,7 @@ def dissect(
     rows = dissection_table(finished, pieces, score_variants(finished.spec, work, address))
     target = finished.write(DISSECTION, rows)
     _show(rows)
+    write_report(finished.folder)
     return target
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from layersweep.orchestrator.planning.combined_runs import read_profile
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.folders import absolute_folder
 from layersweep.orchestrator.spec.load import load_spec
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.selection import Selection, run_name
@@ -67,7 +68,7 @@ def open_sweep(folder: str, overrides: Mapping[str, Any] | None = None) -> Finis
     Raises:
         SpecError: there is no sweep, or no completed run with its weights.
     """
-    folder = folder.rstrip("/")
+    folder = absolute_folder(folder.rstrip("/"))
     spec = load_spec(f"{folder}/sweep.yaml", overrides)
     output, _, name = folder.rpartition("/")
     if name != spec.name:

@@ -31,6 +31,7 @@ from .context import SweepContext
 from .evaluation import score
 from .failures import AdaptiveTimeouts, CallTimeout, RunFailure, first_error, reach_store
 from .health import HealthMonitor
+from .manifest import SweepManifest
 from .progress import Progress
 from .ray_nodes import wait_for_room
 from .ray_session import connected
@@ -107,10 +108,13 @@ def score_variants(spec: SweepSpec, work: Callable[[VariantScorer, Plan], Awaita
         address: of a running Ray cluster; None starts one here.
 
     Raises:
-        SpecError: what the spec refers to is not there, the cluster has no room, or a driver has the sweep.
+        SpecError: what the spec refers to is not there or has changed since the sweep began, the cluster has no room,
+            or a driver has the sweep.
         VariantsFailed: a variant could not be scored.
     """
     plan = make_plan(spec)
+    if manifest := SweepManifest.load(plan.folder):
+        manifest.asks_no_more_than_done(plan)
     with connected(address, f"layersweep-{spec.name}", spec.resources.on_gpu()) as actor_environment:
         wait_for_room(plan)
         with hold_lock(plan.folder):

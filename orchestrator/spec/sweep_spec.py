@@ -120,15 +120,15 @@ class SweepSpec(StrictModel):
         if self.profile and not self.combine:
             raise ValueError("profile: only `combine` picks layers from it, and there is none; remove it")
         whole = (
-            "include_full" if self.include_full else
-            "combine" if any(run.how == "boost" for run in self.combine) else
-            "sweep" if any(entry.layers is None for entry in self.sweep) else ""
+            "of the whole model, and include_full" if self.include_full else
+            "of the whole model, and combine" if any(run.how == "boost" for run in self.combine) else
+            "outside of layers, and sweep" if any(entry.layers is None for entry in self.sweep) else ""
         )  # fmt: skip
         if whole and self.rollout.tensor_parallel_size > 1:
             # layersweep.rollout.engine.overlay would have to split the run's own embedding by vocabulary.
             raise ValueError(
                 f"rollout.tensor_parallel_size: {self.rollout.tensor_parallel_size}: an engine over several GPUs "
-                f"serves no run of the whole model or outside of its layers, and {whole} asks for one; set it to 1"
+                f"serves no run {whole} asks for one; set it to 1"
             )
         if self.rollout.sleep and not 0 < self.resources.engine.gpus < 1:
             raise ValueError(
