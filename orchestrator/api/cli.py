@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     export = add("export", _export, "Merge a run's weights into its base: a folder that transformers and vLLM load "
                  "(of a float32 run with dtype=float32: vLLM's default is 16 bits).")  # fmt: skip
     export.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME)")
-    export.add_argument("selection", help="such as layer-07 or full")
+    export.add_argument("selection", help="such as layer-07, full, or a stack of composition.parquet")
     export.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder")
     export.add_argument("--seed", type=int, help="where several were trained")
     add("doctor", _doctor, "Tell what this machine can do, and what is missing.")

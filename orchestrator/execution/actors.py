@@ -33,8 +33,8 @@ from .shared_gpus import SharedGpuPool
 from .slots import Slots
 
 RESTARTABLE = {"max_restarts": -1, "max_task_retries": -1}
-"""Ray's options for the collector and the rollout worker: it restarts them and repeats their calls, which may therefore
-come twice."""
+"""Ray's options for the collector, the rollout worker and the maker of variants: it restarts them and repeats their
+calls, which may therefore come twice."""
 
 
 class SweepActors:

@@ -25,7 +25,7 @@ from layersweep.workers.actors.variant_maker import VariantMaker
 from layersweep.workers.storage.run_store import RunStore, runs_of
 from layersweep.workers.trackers.config import TrackingConfig
 
-from .actors import SweepActors, create_actor, run_metadata
+from .actors import RESTARTABLE, SweepActors, create_actor, run_metadata
 from .clients import Reference, VariantClient
 from .context import SweepContext
 from .evaluation import score
@@ -131,7 +131,7 @@ async def _score_variants(
     plan, progress = replace(sweep, spec=inner), Progress([], 0)
     await asyncio.to_thread(_copy_scores, sweep.folder, plan.folder)
     actors = await SweepActors.create(plan, actor_environment, progress.say)
-    maker = create_actor(VariantMaker, "VariantMaker", SUPPORT_ACTOR).remote(actors.model, sweep.folder)
+    maker = create_actor(VariantMaker, "VariantMaker", SUPPORT_ACTOR, **RESTARTABLE).remote(actors.model, sweep.folder)
     patience = sweep.spec.recovery.patience
     monitor = HealthMonitor(actors.engines.slots, actors.restartable, patience, progress.say)
     try:
