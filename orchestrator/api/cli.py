@@ -125,10 +125,31 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--top", type=_count, default=5, metavar="K", help="how many best layers to hold against "
                          "each other (default: 5)")  # fmt: skip
     compare.add_argument("--noise", type=float, metavar="SD", help="of the contribution, for tables without intervals")
+    dissect = add("dissect", _dissect, "Take finished runs apart, without training: parts, ranks, largest entries, "
+                  "multiples, layers of the full run, random changes of equal norm.")  # fmt: skip
+    dissect.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME)")
+    compose = add("compose", _compose, "Add up what separately trained runs changed, without training.")
+    compose.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME)")
+    compose.add_argument("--best", type=_count, default=0, metavar="K", help="the best 2, 3, ... K runs together")
+    compose.add_argument("--pairs", type=_count, default=0, metavar="K", help="all pairs of the best K runs")
+    compose.add_argument("--greedy", type=_count, default=0, metavar="K", help="grow a stack to K runs by the one that "
+                         "raises its score on the selection split most")  # fmt: skip
+    compose.add_argument("--strength", type=float, nargs="+", default=[1.0], metavar="FACTOR", help="of every run's "
+                         "change (default: 1)")  # fmt: skip
+    for command, words in ((dissect, "SELECTION | FIELD=VALUE"), (compose, "STACK | FIELD=VALUE")):
+        command.add_argument(
+            "words",
+            nargs="*",
+            metavar=words,
+            help="such as layer-07 (default: all completed runs)"
+            if command is dissect
+            else "members joined by +, such as 1+5 or layer-01+layer-05-mlp",
+        )
+        command.add_argument("--address", help="of a running Ray cluster (default: start Ray here)")
     export = add("export", _export, "Merge a run's weights into its base: a folder that transformers and vLLM load "
                  "(of a float32 run with dtype=float32: vLLM's default is 16 bits).")  # fmt: skip
     export.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME)")
-    export.add_argument("selection", help="such as layer-07 or full")
+    export.add_argument("selection", help="such as layer-07, full, or a stack of composition.parquet")
     export.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder")
     export.add_argument("--seed", type=int, help="where several were trained")
     responses = add("responses", _responses, "Print kept responses, prompt by prompt, of one run or several.")
@@ -323,6 +344,36 @@ def _rescore(args: argparse.Namespace) -> int:
     if strange:
         raise SpecError([f"{strange}: a value is written FIELD=VALUE"])
     show_rescored(rescore(args.sweep, overrides))
+    return 0
+
+
+def _dissect(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.commands.dissect import dissect
+    from layersweep.orchestrator.execution.variant_scoring import VariantsFailed
+
+    wanted = [word for word in args.words if not _is_override(word)]
+    overrides = parse_overrides(filter(_is_override, args.words))
+    try:
+        print(dissect(args.sweep, wanted, overrides, args.address))
+    except VariantsFailed as error:
+        print(f"layersweep: {error}; what is scored is kept, the same command goes on", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _compose(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.commands.compose import Wanted, compose
+    from layersweep.orchestrator.execution.variant_scoring import VariantsFailed
+
+    stacks = [word.split("+") for word in args.words if not _is_override(word)]
+    given = tuple(tuple(f"layer-{int(k):02d}" if k.isdigit() else k for k in stack) for stack in stacks)
+    wanted = Wanted(given, args.best, args.pairs, args.greedy, tuple(args.strength))
+    overrides = parse_overrides(filter(_is_override, args.words))
+    try:
+        print(compose(args.sweep, wanted, overrides, args.address))
+    except VariantsFailed as error:
+        print(f"layersweep: {error}; what is scored is kept, the same command goes on", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -35,8 +35,8 @@ from .shared_gpus import SharedGpuPool
 from .slots import Slots
 
 RESTARTABLE = {"max_restarts": -1, "max_task_retries": -1}
-"""Ray's options for the collector and the rollout worker: it restarts them and repeats their calls, which may therefore
-come twice."""
+"""Ray's options for the collector, the rollout worker and the maker of variants: it restarts them and repeats their
+calls, which may therefore come twice."""
 
 
 class SweepActors:
@@ -218,7 +218,7 @@ def run_metadata(plan: Plan, run: Run) -> dict[str, Any]:
     """Describe a run (or the base) before it starts, for the collector."""
     selection, count = run.selection, plan.architecture.layers
     kind = "trial" if run.trial else "layers" if selection.kind == "boost" else selection.kind
-    layer = selection.layers[0] if kind == "layer" else None
+    layer = selection.layers[0] if len(selection.layers) == 1 and kind in ("layer", "part") else None
     return {
         "selection": selection.name,
         "seed": run.seed,
@@ -226,6 +226,7 @@ def run_metadata(plan: Plan, run: Run) -> dict[str, Any]:
         "layer": layer,
         "depth": None if layer is None else layer / max(1, count - 1),
         "layers": list(selection.layers),
+        "modules": selection.modules,
         "learning_rate": None,
         "trainable_parameters": 0 if selection.kind == "base" else None,
         "seconds": 0.0,

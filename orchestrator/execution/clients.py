@@ -15,6 +15,7 @@ import ray
 
 from layersweep.policies.config import AlgorithmConfig
 from layersweep.policies.selection import run_name
+from layersweep.policies.variant import Variant
 from layersweep.rollout.config import RolloutConfig
 from layersweep.rollout.types import Pushed
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
@@ -152,6 +153,28 @@ class RolloutClient(RestartableClient):
         """
         call = self.actor.evaluation.options(num_returns=2, name=f"RolloutWorker.evaluation {label}")
         return Produced(*call.remote(engine.actor, run, version, suite, split, seed, samples, greedy))
+
+
+@dataclass(frozen=True)
+class MadeVariant:
+    """A variant whose weights are being made."""
+
+    facts: Awaitable[dict[str, float]]
+    """Facts about its change of the base; resolved once the weights are there."""
+    weights: Reference
+    """Argument of EngineClient.push."""
+
+
+class VariantClient:
+    """The maker of variants (layersweep.workers.actors.variant_maker)."""
+
+    def __init__(self, actor: Any):
+        self.actor = actor
+
+    def make(self, variant: Variant, seed: int) -> MadeVariant:
+        """Make a variant's weights from the runs of a seed."""
+        call = self.actor.make.options(num_returns=2, name=f"VariantMaker.make {run_name(variant.name, seed)}")
+        return MadeVariant(*call.remote(variant, seed))
 
 
 class CollectorClient(RestartableClient):

@@ -29,7 +29,7 @@ MAY_CHANGE = (
 """Fields that may differ from one start to the next: they say where and how fast, not what."""
 MUST_NOT_CHANGE = ("rollout.dtype", "resources.trainer_ranks", "resources.full_trainer_ranks")
 """Except these: the numbers depend on them, or the layout of checkpoints."""
-MAY_GROW = ("layers", "seeds", "training.steps", "combine", "include_full")
+MAY_GROW = ("layers", "sweep", "seeds", "training.steps", "combine", "include_full")
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*.json",
                "tokenizer.model", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
                "chat_template*")  # fmt: skip
@@ -168,6 +168,9 @@ def _shrunk(old: SweepSpec, new: SweepSpec, count: int) -> Iterator[str]:
         return
     if gone := set(resolve_layers(old.layers, count)) - set(resolve_layers(new.layers, count)):
         yield f"layers: {_shown(sorted(gone))} belong to the sweep; layers can be added, not taken away"
+    before, after = ({s.name for entry in spec.sweep for s in entry.selections(count)} for spec in (old, new))
+    if gone := before - after:
+        yield f"sweep: {_shown(sorted(gone))} belong to the sweep; selections can be added, not taken away"
     if new.seeds[: len(old.seeds)] != old.seeds:
         yield f"seeds: the sweep began with {_shown(list(old.seeds))}; add others after these"
     if new.training.steps < old.training.steps:

@@ -10,12 +10,11 @@ from jinja2 import TemplateError
 
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.folders import absolute_folder
-from layersweep.orchestrator.spec.layers import CombinedRun, resolve_layers
+from layersweep.orchestrator.spec.layers import CombinedRun
 from layersweep.orchestrator.spec.paths import with_absolute_paths
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.orchestrator.spec.user_code_sections import code_texts
 from layersweep.policies.config import PretrainedModel
-from layersweep.policies.selection import Selection
 from layersweep.rollout.data.locations import local_path
 from layersweep.rollout.data.prompt_data import decontaminate_across
 from layersweep.rollout.data.window import Encode, fit_prompts, prompt_uses
@@ -24,6 +23,7 @@ from layersweep.workers.storage.files import is_object_store, resolve_uri
 from .model_architecture import ResolvedModel, resolve_model
 from .model_checks import config_problems, field_of_messages, model_problems, template_problems, tokenizer_problems
 from .plan import Plan, Run
+from .selections import swept_selections
 
 if TYPE_CHECKING:  # transformers: seconds
     from layersweep.rollout.prompt_encoder import PromptEncoder
@@ -66,7 +66,7 @@ def check_sweep(spec: SweepSpec, fetch: bool, fetch_data: bool) -> CheckedSweep:
     model = None
     try:
         model = resolve_model(spec, from_table=not fetch)
-        layers = resolve_layers(spec.layers, model.architecture.layers)
+        selections = swept_selections(spec, model.architecture)
     except ValueError as error:
         problems.append(str(error))
     if model is not None:
@@ -80,7 +80,6 @@ def check_sweep(spec: SweepSpec, fetch: bool, fetch_data: bool) -> CheckedSweep:
     problems += task_problems + _output_problems(spec)
     if problems:
         raise SpecError(problems)
-    selections = ([Selection.full()] if spec.include_full else []) + [Selection.layer(k) for k in layers]
     runs = tuple(Run(selection, seed) for seed in spec.seeds for selection in selections)
     unchecked = list(dict.fromkeys(unchecked))
     plan = Plan(spec, model.architecture, runs, model.shape_source, tuple(unchecked), code=code, source=model.source)

@@ -19,6 +19,7 @@ from layersweep.workers.training.micro_batch_size import (
 
 from .cluster_shape import H200, GpuKind
 from .plan import Plan
+from .selections import count_trained
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ def _overlays(plan: Plan, together: int) -> float:
     if together == 1:
         return 0.0
     whole = next((plan.push_bytes(run.selection) for run in plan.runs if run.selection.trains_all), 0)
-    return whole + (together - bool(whole)) * plan.push_bytes(Selection.layer(0))
+    layers = [plan.push_bytes(run.selection) for run in plan.runs if not run.selection.trains_all]
+    return whole + (together - bool(whole)) * max(layers, default=0)
 
 
 def forward_flops(shape: Architecture, context: float) -> float:
@@ -174,8 +176,8 @@ def update_flops(shape: Architecture, selection: Selection, context: float, refe
     if selection.trains_all:
         below, upper, trained = 0, shape.layers, shape.layers * 2 * shape.layer_parameters + head
     else:
-        below = min(selection.layers)
-        upper, trained = shape.layers - below, len(selection.layers) * 2 * shape.layer_parameters
+        below = selection.first_block(shape.layers)
+        upper, trained = shape.layers - below, 2 * count_trained(selection, shape)
     suffix = upper * block + head
     return below * block + epochs * ((3 if reference else 2) * suffix + trained)
 

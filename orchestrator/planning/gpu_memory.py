@@ -67,9 +67,8 @@ class GpuMemory:
 def gpu_memories(plan: Plan, allocation: GpuAllocation, kind: GpuKind) -> Counter[GpuMemory]:
     """Memory of the allocated GPUs, and how many have each; where runs take turns, that of the larger."""
     layer_runs = layer_runs_at_once(plan, allocation) - (allocation.in_turn and allocation.whole_runs > 0)
-    overlays = [plan.push_bytes(Selection.full())] * allocation.whole_runs + [
-        plan.push_bytes(Selection.layer(0))
-    ] * layer_runs
+    largest = max(map(plan.push_bytes, _partial(plan)))
+    overlays = [plan.push_bytes(Selection.full())] * allocation.whole_runs + [largest] * layer_runs
     gpus = []
     for gpu in allocation.gpus:
         if allocation.in_turn and gpu.whole_ranks and gpu.layer_ranks:
@@ -109,7 +108,7 @@ def received_bytes(plan: Plan) -> int:
     """Bytes that an engine holds for a moment while it receives a run's weights, beside what it keeps of them: a block
     as it came and fused, or the embedding."""
     shape = plan.architecture
-    embedding = shape.vocabulary * shape.hidden if any(run.selection.trains_all for run in plan.runs) else 0
+    embedding = shape.vocabulary * shape.hidden if any(run.selection.outside for run in plan.runs) else 0
     return max(2 * shape.layer_parameters, embedding) * plan.element_bytes
 
 
@@ -120,10 +119,8 @@ def _memory(plan: Plan, gpu: Gpu, kind: GpuKind, overlays: list[int]) -> GpuMemo
         overlays: bytes of the overlay of each run that trains at the same time; engines get them in turn.
     """
     spans = plan.spec.rollout.tensor_parallel_size
-    layers = [run.selection for run in plan.runs if not run.selection.trains_all]
-    lowest = min(layers, key=lambda selection: selection.layers, default=Selection.layer(0))
     trunks = gpu.whole_ranks + (1 if gpu.shared else gpu.layer_ranks)
-    activations = gpu.layer_ranks * update_bytes(plan, lowest, kind)
+    activations = gpu.layer_ranks * max(update_bytes(plan, selection, kind) for selection in _partial(plan))
     if gpu.whole_ranks:
         activations += gpu.whole_ranks * update_bytes(plan, Selection.full(), kind)
     passes = pass_bytes(plan.architecture, plan.spec.rollout, plan.element_bytes) + received_bytes(plan)
@@ -133,12 +130,18 @@ def _memory(plan: Plan, gpu: Gpu, kind: GpuKind, overlays: list[int]) -> GpuMemo
         cache=len(gpu.engines) * max(0, engine_cache(plan, kind)),
         overlays=sum(sum(overlays[number :: plan.spec.resources.engines]) for number in gpu.engines) / spans,
         trunk=trunks * plan.trunk_bytes,
-        trainers=gpu.layer_ranks * plan.trainer_bytes(lowest) + gpu.whole_ranks * whole_model_trainer_bytes(plan),
+        trainers=gpu.layer_ranks * max(map(plan.trainer_bytes, _partial(plan)))
+        + gpu.whole_ranks * whole_model_trainer_bytes(plan),
         passes=len(gpu.engines) * passes,
         activations=activations,
         contexts=CONTEXT * (len(gpu.engines) + gpu.layer_ranks + gpu.whole_ranks + bool(gpu.shared)),
         sleeps=plan.spec.rollout.sleep,
     )
+
+
+def _partial(plan: Plan) -> set[Selection]:
+    """Selections of the runs over a part of the model; without such runs a layer, for one to be added."""
+    return {run.selection for run in plan.runs if not run.selection.trains_all} or {Selection.layer(0)}
 
 
 def _actors_on(gpu: Gpu) -> str:

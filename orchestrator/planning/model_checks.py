@@ -1,7 +1,7 @@
 """Checks of a model folder: everything in its files that would end a run, found before one starts."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import PretrainedModel
 from layersweep.policies.model.architecture import Architecture
-from layersweep.policies.model.checkpoint import INDEX, StoredTensor, non_finite, shards, stored_tensors
+from layersweep.policies.model.checkpoint import HEAD, INDEX, StoredTensor, non_finite, shards, stored_tensors
 from layersweep.rollout.data.prompt_data import DataConfig
 from layersweep.rollout.types import Prompt
 from layersweep.workers.startup.model_source import LOADED
@@ -139,8 +139,9 @@ def _check_weights(folder: Path, shape: Architecture, read_all: bool) -> None:
         ValueError: says what is wrong with them.
     """
     tensors = stored_tensors(folder)
-    expected = dict(_expected(shape))
-    required = expected if not shape.tied else {k: v for k, v in expected.items() if k != "lm_head.weight"}
+    weights = shape.outer_weights | shape.weights_of(range(shape.layers))
+    required = {name: size for name, size in weights.items() if not name.endswith(".bias")}
+    expected = required | {HEAD: (shape.vocabulary, shape.hidden)}  # which a folder may hold though it is tied
     if foreign := sorted({tensor.dtype for tensor in tensors.values()} - DTYPES):
         raise ValueError(f"weights stored as {', '.join(foreign)} cannot be trained; take the model in 16 or 32 bits")
     if missing := [name for name in required if name not in tensors]:
@@ -154,28 +155,6 @@ def _check_weights(folder: Path, shape: Architecture, read_all: bool) -> None:
     read_all = read_all or sum(len(tensor.content) for tensor in tensors.values()) <= READ_BY_PLAN
     if broken := non_finite({name: _looked_at(tensor, read_all) for name, tensor in tensors.items()}):
         raise ValueError(f"{broken} holds NaN or infinite values: the checkpoint is damaged")
-
-
-def _expected(shape: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield names and shapes of all weights but biases."""
-    q, kv, hidden = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden
-    yield "model.embed_tokens.weight", (shape.vocabulary, hidden)
-    for k in range(shape.layers):
-        block = f"model.layers.{k}"
-        yield f"{block}.input_layernorm.weight", (hidden,)
-        yield f"{block}.post_attention_layernorm.weight", (hidden,)
-        yield f"{block}.self_attn.q_proj.weight", (q, hidden)
-        yield f"{block}.self_attn.k_proj.weight", (kv, hidden)
-        yield f"{block}.self_attn.v_proj.weight", (kv, hidden)
-        yield f"{block}.self_attn.o_proj.weight", (hidden, q)
-        if shape.qk_norm:
-            yield f"{block}.self_attn.q_norm.weight", (shape.head_dim,)
-            yield f"{block}.self_attn.k_norm.weight", (shape.head_dim,)
-        yield f"{block}.mlp.gate_proj.weight", (shape.intermediate, hidden)
-        yield f"{block}.mlp.up_proj.weight", (shape.intermediate, hidden)
-        yield f"{block}.mlp.down_proj.weight", (hidden, shape.intermediate)
-    yield "model.norm.weight", (hidden,)
-    yield "lm_head.weight", (shape.vocabulary, hidden)
 
 
 def _check_ordinary(folder: Path) -> None:

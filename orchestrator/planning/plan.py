@@ -11,6 +11,8 @@ from layersweep.rollout.data.prompt_data import DataReport
 from layersweep.workers.config import LearningRateTuning
 from layersweep.workers.startup.model_source import ModelSource
 
+from .selections import count_trained
+
 if TYPE_CHECKING:  # scipy, which most plans do without
     from layersweep.orchestrator.statistics.halving_schedule import Rung
 
@@ -103,9 +105,7 @@ class Plan:
         return 4 if self.spec.training.dtype == "float32" else 2
 
     def trainable_parameters(self, selection: Selection) -> int:
-        if selection.trains_all:
-            return self.architecture.parameters
-        return len(selection.layers) * self.architecture.layer_parameters
+        return count_trained(selection, self.architecture)
 
     def push_bytes(self, selection: Selection) -> int:
         """Bytes that travel from trainer to engine after each step."""

@@ -76,7 +76,8 @@ class CombinedRun(StrictModel):
         return Selection.boost(layers, self.name) if self.how == "boost" else Selection.several(layers, self.name)
 
 
-def _read(value: object) -> str | tuple[int, ...] | LayerSearch:
+def read_layers(value: object) -> str | tuple[int, ...] | LayerSearch:
+    """Read what stands in the spec."""
     if isinstance(value, LayerSearch):
         return value
     if isinstance(value, dict) and "search" in value:
@@ -94,7 +95,8 @@ def _read(value: object) -> str | tuple[int, ...] | LayerSearch:
     raise ValueError(f"cannot read {shorten(value)}; {_FORMS}")
 
 
-def _check(value: str | tuple[int, ...] | LayerSearch) -> str | tuple[int, ...] | LayerSearch:
+def check_layers(value: str | tuple[int, ...] | LayerSearch) -> str | tuple[int, ...] | LayerSearch:
+    """Refuse what no model could have."""
     if isinstance(value, LayerSearch):
         return value
     if isinstance(value, tuple):
@@ -109,12 +111,12 @@ def _check(value: str | tuple[int, ...] | LayerSearch) -> str | tuple[int, ...] 
 
 LayerSet = Annotated[
     str | tuple[int, ...] | LayerSearch,
-    BeforeValidator(_read, json_schema_input_type=int | str | tuple[int, ...] | LayerSearch),
-    AfterValidator(_check),
+    BeforeValidator(read_layers, json_schema_input_type=int | str | tuple[int, ...] | LayerSearch),
+    AfterValidator(check_layers),
 ]
 
 
-def resolve_layers(chosen: str | tuple[int, ...] | LayerSearch, count: int) -> tuple[int, ...]:
+def resolve_layers(chosen: str | tuple[int, ...] | LayerSearch | None, count: int) -> tuple[int, ...]:
     """The layer numbers, ascending, in a model of `count` layers.
 
     `start:stop:step` is Python's slice; `middle:k` is [count/2 - k/2, count/2 + k/2), as the study's Mid-k.
@@ -122,6 +124,8 @@ def resolve_layers(chosen: str | tuple[int, ...] | LayerSearch, count: int) -> t
     Raises:
         ValueError: a layer that the model does not have, or none at all.
     """
+    if chosen is None:
+        return ()
     if isinstance(chosen, LayerSearch):
         return tuple(range(count))
     if isinstance(chosen, tuple):

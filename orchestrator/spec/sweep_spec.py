@@ -1,7 +1,7 @@
 """The spec of a sweep: one YAML file, read into typed models, refused with field, reason and fix."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,6 +19,7 @@ from layersweep.workers.config import (
 from layersweep.workers.trackers.config import TrackingConfig
 
 from .layers import CombinedRun, LayerSet
+from .selections import SweptSelections
 
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 MOST_EVALUATIONS = 10_000
@@ -41,9 +42,12 @@ class SweepSpec(StrictModel):
     """Task that is trained: prompts and rewards."""
     algorithm: AlgorithmConfig = GRPO()
     """Rule by which rewards become updates."""
-    layers: LayerSet = "all"
+    layers: LayerSet | None = "all"
     """Layers that get a run each: `all`, a list of numbers, `start:stop:step`, `middle:k`, or `{search: {budget,
-    goal}}` to find the best for a share of the cost."""
+    goal}}` to find the best for a share of the cost. null, the default beside `sweep`, is none."""
+    sweep: tuple[SweptSelections, ...] = ()
+    """Selections of any grain, a list such as `[{layers: all, modules: mlp}, {layers: all, modules: attention},
+    {layers: [[3, 7]]}]`: parts of layers, layers that train together, parameters outside of layers."""
     include_full: bool = True
     """Whether to train every parameter in a run of its own; without it no contribution can be computed."""
     combine: tuple[CombinedRun, ...] = ()
@@ -72,6 +76,13 @@ class SweepSpec(StrictModel):
     def folder(self) -> str:
         """Folder or URI that the sweep writes to: `<output>/<name>`."""
         return f"{self.output.rstrip('/')}/{self.name}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sweep_replaces_all_layers(cls, data: Any) -> Any:
+        return (
+            data | {"layers": None} if isinstance(data, dict) and data.get("sweep") and "layers" not in data else data
+        )
 
     @field_validator("model", mode="before", json_schema_input_type=str | ModelConfig)
     @classmethod
@@ -112,6 +123,8 @@ class SweepSpec(StrictModel):
                 "training.group_size: advantages compare the responses of a group, and a group of 1 has nothing to "
                 "compare; set it to 2 or more"
             )
+        if self.layers is None and not self.sweep:
+            raise ValueError("layers: null leaves nothing to sweep; name layers, or selections as `sweep`")
         if isinstance(self.training.learning_rate, LearningRateTuning) and not self.include_full:
             raise ValueError(
                 "training.learning_rate.tune: rates are tried on the full run; set include_full to true, or name rates"
@@ -125,13 +138,15 @@ class SweepSpec(StrictModel):
         if self.profile and not self.combine:
             raise ValueError("profile: only `combine` picks layers from it, and there is none; remove it")
         whole = (
-            "include_full" if self.include_full else "combine" if any(r.how == "boost" for r in self.combine) else ""
-        )
+            "of the whole model, and include_full" if self.include_full else
+            "of the whole model, and combine" if any(run.how == "boost" for run in self.combine) else
+            "outside of layers, and sweep" if any(entry.layers is None for entry in self.sweep) else ""
+        )  # fmt: skip
         if whole and self.rollout.tensor_parallel_size > 1:
             # layersweep.rollout.engine.overlay would have to split the run's own embedding by vocabulary.
             raise ValueError(
                 f"rollout.tensor_parallel_size: {self.rollout.tensor_parallel_size}: an engine over several GPUs "
-                f"serves no run of the whole model, and {whole} asks for one; set it to 1"
+                f"serves no run {whole} asks for one; set it to 1"
             )
         if self.rollout.sleep and not 0 < self.resources.engine.gpus < 1:
             raise ValueError(

@@ -16,13 +16,13 @@ RESPONSE_STATS = ["response_tokens", "truncated", "format_ok", "unjudged"]
 """Columns about responses beside their scores; unknown where a table lacks them."""
 
 
-KINDS = ("base", "full", "layer", "layers", "trial")
-"""Kinds of selections, in the order of the table: `layers` are combined runs, which train or boost several."""
+KINDS = ("base", "full", "layer", "layers", "part", "trial")
+"""Kinds of selections, in the order of the table: `layers` train or boost several, `part` a part of some."""
 
 
 @dataclass(frozen=True)
 class SelectionFacts:
-    """Kind and layer of a selection."""
+    """Kind of a selection, and its layer."""
 
     kind: str
     """Kind of the selection, one of KINDS."""

@@ -1,11 +1,13 @@
 """A model's shape from its config.json alone: what a plan needs, without torch and without weights."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import head_is_tied, stored_tensors
+from .checkpoint import EMBEDDING, HEAD, head_is_tied, stored_tensors
 
 SUPPORTED = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 """Architectures, and the model_type by which transformers finds the class of each."""
@@ -107,18 +109,42 @@ class Architecture:
         return architecture if tied is None else replace(architecture, tied=tied)
 
     @property
+    def block_weights(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of one block's weights, by Hugging Face names within the block."""
+        q, kv, hidden = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.hidden
+        shapes: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (hidden,)}
+        shapes["post_attention_layernorm.weight"] = (hidden,)
+        for name, rows in (("q", q), ("k", kv), ("v", kv)):
+            shapes[f"self_attn.{name}_proj.weight"] = (rows, hidden)
+            if self.qkv_bias:
+                shapes[f"self_attn.{name}_proj.bias"] = (rows,)
+        shapes["self_attn.o_proj.weight"] = (hidden, q)
+        if self.qk_norm:
+            shapes |= {f"self_attn.{name}_norm.weight": (self.head_dim,) for name in "qk"}
+        for name in ("gate", "up"):
+            shapes[f"mlp.{name}_proj.weight"] = (self.intermediate, hidden)
+        return shapes | {"mlp.down_proj.weight": (hidden, self.intermediate)}
+
+    @property
+    def outer_weights(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the weights outside of blocks, by Hugging Face name; a tied LM head is the embedding."""
+        outer = {EMBEDDING: (self.vocabulary, self.hidden), "model.norm.weight": (self.hidden,)}
+        return outer if self.tied else outer | {HEAD: (self.vocabulary, self.hidden)}
+
+    def weights_of(self, layers: Iterable[int]) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of some blocks' weights by Hugging Face name."""
+        block = self.block_weights
+        return {f"model.layers.{k}.{name}": shape for k in layers for name, shape in block.items()}
+
+    @property
     def layer_parameters(self) -> int:
         """Number of parameters of one block."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        attention = self.hidden * (2 * q + 2 * kv) + (q + 2 * kv if self.qkv_bias else 0)
-        norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
-        return attention + norms + 3 * self.hidden * self.intermediate
+        return sum(map(prod, self.block_weights.values()))
 
     @property
     def parameters(self) -> int:
         """Number of parameters of the whole model; a tied LM head counts once."""
-        outer = self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden
-        return self.layers * self.layer_parameters + outer
+        return self.layers * self.layer_parameters + sum(map(prod, self.outer_weights.values()))
 
 
 def _size(config: dict[str, Any], field: str, default: int | None = None, most: int = MOST_UNITS) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
-from layersweep.policies.selection import Selection
+from layersweep.policies.selection import EMBEDDING, Selection
 
 from .fused_cpu import fuse
 from .pretrained import load_pretrained
@@ -80,8 +80,9 @@ class Trunk:
 class Policy(nn.Module):
     """The trained copy of a selection's parameters, computing through the frozen trunk.
 
-    Registered as submodules are the trained blocks alone (or for `full` a whole copy of the model), so an
-    optimizer, a checkpoint or a broadcast over this module sees the selection and nothing else.
+    `trained` has the model's modules, and of its parameters registered those of the selection alone; the others are the
+    trunk's own tensors. So an optimizer, a checkpoint or a broadcast over this module sees the selection and nothing
+    else.
     """
 
     checkpointing: bool = False
@@ -91,13 +92,9 @@ class Policy(nn.Module):
         super().__init__()
         self._trunk = (trunk,)  # in a tuple, so that it is not registered
         self.selection = selection
-        if selection.trains_all:
-            self.trained: nn.Module = copy.deepcopy(trunk.model)
-            self.start = 0
-        else:
-            self.trained = nn.ModuleDict({str(k): copy.deepcopy(trunk.layers[k]) for k in selection.layers})
-            self.start = min(selection.layers)
-        self.trained.requires_grad_(True)
+        self.trained = trained_copy(trunk.model, selection)
+        self.start = None if selection.trains(EMBEDDING) else selection.first_block(len(trunk.layers))
+        """The first block that gradients pass through; None where they reach the embedding."""
 
     @property
     def trunk(self) -> Trunk:
@@ -108,25 +105,33 @@ class Policy(nn.Module):
 
         Args:
             batch: the packed responses.
-            hidden: the input of the first trained block from Trunk.prefix; None for `full`.
+            hidden: the input of block `start` from Trunk.prefix; None where the embedding trains.
             temperature: of the sampling distribution.
         """
-        if self.selection.trains_all:
-            model, blocks = self.trained, list(self.trained.model.layers)
-            hidden = model.model.embed_tokens(batch.input_ids)
-        else:
-            model = self.trunk.model
-            blocks = [
-                self.trained[str(k)] if str(k) in self.trained else layer for k, layer in enumerate(self.trunk.layers)
-            ][self.start :]
-        hidden = run_blocks(model.model, batch, hidden, blocks, self.checkpointing)
-        return response_logprobs(model, batch, hidden, temperature)
+        decoder = self.trained.model
+        if hidden is None:
+            hidden = decoder.embed_tokens(batch.input_ids)
+        hidden = run_blocks(decoder, batch, hidden, list(decoder.layers)[self.start :], self.checkpointing)
+        return response_logprobs(self.trained, batch, hidden, temperature)
 
     def named_weights(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters by Hugging Face name; a tied LM head appears once, as the embedding."""
-        if self.selection.trains_all:
-            return dict(self.trained.named_parameters())
-        return {f"model.layers.{name}": weight for name, weight in self.trained.named_parameters()}
+        return dict(self.trained.named_parameters())
+
+
+def trained_copy(model: nn.Module, selection: Selection) -> nn.Module:
+    """Return a copy of a model in which a selection's parameters are new and train.
+
+    All other weights are the tensors of `model`, as plain attributes of the copy's modules.
+    """
+    frozen = {id(weight): weight for name, weight in model.named_parameters() if not selection.trains(name)}
+    copied = copy.deepcopy(model, dict(frozen))  # which takes what the memo holds for copied already
+    for module in copied.modules():
+        for name, weight in list(module._parameters.items()):
+            if id(weight) in frozen:
+                del module._parameters[name]
+                setattr(module, name, weight.detach())
+    return copied.requires_grad_(True)
 
 
 def run_blocks(

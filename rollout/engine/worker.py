@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from layersweep.policies.model.stored_weights import StoredWeights
+
 from . import model  # noqa: F401  registers the routed models in vLLM's worker process
 from .overlay import EngineOverlay
 from .row_routing import RowRouting, run_of
@@ -27,12 +29,13 @@ class OverlayWorker:
 
     def install_routing(self) -> None:
         """Install routing; called once, after the model is loaded and before the first request."""
+        self.checkpoint = StoredWeights(self.vllm_config.model_config.model)
         if not self.vllm_config.use_v2_model_runner:
             runner = self.model_runner
             runner._model_forward = partial(_forward_v1, runner, runner._model_forward)
 
     def push_overlay(self, run: str, version: int, weights: Mapping[str, Tensor]) -> int:
-        """Serve `run` from these weights (Hugging Face names; whole blocks) from now on. Returns the bytes sent.
+        """Serve `run` from these weights (Hugging Face names) from now on. Returns the bytes sent.
 
         They may change once this returns. Should it fail, the run has no weights here any more.
         """
@@ -49,7 +52,7 @@ class OverlayWorker:
         return part.bytes
 
     def _copied(self, version: int, weights: Mapping[str, Tensor]) -> EngineOverlay:
-        overlay = EngineOverlay.build(self.model_runner.model, version, weights)
+        overlay = EngineOverlay.build(self.model_runner.model, version, weights, self.checkpoint)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # copies are only queued, and their source may be another process's
         return overlay

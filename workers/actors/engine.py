@@ -44,7 +44,8 @@ class Engine:
             architecture: the first of the model config's `architectures`.
             dtype: of weights and KV cache.
             seed: of vLLM's own generators.
-            trains_all: whether runs of the whole model use the engine, which is then checked for them too.
+            trains_all: whether runs of the whole model, or of what is outside of its layers, use the engine, which is
+                then checked for them too.
 
         Returns:
             The engine's name, and host with GPUs.

@@ -5,6 +5,8 @@
     contribution.parquet           a row per selection
     contribution_by_suite.parquet  a row per selection, split and suite, and per group of suites
     responses/                     a row per response that is kept, see `workers.storage.responses`
+    dissection.parquet             a row per variant of a finished run (`layersweep dissect`)
+    composition.parquet            a row per stack of finished runs (`layersweep compose`)
 
 A new metric of a training step takes two places: where it is computed, and its line in STEPS. A name without a line is
 refused where the row arrives. Files carry the schema's version and, with each column, its unit and meaning (parquet
@@ -235,8 +237,9 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("algorithm", TEXT, "RL algorithm"),
     Column("task", TEXT, "task that is trained on"),
     Column("selection", TEXT, "what was trained", required=True),
-    Column("kind", TEXT, "base, full, layer, layers (several or boosted) or trial (of a learning rate)", required=True),
-    Column("layer", COUNT, "index of a single layer, from 0"),
+    Column("kind", TEXT, "base, full, layer, layers (several, or boosted), part (of layers or outside), or trial (of a "
+           "learning rate)", required=True),
+    Column("layer", COUNT, "index of a single layer, or of the one that a part is of, from 0"),
     Column("depth", NUMBER, "layer / (model_layers - 1): 0 the first layer, 1 the last"),
     Column("seeds", COUNT, "training runs of the selection"),
     Column("score", NUMBER, "mean over the suites that count of the mean over prompts, on the selection split",
@@ -260,6 +263,7 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("status", TEXT, "completed, running, failed or pruned: over seeds the worst", required=True),
     Column("reason", REASON, "why it failed or was pruned, or why C is null"),
     Column("layers", LIST, "indices of all layers that were trained or boosted"),
+    Column("modules", TEXT, "what of these layers was trained: attention, mlp, norms or an expression; null is all"),
     Column("model_layers", COUNT, "layers of the model"),
     Column("contribution_sd", NUMBER, "standard error of C against the mean layer: the noise that can change ranks"),
     Column("contribution_untruncated", NUMBER, "C on the responses that were not truncated"),
@@ -330,4 +334,46 @@ PROMPTS = TableSchema("prompts", (
     Column("messages", TEXT, "the prompt where it is a chat, as JSON"),
     Column("truth", TEXT, "what a response is scored by, as JSON"),
     Column("info", TEXT, "whatever else the task keeps with it, as JSON"),
+))  # fmt: skip
+
+_SCORED = (
+    Column("seeds", COUNT, "training runs that it was made from"),
+    Column("prompts", COUNT, "prompts that it was scored on"),
+    Column("score", NUMBER, "mean over suites of the mean over prompts", "reward"),
+    Column("score_low", NUMBER, "lower end of its 95 % interval", "reward"),
+    Column("score_high", NUMBER, "upper end", "reward"),
+    Column("contribution", NUMBER, "C = (score - base) / (full - base)"),
+    Column("contribution_low", NUMBER, "lower end of its 95 % interval"),
+    Column("contribution_high", NUMBER, "upper end"),
+    Column("contribution_reason", REASON, "why C is null"),
+)
+_CHANGE = (
+    Column("change_norm", NUMBER, "L2 norm of its change of the base's weights, mean over seeds"),
+    Column("changed_parameters", NUMBER, "entries in which it differs from the base, mean over seeds"),
+)
+
+DISSECTION = TableSchema("dissection", (
+    Column("selection", TEXT, "the run that was taken apart", required=True),
+    Column("variant", TEXT, "name of the weights that were scored", required=True),
+    Column("change", TEXT, "what was kept of the run's change: whole, part, rank, largest, scaled, only (one layer), "
+           "without (one layer), random (of the same norm)", required=True),
+    Column("part", TEXT, "of `part`: attention, mlp or norms"),
+    Column("amount", NUMBER, "rank, share of entries, factor, or index of the layer"),
+    *_SCORED,
+    Column("kept", NUMBER, "share of the run's own gain: (score - base) / (run - base)"),
+    Column("kept_low", NUMBER, "lower end of its 95 % interval"),
+    Column("kept_high", NUMBER, "upper end"),
+    Column("kept_reason", REASON, "why it is null"),
+    *_CHANGE,
+))  # fmt: skip
+
+COMPOSITION = TableSchema("composition", (
+    Column("stack", TEXT, "name of the weights that were scored", required=True),
+    Column("rule", TEXT, "how its members were found: given, best, pair, greedy, or trained together", required=True),
+    Column("members", LIST, "selections whose changes were added up"),
+    Column("size", COUNT, "number of members"),
+    Column("strength", NUMBER, "factor of each member's change"),
+    Column("split", TEXT, "whose prompts it was scored on: final where the selection split chose it", required=True),
+    *_SCORED,
+    *_CHANGE,
 ))  # fmt: skip

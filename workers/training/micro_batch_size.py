@@ -54,8 +54,9 @@ def activation_bytes_per_token(
 ) -> int:
     """Return what a backward pass keeps of one token: in every block from the first trained one on, and of the final
     norm. Logits are not among it: they are computed in chunks."""
-    below, block = 0 if selection.trains_all else min(selection.layers), BlockActivations.of(shape, element_bytes)
-    blocks, trained = shape.layers - below, shape.layers if selection.trains_all else len(selection.layers)
+    block = BlockActivations.of(shape, element_bytes)
+    blocks = shape.layers - selection.first_block(shape.layers)
+    trained = shape.layers if selection.trains_all else len(selection.layers)
     kept = blocks * block.hidden if checkpointing else blocks * block.frozen + trained * block.inputs
     return kept + 4 * shape.hidden
 
@@ -84,7 +85,7 @@ def activation_bytes(
         trained += tokens * (block.frozen + block.inputs)
     if not selection.trains_all:
         # When the trained block's turn comes, with checkpointing, nothing is kept any more of those above it.
-        above = shape.layers - 1 - max(selection.layers) if checkpointing else 0
+        above = shape.layers - 1 - max(selection.layers, default=-1) if checkpointing else 0
         return kept + max(head, upper if above or not checkpointing else 0, trained - tokens * above * block.hidden)
     if not shape.tied:
         return kept + max(head + embedding * element_bytes, embedding * added, upper, trained)

@@ -231,10 +231,11 @@ class UpdateLoop:
 
         def make(number: int, scale: float, ref_logp: Tensor | None) -> TrainingMicroBatch:
             batch = batches[number].to(self.device)
-            hidden = None if self.selection.trains_all else self.trunk.prefix(batch, self.policy.start)
+            start = self.policy.start
+            hidden = None if start is None else self.trunk.prefix(batch, start)
             if kl and ref_logp is None:
                 below = hidden if hidden is not None else self.trunk.prefix(batch, 0)
-                ref_logp = self.trunk.reference(batch, below, self.policy.start, self.training.temperature)
+                ref_logp = self.trunk.reference(batch, below, start or 0, self.training.temperature)
             return TrainingMicroBatch(batch, hidden, weights[batch.response] * (scale * self.ranks), ref_logp)
 
         mine = range(self.rank, len(batches), self.ranks)

@@ -119,7 +119,7 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, list
         inner = models_of(model, name)
         if not inner:
             yield path, list(basic_types(field.annotation))
-        elif len(inner) == 1 and path not in ("layers", "combine", "evaluation.suites", "tracking.wandb",
+        elif len(inner) == 1 and path not in ("layers", "sweep", "combine", "evaluation.suites", "tracking.wandb",
                                               "tracking.mlflow"):  # fmt: skip
             yield from fields(inner[0], f"{path}.")
 
@@ -201,6 +201,12 @@ BAD_VALUES = {
                {"a": 1}, {"search": 3}, {"search": {"budget": 0}}, {"search": {"budget": 1.1}},
                {"search": {"goal": "worst"}}, {"search": {"goal": "top 0"}}, {"search": {"budget": 1e-9}},
                {"search": {}, "x": 1}, {"search": {"goal": "top 99"}}, [[1]], "all ", "All"],
+    "sweep": [3, "all", {}, [{}], [[1]], [{"layers": []}], [{"layers": [[]]}], [{"layers": [[1, "x"]]}],
+              [{"layers": "blocks:0"}], [{"layers": 3, "modules": 3}], [{"layers": [[True]]}], [{"layers": [1]}],
+              [{"layers": [[1, 99]]}], [{"layers": [1], "modules": "nothing"}], [{"layers": [1], "modules": "["}],
+              [{"modules": ""}], [{"layers": [1], "modules": "mlp"}] * 2, [{"modules": "self_attn"}],
+              [{"layers": "all", "lora": 8}], [{"layers": [1], "modules": "x" * 5000}],
+              [{"layers": [[1, 2], [2, 1]]}], [{"layers": "9:"}]],
     "seeds": ["1:3", [], [-1], [2**32], [10**30], [0.5], ["a"], True, [True], [None], [0, 0], "0", {}, -1],
     "combine": [3, "only", {}, [{}], [{"only": "best"}], [{"only": "best 0"}], [{"only": "best -1"}], [{"middle": 0}],
                 [{"only": "best 99"}], [{"middle": 7}], [{"worst": 7}], [{"only": "best 2", "middle": 2}],

@@ -9,7 +9,11 @@ from layersweep.policies.selection import Selection
 from layersweep.rollout.types import Experience
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
 
-SELECTIONS = [Selection.layer(0), Selection.layer(2), Selection.layer(3), Selection.several((1, 3)), Selection.full()]
+SELECTIONS = [
+    Selection.layer(0), Selection.layer(2), Selection.layer(3), Selection.several((1, 3)), Selection.full(),
+    Selection.part((2,), "attention"), Selection.part((0, 3), "mlp"), Selection.part((1,), "norms"),
+    Selection.part((3,), r"[qk]_proj"), Selection.part((), r"^model\.norm"), Selection.part((), "embed_tokens"),
+]  # fmt: skip
 
 
 def experience(seed: int = 0, groups: int = 6, size: int = 4) -> Experience:
