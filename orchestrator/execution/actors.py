@@ -13,6 +13,8 @@ from layersweep.orchestrator.planning.gpu_allocation import SUPPORT_ACTOR, Place
 from layersweep.orchestrator.planning.placement import all_runs_fit, allocate, placement_problems, preferred_nodes
 from layersweep.orchestrator.planning.plan import Plan, Run
 from layersweep.orchestrator.statistics.contribution_table import sweep_table
+from layersweep.policies.algorithms.base import PolicyGradient
+from layersweep.policies.algorithms.rollout_correction import resolve
 from layersweep.policies.config import PretrainedModel, TinyModel
 from layersweep.policies.selection import Selection
 from layersweep.workers.actors.collector import Collector
@@ -26,7 +28,7 @@ from layersweep.workers.startup.model_source import ModelSource, read_folder
 from layersweep.workers.startup.tiny_model import cache_folder
 
 from .clients import CollectorClient, EngineClient, RolloutClient, TrainerGroup, TrainerInfo
-from .engine_pool import EnginePool
+from .engine_pool import EnginePool, engine_dtype
 from .engine_slot import EngineSlot
 from .ray_nodes import alive_nodes, cpus_of, resources_of
 from .shared_gpus import SharedGpuPool
@@ -108,9 +110,10 @@ class SweepActors:
         rollout_options["max_concurrency"] = 10_000
         rollout_worker = RolloutClient(
             create_actor(RolloutWorker, "RolloutWorker", SUPPORT_ACTOR, **rollout_options).remote(
-                model, spec.task, spec.evaluation.suites, spec.training, plan.window
+                model, spec.task, spec.evaluation.suites, spec.training, plan.window,
+                spec.algorithm.build().max_num_gen_batches,
             )
-        )
+        )  # fmt: skip
         engines = EnginePool(plan, first_engines, create_engine, model, collector)
         # vLLM measures how much of its GPU is free, twice: no other process may take memory there meanwhile.
         await engines.start()
@@ -143,13 +146,18 @@ class SweepActors:
         try:
             device = await engine.engine.device()
             info = await trainers.start(
-                self.model, spec.algorithm.build(), training, spec.deepspeed, device,
-                spec.rollout.weight_transfer,
+                self.model, self.algorithm(), training, spec.deepspeed, device, spec.rollout.weight_transfer,
             )  # fmt: skip
         except BaseException:
             await trainers.stop()
             raise
         return trainers, info
+
+    def algorithm(self) -> PolicyGradient:
+        """The spec's algorithm, with the rollout correction that engine and trainers need."""
+        algorithm = self.spec.algorithm.build()
+        correction = resolve(algorithm.rollout_correction, self.spec.training.dtype, engine_dtype(self.plan))
+        return algorithm.model_copy(update={"rollout_correction": correction})
 
     async def create_trainers(self, run: Run) -> TrainerGroup:
         """Create an actor for each rank, all of them placed.

@@ -13,6 +13,7 @@ from layersweep.policies.strict import StrictModel
 from layersweep.rollout.config import SuiteConfig
 from layersweep.rollout.data.prompt_data import decontaminate_across
 from layersweep.rollout.data.window import fit_prompts, prompt_uses
+from layersweep.rollout.dynamic_sampling import ResponseGroup, group_experience, response_groups, sample_groups
 from layersweep.rollout.environments.base import InitialState
 from layersweep.rollout.environments.episodes import EpisodeBatch, play
 from layersweep.rollout.prompt_encoder import PromptEncoder
@@ -43,6 +44,7 @@ class RolloutWorker:
         suites: the evaluation suites.
         training: the spec's section.
         window: tokens of a prompt and its response at most; None is as many as the engine takes.
+        max_num_gen_batches: of the spec's algorithm.
     """
 
     def __init__(
@@ -52,8 +54,9 @@ class RolloutWorker:
         suites: Sequence[SuiteConfig],
         training: TrainingConfig,
         window: int | None = None,
+        max_num_gen_batches: int = 1,
     ):
-        self.training, self.window = training, window
+        self.training, self.window, self.max_num_gen_batches = training, window, max_num_gen_batches
         self.encoder = PromptEncoder(
             model.here(), model.trust_remote_code, model.chat_template, model.template_arguments
         )
@@ -77,10 +80,14 @@ class RolloutWorker:
     async def experience(self, engine: Any, run: str | None, version: int, seed: int, step: int) -> Experience:
         """Make one training batch: `prompts_per_step` prompts, `group_size` responses each, scored.
 
-        Prompts and sampling seeds follow from sweep seed and step alone, so all runs of a seed see the same.
+        Prompts and sampling seeds follow from sweep seed and step alone, so all runs of a seed see the same. Dynamic
+        sampling replaces prompts, as many as the run needs, by the first of a list that is the same for all too.
         """
         training, began = self.training, time.perf_counter()
-        prompts = self.task.prompts("train", training.prompts_per_step, seed=_batch_seed(seed, step))
+
+        def draw(batch: int) -> list[Prompt]:
+            return self.task.prompts("train", training.prompts_per_step, seed=_batch_seed(seed, step, batch))
+
         multi_turn = getattr(self.task, "multi_turn", False)
         sampling = Sampling(
             samples=1 if multi_turn else training.group_size,
@@ -92,7 +99,7 @@ class RolloutWorker:
         )
         if multi_turn:
             scope = ("train", seed, step)
-            played = await self._play(engine, run, version, self.task, prompts, training.group_size, sampling, scope)
+            played = await self._play(engine, run, version, self.task, draw(0), training.group_size, sampling, scope)
             seconds = {
                 "rollout_seconds": time.perf_counter() - began,
                 "reward_seconds": 0.0,  # environments answer while others' responses are generated
@@ -100,32 +107,24 @@ class RolloutWorker:
                 "reward_cpu_seconds": played.environment_cpu_seconds,
             }
             return replace(played.experience(), seconds=seconds)
-        tokens = [self._encode(prompt) for prompt in prompts]
-        seeds = seeds_for([prompt.id for prompt in prompts], "train", seed, step)
-        done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
-        generated = time.perf_counter()
-        scores, cpu = await self._score(self.task, prompts, done, sampling, training.group_size)
-        rows = np.arange(len(done.lengths))
-        return Experience(
-            prompts=[tokens[row // training.group_size] for row in rows],
-            tokens=done.tokens,
-            logprobs=done.logprobs,
-            lengths=done.lengths,
-            reward=np.array([score.reward for score in scores], np.float32),
-            group=rows // training.group_size,
-            trajectory=rows,
-            step=np.zeros_like(rows),
-            truncated=~done.finished,
-            format_ok=np.array([score.format_ok for score in scores]),
-            version=done.version,
-            seconds={
-                "rollout_seconds": generated - began,
-                "reward_seconds": time.perf_counter() - generated,
-                "generate_cpu_seconds": done.cpu_seconds,
-                "reward_cpu_seconds": cpu,
-            },
-            metrics={"unjudged_fraction": float(np.mean([not score.judged for score in scores]))},
+        seconds = dict.fromkeys(
+            ("rollout_seconds", "reward_seconds", "generate_cpu_seconds", "reward_cpu_seconds"), 0.0
         )
+
+        async def generate(prompts: Sequence[Prompt]) -> list[ResponseGroup]:
+            began, tokens = time.perf_counter(), [self._encode(prompt) for prompt in prompts]
+            seeds = seeds_for([prompt.id for prompt in prompts], "train", seed, step)
+            done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
+            generated = time.perf_counter()
+            scores, cpu = await self._score(self.task, prompts, done, sampling, training.group_size)
+            spent = (generated - began, time.perf_counter() - generated, done.cpu_seconds, cpu)
+            seconds.update({name: seconds[name] + more for name, more in zip(seconds, spent, strict=True)})
+            return response_groups(tokens, done, scores)
+
+        groups, discarded = await sample_groups(draw, generate, training.prompts_per_step, self.max_num_gen_batches)
+        experience = group_experience(groups, version)
+        costs = {"discarded_tokens": discarded} if self.max_num_gen_batches > 1 else {}
+        return replace(experience, seconds=seconds, metrics=experience.metrics | costs)
 
     async def evaluation(self, *args: Any) -> tuple[None, dict[str, np.ndarray]]:
         """Return (None, scores). The driver waits for the None, so that the scores are not sent to its process."""
@@ -243,5 +242,6 @@ def _timed_score(task: Any, prompts: Sequence[Prompt], responses: Sequence[Respo
     return task.score(prompts, responses), time.thread_time() - began
 
 
-def _batch_seed(seed: int, step: int) -> int:
-    return seed * 1_000_003 + step
+def _batch_seed(seed: int, step: int, batch: int = 0) -> int:
+    """Number of the prompts of a step; with dynamic sampling of its further batches, beyond those of all steps."""
+    return (batch * 1_000_003 + seed) * 1_000_003 + step
