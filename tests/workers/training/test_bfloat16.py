@@ -57,8 +57,7 @@ def test_ten_steps_follow_float32_masters(model_folder, one_rank, selection, sta
         loop.update(experience(step), step)
     found = trained(loop)
     expected, change = after - before, found - before
-    print(selection.name, stage, change.norm() / expected.norm(), torch.cosine_similarity(change, expected, dim=0))
-    assert change.norm() == pytest.approx(expected.norm(), rel=0.01)
+    assert float(change.norm()) == pytest.approx(float(expected.norm()), rel=0.01)
     assert torch.cosine_similarity(change, expected, dim=0) > 0.99
 
 

@@ -52,8 +52,8 @@ def plain(folder: str, selection: Selection) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("selection", [Selection.layer(2), Selection.full()], ids=lambda s: s.name)
 def test_muon_moves_matrices_and_adamw_the_rest(model_folder, trunk, one_rank, selection):  # noqa: F811
-    """Three steps at ZeRO 0. torch's Muon orthogonalises in bfloat16, where the last bit of a gradient may show: 1 in
-    256 of an update of about 0.2 * sqrt(max(rows, columns)) * rate / sqrt(rank) a weight."""
+    """Three steps at ZeRO 0, within a tenth of how far they went: torch's Muon orthogonalises in bfloat16, where the last
+    bit of a gradient shows, most in directions in which it is small. AdamW goes elsewhere, by as much."""
     expected = plain(model_folder, selection)
     loop = update_loop(trunk, selection, GRPO(clip_high=0.28), settings())
     before = {name: weight.clone() for name, weight in loop.backend.weights().items()}
@@ -61,7 +61,7 @@ def test_muon_moves_matrices_and_adamw_the_rest(model_folder, trunk, one_rank, s
         loop.update(experience(step), step)
     for name, weight in loop.backend.weights().items():
         moved = (expected[name] - before[name]).norm()
-        assert (weight - expected[name]).norm() < 0.02 * moved, name
+        assert (weight - expected[name]).norm() < (0.1 if is_matrix_of_a_block(name) else 0.01) * moved, name
 
 
 def test_muons_first_update_is_as_large_as_adamws(model_folder, trunk, one_rank):  # noqa: F811
