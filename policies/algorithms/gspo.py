@@ -27,7 +27,7 @@ class GSPO(GroupRelative):
     clip_high: float = Field(4e-4, gt=0)
     """A response's ratio is clipped from above at 1 + clip_high."""
     aggregation: Aggregation = "sequence_mean"
-    """With `sequence_mean` every response counts once, as defined."""
+    """Token losses averaged over each response, then over responses: every response counts once."""
 
     def surrogate(self, tokens: "LossTokens") -> "tuple[Tensor, Tensor]":
         from .loss import LOG_RATIO_LIMIT, sum_by_response

@@ -1,4 +1,4 @@
-"""What every policy-gradient loss has in common, over flat response tokens.
+"""The common part of all policy-gradient losses, over flat response tokens.
 
 A loss is a weighted sum of token losses. The weights are fixed for a whole optimizer batch before it is split,
 so micro batches and data-parallel ranks just add up: no aggregation can depend on the split or on padding.
@@ -49,7 +49,7 @@ class LossTokens:
     sampling engine's (see `rollout_correction`)."""
     advantage: Tensor
     weight: Tensor
-    """From token_weights."""
+    """Weights in the loss, from token_weights."""
     response: Tensor
     """Number of the response that the token belongs to, int64."""
     importance: Tensor | None = None
@@ -57,6 +57,8 @@ class LossTokens:
     is the engine's."""
     ref_logp: Tensor | None = None
     """Log-probabilities by the base model; needed when kl_coefficient is above 0."""
+    entropy: Tensor | None = None
+    """Entropies of the distributions, with graph; needed when entropy_coefficient is above 0."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class LossTerms:
 
 
 def policy_loss(settings: LossSettings, tokens: LossTokens, surrogate: Tensor, clipped: Tensor) -> LossTerms:
-    """Return minus the surrogate, times its importance weights, plus the KL penalty, summed with the token weights.
+    """Return minus the surrogate, times its importance weights, plus the KL penalty, minus the entropy bonus, summed
+    with the token weights.
 
     The penalty is kl_coefficient * k3, k3 = exp(q) - q - 1 with q = ref_logp - logp (Schulman 2020, "Approximating KL
     divergence"), at most KL_LIMIT a token.
@@ -89,6 +92,8 @@ def policy_loss(settings: LossSettings, tokens: LossTokens, surrogate: Tensor, c
         q = (tokens.ref_logp.float() - tokens.logp).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
         kl = (torch.expm1(q) - q).clamp(max=KL_LIMIT)
         token_loss = token_loss + settings.kl_coefficient * kl
+    if settings.entropy_coefficient:
+        token_loss = token_loss - settings.entropy_coefficient * tokens.entropy
     return LossTerms((token_loss * tokens.weight).sum(), kl.detach().sum(), clipped.sum())
 
 

@@ -27,5 +27,7 @@ class LossSettings(StrictModel):
     """Truncated importance sampling: ratios against the sampling engine's log-probabilities count at most this."""
     kl_coefficient: float = Field(0.0, ge=0)
     """Weight of the k3 estimate of KL(policy || base) in the loss; the base is the frozen trunk itself."""
+    entropy_coefficient: float = Field(0.0, ge=0)
+    """Weight of the entropy bonus: so much of each token's entropy, in nats, is subtracted from its loss."""
     aggregation: Aggregation = "sequence_mean"
     """How token losses become one number; see layersweep.policies.algorithms.loss.token_weights."""

@@ -23,10 +23,10 @@ class SAPO(GroupRelative):
 
     type: Literal["sapo"] = "sapo"
     temperature_positive: float = Field(1.0, gt=0)
-    """tau where A > 0."""
+    """Temperature tau where A > 0."""
     temperature_negative: float = Field(1.05, gt=0)
-    """tau elsewhere; above temperature_positive it quiets negative tokens sooner, whose gradients spread over the whole
-    vocabulary."""
+    """Temperature tau elsewhere; above temperature_positive it quiets negative tokens sooner, whose gradients spread
+    over the whole vocabulary."""
     aggregation: Aggregation = "sequence_mean"
     """Token losses averaged over each response, then over responses."""
 

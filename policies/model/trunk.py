@@ -87,6 +87,8 @@ class Policy(nn.Module):
         super().__init__()
         self._trunk = (trunk,)  # in a tuple, so that it is not registered
         self.selection = selection
+        self.entropy_gradient = False
+        """Whether entropies have a graph, as an entropy bonus needs it."""
         if selection.trains_all:
             self.trained: nn.Module = copy.deepcopy(trunk.model)
             self.start = 0
@@ -100,7 +102,7 @@ class Policy(nn.Module):
         return self._trunk[0]
 
     def forward(self, batch: MicroBatch, hidden: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
-        """Compute log-probabilities [N] with graph, and entropies [N] without, of the response tokens, float32.
+        """Compute log-probabilities [N] with graph, and entropies [N], of the response tokens, float32.
 
         Args:
             batch: the packed responses.
@@ -115,7 +117,8 @@ class Policy(nn.Module):
             blocks = [
                 self.trained[str(k)] if str(k) in self.trained else layer for k, layer in enumerate(self.trunk.layers)
             ][self.start :]
-        return response_logprobs(model, batch, run_blocks(model.model, batch, hidden, blocks), temperature)
+        hidden = run_blocks(model.model, batch, hidden, blocks)
+        return response_logprobs(model, batch, hidden, temperature, self.entropy_gradient)
 
     def named_weights(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters by Hugging Face name; a tied LM head appears once, as the embedding."""
@@ -132,10 +135,12 @@ def run_blocks(decoder: nn.Module, batch: MicroBatch, hidden: Tensor, blocks: It
     return hidden
 
 
-def response_logprobs(model: nn.Module, batch: MicroBatch, hidden: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities [N] of the response tokens and entropies [N] of their distributions (no graph).
+def response_logprobs(
+    model: nn.Module, batch: MicroBatch, hidden: Tensor, temperature: float, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities [N] of the response tokens and entropies [N] of their distributions.
 
     Only the N predicting positions go through the final norm and the LM head; float32 from the logits on.
     """
     chosen = hidden.flatten(0, 1).index_select(0, batch.predictor)
-    return model.lm_head(model.model.norm(chosen), batch.target, temperature)
+    return model.lm_head(model.model.norm(chosen), batch.target, temperature, entropy_gradient)

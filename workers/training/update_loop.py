@@ -43,16 +43,16 @@ class _Sums:
 
 @dataclass(frozen=True)
 class _RolloutBatch:
-    """What the loss needs of one rollout batch, on the trainer's device."""
+    """Tensors that the loss needs of one rollout batch, on the trainer's device."""
 
     advantages: Tensor
     """[rows]."""
     engine_logp: Tensor
-    """By the sampling engine, float32 [tokens]; not finite where it gave none."""
+    """Log-probabilities by the sampling engine, float32 [tokens]; not finite where it gave none."""
     usable: Tensor
     """Whether it gave one, bool [tokens]."""
     old_logp: Tensor
-    """What the ratio is taken against, [tokens]: the engine's, or the trainer's, NaN until they are computed."""
+    """Those that the ratio is taken against, [tokens]: the engine's, or the trainer's, NaN until they are computed."""
 
 
 def learning_rate(config: TrainingConfig, peak: float, step: int) -> float:
@@ -91,6 +91,7 @@ class UpdateLoop:
         self.rank, self.ranks = rank, ranks
         self.correction = resolve(algorithm.rollout_correction, training.dtype)
         self.policy, self.selection = backend.policy, backend.policy.selection
+        self.policy.entropy_gradient = algorithm.entropy_coefficient > 0
         self.peak = training.learning_rate.of(self.selection.trains_all)
         embedding = trunk.model.get_input_embeddings().weight
         self.device, self.vocabulary = embedding.device, len(embedding)
@@ -98,10 +99,10 @@ class UpdateLoop:
     def update(self, experience: Experience, step: int) -> dict[str, float]:
         """Train on one rollout batch: `epochs` passes of `minibatches` optimizer steps each.
 
-        Groups whose rewards are all equal have no advantage: without a KL term their gradient is zero, so they
-        are left out of the computation (not of the averages) and counted. A minibatch of such groups alone takes no
-        optimizer step at all, where AdamW would move by its momentum; `optimizer_steps` counts those taken. Tokens that
-        the engine gave no finite log-probability for are left out likewise.
+        Groups whose rewards are all equal have no advantage: without KL term and entropy bonus their gradient is zero,
+        so they are left out of the computation (not of the averages) and counted. A minibatch of such groups alone
+        takes no optimizer step at all, where AdamW would move by its momentum; `optimizer_steps` counts those taken.
+        Tokens that the engine gave no finite log-probability for are left out likewise.
 
         Args:
             step: of the run, from 0: decides learning rate and the order of minibatches.
@@ -192,8 +193,8 @@ class UpdateLoop:
         parameters = list(self.policy.parameters())
         total = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
         for micro_batch in self._micro_batches(experience, rows, advantage, kl=False, budget=CacheBudget(0)):
-            logp, _ = self.policy(micro_batch.batch, micro_batch.hidden, self.training.temperature)
-            loss = self.algorithm.loss(self._loss_tokens(micro_batch, logp, rollout)[0]).loss
+            logp, entropy = self.policy(micro_batch.batch, micro_batch.hidden, self.training.temperature)
+            loss = self.algorithm.loss(self._loss_tokens(micro_batch, logp, entropy, rollout)[0]).loss
             for so_far, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):
                 so_far += gradient
         if self.ranks > 1:
@@ -215,7 +216,8 @@ class UpdateLoop:
         weights[rows] = token_weights(lengths, self.algorithm.aggregation, self.training.max_response_tokens)
         weights = weights.to(self.device)
         usable = torch.from_numpy(np.isfinite(experience.logprobs)).to(self.device)
-        used = rows if kl else rows[advantage[rows] != 0]
+        every = kl or self.algorithm.entropy_coefficient > 0
+        used = rows if every else rows[advantage[rows] != 0]
         batches = pack(
             experience.prompts, experience.tokens, experience.lengths, used, self.training.micro_batch_tokens
         )
@@ -246,7 +248,7 @@ class UpdateLoop:
                 rollout.old_logp[batch.token] = logp
 
     def _loss_tokens(
-        self, micro_batch: TrainingMicroBatch, logp: Tensor, rollout: _RolloutBatch
+        self, micro_batch: TrainingMicroBatch, logp: Tensor, entropy: Tensor, rollout: _RolloutBatch
     ) -> tuple[LossTokens, Tensor]:
         """Return what the loss knows of a micro batch's tokens, and which of their importance weights were bounded.
 
@@ -262,8 +264,9 @@ class UpdateLoop:
                 self.correction, old, engine, batch.response, self.algorithm.importance_cap
             )
         tokens = LossTokens(
-            logp, old, advantages[batch.response], micro_batch.weight, batch.response, importance, micro_batch.ref_logp
-        )
+            logp, old, advantages[batch.response], micro_batch.weight, batch.response, importance,
+            micro_batch.ref_logp, entropy,
+        )  # fmt: skip
         return tokens, bounded
 
     def _optimizer_step(
@@ -276,7 +279,7 @@ class UpdateLoop:
             batch, weight = micro_batch.batch, micro_batch.weight
             live = float(weight.any())
             logp, entropy = self.backend.forward(batch, micro_batch.hidden, temperature)
-            tokens, bounded = self._loss_tokens(micro_batch, logp, rollout)
+            tokens, bounded = self._loss_tokens(micro_batch, logp, entropy, rollout)
             if self.correction != "bypass":
                 rollout.old_logp[batch.token] = tokens.old_logp
             terms = self.algorithm.loss(tokens)

@@ -1,6 +1,7 @@
 """Each loss and each correction by hand: value, gradient, and what counts as clipped."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -164,6 +165,17 @@ def test_dapo_is_its_parts():
     assert computed(dapo, tokens([1.29], [1.0]))[1:] == ([0.0], 1)
     assert (dapo.aggregation, dapo.max_num_gen_batches, dapo.kl_coefficient) == ("token_mean", 10, 0.0)
     assert GRPO().max_num_gen_batches == 1
+
+
+def test_an_entropy_bonus_is_subtracted_with_the_tokens_weight():
+    """Entropies 2 and 4, weights 1/4 and 1/2, coefficient .1: -.1 (.5 + 2) beside a surrogate of 0, whatever the
+    importance weight; its gradient by the entropies -.025 and -.05."""
+    entropy = torch.tensor([2.0, 4.0], requires_grad=True)
+    given = tokens([1.0, 1.0], [0.0, 0.0], weight=torch.tensor([0.25, 0.5]), importance=[0.0, 2.0])
+    loss = GRPO(entropy_coefficient=0.1).loss(replace(given, entropy=entropy)).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(-0.25) and entropy.grad.tolist() == pytest.approx([-0.025, -0.05])
+    assert GRPO().loss(replace(given, entropy=entropy)).loss.item() == 0
 
 
 # -- engine and trainer ---------------------------------------------------------------------------------------

@@ -137,6 +137,37 @@ def test_a_token_without_a_logprob_costs_itself_alone(trunk, one_rank, correctio
     assert all(weight.isfinite().all() for weight in reduced.backend.weights().values())
 
 
+@pytest.mark.parametrize(
+    ("selection", "stage"), [(Selection.layer(2), 0), (Selection.full(), 3)], ids=lambda x: getattr(x, "name", x)
+)
+def test_an_entropy_bonus_alone_raises_the_entropy(model_folder, trunk, one_rank, selection, stage):  # noqa: F811
+    """All responses scored alike: the loss is minus .1 times the mean over responses of their tokens' mean entropy, of
+    the model over transformers, and the step is AdamW's on its gradient."""
+    exp = experience()
+    exp.reward[:] = 1.0
+    model, trained, _ = plain_models(model_folder, selection)
+    optimizer = torch.optim.AdamW(trained, lr=RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    bonus = torch.zeros(())
+    for row in range(len(exp.lengths)):
+        end = int(np.cumsum(exp.lengths)[row])
+        answer = exp.tokens[end - exp.lengths[row] : end]
+        ids = torch.from_numpy(np.concatenate([exp.prompts[row], answer])).long()[None]
+        logits = model(ids).logits[0, len(exp.prompts[row]) - 1 : -1]
+        bonus = bonus + torch.distributions.Categorical(logits=logits).entropy().mean() / len(exp.lengths)
+    (-0.1 * bonus).backward()
+    norm = torch.nn.utils.clip_grad_norm_(trained, 0.5)
+    optimizer.step()
+    section = DeepSpeedConfig(full_zero_stage=stage)
+    loop = update_loop(trunk, selection, GRPO(entropy_coefficient=0.1), training(), section)
+    metrics = loop.update(exp, step=1)
+    assert metrics["loss"] == pytest.approx(-0.1 * float(bonus.detach()), rel=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(float(norm), rel=1e-3)
+    expected = dict(model.named_parameters())
+    for name, weight in loop.backend.weights().items():
+        assert (weight - expected[name]).abs().mean() < 2e-3 * RATE, name
+    assert loop.update(exp, step=2)["entropy"] > metrics["entropy"]
+
+
 def test_a_batch_without_signal_takes_no_step_and_says_so(trunk, one_rank):  # noqa: F811
     exp = experience()
     exp.reward[:] = 1.0

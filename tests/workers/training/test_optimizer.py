@@ -52,8 +52,8 @@ def plain(folder: str, selection: Selection) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("selection", [Selection.layer(2), Selection.full()], ids=lambda s: s.name)
 def test_muon_moves_matrices_and_adamw_the_rest(model_folder, trunk, one_rank, selection):  # noqa: F811
-    """Three steps at ZeRO 0, within a tenth of how far they went: torch's Muon orthogonalises in bfloat16, where the last
-    bit of a gradient shows, most in directions in which it is small. AdamW goes elsewhere, by as much."""
+    """Three steps at ZeRO 0, within a tenth of how far they went: torch's Muon orthogonalises in bfloat16, where a
+    gradient's last bit shows, most in directions in which it is small. AdamW goes elsewhere, by as much."""
     expected = plain(model_folder, selection)
     loop = update_loop(trunk, selection, GRPO(clip_high=0.28), settings())
     before = {name: weight.clone() for name, weight in loop.backend.weights().items()}
