@@ -90,10 +90,15 @@ class TrainingConfig(StrictModel):
     """Course of the learning rate after the warm-up; linear and cosine end at 0."""
     warmup_steps: NonNegativeInt = 0
     """Steps over which the learning rate rises linearly from 0."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` (Jordan 2024) for the matrices of the decoder blocks, momentum 0.95, scaled so that its updates are as
+    large as AdamW's, and AdamW for everything else. Without ZeRO alone, which splits matrices."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """AdamW's decay rates of the first and the second moment, each in [0, 1)."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay of AdamW and Muon."""
+    decay_norms_and_biases: bool = True
+    """Whether weight decay shrinks the weights of norms and biases too, as matrices."""
     gradient_clip: float = Field(1.0, gt=0)
     """Gradients are scaled down to this global L2 norm."""
     max_response_tokens: PositiveInt = 1024

@@ -28,7 +28,7 @@ from layersweep.workers.startup.tiny_model import cache_folder
 from layersweep.workers.storage.responses import ResponseKeeper
 
 from .clients import CollectorClient, EngineClient, RolloutClient, TrainerGroup, TrainerInfo
-from .engine_pool import EnginePool
+from .engine_pool import EnginePool, engine_dtype
 from .engine_slot import EngineSlot
 from .ray_nodes import alive_nodes, cpus_of, resources_of
 from .shared_gpus import SharedGpuPool
@@ -117,8 +117,9 @@ class SweepActors:
                 spec.training,
                 plan.window,
                 ResponseKeeper(plan.folder, spec.responses, plan.final_evaluations),
+                spec.algorithm.build().max_num_gen_batches,
             )
-        )
+        )  # fmt: skip
         engines = EnginePool(plan, first_engines, create_engine, model, collector)
         await engines.start()
         shared_gpus = None
@@ -150,7 +151,7 @@ class SweepActors:
         try:
             device = await engine.engine.device()
             info = await trainers.start(
-                self.model, spec.algorithm, training, spec.deepspeed, device,
+                self.model, spec.algorithm, training, spec.deepspeed, device, engine_dtype(self.plan),
                 spec.rollout.weight_transfer,
             )  # fmt: skip
         except BaseException:

@@ -251,14 +251,14 @@ class TrainerGroup:
 
     async def start(
         self, model: ModelSource, algorithm: AlgorithmConfig, training: TrainingConfig, deepspeed: DeepSpeedConfig,
-        engine_device: str, weight_transfer: str,
+        engine_device: str, engine_dtype: str, weight_transfer: str,
     ) -> TrainerInfo:  # fmt: skip
         """Join the ranks to a process group, load the base and build the DeepSpeed engines."""
         address = await self.trainers[0].address.remote()
         started = await asyncio.gather(
             *(
                 trainer.start.remote(
-                    model, address, algorithm, training, deepspeed, engine_device, weight_transfer,
+                    model, address, algorithm, training, deepspeed, engine_device, engine_dtype, weight_transfer,
                     self.base_weights,
                 )
                 for trainer in self.trainers

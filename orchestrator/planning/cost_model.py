@@ -8,6 +8,7 @@ Left out: waiting, start-up, transfers of weights (a push is one layer), rewards
 
 from dataclasses import dataclass
 
+from layersweep.policies.algorithms.rollout_correction import resolve
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.selection import Selection
 from layersweep.rollout.config import TaskConfig
@@ -101,8 +102,13 @@ def update_seconds(plan: Plan, selection: Selection, gpu: GpuKind, assumed: Assu
     turns, prompt = _turns_and_prompt(plan.spec.task, assumed)
     length = training.max_response_tokens * assumed.response_share
     sharing = training.group_size if turns == 1 else 1
-    reference = plan.spec.algorithm.build().kl_coefficient > 0
-    flops = update_flops(plan.architecture, selection, prompt + length / 2, reference, training.epochs)
+    algorithm = plan.spec.algorithm.build()
+    # Old log-probabilities by the trainer: the first minibatch has them from its own forward pass.
+    decoupled = resolve(algorithm.rollout_correction, training.dtype) != "bypass"
+    more = 1 - 1 / training.minibatches if decoupled else 0.0
+    flops = update_flops(
+        plan.architecture, selection, prompt + length / 2, algorithm.kl_coefficient > 0, training.epochs, more
+    )
     tokens = training.steps * step_tokens(plan, assumed) * (1 + prompt / sharing / length)
     return tokens * flops / (gpu.flops[training.dtype] * assumed.arithmetic)
 
@@ -166,11 +172,14 @@ def block_flops(shape: Architecture, context: float) -> float:
     return 2 * shape.layer_parameters + 4 * shape.heads * shape.head_dim * context
 
 
-def update_flops(shape: Architecture, selection: Selection, context: float, reference: bool, epochs: int) -> float:
+def update_flops(
+    shape: Architecture, selection: Selection, context: float, reference: bool, epochs: int, old_logprobs: float = 0.0
+) -> float:
     """FLOPs of one token of a rollout batch, trained on `epochs` times.
 
     Below the first trained block: forward, once. From there on: forward and the activations' gradient; of what
-    trains, the weights' gradient too. The reference is one more forward of the upper part, in every epoch.
+    trains, the weights' gradient too. The reference is one more forward of the upper part, in every epoch;
+    and so are old log-probabilities, once, for this share of the batch.
     """
     block, head = block_flops(shape, context), 2 * shape.vocabulary * shape.hidden
     if selection.trains_all:
@@ -179,7 +188,7 @@ def update_flops(shape: Architecture, selection: Selection, context: float, refe
         below = selection.first_block(shape.layers)
         upper, trained = shape.layers - below, 2 * count_trained(selection, shape)
     suffix = upper * block + head
-    return below * block + epochs * ((3 if reference else 2) * suffix + trained)
+    return below * block + old_logprobs * suffix + epochs * ((3 if reference else 2) * suffix + trained)
 
 
 def micro_batch(plan: Plan, selection: Selection, gpu: GpuKind = H200) -> int:

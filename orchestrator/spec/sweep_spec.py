@@ -41,7 +41,7 @@ class SweepSpec(StrictModel):
     task: TaskConfig
     """Task that is trained: prompts and rewards."""
     algorithm: AlgorithmConfig = GRPO()
-    """Rule by which rewards become updates."""
+    """Rule by which rewards become updates. A plain string is short for `{type: ...}`."""
     layers: LayerSet | None = "all"
     """Layers that get a run each: `all`, a list of numbers, `start:stop:step`, `middle:k`, or `{search: {budget,
     goal}}` to find the best for a share of the cost. null, the default beside `sweep`, is none."""
@@ -89,6 +89,11 @@ class SweepSpec(StrictModel):
     def _a_path_is_a_pretrained_model(cls, value: object) -> object:
         return {"type": "pretrained", "path": value} if isinstance(value, str) else value
 
+    @field_validator("algorithm", mode="before", json_schema_input_type=str | AlgorithmConfig)
+    @classmethod
+    def _a_name_is_an_algorithm(cls, value: object) -> object:
+        return {"type": value} if isinstance(value, str) else value
+
     @field_validator("seeds", mode="before", json_schema_input_type=Seed | tuple[Seed, ...])
     @classmethod
     def _one_seed(cls, value: object) -> object:
@@ -129,6 +134,12 @@ class SweepSpec(StrictModel):
             raise ValueError(
                 "training.learning_rate.tune: rates are tried on the full run; set include_full to true, or name rates"
             )
+        stages = {name: getattr(self.deepspeed, name) for name in ("layer_zero_stage", "full_zero_stage")}
+        if self.training.optimizer == "muon" and (split := [name for name, stage in stages.items() if stage]):
+            raise ValueError(
+                f"deepspeed.{split[0]}: {stages[split[0]]}: Muon works on whole matrices, and ZeRO splits them between "
+                "ranks; set it to 0, or training.optimizer to adamw"
+            )
         every = self.evaluation.every
         if every and self.training.steps // every > MOST_EVALUATIONS:
             raise ValueError(
@@ -159,6 +170,11 @@ class SweepSpec(StrictModel):
             raise ValueError(
                 f"algorithm.type: {self.algorithm.type} compares the steps of episodes, and {self.task.type} has none; "
                 "choose grpo or dr_grpo, or an environment as the task"
+            )
+        if self.algorithm.build().max_num_gen_batches > 1 and getattr(self.task, "multi_turn", False):
+            raise ValueError(
+                f"algorithm.max_num_gen_batches: dynamic sampling replaces prompts, and {self.task.type} has episodes; "
+                "set it to 1"
             )
         if isinstance(self.model, TinyModel) and not hasattr(type(self.task), "tiny"):
             raise ValueError(

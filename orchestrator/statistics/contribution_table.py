@@ -46,10 +46,12 @@ def sweep_table(
 
 def _of_runs(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     """Reduce one row per run to one row per selection."""
+    steps = steps.assign(generated=steps["tokens"] + steps["discarded_tokens"].fillna(0))
     last = steps.groupby(["selection", "seed"]).agg(
         steps=("step", lambda s: int(s.max()) + 1),
         update_norm=("update_norm", "last"),
-        generated_tokens=("tokens", "sum"),
+        generated_tokens=("generated", "sum"),
+        optimizer_steps=("optimizer_steps", lambda s: s.sum(min_count=1)),
     )
     runs = runs.assign(modules=runs.get("modules"))  # which runs of an earlier version lack
     runs = runs.merge(last, how="left", on=["selection", "seed"])
@@ -64,6 +66,7 @@ def _of_runs(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
         trainable_parameters=("trainable_parameters", "first"),
         learning_rate=("learning_rate", "first"),
         steps=("steps", "min"),
+        optimizer_steps=("optimizer_steps", "min"),
         update_norm=("update_norm", "mean"),
         generated_tokens=("generated_tokens", "sum"),
         seconds=("seconds", "sum"),

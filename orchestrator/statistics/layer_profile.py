@@ -38,6 +38,8 @@ class Profile:
     """Whether `contribution` holds contributions rather than scores."""
     pruned: int = 0
     """Layers left out because a search stopped them early: their contributions are extrapolations."""
+    optimizer_steps: tuple[int, int] | None = None
+    """Fewest and most optimizer steps of its runs, None where unknown; batches without signal take none."""
 
 
 def load_profile(location: str | Path, *, noise: float | None = None) -> Profile:
@@ -93,7 +95,11 @@ def profile(table: pd.DataFrame, name: str, *, noise: float | None = None) -> Pr
         raise ValueError(f"{name} has more than one row for layer {twice[0]}")
     model_layers = _model_layers(table, layer, name)
     depth = layers / max(model_layers - 1, 1)
-    return Profile(name, layers, depth, value[kept], sd[kept], model_layers, is_contribution, int(pruned.sum()))
+    taken = table["optimizer_steps"].iloc[kept].dropna() if "optimizer_steps" in table else ()
+    return Profile(
+        name, layers, depth, value[kept], sd[kept], model_layers, is_contribution, int(pruned.sum()),
+        (int(taken.min()), int(taken.max())) if len(taken) else None,
+    )  # fmt: skip
 
 
 def _layers(table: pd.DataFrame, name: str) -> np.ndarray:

@@ -92,6 +92,8 @@ class Policy(nn.Module):
         super().__init__()
         self._trunk = (trunk,)  # in a tuple, so that it is not registered
         self.selection = selection
+        self.entropy_gradient = False
+        """Whether entropies have a graph, as an entropy bonus needs it."""
         self.trained = trained_copy(trunk.model, selection)
         self.start = None if selection.trains(EMBEDDING) else selection.first_block(len(trunk.layers))
         """The first block that gradients pass through; None where they reach the embedding."""
@@ -101,7 +103,7 @@ class Policy(nn.Module):
         return self._trunk[0]
 
     def forward(self, batch: MicroBatch, hidden: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
-        """Compute log-probabilities [N] with graph, and entropies [N] without, of the response tokens, float32.
+        """Compute log-probabilities [N] with graph, and entropies [N], of the response tokens, float32.
 
         Args:
             batch: the packed responses.
@@ -112,7 +114,7 @@ class Policy(nn.Module):
         if hidden is None:
             hidden = decoder.embed_tokens(batch.input_ids)
         hidden = run_blocks(decoder, batch, hidden, list(decoder.layers)[self.start :], self.checkpointing)
-        return response_logprobs(self.trained, batch, hidden, temperature)
+        return response_logprobs(self.trained, batch, hidden, temperature, self.entropy_gradient)
 
     def named_weights(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters by Hugging Face name; a tied LM head appears once, as the embedding."""
@@ -156,10 +158,12 @@ def run_blocks(
     return hidden
 
 
-def response_logprobs(model: nn.Module, batch: MicroBatch, hidden: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities [N] of the response tokens and entropies [N] of their distributions (no graph).
+def response_logprobs(
+    model: nn.Module, batch: MicroBatch, hidden: Tensor, temperature: float, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities [N] of the response tokens and entropies [N] of their distributions.
 
     Only the N predicting positions go through the final norm and the LM head; float32 from the logits on.
     """
     chosen = hidden.flatten(0, 1).index_select(0, batch.predictor)
-    return model.lm_head(model.model.norm(chosen), batch.target, temperature)
+    return model.lm_head(model.model.norm(chosen), batch.target, temperature, entropy_gradient)

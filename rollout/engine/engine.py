@@ -4,6 +4,7 @@ vLLM's in-process `LLMEngine` is not thread-safe, and weights may only change be
 owns it: it takes commands, admits requests, steps, and hands finished requests to their callbacks.
 """
 
+import math
 import queue
 import threading
 import time
@@ -19,6 +20,7 @@ from transformers import AutoConfig, PretrainedConfig
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
+from vllm.outputs import CompletionOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.tokenizers.registry import get_tokenizer
@@ -408,6 +410,18 @@ class RolloutEngine:
         tokens = np.fromiter((t for o in outputs for t in o.token_ids), np.int32, total)
         logprobs = np.empty(0, np.float32)
         if request.sampling.logprobs:
-            logprobs = np.fromiter((x for o in outputs for x in o.logprobs.logprobs), np.float32, total)
+            logprobs = np.fromiter((x for o in outputs for x in _token_logprobs(o)), np.float32, total)
         finished = np.fromiter((o.finish_reason == "stop" for o in outputs), bool, len(outputs))
         return Completions(tokens, logprobs, lengths, finished, request.version, request.cpu_seconds)
+
+
+def _token_logprobs(output: CompletionOutput) -> Sequence[float]:
+    """Return the log-probability of each token; NaN where vLLM gives none, which costs the token and not the run."""
+    tokens, flat = len(output.token_ids), output.logprobs
+    if flat is not None and len(flat.logprobs) == len(flat.start_indices) == tokens:  # as a rule
+        return flat.logprobs
+    found = [math.nan] * tokens
+    for place, (start, end) in enumerate(zip(flat.start_indices, flat.end_indices, strict=True) if flat else ()):
+        if start < end and place < tokens:
+            found[place] = flat.logprobs[start]
+    return found

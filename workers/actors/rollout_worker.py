@@ -15,6 +15,7 @@ from layersweep.policies.strict import StrictModel
 from layersweep.rollout.config import SuiteConfig
 from layersweep.rollout.data.prompt_data import decontaminate_across
 from layersweep.rollout.data.window import Drawn, draw_fitting, fit_prompts, prompt_uses
+from layersweep.rollout.dynamic_sampling import ResponseGroup, group_experience, response_groups, sample_groups
 from layersweep.rollout.environments.base import InitialState
 from layersweep.rollout.environments.episodes import EpisodeBatch, play
 from layersweep.rollout.prompt_encoder import PromptEncoder
@@ -50,6 +51,7 @@ class RolloutWorker:
         training: the spec's section.
         window: tokens of a prompt and its response at most; None is as many as the engine takes.
         keeper: keeps responses; None keeps none.
+        max_num_gen_batches: of the spec's algorithm.
     """
 
     def __init__(
@@ -60,8 +62,10 @@ class RolloutWorker:
         training: TrainingConfig,
         window: int | None = None,
         keeper: ResponseKeeper | None = None,
+        max_num_gen_batches: int = 1,
     ):
         self.training, self.window, self.keeper = training, window, keeper
+        self.max_num_gen_batches = max_num_gen_batches
         self.encoder = PromptEncoder(
             model.here(), model.trust_remote_code, model.chat_template, model.template_arguments
         )
@@ -86,7 +90,8 @@ class RolloutWorker:
     async def experience(self, engine: Any, run: str | None, version: int, seed: int, step: int) -> Experience:
         """Make one training batch: `prompts_per_step` prompts, `group_size` responses each, scored.
 
-        Prompts and sampling seeds follow from sweep seed and step alone, so all runs of a seed see the same.
+        Prompts and sampling seeds follow from sweep seed and step alone, so all runs of a seed see the same. Dynamic
+        sampling replaces prompts, as many as the run needs, by the first of a list that is the same for all too.
         """
         training, began = self.training, time.perf_counter()
         multi_turn = getattr(self.task, "multi_turn", False)
@@ -111,39 +116,42 @@ class RolloutWorker:
             await self._keep(run, seed, step, TRAIN, None, self.task, prompts, played.texts(self.task.config),
                              vars(played.scores()))  # fmt: skip
             return replace(played.experience(), seconds=seconds)
-        drawn = self._draw(self.task, "train", training.prompts_per_step, _batch_seed(seed, step), sampling)
-        prompts, tokens = drawn.prompts, [np.array(prompt, np.int32) for prompt in drawn.tokens]
-        seeds = seeds_for([prompt.id for prompt in prompts], "train", seed, step)
-        done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
-        generated = time.perf_counter()
-        texts, scores, cpu = await self._score(self.task, prompts, done, sampling, training.group_size)
-        columns = vars(_scored(prompts, done, scores, training.group_size))
-        await self._keep(run, seed, step, TRAIN, None, self.task, prompts, texts, columns)
-        rows = np.arange(len(done.lengths))
-        return Experience(
-            prompts=[tokens[row // training.group_size] for row in rows],
-            tokens=done.tokens,
-            logprobs=done.logprobs,
-            lengths=done.lengths,
-            reward=np.array([score.reward for score in scores], np.float32),
-            group=rows // training.group_size,
-            trajectory=rows,
-            step=np.zeros_like(rows),
-            truncated=~done.finished,
-            format_ok=np.array([score.format_ok for score in scores]),
-            version=done.version,
-            seconds={
-                "rollout_seconds": generated - began,
-                "reward_seconds": time.perf_counter() - generated,
-                "generate_cpu_seconds": done.cpu_seconds,
-                "reward_cpu_seconds": cpu,
-            },
-            metrics={
-                "unjudged_fraction": float(np.mean([not score.judged for score in scores])),
-                "overlong_prompts": drawn.replaced,
-            }
-            | {name: float(np.nanmean(values)) for name, values in reward_columns(scores).items()},
+        seconds = dict.fromkeys(
+            ("rollout_seconds", "reward_seconds", "generate_cpu_seconds", "reward_cpu_seconds"), 0.0
         )
+        drawn: list[Drawn] = []
+        kept: list[tuple[Sequence[Prompt], list[str], dict[str, np.ndarray]]] = []
+
+        def draw(batch: int) -> list[Prompt]:
+            batch_seed = _batch_seed(seed, step, batch)
+            drawn.append(self._draw(self.task, "train", training.prompts_per_step, batch_seed, sampling))
+            return drawn[-1].prompts
+
+        async def generate(prompts: Sequence[Prompt]) -> list[ResponseGroup]:
+            began = time.perf_counter()
+            known = dict(zip((prompt.id for prompt in drawn[-1].prompts), drawn[-1].tokens, strict=True))
+            tokens = [np.array(known[prompt.id], np.int32) for prompt in prompts]
+            seeds = seeds_for([prompt.id for prompt in prompts], "train", seed, step)
+            done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
+            generated = time.perf_counter()
+            texts, scores, cpu = await self._score(self.task, prompts, done, sampling, training.group_size)
+            kept.append((prompts, texts, vars(_scored(prompts, done, scores, training.group_size))))
+            spent = (generated - began, time.perf_counter() - generated, done.cpu_seconds, cpu)
+            seconds.update({name: seconds[name] + more for name, more in zip(seconds, spent, strict=True)})
+            return response_groups(tokens, done, scores)
+
+        groups, discarded = await sample_groups(draw, generate, training.prompts_per_step, self.max_num_gen_batches)
+        prompts = [prompt for asked, _, _ in kept for prompt in asked]
+        texts = [text for _, written, _ in kept for text in written]
+        columns = {name: np.concatenate([scored[name] for _, _, scored in kept]) for name in kept[0][2]}
+        await self._keep(run, seed, step, TRAIN, None, self.task, prompts, texts, columns)
+        experience = group_experience(groups, version)
+        metrics = experience.metrics | {"overlong_prompts": sum(batch.replaced for batch in drawn)}
+        if self.max_num_gen_batches > 1:
+            metrics["discarded_tokens"] = discarded
+        rewards = reward_columns([score for group in groups for score in group.scores])
+        metrics |= {name: float(np.nanmean(values)) for name, values in rewards.items()}
+        return replace(experience, seconds=seconds, metrics=metrics)
 
     async def evaluation(self, *args: Any) -> tuple[list[str], dict[str, np.ndarray]]:
         """Return (notices, scores). The driver waits for the notices, and the scores are not sent to it."""
@@ -317,5 +325,6 @@ def _timed_score(task: Any, prompts: Sequence[Prompt], responses: Sequence[Respo
     return task.score(prompts, responses), time.thread_time() - began
 
 
-def _batch_seed(seed: int, step: int) -> int:
-    return seed * 1_000_003 + step
+def _batch_seed(seed: int, step: int, batch: int = 0) -> int:
+    """Number of the prompts of a step; with dynamic sampling of its further batches, beyond those of all steps."""
+    return (batch * 1_000_003 + seed) * 1_000_003 + step

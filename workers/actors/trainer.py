@@ -68,6 +68,7 @@ class Trainer:
         training: TrainingConfig,
         section: DeepSpeedConfig,
         engine_device: str,
+        engine_dtype: str,
         transfer: str,
         shared_trunk: dict[str, Any] | None,
     ) -> dict[str, Any]:
@@ -78,6 +79,7 @@ class Trainer:
             address: where the ranks meet, from rank 0's `address`.
             algorithm: the spec's section; one of the user's own is imported here.
             engine_device: layersweep.policies.model.tensor_transport.device_name of the run's engine, or `several`.
+            engine_dtype: in which the engine computes; decides the rollout correction where the spec leaves it.
             transfer: `rollout.weight_transfer` of the spec.
             shared_trunk: from the BaseWeightsActor of this GPU; None loads the checkpoint (mapped, on CPUs).
 
@@ -86,6 +88,7 @@ class Trainer:
         """
         import torch
 
+        from layersweep.policies.algorithms.rollout_correction import resolve
         from layersweep.policies.model.architecture import Architecture
         from layersweep.policies.model.tensor_transport import Handles, device_name
         from layersweep.policies.model.trunk import Policy, Trunk
@@ -117,7 +120,10 @@ class Trainer:
         policy = Policy(trunk, self.selection)
         parameters = sum(parameter.numel() for parameter in policy.parameters())
         self.backend = DeepSpeedBackend(policy, training, section, self.ranks)
-        self.loop = UpdateLoop(trunk, self.backend, algorithm.build(), training, self.rank, self.ranks, unchecked)
+        built = algorithm.build()
+        correction = resolve(built.rollout_correction, training.dtype, engine_dtype)
+        built = built.model_copy(update={"rollout_correction": correction})
+        self.loop = UpdateLoop(trunk, self.backend, built, training, self.rank, self.ranks, unchecked)
         return {
             "trainable_parameters": parameters,
             "pid": os.getpid(),

@@ -173,7 +173,7 @@ STEPS = TableSchema("steps", (
     Column("step", INDEX, "training step, from 0", required=True),
     Column("reward_mean", NUMBER, "mean reward of the batch", "reward"),
     Column("reward_std", NUMBER, "standard deviation of the batch's rewards", "reward"),
-    Column("no_signal_fraction", NUMBER, "share of groups whose responses are all scored alike"),
+    Column("no_signal_fraction", NUMBER, "share of groups without any advantage, as a rule those scored all alike"),
     Column("loss", NUMBER, "policy-gradient loss, mean over optimizer steps"),
     Column("kl", NUMBER, "KL divergence from the base model (k3); without a KL term before the update, on a sample of "
            "every eighth and of the last step", "nats per token"),
@@ -210,6 +210,10 @@ STEPS = TableSchema("steps", (
     Column("unjudged_fraction", NUMBER, "share of responses without a verdict (late, an exception), which are wrong"),
     Column("overlong_prompts", COUNT, "prompts too long for the model's window, replaced by others", "prompts"),
     Column("gradient_agreement", NUMBER, "cosine between the gradients of even and of odd prompts (first step)"),
+    Column("optimizer_steps", COUNT, "optimizer steps; a minibatch without signal takes none", "steps"),
+    Column("corrected_fraction", NUMBER, "share of tokens whose importance weight against the engine was bounded"),
+    Column("unusable_tokens", COUNT, "tokens without a log-probability by the engine, not trained on", "tokens"),
+    Column("discarded_tokens", COUNT, "response tokens of prompts that dynamic sampling replaced", "tokens"),
 ), further=REWARD)  # fmt: skip
 
 SCORES = TableSchema("scores", (
@@ -281,6 +285,7 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("final_contribution_high", NUMBER, "upper end"),
     Column("learning_rate_policy", TEXT, "how the learning rates were found"),
     Column("unjudged_fraction", NUMBER, "share of responses whose answer got no verdict in time, and counts as wrong"),
+    Column("optimizer_steps", COUNT, "optimizer steps taken, the fewest over seeds", "steps"),
 ))  # fmt: skip
 
 BY_SUITE = TableSchema("contribution_by_suite", (

@@ -13,6 +13,7 @@ from layersweep.policies.model.trunk import Policy
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
 
 from .backend import NonFinite, WrongCheckpoint
+from .optimizer import make_optimizer
 
 MASTER, OPTIMIZER = "master/", "optimizer/"
 
@@ -43,7 +44,7 @@ def deepspeed_settings(training: TrainingConfig, section: DeepSpeedConfig, full:
 
 
 class DeepSpeedBackend:
-    """A `TrainerBackend` over torch's AdamW in a DeepSpeed engine; torch.distributed is initialised.
+    """A `TrainerBackend` over a torch optimizer in a DeepSpeed engine; torch.distributed is initialised.
 
     Checkpoints do not use DeepSpeed's own format, pickles with one layout per ZeRO stage. Below all stages lies one
     torch optimizer over tensors of this rank: the parameters themselves (ZeRO 0 in float32) or float32 masters of them,
@@ -57,14 +58,11 @@ class DeepSpeedBackend:
 
     def __init__(self, policy: Policy, training: TrainingConfig, section: DeepSpeedConfig, ranks: int = 1):
         self.ranks, self.dtype = ranks, training.dtype
-        # At a rate of 0: in bfloat16 at ZeRO 0 DeepSpeed makes a step of its own, with gradients of 0, to allocate the
-        # moments. It must neither decay the master weights nor count in the bias correction.
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(policy), lr=0.0, betas=training.betas, weight_decay=training.weight_decay
-        )
+        # The optimizer is made at a rate of 0: in bfloat16 at ZeRO 0 DeepSpeed makes a step of its own, with gradients
+        # of 0, to allocate the moments. It must neither decay the master weights nor count in the bias correction.
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=policy,
-            optimizer=optimizer,
+            optimizer=make_optimizer(policy, training),
             config=deepspeed_settings(training, section, policy.selection.trains_all, ranks),
             dist_init_required=False,
         )
@@ -143,15 +141,6 @@ class DeepSpeedBackend:
         else:
             groups = [group["params"] for group in self.engine.basic_optimizer.param_groups]
         return [(f"{i}/{j}", tensor) for i, group in enumerate(groups) for j, tensor in enumerate(group)]
-
-
-def _parameter_groups(policy: Policy) -> list[dict]:
-    """One group at the learning rate; with `boost` the chosen layers in a second one at twice that."""
-    chosen = policy.selection.names if policy.selection.kind == "boost" else lambda _: False
-    groups: dict[bool, list] = {False: [], True: []}
-    for name, weight in policy.named_weights().items():
-        groups[chosen(name)].append(weight)
-    return [{"params": weights, "factor": 1 + boosted} for boosted, weights in groups.items() if weights]
 
 
 def _finite(norm: Tensor | float) -> float:

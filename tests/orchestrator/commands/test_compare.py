@@ -87,6 +87,21 @@ def test_gains_by_suite_beside_the_agreement(tmp_path, capsys):
     assert "contribution_by_suite.parquet: cannot be read as parquet" in capsys.readouterr().err
 
 
+def test_unequal_numbers_of_optimizer_steps_are_said(tmp_path, capsys):
+    """Twelve layers: 30 steps each in one; 28 to 30 in two. Tables of one number alike say nothing."""
+    paths = [ours(tmp_path / name, RISING) for name in ("one", "two", "three")]
+    for path, counts in zip(paths, ([30] * 12, [28, *[30] * 11], [30] * 12), strict=True):
+        file = Path(path) / "contribution.parquet"
+        table = pd.read_parquet(file)
+        table["optimizer_steps"] = pd.array([None, 60, *counts], dtype="Int64")
+        table.to_parquet(file)
+    assert main(["compare", paths[0], paths[1]]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "took unequal numbers of optimizer steps: 30 in one, 28 to 30 in two." in words
+    assert main(["compare", paths[0], paths[2]]) == 0
+    assert "optimizer steps" not in capsys.readouterr().out
+
+
 def test_opposite_noisy_and_unknown(tmp_path, capsys):
     rng = np.random.default_rng(0)
     paths = [

@@ -72,6 +72,11 @@ def test_a_token_of_an_update(selection, reference, epochs, expected):
     assert update_flops(SHAPE, selection, 5, reference, epochs) == expected
 
 
+def test_old_logprobs_are_a_forward_of_the_upper_part():
+    """For three of four minibatches, once in two epochs: .75 * 3240."""
+    assert update_flops(SHAPE, Selection.layer(1), 5, True, 2, 0.75) == 2240 + 0.75 * 3240 + 2 * (3 * 3240 + 2040)
+
+
 def test_writing_waits_for_memory_while_few_are_written_at_once(plan):
     """Weights (2 * 1020 + 500) * 4 = 10,160 bytes. Prompt 4 and half of 2 tokens: context 5, whose cache is
     5 * 2 * 2 layers * 10 * 4 = 800 bytes a sequence. With 8 at once a pass takes (10,160 + 6400) / 1e5 = 0.1656 s,

@@ -194,7 +194,7 @@ BAD_VALUES = {
              {"type": "math", "data": {"path": "x.jsonl", "subsample_seed": 2**32}},
              {"type": "math", "data": {"path": "x.jsonl"}, "cpu_seconds": 1e20},
              {"type": "textarena", "game": "a/b"}],
-    "algorithm": [None, "grpo", {"type": "gpro"}, {"type": "custom"}, {"type": "custom", "path": "nothing.There"},
+    "algorithm": [None, "gpro", {"type": "gpro"}, {"type": "custom"}, {"type": "custom", "path": "nothing.There"},
                   {"type": "custom", "path": "os.path"}, {"type": "grpo", "clip_high": -1}],
     "layers": ["al", "", "1:2:0", "::", "-:", "middle:0", "middle:7", "middle:", "middle:x", "9:", "a:b", "1::2::3",
                "1:" + "9" * 5000, "٣:٤", [], [0, 0], [99], [-1], [1.5], ["a"], [True], [None], True, 6, -1, 10**30, {},

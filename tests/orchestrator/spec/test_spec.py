@@ -48,7 +48,8 @@ def test_layers_of_a_six_layer_model(chosen, expected):
         ({"training__prompt_per_step": 3}, "training.prompt_per_step: unknown key. Did you mean prompts_per_step?"),
         ({"learning_rate": 1e-3}, "learning_rate: unknown key. Did you mean training.learning_rate?"),
         ({"algorithm__clip_hi": 1}, "algorithm.clip_hi: unknown key. Did you mean clip_high?"),
-        ({"algorithm__type": "gpro"}, "Did you mean grpo?"),
+        ({"algorithm__type": "grp"}, "Did you mean grpo?"),
+        ({"algorithm": "gsp"}, "algorithm.type: no 'gsp' here; one of cispo, custom, dapo, "),
         ({"evaluation__suites": [{"name": "a", "samples": 0}]}, "evaluation.suites[0].samples: "),
         ({"evaluation__suites": [{"name": "a"}, {"name": "a"}]}, "suite names must differ, 'a' is used twice"),
         ({"layers": "al"}, "layers: cannot read 'al'; write all, a list such as [0, 7, 13], start:stop:step, middle:k"),
@@ -85,6 +86,14 @@ def test_layers_of_a_six_layer_model(chosen, expected):
         ({"sweep": [{}]}, "sweep[0].layers: name some, or what outside of layers is trained"),
         ({"rollout": {"sleep": True}}, "rollout.sleep: makes room for trainers on an engine's GPU, and with"),
         ({"algorithm": {"type": "gigpo"}}, "algorithm.type: gigpo compares the steps of episodes"),
+        (
+            {"algorithm": "dapo", "task": {"type": "gridworld"}},
+            "algorithm.max_num_gen_batches: dynamic sampling replaces",
+        ),
+        (
+            {"training__optimizer": "muon", "deepspeed": {"full_zero_stage": 2}},
+            "deepspeed.full_zero_stage: 2: Muon works on whole matrices",
+        ),
     ],
 )
 def test_bad_specs_name_field_and_fix(changes, expected):
@@ -92,6 +101,12 @@ def test_bad_specs_name_field_and_fix(changes, expected):
         parse_spec(demo(**changes))
     assert expected in str(error.value)
     assert len(error.value.problems) == 1
+
+
+@pytest.mark.parametrize("name", ["dr_grpo", "dapo", "gspo", "cispo", "sapo", "rloo", "reinforce_plus_plus"])
+def test_an_algorithm_is_changed_by_its_name(name):
+    spec = parse_spec(demo(algorithm=name))
+    assert spec.algorithm.type == name and spec == parse_spec(demo(algorithm={"type": name}))
 
 
 @pytest.mark.parametrize(

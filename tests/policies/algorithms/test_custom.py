@@ -16,8 +16,10 @@ from layersweep.orchestrator.spec.paths import with_absolute_paths
 MODULE = '''
 import numpy as np
 from layersweep.policies.algorithms.base import PolicyGradient
+from layersweep.policies.algorithms.clipped import ClippedPolicyGradient
+from layersweep.policies.algorithms.grpo import GRPO
 
-class Winners(PolicyGradient):
+class Winners(ClippedPolicyGradient):
     """Reinforces what is better than `bar`, and nothing else."""
     bar: float = 0.5
 
@@ -30,6 +32,17 @@ class Silent(PolicyGradient):
 class Short(PolicyGradient):
     def advantages(self, reward, group, trajectory, step, anchor):
         return reward[:1]
+
+class Lossless(PolicyGradient):
+    advantages = Winners.advantages
+    bar: float = 0.5
+
+class Squared(GRPO):
+    """Pulls log-probabilities towards the advantage."""
+    power: float = 2.0
+
+    def surrogate(self, tokens):
+        return -((tokens.logp - tokens.advantage).abs() ** self.power), tokens.advantage > 5
 
 def function(): ...
 '''
@@ -62,6 +75,23 @@ def test_it_is_built_with_its_settings_and_travels_by_name(here):
     assert load_spec(here / "sweep.yaml") == spec
 
 
+def test_a_loss_of_ones_own_keeps_what_all_losses_have_in_common(here):
+    """-(logp - A)^2 of the two tokens is -4 and -1; weights 1/4 and 1/2, and importance weights 1 and 3 times 0.1 k3:
+    k3 of q = log 2 is 2 - log 2 - 1 = 0.3069, that of q = 0 is 0. Loss 1 * 4 / 4 + 3 * 1 / 2 + 0.1 * 0.3069 / 4."""
+    import torch
+
+    from layersweep.policies.algorithms.loss import LossTokens
+
+    own = {"path": "mine_of_a_test.Squared", "settings": {"kl_coefficient": 0.1}}
+    algorithm = parse_spec(spec_with(**own)).algorithm.build()
+    logp = torch.tensor([-1.0, -2.0])
+    tokens = LossTokens(
+        logp, logp, torch.tensor([1.0, -1.0]), torch.tensor([0.25, 0.5]), torch.tensor([0, 1]),
+        torch.tensor([1.0, 3.0]), logp + torch.tensor([np.log(2), 0.0]),
+    )  # fmt: skip
+    assert algorithm.loss(tokens).loss.item() == pytest.approx(1 + 1.5 + 0.1 * (1 - np.log(2)) / 4, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "expected"),
     [
@@ -79,6 +109,12 @@ def test_it_is_built_with_its_settings_and_travels_by_name(here):
         (
             {"path": "mine_of_a_test.Winners", "settings": {"bar": "high"}},
             "algorithm.settings: mine_of_a_test.Winners refuses them: bar: Input should be a valid number",
+        ),
+        ({"path": "mine_of_a_test.Lossless"}, "algorithm.settings: Lossless has no loss: derive it from"),
+        # |logp - A| = 0 to the power of -1 is infinite: a response of advantage -1 and log-probabilities -1.
+        (
+            {"path": "mine_of_a_test.Squared", "settings": {"power": -1}},
+            "algorithm.settings: Squared.loss must be finite",
         ),
         ({"path": "mine_of_a_test.Winners", "settings": {"bars": 1}}, "bars: Extra inputs are not permitted"),
         ({"path": "mine_of_a_test.Winners", "settings": {"overlong_buffer": 7}}, "algorithm.overlong_buffer: must be"),

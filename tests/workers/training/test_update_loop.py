@@ -327,9 +327,9 @@ def test_signal_without_any_gradient_is_an_error(trunk, one_rank):
     from layersweep.workers.training.update_loop import GradientMissing
 
     class Blind(GRPO):
-        def loss(self, logp, old_logp, advantage, weight, ref_logp=None):
+        def loss(self, tokens):
             zero = torch.zeros(())
-            return LossTerms((logp * 0).sum(), zero, zero)
+            return LossTerms((tokens.logp * 0).sum(), zero, zero)
 
     _, training = settings(0.0, 1e-3, 0.5, 40)
     loop = update_loop(trunk, Selection.layer(2), Blind(), training)
