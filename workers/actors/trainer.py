@@ -101,12 +101,15 @@ class Trainer:
 
         prepare(self.rank, self.ranks, *address, gpu=self.gpu)
         torch.manual_seed(self.seed)
+        gathered = self.selection.trains_all and section.full_zero_stage == 3
+        self.transport = choose_transport(transfer, device_name() if self.gpu else "cpu", engine_device, gathered)
+        if self.gpu and self.transport != "handle":
+            # Micro batches of all sizes would leave holes. Memory behind handles must stay in segments of its own.
+            torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
         if shared_trunk:
             trunk = Trunk.attach(shared_trunk, torch.device("cuda", 0))
         else:
             trunk = Trunk.load(model.here(), training.dtype, "cuda" if self.gpu else "cpu", model.trust_remote_code)
-        gathered = self.selection.trains_all and section.full_zero_stage == 3
-        self.transport = choose_transport(transfer, device_name() if self.gpu else "cpu", engine_device, gathered)
         if self.transport == "direct" and self.rank == 0:
             self.sender = WeightSender(address[0], torch.device("cuda", 0) if self.gpu else torch.device("cpu"))
         self.handles = Handles()

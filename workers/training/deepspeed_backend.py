@@ -86,7 +86,7 @@ class DeepSpeedBackend:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["factor"]
         norm = None
-        if self.stage == 0 and self.dtype == "float32":  # DeepSpeed computes none of its own here
+        if self.stage == 0:  # in float32 DeepSpeed computes none here, in bfloat16 that of rounded gradients
             norm = _finite(torch.nn.utils.get_total_norm([p.grad for p in self.policy.parameters()]))
         self.engine.step()
         return norm if norm is not None else _finite(self.engine.get_global_grad_norm())
