@@ -141,7 +141,7 @@ def rates(results: Results) -> str | None:
     found = results.table.dropna(subset=["learning_rate"]).groupby("kind")["learning_rate"].unique()
     if not len(found):
         return None
-    names = {"layer": "single layers", "layers": "several layers", "boost": "boosted", "full": "full"}
+    names = {"layer": "single layers", "layers": "several layers", "part": "parts", "boost": "boosted", "full": "full"}
     rates = {kind: _list([axis_number(rate) for rate in sorted(found[kind])]) for kind in names if kind in found}
     trials = results.table[results.table["kind"] == "trial"]
     tried = f" ({results.table['learning_rate_policy'].iloc[0]}, by {len(trials)} trials)" if len(trials) else ""
