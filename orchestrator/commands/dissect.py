@@ -103,13 +103,16 @@ def dissection_table(finished: FinishedSweep, pieces: Sequence[Piece], scores: p
     order = variants["selection"].map(whole.index)
     variants = variants.iloc[order.argsort(kind="stable")].reset_index(drop=True)
     variants = kept_of_runs(scores, variant_scores(scores, finished.table, variants, "selection"))
-    return variants.join(finished.change_facts(list(variants["variant"])), on="variant")
+    table = variants.join(finished.change_facts(list(variants["variant"])), on="variant")
+    of_runs = table["variant"].map(finished.table.set_index("selection")["update_norm"])
+    return table.assign(change_norm=table["change_norm"].fillna(of_runs))
 
 
 def _show(rows: pd.DataFrame) -> None:
     shown = Table("selection", "change", "", "score", "C", "95 %", "kept", "95 %")
     for row in rows.to_dict("records"):
-        what = row["part"] if row["part"] else "" if pd.isna(row["amount"]) else f"{row['amount']:g}"
+        amount = "" if pd.isna(row["amount"]) else f"{row['amount']:g}"
+        what = row["part"] if pd.notna(row["part"]) else amount
         shown.add_row(
             row["selection"] if row["change"] == "whole" else "", row["change"], what, number_text(row["score"]),
             number_text(row["contribution"]), interval_text(row["contribution_low"], row["contribution_high"]),

@@ -1,15 +1,18 @@
 """What runs are taken apart into, and what stacks are made of; whole dissections are in tests/end_to_end."""
 
+import pandas as pd
 import pytest
 
 from layersweep.cli import DEMO, main
-from layersweep.orchestrator.commands.compose import Stack
-from layersweep.orchestrator.commands.dissect import pieces_of
+from layersweep.orchestrator.commands import compose, dissect
+from layersweep.orchestrator.commands.compose import Stack, composition_table
+from layersweep.orchestrator.commands.dissect import dissection_table, pieces_of
 from layersweep.orchestrator.commands.finished_sweep import open_sweep
 from layersweep.orchestrator.spec.load import load_spec
 from layersweep.orchestrator.spec.yaml_core import write_yaml
 from layersweep.policies.selection import Selection
-from layersweep.workers.storage.tables import CONTRIBUTION
+from layersweep.workers.storage.run_store import RunStore
+from layersweep.workers.storage.tables import COMPOSITION, CONTRIBUTION, DISSECTION
 
 EVERY = ["rank-1", "rank-4", "largest-0.1", "largest-0.3", "x0.5", "x1.5", "x2", "random"]
 PARTS = ["attention", "mlp", "norms"]
@@ -96,3 +99,53 @@ def test_what_cannot_be_taken_apart_or_put_together_is_refused(finished, capsys,
     assert main([word.format(finished) for word in words]) == 2
     assert problem in capsys.readouterr().err
     assert not (finished / "variants").exists()
+
+
+def responses(split: str = "selection", **means: float) -> pd.DataFrame:
+    """Four prompts of one sample each, around the mean of each selection."""
+    rows = [
+        {"selection": name, "seed": 0, "step": 0 if name == "base" else 30, "suite": "s", "split": split,
+         "prompt": f"p{i}", "sample": 0, "score": mean + wobble, "response_tokens": 3, "truncated": False,
+         "format_ok": True}
+        for name, mean in means.items()
+        for i, wobble in enumerate((-0.01, 0.01, 0.02, -0.02))
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_the_table_of_a_dissection(finished, capsys):
+    """C of the MLP (.2 - .1) / (.6 - .1), kept (.2 - .1) / (.3 - .1); the run itself comes first and keeps all."""
+    found = open_sweep(str(finished))
+    facts = {"selection": "layer-01.mlp", "seed": 0, "change_norm": 2.5, "changed_parameters": 7}
+    RunStore(f"{finished}/variants", "layer-01.mlp-seed0").write_metadata(facts)
+    pieces = [piece for piece in pieces_of(found.selections["layer-01"], 6) if piece.part == "mlp"]
+    scores = responses(**{"base": 0.1, "full": 0.6, "layer-01": 0.3, "layer-01.mlp": 0.2})
+    rows = dissection_table(found, pieces, scores)
+    assert list(rows["change"]) == ["whole", "part"]
+    assert rows["contribution"].tolist() == pytest.approx([0.4, 0.2])
+    assert rows["kept"].tolist() == pytest.approx([1.0, 0.5])
+    assert rows.loc[1, ["change_norm", "changed_parameters"]].tolist() == [2.5, 7]
+    dissect._show(rows)
+    assert "layer-01  │ whole  │" in (printed := capsys.readouterr().out) and "│ part   │ mlp │" in printed
+    found.write(DISSECTION, rows)
+    assert DISSECTION.read(f"{finished}/dissection.parquet")["part"].isna().tolist() == [True, False]
+
+
+def test_the_table_of_stacks(finished, capsys):
+    """Each split by itself: C (.5 - .1) / .5 on the selection split, (.7 - .2) / .5 on the final one."""
+    found = open_sweep(str(finished))
+    pair = ("layer-01", "layer-04")
+    stacks = [Stack(pair, 1.0, "pair", "selection"), Stack(pair, 1.0, "greedy", "final")]
+    scores = pd.concat([
+        responses(**{"base": 0.1, "full": 0.6, "stack-01-04": 0.5}),
+        responses("final", **{"base": 0.2, "full": 0.7, "stack-01-04": 0.7}),
+    ])  # fmt: skip
+    rows = composition_table(found, stacks, scores)
+    assert rows["contribution"].tolist() == pytest.approx([0.8, 1.0])
+    assert rows["split"].tolist() == ["selection", "final"] and rows["size"].tolist() == [2, 2]
+    compose._show(rows)
+    assert "stack-01-04" in capsys.readouterr().out
+    found.write(COMPOSITION, rows)
+    assert [list(members) for members in COMPOSITION.read(f"{finished}/composition.parquet")["members"]] == [
+        [*pair]
+    ] * 2

@@ -57,6 +57,8 @@ def _rank(rank: int, ranks: int, port: int, folder: str, selection: Selection, s
     [
         (Selection.layer(2), 1, 0, "float32"),
         (Selection.layer(2), 1, 1, "bfloat16"),
+        (Selection.part((1, 3), "attention"), 1, 0, "float32"),
+        (Selection.part((), "embed_tokens"), 1, 1, "bfloat16"),
         (Selection.full(), 2, 2, "float32"),
         (Selection.full(), 2, 3, "bfloat16"),
     ],
