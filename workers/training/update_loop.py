@@ -21,8 +21,8 @@ from .backend import NonFinite, TrainerBackend
 from .microbatch_cache import CacheBudget, MicroBatchCache, TrainingMicroBatch
 
 SAMPLED_STEPS, SAMPLED_RESPONSES = 8, 32
-"""Where the loss does not need the KL to the base, it is measured at one in so many steps, and at the last, on one in
-so many responses: below 3 % of the updates' time, also of models so small that a forward pass is mostly overhead."""
+"""Sample on which the KL to the base is measured where the loss does not need it: one in so many steps, and the last,
+one in so many responses. It takes below 3 % of the updates' time, also of models that are mostly overhead."""
 
 
 class GradientMissing(RuntimeError):
