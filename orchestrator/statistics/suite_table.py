@@ -12,7 +12,7 @@ import pandas as pd
 from layersweep.workers.storage.tables import BY_SUITE
 
 from .contribution import ScoredRuns
-from .score_arrays import last_steps, responses_of_split, selection_facts, suites_that_count
+from .score_arrays import SelectionFacts, last_steps, responses_of_split, selection_facts, suites_that_count
 
 IN_DOMAIN, OUT_OF_DOMAIN, ALL = "@in_domain", "@out_of_domain", "@all"
 """Groups of suites, as the column `suite` has them."""
@@ -38,21 +38,27 @@ def suite_table(sweep: str, runs: pd.DataFrame, scores: pd.DataFrame, *, seed_sd
         counted = {
             suite: counts for suite, counts in suites_that_count(scores).items() if (there["suite"] == suite).any()
         }
+        of_suites: dict[tuple[str, ...], list[dict]] = {}
         for name, suites in groups(counted).items():
-            of_suites = there[there["suite"].isin(suites)]
-            last, _ = last_steps(of_suites, suites)
-            scored = ScoredRuns(of_suites, suites, last, facts, seed_sd)
+            if tuple(suites) not in of_suites:  # all of them may be in domain, or there may be one alone
+                of_suites[tuple(suites)] = _of_suites(there[there["suite"].isin(suites)], suites, facts, seed_sd)
             known = {"sweep": sweep, "split": split, "suite": name, "counts": counted.get(name)}
-            rows += [
-                known
-                | {"selection": selection, "kind": facts[selection].kind, "layer": facts[selection].layer}
-                | scored.row(selection)
-                | scored.gain(selection)
-                for selection in facts
-                if selection in last
-            ]
+            rows += [known | row for row in of_suites[tuple(suites)]]
     frame = pd.DataFrame(rows, columns=None if rows else list(BY_SUITE.types))
     return BY_SUITE.frame(frame[[name for name in BY_SUITE.types if name in frame]])
+
+
+def _of_suites(
+    scores: pd.DataFrame, suites: list[str], facts: dict[str, SelectionFacts], seed_sd: float | None
+) -> list[dict]:
+    """Make a row per selection of its scores on some suites, as if there were no others."""
+    last, _ = last_steps(scores, suites)
+    scored = ScoredRuns(scores, suites, last, facts, seed_sd)
+    return [
+        {"selection": name, "kind": known.kind, "layer": known.layer} | scored.row(name) | scored.gain(name)
+        for name, known in facts.items()
+        if name in last
+    ]
 
 
 def groups(counted: Mapping[str, bool]) -> dict[str, list[str]]:

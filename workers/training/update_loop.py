@@ -22,8 +22,8 @@ from .backend import NonFinite, TrainerBackend
 from .microbatch_cache import CacheBudget, MicroBatchCache, TrainingMicroBatch
 
 SAMPLED_STEPS, SAMPLED_RESPONSES = 8, 32
-"""Steps and responses of which one has its KL to the base measured where the loss does not need it (the last step has
-too): below 3 % of the updates' time, also of models so small that a forward pass is mostly overhead."""
+"""Sample on which the KL to the base is measured where the loss does not need it: one in so many steps, and the last,
+one in so many responses. It takes below 3 % of the updates' time, also of models that are mostly overhead."""
 
 
 class GradientMissing(RuntimeError):

@@ -157,7 +157,7 @@ def test_scores_whose_responses_were_not_kept_are_left_out_and_counted(sweep, ca
 @pytest.mark.parametrize(
     ("remove", "words"),
     [("responses", "no evaluated responses are kept"), ("checkpoints/prompts", "its prompts were not kept"),
-     ("contribution.parquet", "no such file"), ("checkpoints", "nothing is known there of base")],
+     ("contribution.parquet", "no such file"), ("checkpoints/base-seed0", "nothing is known there of base")],
 )  # fmt: skip
 def test_what_rescore_refuses(sweep, capsys, remove, words):
     (sweep / remove).rename(sweep / "elsewhere")
@@ -208,22 +208,23 @@ def test_only_wrong_ones(sweep, capsys):
      ("sample:5", [0, 2, 3], True, 5)],
 )  # fmt: skip
 def test_what_is_kept(tmp_path, tokenizer, keep, evaluated, trained, prompts):  # noqa: F811
-    """Evaluations of the base and after 2 and 3 steps, and the training batch of the third."""
+    """Evaluations of the base and after 2 and 3 steps, and the training batches of the first and the third step."""
     plan, folder = spec(tmp_path, responses=keep), tmp_path / "kept"
     worker = worker_of(plan, tmp_path / "model", folder, plan.responses)
     engine = Engine(tokenizer, {(run, n): 1 for run in (None, "layer-03-seed0") for n in (4, 6)})
     for run, version in ((None, 0), ("layer-03-seed0", 2), ("layer-03-seed0", 3)):
         asyncio.run(worker.evaluate(engine, run, version, "four", "selection", 0, 4))
+    asyncio.run(worker.experience(engine, None, 0, 0, 0))
     asyncio.run(worker.experience(engine, "layer-03-seed0", 2, 0, 2))
     found = list(kept_files(str(folder)))
     assert [file.step for file in found if file.split == "selection"] == evaluated
     assert [(file.run, file.step, file.suite) for file in found if file.split == "train"] == (
-        [("layer-03-seed0", 2, None)] if trained else []
+        [("base-seed0", 0, None), ("layer-03-seed0", 2, None)] if trained else []
     )
     chosen = [set(file.read()["prompt"]) for file in found if file.suite]
     assert all(len(names) == prompts and names == chosen[0] for names in chosen)
     if trained:
-        batch = next(file for file in found if file.split == "train").read()
+        _, batch = [file.read() for file in found if file.split == "train"]
         assert len(batch) == 6 and batch["score"].tolist() == [1.0, 0.0] * 3
 
 

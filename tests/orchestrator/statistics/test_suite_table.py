@@ -100,6 +100,16 @@ def test_no_scores_no_rows():
     assert not len(suite_table("s", selections_in(empty), empty))
 
 
+def test_a_group_has_rows_once_a_selection_is_scored_on_all_of_it():
+    found = scores()
+    half = found[(found["suite"] == "a") == (found["selection"] == "base")]  # base on a, the others on b and other
+    table = suite_table("s", selections_in(half), half)
+    assert table.groupby("suite", sort=False)["selection"].agg(list).to_dict() == {
+        "a": ["base"], "b": [*RATES][1:], "other": [*RATES][1:], "@out_of_domain": [*RATES][1:],
+    }  # fmt: skip
+    assert table["gain"].isna().all() and set(table["contribution_reason"]) == {"no base scores", "no full run"}
+
+
 def test_a_gain_s_interval_holds_the_seeds_part():
     """Every prompt scores the same, so that seeds are all the noise: layer 0 .58 and .62, full .98 and 1.02, base 0.
     Pooled sigma^2 .0008 with 2 degrees of freedom, t 4.30265: 4.30265 * sqrt(.0008 / 2) = .086053."""

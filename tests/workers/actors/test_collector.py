@@ -7,6 +7,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from layersweep.workers.actors.collector import Collector
 from layersweep.workers.storage import retries
 from layersweep.workers.storage.run_store import CheckpointRecord, RunStore
+from layersweep.workers.storage.tables import BY_SUITE
 from layersweep.workers.trackers.config import TrackingConfig
 from tests.helpers.tables import run_facts
 
@@ -44,7 +45,8 @@ def folder(monkeypatch):
 
 
 def collector(folder: str) -> Collector:
-    return Collector(folder, [run_facts("layer-01")], lambda *frames: frames[1], 2, "s", TrackingConfig())
+    table, by_suite = (lambda *frames: frames[1]), (lambda *frames: BY_SUITE.frame([]))
+    return Collector(folder, [run_facts("layer-01")], table, by_suite, 2, "s", TrackingConfig())
 
 
 @pytest.mark.parametrize("error", [OSError("503 Slow Down"), EndpointConnectionError("no route")], ids=repr)
