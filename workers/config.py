@@ -171,8 +171,6 @@ class ActorResources(StrictModel):
         for name, quantity in (("cpus", self.cpus), ("gpus", self.gpus)):
             if 0 < quantity < RAY_UNIT:
                 raise ValueError(f"{name}: {quantity:g} is below {RAY_UNIT:g}, the least that Ray counts; 0 is none")
-        if self.gpus > 1 and self.gpus % 1:
-            raise ValueError(f"gpus: {self.gpus:g}: Ray gives an actor a part of one GPU or whole ones; choose either")
         return self
 
 

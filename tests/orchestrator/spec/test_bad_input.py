@@ -229,7 +229,7 @@ BAD_VALUES = {
                 {"max_model_len": 63}, {"max_model_len": 2**63}],
     "resources": [{"engines": 10**6}, {"trainer": {"cpus": 1e20}}, {"trainer": {"cpus": -1}}, {"trainer_ranks": 2**63},
                   {"engine": {"gpus": 1e20}}, {"engine": {"cpus": 1e-9}}, {"trainer": {"gpus": 1e-5}},
-                  {"full_trainer": {"gpus": 1.5}}, {"wait_for_nodes": 1e20}, {"concurrent_runs": 10**9}],
+                  {"wait_for_nodes": 1e20}, {"concurrent_runs": 10**9}],
     "recovery": [{"patience": 1e20}, {"keep": 2**63}, {"retries": 10**10}, {"checkpoint_every": 2**63}],
 }  # fmt: skip
 
