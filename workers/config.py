@@ -6,6 +6,8 @@ from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, fie
 
 from layersweep.policies.strict import MOST_PROCESSES, Processes, Prompts, Samples, StrictModel
 
+RAY_UNIT = 1e-4
+"""Least part of a CPU or GPU."""
 Rate = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -169,6 +171,13 @@ class ActorResources(StrictModel):
     cpus: float = Field(1.0, ge=0, le=MOST_PROCESSES)
     gpus: float = Field(0.0, ge=0, le=MOST_PROCESSES)
     """GPUs; a fraction lets several actors share one."""
+
+    @model_validator(mode="after")
+    def _ray_can_count_them(self) -> "ActorResources":
+        for name, quantity in (("cpus", self.cpus), ("gpus", self.gpus)):
+            if 0 < quantity < RAY_UNIT:
+                raise ValueError(f"{name}: {quantity:g} is below {RAY_UNIT:g}, the least that Ray counts; 0 is none")
+        return self
 
 
 class ResourcesConfig(StrictModel):

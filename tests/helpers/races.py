@@ -46,7 +46,8 @@ def racer() -> None:
         try:
             check_folder(plan.folder, fresh)
             check_owner(plan.folder)
-            while time.monotonic() < when:
+            time.sleep(max(0.0, when - time.monotonic() - 0.02))
+            while time.monotonic() < when:  # to the microsecond
                 pass
             with hold_lock(plan.folder):
                 begin_sweep(plan, fresh)

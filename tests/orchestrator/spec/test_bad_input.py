@@ -234,7 +234,8 @@ BAD_VALUES = {
     "rollout": [{"max_num_seqs": 2**63}, {"kv_cache_memory_mib": 1e20}, {"tensor_parallel_size": 10**6},
                 {"max_model_len": 63}, {"max_model_len": 2**63}],
     "resources": [{"engines": 10**6}, {"trainer": {"cpus": 1e20}}, {"trainer": {"cpus": -1}}, {"trainer_ranks": 2**63},
-                  {"engine": {"gpus": 1e20}}, {"wait_for_nodes": 1e20}, {"concurrent_runs": 10**9}],
+                  {"engine": {"gpus": 1e20}}, {"engine": {"cpus": 1e-9}}, {"trainer": {"gpus": 1e-5}},
+                  {"wait_for_nodes": 1e20}, {"concurrent_runs": 10**9}],
     "recovery": [{"patience": 1e20}, {"keep": 2**63}, {"retries": 10**10}, {"checkpoint_every": 2**63}],
 }  # fmt: skip
 
