@@ -64,22 +64,19 @@ def check_sweep(spec: SweepSpec, fetch: bool, fetch_data: bool) -> CheckedSweep:
     spec = with_absolute_paths(spec)
     problems: list[str] = []
     model = None
+    code: dict[str, str] = {}
     try:
+        code = code_texts(spec)  # before the model: a tiny one is made for its task
         model = resolve_model(spec, from_table=not fetch)
         selections = swept_selections(spec, model.architecture)
     except ValueError as error:
         problems.append(str(error))
     if model is not None:
         problems += model_problems(spec, model, weights_needed=fetch)
-    code: dict[str, str] = {}
-    try:
-        code = code_texts(spec)
-    except ValueError as error:
-        problems.append(str(error))
     tasks, unchecked, task_problems = _built_tasks(spec, fetch_data, try_code=not problems)
     problems += task_problems + _output_problems(spec)
     if problems:
-        raise SpecError(problems)
+        raise SpecError(list(dict.fromkeys(problems)))
     runs = tuple(Run(selection, seed) for seed in spec.seeds for selection in selections)
     unchecked = list(dict.fromkeys(unchecked))
     plan = Plan(spec, model.architecture, runs, model.shape_source, tuple(unchecked), code=code, source=model.source)

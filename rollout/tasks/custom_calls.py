@@ -44,7 +44,7 @@ def call(section: dict[str, Any], request: dict[str, Any]) -> Any:
             one = {"score": one.reward, "format_ok": one.format_ok, **one.numbers}
         return reward_of(one, may_be_none=False)
     if not hasattr(task, method):
-        raise ValueError(f"{section['path']} has no `{method}`")
+        raise ValueError(f"there is no `{method}`, which a tiny model needs; add it, or name a pretrained model")
     if method == "alphabet":
         return str(task.alphabet)
     if method == "demonstrations":

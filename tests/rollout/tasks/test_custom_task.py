@@ -63,7 +63,9 @@ def test_prompts_and_scores_may_be_plain_data(tmp_path):
     prompts = task.prompts("final", 2)
     assert prompts[1] == Prompt("final1", messages=({"role": "user", "content": "?"},), info={"n": 1})
     assert task.score(prompts, [Response("", True)] * 2)[1] == Score(0.25, True, numbers={"words": 2.0})
-    with pytest.raises(ValueError, match="Plain has no `alphabet`"):
+    with pytest.raises(
+        ValueError, match="Plain.alphabet fails: ValueError: there is no `alphabet`, which a tiny model needs"
+    ):
         task.alphabet  # noqa: B018
     task.close()
 

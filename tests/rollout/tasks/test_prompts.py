@@ -267,3 +267,17 @@ def test_a_tiny_model_depends_on_the_data_and_not_on_the_reward(tmp_path):
     one = build(tmp_path, VERL).config.demonstrated
     assert build(tmp_path, TRL, data={"template": "{question}"}).config.demonstrated == one
     assert build(tmp_path, VERL, rows=ROWS[1:]).config.demonstrated != one
+
+
+def test_rewards_that_trl_brings(tmp_path):
+    """`think_format_reward` and `accuracy_reward`, by their dotted paths: 1 each for the form and for the answer."""
+    pytest.importorskip("trl")
+    rows = [{"question": "2 + 2?", "solution": "\\boxed{4}"}]
+    rewards = ["trl.rewards.think_format_reward", "trl.rewards.accuracy_reward"]
+    task = build(tmp_path, "", rewards, rows=rows, data={"prompt_format": "chat"}, seconds=20)
+    thought = "<think>Two and two.</think>\n"
+    texts = [thought + "\\boxed{4}", "\\boxed{4}", thought + "\\boxed{5}", "five"]
+    found = scored(task, *texts, prompts=task.prompts("train", 1) * 4)
+    assert task.notices() == []
+    assert [score.reward for score in found] == [2.0, 1.0, 1.0, 0.0]
+    assert found[2].numbers == {"think_format_reward": 1.0, "accuracy_reward": 0.0}
