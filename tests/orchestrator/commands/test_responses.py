@@ -23,7 +23,7 @@ from layersweep.workers.actors.collector import Collector
 from layersweep.workers.actors.rollout_worker import RolloutWorker
 from layersweep.workers.startup.model_source import ModelSource
 from layersweep.workers.storage.responses import ResponseKeeper, kept_files, kept_prompts
-from layersweep.workers.storage.tables import CONTRIBUTION, SCORES, STEPS
+from layersweep.workers.storage.tables import CONTRIBUTION, NUMBER, SCORES, STEPS
 from layersweep.workers.trackers.config import TrackingConfig
 from tests.helpers.tables import run_facts
 from tests.workers.actors.test_rollout_worker import Engine, tokenizer  # noqa: F401  a fixture
@@ -73,8 +73,7 @@ def sweep(tmp_path, tokenizer):  # noqa: F811
                 asked = (engine, run, step, suite.name, "selection", 0, suite.samples, greedy)
                 collector.record_scores(name, 0, step, asyncio.run(worker.evaluate(*asked)))
         if run is not None:
-            row = dict.fromkeys((column.name for column in STEPS.columns[3:]), 0.5) | {"lost_episodes": 0, "tokens": 9,
-                "overlong_prompts": 0, "pushed_bytes": 1, "given_up_episodes": 0, "cut_observations": 0}  # fmt: skip
+            row = {column.name: 0.5 if column.type == NUMBER else 9 for column in STEPS.columns[3:]}
             collector.commit(name, 0, 2, {}, [{"step": k} | row for k in range(2)], 1.5, 2)
         collector.update_run(name, 0, status="completed")
     collector.write()
