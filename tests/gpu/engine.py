@@ -33,8 +33,8 @@ def rate(engine: Any, runs: list[str | None], sequences: int, tokens: int, vocab
 def main() -> None:
     given = setting(__doc__)
     import vllm
-    from safetensors import safe_open
 
+    from layersweep.policies.model.pretrained import load_pretrained
     from layersweep.rollout.config import RolloutConfig
     from layersweep.rollout.engine.engine import RolloutEngine
     from layersweep.rollout.engine.selfcheck import RoutingMismatch, check
@@ -49,7 +49,7 @@ def main() -> None:
     engine = RolloutEngine(folder, model["architectures"][0], config, dtype, 0)
     say("engine", "start, seconds", time.perf_counter() - began)
     runner = engine._engine.vllm_config.use_v2_model_runner
-    say("engine", "vLLM's V2 model runner", runner, "True" if given.gpu else "", runner or None if given.gpu else None)
+    say("engine", "vLLM's V2 model runner", runner, "True" if given.gpu else "", runner if given.gpu else None)
     began = time.perf_counter()
     try:
         worst = check(engine, folder, dtype)
@@ -58,17 +58,15 @@ def main() -> None:
         say("engine", "self-check", str(mismatch), "within its limits", False)
     say("engine", "self-check, seconds", time.perf_counter() - began)
 
-    with safe_open(f"{folder}/model.safetensors", "pt") as file:
-        names = list(file.keys())
-        began = time.perf_counter()
-        for k in range(layers):
-            block = {name: file.get_tensor(name) for name in names if name.startswith(f"model.layers.{k}.")}
-            engine.push(f"layer-{k:02d}", 1, block).result(60)
-        say("engine", "push of a layer, ms", 1000 * (time.perf_counter() - began) / layers)
-        began = time.perf_counter()
-        parts = ({name: file.get_tensor(name) for name in part} for part in in_parts(sorted(names)))
-        engine.push_parts("full", 1, parts)
-        say("engine", "push of the whole model by blocks, seconds", time.perf_counter() - began)
+    weights = {name: weight.detach() for name, weight in load_pretrained(folder, dtype).named_parameters()}
+    began = time.perf_counter()
+    for k in range(layers):
+        block = {name: weight for name, weight in weights.items() if name.startswith(f"model.layers.{k}.")}
+        engine.push(f"layer-{k:02d}", 1, block).result(60)
+    say("engine", "push of a layer, ms", 1000 * (time.perf_counter() - began) / layers)
+    began = time.perf_counter()
+    engine.push_parts("full", 1, ({name: weights[name] for name in part} for part in in_parts(weights)))
+    say("engine", "push of the whole model by blocks, seconds", time.perf_counter() - began)
 
     runs = [f"layer-{k:02d}" for k in range(layers)]
     mixes = {"base": [None], "one run": runs[:1], f"{layers} runs": runs, f"{layers} runs and full": [*runs, "full"]}

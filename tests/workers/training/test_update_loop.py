@@ -144,7 +144,8 @@ def one_rank():
     from layersweep.workers.training.distributed import prepare, serve_store
 
     store = serve_store()
-    prepare(0, 1, "127.0.0.1", store.port, gpu=False)
+    if not torch.distributed.is_initialized():  # by this fixture as another module imports it
+        prepare(0, 1, "127.0.0.1", store.port, gpu=False)
     yield
 
 
