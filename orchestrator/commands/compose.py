@@ -30,7 +30,7 @@ class Wanted:
     given: tuple[tuple[str, ...], ...] = ()
     """Stacks by their members' names."""
     best: int = 0
-    """Stacks of the best 2, 3, ... this many runs."""
+    """Stacks of the best 1, 2, 3, ... this many runs."""
     pairs: int = 0
     """All pairs of so many of the best runs."""
     greedy: int = 0
