@@ -55,8 +55,8 @@ MARGIN = 1.5
 BLOCK_CHANGE, LAST_BLOCK_CHANGE, ALL_BLOCKS_CHANGE, OUTER_CHANGE = 0.5, 1.0, 0.05, 0.25
 """Shares of a weight's size by which it is moved: in one block; in the last; in every block of the whole model, and in
 that run outside of blocks."""
-PART = ("self_attn.q_proj.weight", "mlp.gate_proj.weight", "input_layernorm.weight")
-"""Weights of a block of which a run trains a part: those that vLLM fuses with others, and one that it does not."""
+PART = ("self_attn.q_proj.weight", "self_attn.o_proj.weight", "mlp.gate_proj.weight", "input_layernorm.weight")
+"""Weights of a run over a part of the last block: two that vLLM fuses with others, and two that it does not."""
 PROMPT_TOKENS = (12, 34)
 """Lengths of the two prompts. The second is longer than a block of the KV cache, so that a cached prefix of other
 weights would be used."""
@@ -126,7 +126,7 @@ def _changed_weights(plain: PlainForward, full: bool) -> dict[str | None, Change
         change = LAST_BLOCK_CHANGE if k == count - 1 else BLOCK_CHANGE
         amounts = {name: change for name in plain.weights if name.startswith(BLOCK.format(k))}
         runs[f"selfcheck-{k}"] = ChangedWeights(plain.weights, amounts, seed=k)
-    amounts = {BLOCK.format(count // 2) + name: BLOCK_CHANGE for name in PART}
+    amounts = {BLOCK.format(count - 1) + name: LAST_BLOCK_CHANGE for name in PART}
     runs["selfcheck-part"] = ChangedWeights(plain.weights, amounts, seed=count + 1)
     if full:
         blocks = BLOCK.split("{")[0]
