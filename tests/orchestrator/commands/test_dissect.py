@@ -131,8 +131,11 @@ def test_the_table_of_a_dissection(finished, capsys):
     assert rows.loc[1, ["change_norm", "changed_parameters"]].tolist() == [2.5, 7]
     dissect._show(rows)
     assert "layer-01  │ whole  │" in (printed := capsys.readouterr().out) and "│ part   │ mlp │" in printed
-    found.write(DISSECTION, rows)
-    assert DISSECTION.read(f"{finished}/dissection.parquet")["part"].isna().tolist() == [True, False]
+    for written in (rows, rows[:1].assign(score=0.9), rows[1:]):  # rows of the same variant are replaced, others stay
+        found.write(DISSECTION, written, ["variant"])
+    kept = DISSECTION.read(f"{finished}/dissection.parquet").set_index("variant")["score"]
+    assert kept.to_dict() == {"layer-01": 0.9, "layer-01.mlp": 0.2}
+    assert DISSECTION.read(f"{finished}/dissection.parquet")["part"].isna().sum() == 1
 
 
 def test_the_table_of_stacks(finished, capsys):
@@ -149,7 +152,7 @@ def test_the_table_of_stacks(finished, capsys):
     assert rows["split"].tolist() == ["selection", "final"] and rows["size"].tolist() == [2, 2]
     compose._show(rows)
     assert "stack-01-04" in capsys.readouterr().out
-    found.write(COMPOSITION, rows)
+    found.write(COMPOSITION, rows, ["stack", "rule", "split"])
     assert [list(members) for members in COMPOSITION.read(f"{finished}/composition.parquet")["members"]] == [
         [*pair]
     ] * 2
