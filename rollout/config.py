@@ -124,7 +124,8 @@ class EvaluationConfig(StrictModel):
     every: int = Field(0, ge=0)
     """Evaluate also after every so many steps; 0 is at the end alone."""
     finalists: PositiveInt = 3
-    """How many of the best layers are scored on the `final` split, beside base and full."""
+    """How many of the best layers are scored on the `final` split, beside base and full; of `sweep` as many of the
+    parts, and as many of the sets of layers."""
     seed_sd: float | None = Field(None, ge=0, allow_inf_nan=False)
     """Standard deviation of S between RL seeds, known from other sweeps, in the unit of the scores: intervals then
     cover seeds too, even where one seed is trained. null estimates it where several are, and else leaves it out."""

@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     dissect.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME)")
     compose = add("compose", _compose, "Add up what separately trained runs changed, without training.")
     compose.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME)")
-    compose.add_argument("--best", type=_count, default=0, metavar="K", help="the best 2, 3, ... K runs together")
+    compose.add_argument("--best", type=_count, default=0, metavar="K", help="the best 1, 2, ... K runs together")
     compose.add_argument("--pairs", type=_count, default=0, metavar="K", help="all pairs of the best K runs")
     compose.add_argument("--greedy", type=_count, default=0, metavar="K", help="grow a stack to K runs by the one that "
                          "raises its score on the selection split most")  # fmt: skip

@@ -17,7 +17,6 @@ from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.statistics.variants import variant_scores
 from layersweep.policies.selection import Selection
 from layersweep.policies.variant import RunChange, Variant
-from layersweep.workers.storage.files import read_bytes
 from layersweep.workers.storage.tables import COMPOSITION
 
 from .finished_sweep import FinishedSweep, open_sweep
@@ -30,7 +29,7 @@ class Wanted:
     given: tuple[tuple[str, ...], ...] = ()
     """Stacks by their members' names."""
     best: int = 0
-    """Stacks of the best 2, 3, ... this many runs."""
+    """Stacks of the best 1, 2, 3, ... this many runs."""
     pairs: int = 0
     """All pairs of so many of the best runs."""
     greedy: int = 0
@@ -60,7 +59,7 @@ class Stack:
 
 
 def compose(sweep: str, wanted: Wanted, overrides: Mapping[str, Any] | None = None, address: str | None = None) -> str:
-    """Score stacks, write composition.parquet and the report; returns the table's path. Stacks in it stay there.
+    """Score stacks, write composition.parquet and the report; returns the table's path.
 
     What the selection split's scores chose, the best and the greedy stacks, is scored on the final split.
 
@@ -87,10 +86,7 @@ def compose(sweep: str, wanted: Wanted, overrides: Mapping[str, Any] | None = No
         return stacks, scores
 
     rows = _together(finished, composition_table(finished, *score_variants(finished.spec, work, address)))
-    if (content := read_bytes(f"{finished.folder}/{COMPOSITION.name}.parquet")) is not None:
-        rows = pd.concat([COMPOSITION.parse(content), COMPOSITION.frame(rows)])
-        rows = rows.drop_duplicates(["stack", "rule", "split"], keep="last")
-    target = finished.write(COMPOSITION, rows)
+    target = finished.write(COMPOSITION, rows, ["stack", "rule", "split"])
     _show(rows)
     write_report(finished.folder)
     return target

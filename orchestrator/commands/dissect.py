@@ -35,7 +35,7 @@ class Piece(NamedTuple):
 def dissect(
     sweep: str, wanted: Sequence[str] = (), overrides: Mapping[str, Any] | None = None, address: str | None = None
 ) -> str:
-    """Score pieces of finished runs' changes and write dissection.parquet; returns its path. The report is new.
+    """Score pieces of finished runs' changes, write dissection.parquet and the report; returns the table's path.
 
     Args:
         sweep: its folder or URI.
@@ -57,7 +57,7 @@ def dissect(
         return await scorer.score([piece.variant for piece in pieces], finished.spec.seeds)
 
     rows = dissection_table(finished, pieces, score_variants(finished.spec, work, address))
-    target = finished.write(DISSECTION, rows)
+    target = finished.write(DISSECTION, rows, ["variant"])
     _show(rows)
     write_report(finished.folder)
     return target

@@ -13,7 +13,7 @@ from layersweep.orchestrator.spec.folders import absolute_folder
 from layersweep.orchestrator.spec.load import load_spec
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.selection import Selection, run_name
-from layersweep.workers.storage.files import write_atomically
+from layersweep.workers.storage.files import read_bytes, write_atomically
 from layersweep.workers.storage.run_store import RunStore
 from layersweep.workers.storage.tables import TableSchema
 
@@ -51,10 +51,12 @@ class FinishedSweep:
         ]
         return pd.DataFrame(rows, columns=["variant", "change_norm", "changed_parameters"]).groupby("variant").mean()
 
-    def write(self, schema: TableSchema, rows: pd.DataFrame) -> str:
-        """Write a table into the sweep's folder; returns its path."""
-        target = f"{self.folder}/{schema.name}.parquet"
-        write_atomically(target, partial(schema.write, schema.frame(rows)))
+    def write(self, schema: TableSchema, rows: pd.DataFrame, keys: Sequence[str]) -> str:
+        """Write rows into a table in the sweep's folder, those of the same keys replaced; returns its path."""
+        target, frame = f"{self.folder}/{schema.name}.parquet", schema.frame(rows)
+        if (content := read_bytes(target)) is not None:
+            frame = pd.concat([schema.parse(content), frame]).drop_duplicates(list(keys), keep="last")
+        write_atomically(target, partial(schema.write, frame.reset_index(drop=True)))
         return target
 
 

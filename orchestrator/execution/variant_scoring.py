@@ -29,7 +29,7 @@ from .actors import RESTARTABLE, SweepActors, create_actor, run_metadata
 from .clients import Reference, VariantClient
 from .context import SweepContext
 from .evaluation import score
-from .failures import AdaptiveTimeouts, CallTimeout, RunFailure, first_error, reach_store
+from .failures import AdaptiveTimeouts, CallTimeout, RayLost, RunFailure, first_error, reach_store, reason_of
 from .health import HealthMonitor
 from .manifest import SweepManifest
 from .progress import Progress
@@ -120,8 +120,8 @@ def score_variants(spec: SweepSpec, work: Callable[[VariantScorer, Plan], Awaita
         with hold_lock(plan.folder):
             try:
                 return asyncio.run(_score_variants(plan, work, actor_environment))
-            except (RayError, CallTimeout, RunFailure, OSError) as error:
-                raise VariantsFailed(str(error)) from error
+            except (RayError, RayLost, CallTimeout, RunFailure, OSError) as error:
+                raise VariantsFailed(reason_of(error)) from error
 
 
 async def _score_variants(

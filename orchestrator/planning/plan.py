@@ -1,5 +1,6 @@
 """The plan of a sweep: its runs, their sizes and counts. checks.py makes it from a spec."""
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -173,7 +174,8 @@ class Plan:
             rung = next((rung for rung in rungs if step <= rung.step), None)
             searched = rung is not None and step == rung.step
             scored += [(others, 1), (seeds * rung.layers if rung else layers, rung.samples if searched else 1)]
-        best = min(evaluation.finalists, scored[-1][0] // seeds)
+        swept = Counter(run.selection.kind for run in self.runs if run.selection.kind not in ("full", "layer"))
+        best = sum(min(evaluation.finalists, runs // seeds) for runs in (scored[-1][0], *swept.values()))
         finalists = 1 + seeds * (self.spec.include_full + best) + len(self.combined)
         return [
             s.prompts * sum(runs * (s.samples * factor + evaluation.greedy) for runs, factor in scored)

@@ -1,5 +1,7 @@
 """What runs are taken apart into, and what stacks are made of; whole dissections are in tests/end_to_end."""
 
+import asyncio
+
 import pandas as pd
 import pytest
 
@@ -8,11 +10,13 @@ from layersweep.orchestrator.commands import compose, dissect
 from layersweep.orchestrator.commands.compose import Stack, composition_table
 from layersweep.orchestrator.commands.dissect import dissection_table, pieces_of
 from layersweep.orchestrator.commands.finished_sweep import open_sweep
+from layersweep.orchestrator.planning.plan import Plan, Run
 from layersweep.orchestrator.spec.load import load_spec
 from layersweep.orchestrator.spec.yaml_core import write_yaml
 from layersweep.policies.selection import Selection
 from layersweep.workers.storage.run_store import RunStore
 from layersweep.workers.storage.tables import COMPOSITION, CONTRIBUTION, DISSECTION
+from tests.orchestrator.planning.test_selections import SHAPE
 
 EVERY = ["rank-1", "rank-4", "largest-0.1", "largest-0.3", "x0.5", "x1.5", "x2", "random"]
 PARTS = ["attention", "mlp", "norms"]
@@ -127,8 +131,11 @@ def test_the_table_of_a_dissection(finished, capsys):
     assert rows.loc[1, ["change_norm", "changed_parameters"]].tolist() == [2.5, 7]
     dissect._show(rows)
     assert "layer-01  │ whole  │" in (printed := capsys.readouterr().out) and "│ part   │ mlp │" in printed
-    found.write(DISSECTION, rows)
-    assert DISSECTION.read(f"{finished}/dissection.parquet")["part"].isna().tolist() == [True, False]
+    for written in (rows, rows[:1].assign(score=0.9), rows[1:]):  # rows of the same variant are replaced, others stay
+        found.write(DISSECTION, written, ["variant"])
+    kept = DISSECTION.read(f"{finished}/dissection.parquet").set_index("variant")["score"]
+    assert kept.to_dict() == {"layer-01": 0.9, "layer-01.mlp": 0.2}
+    assert DISSECTION.read(f"{finished}/dissection.parquet")["part"].isna().sum() == 1
 
 
 def test_the_table_of_stacks(finished, capsys):
@@ -145,7 +152,38 @@ def test_the_table_of_stacks(finished, capsys):
     assert rows["split"].tolist() == ["selection", "final"] and rows["size"].tolist() == [2, 2]
     compose._show(rows)
     assert "stack-01-04" in capsys.readouterr().out
-    found.write(COMPOSITION, rows)
+    found.write(COMPOSITION, rows, ["stack", "rule", "split"])
     assert [list(members) for members in COMPOSITION.read(f"{finished}/composition.parquet")["members"]] == [
         [*pair]
     ] * 2
+
+
+def test_greedy_stacks_are_chosen_on_one_split_and_scored_on_the_other(finished):
+    """Layer 4 alone is best, then with 1; every run alone and every pair with it is tried on the selection split,
+    and what is to be reported is on the final one. A part of layer 1 overlaps with it, and is never stacked on it."""
+    found = open_sweep(str(finished))
+    part = Selection.part((1,), "mlp")
+    found.selections[part.name] = part
+    row = found.table.iloc[-1].to_dict() | {"selection": part.name, "kind": "part", "score": 0.35}
+    found.table.loc[len(found.table)] = row
+    means = {"stack-01": 0.3, "stack-04": 0.4, "stack-01-mlp": 0.35, "stack-01-04": 0.55, "stack-01-mlp-04": 0.5}
+    asked = []
+
+    class Scorer:
+        async def score(self, variants, seeds, split="selection"):
+            asked.append((split, sorted(variant.name for variant in variants)))
+            return responses(split, base=0.1, full=0.6, **{v.name: means[v.name] for v in variants})
+
+    runs = tuple(Run(selection, 0) for selection in found.selections.values())
+    plan = Plan(found.spec, SHAPE, runs)
+    grown = asyncio.run(compose._greedy(Scorer(), plan, found, 3, 1.0))
+    assert [(stack.members, stack.rule, stack.split) for stack in grown] == [
+        (("layer-04",), "greedy", "final"), (("layer-04", "layer-01"), "greedy", "final"),
+    ]  # fmt: skip
+    assert asked == [("selection", ["stack-01", "stack-01-mlp", "stack-04"]),
+                     ("selection", ["stack-01-04", "stack-01-mlp-04"])]  # fmt: skip
+    pairs = compose._planned(found, plan, compose.Wanted(pairs=3, best=2))
+    assert {(stack.rule, stack.name, stack.split) for stack in pairs} == {
+        ("pair", "stack-01-04", "selection"), ("pair", "stack-01-mlp-04", "selection"),
+        ("best", "stack-04", "final"), ("best", "stack-01-mlp-04", "final"),
+    }  # fmt: skip

@@ -3,6 +3,7 @@
 import pytest
 
 from layersweep.cli import DEMO
+from layersweep.orchestrator.planning.plan import Plan, Run
 from layersweep.orchestrator.planning.selections import count_trained, swept_selections
 from layersweep.orchestrator.spec.load import load_spec
 from layersweep.policies.model.architecture import Architecture
@@ -74,3 +75,10 @@ def test_trained_parameters_are_counted(selection, count):
 def test_what_cannot_be_swept_is_refused(sweep, problem):
     with pytest.raises(ValueError, match=problem):
         names(sweep, layers=None)
+
+
+def test_the_best_of_each_kind_are_counted_on_the_final_split():
+    """Base, full, 6 layers, 2 parts: all 10 on 512 prompts * 4 samples; all but 3 layers once more on 128 * 16."""
+    spec = load_spec(DEMO, {"sweep": [{"layers": [1, 2], "modules": "mlp"}]})
+    plan = Plan(spec, SHAPE, tuple(Run(selection, 0) for selection in swept_selections(spec, SHAPE)))
+    assert plan.evaluation_responses == 10 * 512 * 4 + 7 * 128 * 16

@@ -13,7 +13,10 @@ from layersweep.workers.startup.environment import worker_environment
 
 os.environ.update(worker_environment(gpu=False))
 
+import torch  # noqa: E402
+
 from layersweep.policies.model import fused_cpu, tree_attention  # noqa: E402
+from layersweep.policies.model.stored_weights import StoredWeights  # noqa: E402
 from layersweep.rollout.config import RolloutConfig  # noqa: E402
 from layersweep.rollout.engine import model, overlay  # noqa: E402
 from layersweep.rollout.engine.engine import RolloutEngine  # noqa: E402
@@ -32,15 +35,22 @@ class FirstShardWorker(OverlayWorker):
 
 
 def in_block(change):
-    """A fault in a block's overlay: `change` gets its weights and vLLM's block of the base."""
+    """A fault in a whole block's overlay: `change` gets its weights and vLLM's block of the base."""
     build = LayerOverlay.build.__func__
 
     def faulty(cls, layer, *args):
         overlay = build(cls, layer, *args)
-        change(overlay.weights, layer)
+        if "down" in overlay.weights:  # of a whole block
+            change(overlay.weights, layer)
         return overlay
 
     return patch.object(LayerOverlay, "build", classmethod(faulty))
+
+
+def others_of_a_part_are_zero():
+    """A fault in a part's overlay: weights that are fused with its own are not the base's."""
+    get = StoredWeights.__getitem__
+    return patch.object(StoredWeights, "__getitem__", lambda self, name: torch.zeros_like(get(self, name)))
 
 
 def in_run(change):
@@ -162,6 +172,7 @@ FAULTS = {
     "a block of full is the base's": lambda: in_run(
         lambda overlay: overlay.layers.pop(1) if len(overlay.layers) > 1 else None
     ),
+    "what a part is fused with is lost": others_of_a_part_are_zero,
     "positions are other rows'": positions_of_other_rows,
     "a push does nothing": first_version_stays,
     "the trainer's attention scale": attention_scale_of_the_trainer,
