@@ -176,3 +176,30 @@ def test_a_batch_without_signal_takes_no_step_and_says_so(trunk, one_rank):  # n
     # Of three minibatches of two groups at step 1 the one group with a signal is in one.
     exp.reward[0] = 0.0
     assert loop.update(exp, step=1)["optimizer_steps"] == 1
+
+
+@pytest.mark.parametrize("correction", ["bypass", "sequence_truncate"])
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "rloo", "reinforce_plus_plus"])
+def test_every_algorithm_trains(trunk, one_rank, name, correction):  # noqa: F811
+    """Three steps of three minibatches on the same batch raise the mean log-probability of right answers over that of
+    wrong ones."""
+    from pydantic import TypeAdapter
+
+    from layersweep.policies.config import AlgorithmConfig
+    from layersweep.policies.model.tree_batch import pack
+
+    algorithm = TypeAdapter(AlgorithmConfig).validate_python({"type": name, "rollout_correction": correction})
+    loop, exp = update_loop(trunk, Selection.layer(2), algorithm, training(minibatches=3)), experience()
+    [batch] = pack(exp.prompts, exp.tokens, exp.lengths, range(len(exp.lengths)), 10**6)
+    right = torch.from_numpy(exp.reward)[batch.response] > 0
+
+    def lead() -> float:
+        with torch.no_grad():
+            logp, _ = loop.policy(batch, trunk.prefix(batch, 2), 1.0)
+        return float(logp[right].mean() - logp[~right].mean())
+
+    exp.logprobs[batch.token.numpy()] = loop.policy(batch, trunk.prefix(batch, 2), 1.0)[0].detach().numpy()
+    before = lead()
+    for step in range(3):
+        loop.update(exp, step)
+    assert lead() > before + 0.01
