@@ -109,7 +109,7 @@ MUTANTS = [
     ),
     Mutant(
         "failures: the sweep's files get one attempt more",
-        "failures.py", "STORE_DELAYS = (1.0, 4.0, 15.0)", "STORE_DELAYS = (1.0, 4.0, 15.0, 60.0)", "failures",
+        "failures.py", "for delay in (*STORE_DELAYS, None):", "for delay in (*STORE_DELAYS, 60.0, None):", "failures",
     ),
     Mutant(
         "failures: files that are not there are waited for",
@@ -166,7 +166,7 @@ MUTANTS = [
     ),
     Mutant(
         "checks: a mismatch that is not a number passes",
-        "step_checks.py", "if not mismatch <= self.limit:", "if mismatch > self.limit:", "step_checks",
+        "step_checks.py", "not mismatch <= self.limit:", "mismatch > self.limit:", "step_checks",
     ),
 ]  # fmt: skip
 

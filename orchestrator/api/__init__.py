@@ -71,6 +71,14 @@ class Sweep:
         """
         return self._table("contribution")
 
+    def by_suite(self) -> "pd.DataFrame":
+        """contribution_by_suite.parquet: score, gain and C of each selection on every suite, in domain and out of it.
+
+        Raises:
+            FileNotFoundError: the sweep has not written it yet.
+        """
+        return self._table("contribution_by_suite")
+
     def scores(self) -> "pd.DataFrame":
         """scores.parquet: a row per evaluated response.
 
@@ -86,6 +94,33 @@ class Sweep:
             FileNotFoundError: the sweep has not written it yet.
         """
         return self._table("steps")
+
+    def responses(self, *runs: str, step: int | None = None) -> "pd.DataFrame":
+        """Kept responses with their scores, a row each, by prompt: which are kept says `responses` of the spec.
+
+        Args:
+            runs: selections such as `layer-07`; none is all.
+            step: training steps done; None is each run's last evaluation.
+
+        Raises:
+            SpecError: none is kept.
+        """
+        from layersweep.orchestrator.commands.responses import find_responses
+
+        return find_responses(self.folder, runs, step=step)
+
+    def rescore(self, overrides: Mapping[str, Any] | None = None) -> "Sweep":
+        """Score the kept responses once more, by the tasks' code as it is now; returns the folder of the new tables.
+
+        Args:
+            overrides: fields of the tasks by dotted path, such as `{"task.cpu_seconds": 5}`.
+
+        Raises:
+            SpecError: no response is kept, or it cannot be scored without playing an episode.
+        """
+        from layersweep.orchestrator.commands.rescore import rescore
+
+        return Sweep(rescore(self.folder, overrides).folder)
 
     def report(self) -> list[str]:
         """Write report.html and its PNGs into the sweep's folder; returns their paths.

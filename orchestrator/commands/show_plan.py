@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from layersweep.orchestrator.planning.cluster_shape import H200
-from layersweep.orchestrator.planning.cost_model import Assumptions, activation_bytes, estimate, micro_batch
+from layersweep.orchestrator.planning.cost_model import Assumptions, estimate, micro_batch, update_bytes
 from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.report.format import size, wide_console
 from layersweep.rollout.config import CPU_KV_CACHE_MIB
@@ -32,6 +32,7 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
         f"{training.epochs * training.minibatches} optimizer steps each, at most {training.max_response_tokens} tokens "
         f"of a window of {plan.window}",
         "runs": f"{len(plan.runs)} to train, seeds {', '.join(map(str, spec.seeds))}; the base is scored besides",
+        **_seeds(plan),
         **_search(plan),
         **_trials(plan),
         "to generate": f"{plan.training_responses:,} training and {plan.evaluation_responses:,} evaluation responses",
@@ -56,7 +57,7 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
         rate = "by trial" if plan.trials else f"{training.learning_rate.of(selection.trains_all):g}"
         table.add_row(
             run.name, f"{plan.trainable_parameters(selection):,}", rate, size(plan.push_bytes(selection)),
-            size(plan.trainer_bytes(selection)), size(activation_bytes(plan, selection)),
+            size(plan.trainer_bytes(selection)), size(update_bytes(plan, selection)),
         )  # fmt: skip
     console.print(table)
     if plan.combined:
@@ -68,6 +69,23 @@ def _data(plan: Plan) -> dict[str, str]:
     """Rows of each data set, those dropped by reason, and prompts by split."""
     names = {f"evaluation.suites[{i}]": f"data of {s.name}" for i, s in enumerate(plan.spec.evaluation.suites)}
     return {names.get(section, "data"): str(report) for section, report in plan.data.items()}
+
+
+def _seeds(plan: Plan) -> dict[str, str]:
+    """How many more seeds the sweep needs, where its folder has scores already."""
+    from layersweep.workers.storage.files import read_bytes
+
+    if read_bytes(f"{plan.folder}/scores.parquet") is None:
+        return {}
+    from layersweep.orchestrator.statistics.seeds_needed import seeds_needed, seeds_text
+    from layersweep.workers.storage.tables import CONTRIBUTION, SCORES
+
+    try:
+        scores, table = (schema.read(f"{plan.folder}/{schema.name}.parquet") for schema in (SCORES, CONTRIBUTION))
+        found = seeds_needed(scores, table, plan.spec.evaluation.seed_sd)
+    except (OSError, ValueError) as error:
+        return {"more seeds": f"cannot be told: {error}"}
+    return {"more seeds": seeds_text(found)}
 
 
 def _search(plan: Plan) -> dict[str, str]:

@@ -13,8 +13,7 @@ from layersweep.orchestrator.planning.gpu_allocation import SUPPORT_ACTOR, Place
 from layersweep.orchestrator.planning.placement import all_runs_fit, allocate, placement_problems, preferred_nodes
 from layersweep.orchestrator.planning.plan import Plan, Run
 from layersweep.orchestrator.statistics.contribution_table import sweep_table
-from layersweep.policies.algorithms.base import PolicyGradient
-from layersweep.policies.algorithms.rollout_correction import resolve
+from layersweep.orchestrator.statistics.suite_table import suite_table
 from layersweep.policies.config import PretrainedModel, TinyModel
 from layersweep.policies.selection import Selection
 from layersweep.workers.actors.collector import Collector
@@ -26,6 +25,7 @@ from layersweep.workers.config import ActorResources, LearningRates
 from layersweep.workers.startup.model_cache import exists
 from layersweep.workers.startup.model_source import ModelSource, read_folder
 from layersweep.workers.startup.tiny_model import cache_folder
+from layersweep.workers.storage.responses import ResponseKeeper
 
 from .clients import CollectorClient, EngineClient, RolloutClient, TrainerGroup, TrainerInfo
 from .engine_pool import EnginePool, engine_dtype
@@ -35,8 +35,8 @@ from .shared_gpus import SharedGpuPool
 from .slots import Slots
 
 RESTARTABLE = {"max_restarts": -1, "max_task_retries": -1}
-"""Ray's options for the collector and the rollout worker: it restarts them and repeats their calls, which may therefore
-come twice."""
+"""Ray's options for the collector, the rollout worker and the maker of variants: it restarts them and repeats their
+calls, which may therefore come twice."""
 
 
 class SweepActors:
@@ -101,21 +101,26 @@ class SweepActors:
         base = Run(Selection.base(), spec.seeds[0])
         metadata = [run_metadata(plan, run) for run in (base, *plan.runs, *plan.trials)]
         table = partial(sweep_table, _table_constants(plan), seed_sd=spec.evaluation.seed_sd)
+        by_suite = partial(suite_table, spec.name, seed_sd=spec.evaluation.seed_sd)
         collector = CollectorClient(
             create_actor(Collector, "Collector", SUPPORT_ACTOR, **collector_options).remote(
-                plan.folder, metadata, table, spec.training.steps, spec.name, spec.tracking
+                plan.folder, metadata, table, by_suite, spec.training.steps, spec.name, spec.tracking
             )
         )  # fmt: skip
         model = await _base_model(plan, say)
         rollout_options["max_concurrency"] = 10_000
         rollout_worker = RolloutClient(
             create_actor(RolloutWorker, "RolloutWorker", SUPPORT_ACTOR, **rollout_options).remote(
-                model, spec.task, spec.evaluation.suites, spec.training, plan.window,
+                model,
+                spec.task,
+                spec.evaluation.suites,
+                spec.training,
+                plan.window,
+                ResponseKeeper(plan.folder, spec.responses, plan.final_evaluations),
                 spec.algorithm.build().max_num_gen_batches,
             )
         )  # fmt: skip
         engines = EnginePool(plan, first_engines, create_engine, model, collector)
-        # vLLM measures how much of its GPU is free, twice: no other process may take memory there meanwhile.
         await engines.start()
         shared_gpus = None
         if resources.on_gpu() and (shares := allocate(plan, resources_of(nodes)).shared_gpus):
@@ -146,18 +151,13 @@ class SweepActors:
         try:
             device = await engine.engine.device()
             info = await trainers.start(
-                self.model, self.algorithm(), training, spec.deepspeed, device, spec.rollout.weight_transfer,
+                self.model, spec.algorithm, training, spec.deepspeed, device, engine_dtype(self.plan),
+                spec.rollout.weight_transfer,
             )  # fmt: skip
         except BaseException:
             await trainers.stop()
             raise
         return trainers, info
-
-    def algorithm(self) -> PolicyGradient:
-        """The spec's algorithm, with the rollout correction that engine and trainers need."""
-        algorithm = self.spec.algorithm.build()
-        correction = resolve(algorithm.rollout_correction, self.spec.training.dtype, engine_dtype(self.plan))
-        return algorithm.model_copy(update={"rollout_correction": correction})
 
     async def create_trainers(self, run: Run) -> TrainerGroup:
         """Create an actor for each rank, all of them placed.
@@ -219,7 +219,7 @@ def run_metadata(plan: Plan, run: Run) -> dict[str, Any]:
     """Describe a run (or the base) before it starts, for the collector."""
     selection, count = run.selection, plan.architecture.layers
     kind = "trial" if run.trial else "layers" if selection.kind == "boost" else selection.kind
-    layer = selection.layers[0] if kind == "layer" else None
+    layer = selection.layers[0] if len(selection.layers) == 1 and kind in ("layer", "part") else None
     return {
         "selection": selection.name,
         "seed": run.seed,
@@ -227,6 +227,7 @@ def run_metadata(plan: Plan, run: Run) -> dict[str, Any]:
         "layer": layer,
         "depth": None if layer is None else layer / max(1, count - 1),
         "layers": list(selection.layers),
+        "modules": selection.modules,
         "learning_rate": None,
         "trainable_parameters": 0 if selection.kind == "base" else None,
         "seconds": 0.0,

@@ -56,7 +56,8 @@ class StepChecks:
         if self.without_reward >= MAX_STEPS_WITHOUT_REWARD:
             raise RewardCollapse(f"collapsed: no reward at all for {MAX_STEPS_WITHOUT_REWARD} steps")
         mismatch = row["logprob_mismatch"]
-        if not mismatch <= self.limit:  # also where it is not a number
+        # A batch without signal has none; one that is not a number is a fault.
+        if mismatch is not None and not mismatch <= self.limit:
             raise LogprobMismatch(
                 f"engine and trainer disagree at step {row['step']}: their log-probabilities of the same tokens differ "
                 f"by {mismatch:.2g} nats on average, rounding explains up to {self.limit:g}; they do not compute the "

@@ -12,10 +12,15 @@ from layersweep.policies.algorithms.rollout_correction import resolve
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.selection import Selection
 from layersweep.rollout.config import TaskConfig
-from layersweep.workers.training.micro_batch_size import activation_bytes_per_token, micro_batch_tokens
+from layersweep.workers.training.micro_batch_size import (
+    activation_bytes,
+    micro_batch_tokens,
+    unchecked_tokens,
+)
 
 from .cluster_shape import H200, GpuKind
 from .plan import Plan
+from .selections import count_trained
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,8 @@ def _overlays(plan: Plan, together: int) -> float:
     if together == 1:
         return 0.0
     whole = next((plan.push_bytes(run.selection) for run in plan.runs if run.selection.trains_all), 0)
-    return whole + (together - bool(whole)) * plan.push_bytes(Selection.layer(0))
+    layers = [plan.push_bytes(run.selection) for run in plan.runs if not run.selection.trains_all]
+    return whole + (together - bool(whole)) * max(layers, default=0)
 
 
 def forward_flops(shape: Architecture, context: float) -> float:
@@ -179,8 +185,8 @@ def update_flops(
     if selection.trains_all:
         below, upper, trained = 0, shape.layers, shape.layers * 2 * shape.layer_parameters + head
     else:
-        below = min(selection.layers)
-        upper, trained = shape.layers - below, len(selection.layers) * 2 * shape.layer_parameters
+        below = selection.first_block(shape.layers)
+        upper, trained = shape.layers - below, 2 * count_trained(selection, shape)
     suffix = upper * block + head
     return below * block + old_logprobs * suffix + epochs * ((3 if reference else 2) * suffix + trained)
 
@@ -191,16 +197,26 @@ def micro_batch(plan: Plan, selection: Selection, gpu: GpuKind = H200) -> int:
     Args:
         gpu: the kind that trainers are on, where they are on GPUs; else this machine's memory counts.
     """
+    return micro_batch_tokens(plan.spec.training, plan.architecture, selection, _part_of_gpu(plan, selection, gpu))
+
+
+def _part_of_gpu(plan: Plan, selection: Selection, gpu: GpuKind) -> float:
+    """Return the bytes of a trainer's part of its GPU; 0 on CPUs."""
     resources = plan.spec.resources
     needs = (resources.full_trainer if selection.trains_all else None) or resources.trainer
-    part = min(1.0, needs.gpus) * gpu.memory
-    return micro_batch_tokens(plan.spec.training, plan.architecture, selection, part)
+    return min(1.0, needs.gpus) * gpu.memory
 
 
-def activation_bytes(plan: Plan, selection: Selection, gpu: GpuKind = H200) -> int:
-    """Return what a trainer's backward pass keeps of one micro batch."""
-    kept = activation_bytes_per_token(plan.architecture, selection, plan.element_bytes)
-    return micro_batch(plan, selection, gpu) * kept
+def update_bytes(plan: Plan, selection: Selection, gpu: GpuKind = H200) -> int:
+    """Return what an update keeps and computes with at most, of one micro batch or of one response that exceeds it.
+
+    With `training.checkpointing: auto` the response counts as it is computed: checkpointed where it would not fit.
+    """
+    training, shape, part = plan.spec.training, plan.architecture, _part_of_gpu(plan, selection, gpu)
+    longest = min(plan.window, training.max_response_tokens + Assumptions.prompt_tokens)
+    tokens = max(micro_batch(plan, selection, gpu), longest)
+    checkpointing = tokens > unchecked_tokens(training, shape, selection, part)
+    return activation_bytes(shape, selection, plan.element_bytes, tokens, plan.spec.resources.on_gpu(), checkpointing)
 
 
 def _turns_and_prompt(task: TaskConfig, assumed: Assumptions) -> tuple[float, float]:

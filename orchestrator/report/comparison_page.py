@@ -14,16 +14,18 @@ from .comparison_text import explanation, interval, number, shared
 from .matrix_chart import matrix_chart
 from .page import NARROW, WIDE, environment, now
 from .png import Image, LegendEntry, write_png
+from .suite_comparison import HEADS
 
 COLOURS = ("#1f5fd1", "#c2500c", "#2f9173", "#a1308f", "#8a6d0b", "#4a2a8a", "#178a8f", "#b42318")
 """Colours of the first tables; more than these are told apart by pointing."""
 
 
 def write_comparison(
-    folder: str, profiles: Sequence[Profile], pairs: pd.DataFrame, shares: pd.DataFrame, top: int
-) -> list[str]:
+    folder: str, profiles: Sequence[Profile], pairs: pd.DataFrame, shares: pd.DataFrame, top: int,
+    suites: Sequence[tuple[str, ...]] = (),
+) -> list[str]:  # fmt: skip
     """Write both files into `folder`; returns their paths."""
-    page, image = render(profiles, pairs, shares, top).encode(), _image(profiles)
+    page, image = render(profiles, pairs, shares, top, suites).encode(), _image(profiles)
     written = {
         "compare.html": lambda file: file.write(page),
         "compare.png": lambda file: write_png([image], file),
@@ -33,8 +35,11 @@ def write_comparison(
     return [f"{folder.rstrip('/')}/{name}" for name in written]
 
 
-def render(profiles: Sequence[Profile], pairs: pd.DataFrame, shares: pd.DataFrame, top: int) -> str:
-    """The page."""
+def render(
+    profiles: Sequence[Profile], pairs: pd.DataFrame, shares: pd.DataFrame, top: int,
+    suites: Sequence[tuple[str, ...]] = (),
+) -> str:  # fmt: skip
+    """The page; `suites` are the rows of `suite_comparison`."""
     squares = [
         (title, matrix_chart(matrix(pairs, column), title, signed=True))
         for column, title in (("rho", "Noise-corrected Spearman"), ("spearman", "Observed Spearman"))
@@ -54,6 +59,8 @@ def render(profiles: Sequence[Profile], pairs: pd.DataFrame, shares: pd.DataFram
             for row in shares.itertuples()
         ],
         top=top,
+        suite_heads=HEADS,
+        suites=suites,
         explanation=explanation(pairs, profiles),
         mixed=len({profile.is_contribution for profile in profiles}) > 1,
         written=now(),

@@ -12,10 +12,10 @@ POINTS = 120
 """Longer curves are averaged down to about this many points."""
 HEALTH = {
     "no_signal_fraction": ("Groups without signal", "all responses of a prompt scored alike: nothing to learn from"),
-    "entropy": ("Entropy", "nats a token; a fall to 0 is a collapse of exploration"),
+    "entropy": ("Entropy", "nats a token trained on; a fall to 0 is a collapse of exploration"),
     "clip_fraction": ("Clip fraction", "tokens whose ratio left the trust region"),
     "logprob_mismatch": ("Engine and trainer mismatch", "mean difference of their log-probabilities, in nats"),
-    "kl": ("KL to the base", "nats a token (k3)"),
+    "kl": ("KL to the base", "nats a token (k3); without a KL term on samples, at every eighth step"),
     "grad_norm": ("Gradient norm", "before clipping"),
     "update_norm": ("Distance from the base", "L2 norm of the weights' change so far"),
     "response_tokens": ("Response length", "tokens, in training"),

@@ -10,17 +10,21 @@ from markupsafe import Markup
 
 from layersweep.orchestrator.report import cost_charts as costs
 from layersweep.orchestrator.report import curve_charts as curves
+from layersweep.orchestrator.report import dissection_charts as dissection
 from layersweep.orchestrator.report import findings
 from layersweep.orchestrator.report import gain_charts as gains
 from layersweep.orchestrator.report import matrix_chart as agreement
 from layersweep.orchestrator.report import profile_chart as profile
 from layersweep.orchestrator.report import table_rows as rows
 from layersweep.orchestrator.statistics.early_signals import early_signals
+from layersweep.orchestrator.statistics.seeds_needed import seeds_needed, seeds_text
 from layersweep.orchestrator.statistics.solved_prompts import solved_overlap
 
 from .chart import Chart
 from .format import format_number
 from .results import Results
+from .sampling_charts import curves_shown, sampling_charts, sampling_rows, sampling_sentence
+from .suites import suite_section
 from .svg import css_colour, svg
 
 WIDE, NARROW = 880, 358
@@ -47,6 +51,8 @@ def render_page(results: Results) -> str:
         runs=_runs(results),
         health=curves.health_charts(results),
         gains=gains.gain_charts(results),
+        dissection=dissection.dissection_charts(results),
+        pairs=dissection.pair_chart(results),
         rates=findings.rates(results),
         shared=shared and {
             "matrix": agreement.matrix_chart(
@@ -69,6 +75,9 @@ def render_page(results: Results) -> str:
         overstates=findings.OVERSTATES,
         unfinished=findings.unfinished(results),
         saved=findings.saved(results),
+        suites=suite_section(results),
+        sampling=_sampling(results),
+        seeds_needed=_seeds_needed(results),
         written=now(),
     )  # fmt: skip
 
@@ -100,6 +109,28 @@ def _both(draw, wide: int, narrow: int) -> tuple[Chart, Chart] | None:
     """A chart for laptops and the same for phones."""
     charts = draw(WIDE, wide), draw(NARROW, narrow)
     return None if charts[0] is None else charts
+
+
+def _seeds_needed(results: Results) -> str:
+    """How many seeds a wanted width takes; nothing without scores."""
+    if not len(results.scores):
+        return ""
+    return seeds_text(seeds_needed(results.scores, results.table, results.seed_sd))
+
+
+def _sampling(results: Results) -> dict | None:
+    """The section on several samples; None where prompts have one each."""
+    found, split = curves_shown(results)
+    if not len(found):
+        return None
+    heads, shown = sampling_rows(results, found)
+    return {
+        "panels": sampling_charts(results, found),
+        "heads": heads,
+        "rows": shown,
+        "split": split,
+        "sentence": sampling_sentence(found),
+    }
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:

@@ -1,12 +1,13 @@
 """The spec of a sweep: one YAML file, read into typed models, refused with field, reason and fix."""
 
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
 from layersweep.policies.algorithms.grpo import GRPO
 from layersweep.policies.config import AlgorithmConfig, ModelConfig, TinyModel
-from layersweep.policies.strict import StrictModel
+from layersweep.policies.strict import Location, StrictModel, written_as
 from layersweep.rollout.config import EvaluationConfig, RolloutConfig, TaskConfig
 from layersweep.workers.config import (
     DeepSpeedConfig,
@@ -18,6 +19,7 @@ from layersweep.workers.config import (
 from layersweep.workers.trackers.config import TrackingConfig
 
 from .layers import CombinedRun, LayerSet
+from .selections import SweptSelections
 
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 MOST_EVALUATIONS = 10_000
@@ -27,7 +29,12 @@ MOST_EVALUATIONS = 10_000
 class SweepSpec(StrictModel):
     """One sweep: which layers of which model carry the gains of which training."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
+    name: Annotated[
+        str,
+        written_as(
+            r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", "1 to 100 letters, digits, `_`, `.`, `-`, the first a letter or a digit"
+        ),
+    ]
     """Names the output folder and the Ray job: letters, digits, `_`, `.`, `-`."""
     model: ModelConfig
     """The base model. A plain string is short for `{type: pretrained, path: ...}`."""
@@ -35,15 +42,18 @@ class SweepSpec(StrictModel):
     """Task that is trained: prompts and rewards."""
     algorithm: AlgorithmConfig = GRPO()
     """Rule by which rewards become updates. A plain string is short for `{type: ...}`."""
-    layers: LayerSet = "all"
+    layers: LayerSet | None = "all"
     """Layers that get a run each: `all`, a list of numbers, `start:stop:step`, `middle:k`, or `{search: {budget,
-    goal}}` to find the best for a share of the cost."""
+    goal}}` to find the best for a share of the cost. null, the default beside `sweep`, is none."""
+    sweep: tuple[SweptSelections, ...] = ()
+    """Selections of any grain, a list such as `[{layers: all, modules: mlp}, {layers: all, modules: attention},
+    {layers: [[3, 7]]}]`: parts of layers, layers that train together, parameters outside of layers."""
     include_full: bool = True
     """Whether to train every parameter in a run of its own; without it no contribution can be computed."""
     combine: tuple[CombinedRun, ...] = ()
     """Runs over several layers, trained once the layer runs are finished: `only: best 5`, `boost: best 10`,
     `middle: 5`, `worst: 5`. Picked on the selection split, scored on the final split too."""
-    profile: str | None = Field(None, min_length=1)
+    profile: Location | None = None
     """A finished sweep's folder or contribution.parquet to pick `combine`'s layers from; null is this sweep itself."""
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     """Seeds, from 0 on; every run is repeated with each of them."""
@@ -52,9 +62,14 @@ class SweepSpec(StrictModel):
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    responses: str = "final"
+    """Responses that are kept, in `responses/`, to be read (`layersweep responses`) and scored once more
+    (`layersweep rescore`): `final`, those of each run's last evaluation (in a search also at its rungs); `all`, of
+    every evaluation and of training; `sample:N`, of all of these but of N prompts each, the same for every run;
+    `none`."""
     recovery: RecoveryConfig = RecoveryConfig()
     tracking: TrackingConfig = TrackingConfig()
-    output: str = Field("runs", min_length=1)
+    output: Location = "runs"
     """A folder, or an fsspec URI; the sweep writes to `<output>/<name>`."""
 
     @property
@@ -62,17 +77,24 @@ class SweepSpec(StrictModel):
         """Folder or URI that the sweep writes to: `<output>/<name>`."""
         return f"{self.output.rstrip('/')}/{self.name}"
 
-    @field_validator("model", mode="before")
+    @model_validator(mode="before")
+    @classmethod
+    def _sweep_replaces_all_layers(cls, data: Any) -> Any:
+        return (
+            data | {"layers": None} if isinstance(data, dict) and data.get("sweep") and "layers" not in data else data
+        )
+
+    @field_validator("model", mode="before", json_schema_input_type=str | ModelConfig)
     @classmethod
     def _a_path_is_a_pretrained_model(cls, value: object) -> object:
         return {"type": "pretrained", "path": value} if isinstance(value, str) else value
 
-    @field_validator("algorithm", mode="before")
+    @field_validator("algorithm", mode="before", json_schema_input_type=str | AlgorithmConfig)
     @classmethod
     def _a_name_is_an_algorithm(cls, value: object) -> object:
         return {"type": value} if isinstance(value, str) else value
 
-    @field_validator("seeds", mode="before")
+    @field_validator("seeds", mode="before", json_schema_input_type=Seed | tuple[Seed, ...])
     @classmethod
     def _one_seed(cls, value: object) -> object:
         return [value] if isinstance(value, int) and not isinstance(value, bool) else value
@@ -83,6 +105,13 @@ class SweepSpec(StrictModel):
         if len(set(seeds)) < len(seeds):
             raise ValueError("seeds must differ")
         return seeds
+
+    @field_validator("responses")
+    @classmethod
+    def _responses_are_known(cls, responses: str) -> str:
+        if not re.fullmatch(r"all|final|none|sample:[1-9]\d{0,8}", responses):
+            raise ValueError(f"{responses!r:.60} is none of all, final, none and sample:N, such as sample:20")
+        return responses
 
     @field_validator("combine")
     @classmethod
@@ -99,6 +128,8 @@ class SweepSpec(StrictModel):
                 "training.group_size: advantages compare the responses of a group, and a group of 1 has nothing to "
                 "compare; set it to 2 or more"
             )
+        if self.layers is None and not self.sweep:
+            raise ValueError("layers: null leaves nothing to sweep; name layers, or selections as `sweep`")
         if isinstance(self.training.learning_rate, LearningRateTuning) and not self.include_full:
             raise ValueError(
                 "training.learning_rate.tune: rates are tried on the full run; set include_full to true, or name rates"
@@ -118,13 +149,15 @@ class SweepSpec(StrictModel):
         if self.profile and not self.combine:
             raise ValueError("profile: only `combine` picks layers from it, and there is none; remove it")
         whole = (
-            "include_full" if self.include_full else "combine" if any(r.how == "boost" for r in self.combine) else ""
-        )
+            "of the whole model, and include_full" if self.include_full else
+            "of the whole model, and combine" if any(run.how == "boost" for run in self.combine) else
+            "outside of layers, and sweep" if any(entry.layers is None for entry in self.sweep) else ""
+        )  # fmt: skip
         if whole and self.rollout.tensor_parallel_size > 1:
             # layersweep.rollout.engine.overlay would have to split the run's own embedding by vocabulary.
             raise ValueError(
                 f"rollout.tensor_parallel_size: {self.rollout.tensor_parallel_size}: an engine over several GPUs "
-                f"serves no run of the whole model, and {whole} asks for one; set it to 1"
+                f"serves no run {whole} asks for one; set it to 1"
             )
         if self.rollout.sleep and not 0 < self.resources.engine.gpus < 1:
             raise ValueError(

@@ -12,17 +12,17 @@ IDENTITY = ["selection", "seed", "step", "suite", "prompt", "sample"]
 """Columns that tell one response of a split from another."""
 GREEDY = "@greedy"
 """Suites whose name ends so are one greedy answer a prompt, shown beside the score and no part of it."""
-RESPONSE_STATS = ["response_tokens", "truncated", "format_ok"]
+RESPONSE_STATS = ["response_tokens", "truncated", "format_ok", "unjudged"]
 """Columns about responses beside their scores; unknown where a table lacks them."""
 
 
-KINDS = ("base", "full", "layer", "layers", "trial")
-"""Kinds of selections, in the order of the table: `layers` are combined runs, which train or boost several."""
+KINDS = ("base", "full", "layer", "layers", "part", "trial")
+"""Kinds of selections, in the order of the table: `layers` train or boost several, `part` a part of some."""
 
 
 @dataclass(frozen=True)
 class SelectionFacts:
-    """Kind and layer of a selection."""
+    """Kind of a selection, and its layer."""
 
     kind: str
     """Kind of the selection, one of KINDS."""
@@ -39,8 +39,22 @@ def selection_facts(selections: pd.DataFrame) -> dict[str, SelectionFacts]:
     }
 
 
-def responses_of_split(scores: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The responses of a split that count, the base's pooled: it is one model, whatever seed or step it was scored at.
+def suites_that_count(scores: pd.DataFrame) -> dict[str, bool]:
+    """Every suite of a scores table but the greedy ones, in order of their names, and whether it is part of S."""
+    if "counts" not in scores:
+        found = dict.fromkeys(scores["suite"].unique(), True)
+    else:
+        found = scores["counts"].astype("boolean").fillna(True).groupby(scores["suite"]).all().to_dict()
+    return {suite: bool(found[suite]) for suite in sorted(found) if not str(suite).endswith(GREEDY)}
+
+
+def responses_of_split(scores: pd.DataFrame, split: str, uncounted: bool = False) -> pd.DataFrame:
+    """The responses of a split, the base's pooled: it is one model, whatever seed or step it was scored at.
+
+    Args:
+        scores: the content of scores.parquet.
+        split: selection or final.
+        uncounted: whether suites that are no part of S are among them.
 
     Raises:
         ValueError: a column is missing, a response has no score, or one is there twice.
@@ -49,9 +63,9 @@ def responses_of_split(scores: pd.DataFrame, split: str) -> pd.DataFrame:
         raise ValueError(f"scores lack the columns {', '.join(absent)}")
     if split not in ("selection", "final"):
         raise ValueError(f'split must be "selection" or "final", not {split!r}')
-    counted = [suite for suite in scores["suite"].unique() if not str(suite).endswith(GREEDY)]
+    counted = [suite for suite, counts in suites_that_count(scores).items() if counts or uncounted]
     kept = (scores["split"] == split) & scores["suite"].isin(counted)
-    rows = scores.loc[kept].reindex(columns=[*IDENTITY, "score", *RESPONSE_STATS])
+    rows = scores.loc[kept].reindex(columns=[*IDENTITY, "score", *RESPONSE_STATS, "answer"])
     if rows["score"].isna().any():
         raise ValueError(f"{int(rows['score'].isna().sum())} responses have no score")
     if (repeated := rows.duplicated(IDENTITY)).any():
@@ -103,7 +117,7 @@ class ScoreArrays:
         self.response_stats = (
             cells.groupby(["selection", "step", "suite"])[RESPONSE_STATS].mean().groupby(["selection", "step"]).mean()
         )
-        """Response tokens, truncated and well-formed fraction by (selection, step), a mean over suites as the score."""
+        """Response tokens, truncated, well-formed and unjudged fraction by (selection, step), a mean over suites."""
 
 
 def _array(cells: pd.Series, runs: dict, seeds: list) -> np.ndarray:

@@ -1,32 +1,24 @@
-"""A user's own algorithm: a class in a file outside the package, named in the spec by its dotted path."""
+"""A user's own algorithm: a class in a file outside the package, named in the spec."""
 
-import importlib
-import os
-import sys
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from layersweep.policies.strict import StrictModel
+from layersweep.policies.user_code import UserCode, load
 
 from .base import PolicyGradient
 
 
-class CustomAlgorithm(StrictModel):
+class CustomAlgorithm(UserCode):
     """An algorithm or a loss of the user's own: a subclass of `policies.algorithms.base.PolicyGradient`.
 
     Over `policies.algorithms.clipped.ClippedPolicyGradient` it says in `advantages` how rewards become advantages, over
     `policies.algorithms.group_relative.GroupRelative` in `surrogate` what a token's objective is; over a choice of this
     section, such as `policies.algorithms.grpo.GRPO`, what it changes.
-
-    Its module is imported from the working directory or an installed package, here and on every worker; a Ray job
-    brings its working directory along.
     """
 
     type: Literal["custom"] = "custom"
-    path: str
-    """Dotted path of the class, such as `my_module.MyAlgorithm`."""
     settings: dict[str, Any] = Field({}, validate_default=True)
     """Values of its fields: its own, and those of every algorithm, such as `clip_high`."""
 
@@ -49,17 +41,7 @@ class CustomAlgorithm(StrictModel):
 
 
 def _load(path: str) -> type[PolicyGradient]:
-    module, _, name = path.rpartition(".")
-    if not module:
-        raise ValueError(f"{path!r} is no dotted path of a class; write it as my_module.MyAlgorithm")
-    if os.getcwd() not in sys.path:  # an installed command does not have it
-        sys.path.append(os.getcwd())
-    importlib.invalidate_caches()
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except Exception as error:  # a user's module may raise anything
-        where = f"from {os.getcwd()} or the installed packages"
-        raise ValueError(f"importing {module} {where} fails: {type(error).__name__}: {error}") from error
+    found = load(path)
     if not (isinstance(found, type) and issubclass(found, PolicyGradient)):
         raise ValueError(f"{path} is not a subclass of layersweep.policies.algorithms.base.PolicyGradient")
     return found

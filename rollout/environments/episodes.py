@@ -119,6 +119,13 @@ class EpisodeBatch:
             },
         )
 
+    def texts(self, config: EnvironmentConfig) -> list[str]:
+        """Write out each episode's turns, as a prompt's history shows them."""
+        return [
+            "".join(config.turn_template.format(observation=t.observation, action=t.action or "") for t in e.turns)
+            for e in self.episodes
+        ]
+
     def scores(self) -> ScoredResponses:
         """Make a row per episode. One that was given up (losses: 2) counts as failed."""
         episodes = self.episodes
@@ -129,8 +136,10 @@ class EpisodeBatch:
             response_tokens=np.array([sum(len(turn.tokens) for turn in e.turns) for e in episodes]),
             truncated=np.array([not e.terminated for e in episodes]),
             format_ok=np.array([bool(e.turns) and all(turn.valid for turn in e.turns) for e in episodes]),
+            answer=np.full(len(episodes), None),
             category=np.array([e.category for e in episodes], object),
             losses=np.array([e.losses for e in episodes]),
+            unjudged=np.array([e.given_up for e in episodes], bool),
         )
 
 

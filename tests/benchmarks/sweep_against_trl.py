@@ -12,12 +12,15 @@ of both stacks have been read once.
 
     python -m tests.benchmarks.sweep_against_trl demo      # deploy/sweeps/demo.yaml
     python -m tests.benchmarks.sweep_against_trl larger    # 12 layers, hidden 256, KL, 2 epochs, 96 + 64 tokens
+    python -m tests.benchmarks.sweep_against_trl smollm2         # SmolLM2-135M, layer 15 and full, 45 + 6 tokens
+    python -m tests.benchmarks.sweep_against_trl smollm2-long    # the same with KL, 64 + 128 tokens
     python -m tests.benchmarks.sweep_against_trl larger results.json 1   # one sweep more, until the file has them all
 """
 
 import json
 import os
 import random
+import shutil
 import string
 import subprocess
 import sys
@@ -29,17 +32,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import AutoTokenizer
 
 from layersweep.cli import DEMO
 from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.spec.load import parse_spec
+from layersweep.rollout.types import Prompt
+from layersweep.workers.startup.model_source import resolve_source
 from layersweep.workers.startup.tiny_model_training import character_tokenizer, make_tiny_model
 from tests.benchmarks.common import Spent, median, print_table, random_model, spent, sweep
 
 OURS = "layersweep"
-STEPS = {"demo": 30, "larger": 6}
-REPETITIONS = {"demo": 3, "larger": 2}
+STEPS = {"demo": 30, "larger": 6, "smollm2": 2, "smollm2-long": 1}
+REPETITIONS = {"demo": 3, "larger": 2, "smollm2": 1, "smollm2-long": 1}
 CORES = 2
 
 
@@ -78,6 +84,52 @@ def larger() -> tuple[dict[str, Any], str]:
     return spec, folder
 
 
+def smollm2() -> tuple[dict[str, Any], str]:
+    """The second demo's model and task without its stop string: both sides write six tokens and read the first line."""
+    spec = yaml.safe_load((Path(DEMO).parent / "smollm2-arithmetic.yaml").read_text())
+    spec["task"]["answer_before"] = "\n"
+    spec["layers"] = [15]
+    del spec["training"]["stop"]
+    spec["evaluation"]["suites"][0] |= {"prompts": 2, "samples": 1}
+    return spec, str(resolve_source(parse_spec(spec).model)[1])
+
+
+def smollm2_long() -> tuple[dict[str, Any], str]:
+    """Long responses of the same model without an end token. No answer is right; the KL term keeps every response."""
+    spec, original = smollm2()
+    folder = tempfile.mkdtemp(prefix="layersweep-benchmark-")
+    shutil.copytree(original, folder, dirs_exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    words = tokenizer.decode(range(1000, 9000)).split()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    for name in ("config.json", "generation_config.json"):
+        file = Path(folder) / name
+        if file.is_file():
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": None}))
+    rng = random.Random(0)
+    texts = [tokenizer.decode(tokenizer(" ".join(rng.choices(words, k=90)))["input_ids"][:64]) for _ in range(40)]
+    data = Path(folder) / "texts.jsonl"
+    data.write_text("".join(json.dumps({"question": text, "answer": str(i)}) + "\n" for i, text in enumerate(texts)))
+    spec |= {
+        "name": "smollm2-long",
+        "model": folder,
+        "task": {"type": "math", "data": {"path": str(data), "prompt_format": "plain"}},
+        "algorithm": {"type": "grpo", "kl_coefficient": 0.001},
+        "evaluation": {"suites": [{"name": "math", "prompts": 2, "samples": 1}]},
+    }
+    spec["training"] |= {"prompts_per_step": 4, "max_response_tokens": 128}
+    return spec, folder
+
+
+def right_answer(prompt: Prompt) -> str:
+    """The truth as TRL's reward compares it; of the arithmetic task, whose prompts end in `12 + 34 =`, the result."""
+    if not prompt.text.endswith(" ="):
+        return str(prompt.truth)
+    first, sign, second = prompt.text.splitlines()[-1].split()[:3]
+    return str(int(first) + int(second) if sign == "+" else int(first) - int(second))
+
+
 def trl_settings(plan: Plan, folder: str) -> dict[str, Any]:
     """The same training for trl_run."""
     training, algorithm, task = plan.spec.training, plan.spec.algorithm, plan.spec.task.build()
@@ -101,7 +153,8 @@ def trl_settings(plan: Plan, folder: str) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "model": folder, "config": config,
-        "prompts": [prompt.text for prompt in prompts], "truths": [str(prompt.truth) for prompt in prompts],
+        "prompts": [prompt.text for prompt in prompts], "truths": [right_answer(prompt) for prompt in prompts],
+        "first_line": plan.spec.task.type == "reasoning_gym",
     }  # fmt: skip
 
 
@@ -130,7 +183,8 @@ def trl_sweep(spec: dict[str, Any], folder: str, steps: int, process_per_run: bo
 
 def sides(setting: str) -> tuple[int, dict[str, Callable[[int], Spent]]]:
     """How many runs a sweep has, and what measures a sweep of so many steps on each side."""
-    spec, folder = {"demo": demo, "larger": larger}[setting]()
+    settings = {"demo": demo, "larger": larger, "smollm2": smollm2, "smollm2-long": smollm2_long}
+    spec, folder = settings[setting]()
     ways: dict[str, Callable[[int], Spent]] = {
         OURS: partial(sweep, spec),
         "TRL, two processes": partial(trl_sweep, spec, folder, process_per_run=False),

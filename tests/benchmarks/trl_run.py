@@ -28,7 +28,10 @@ def train(settings: dict, selection: str) -> None:
         model.model.layers[int(selection.removeprefix("layer-"))].requires_grad_(True)
 
     def reward(completions: list[str], completion_ids: list[list[int]], truth: list[str], **_: object) -> list[float]:
-        """1 for the right answer and the end of the sequence, exactly."""
+        """1 for the right answer: on the first line, or exactly, with the end of the sequence after it."""
+        if settings["first_line"]:
+            lines = [text.split("\n")[0].strip() for text in completions]
+            return [float(line == right) for line, right in zip(lines, truth, strict=True)]
         ended = [ids[-1] == tokenizer.eos_token_id for ids in completion_ids]
         return [float(e and text == right) for e, text, right in zip(ended, completions, truth, strict=True)]
 

@@ -48,6 +48,7 @@ def finished(tmp_path_factory):
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_weights_sent_directly_are_the_same(finished, tmp_path):
     """Over Gloo instead of Ray's object store: every score and every log-probability mismatch bit for bit."""
     direct = sweep(
@@ -65,6 +66,7 @@ def assert_same(one: Path, other: Path) -> None:
         assert len(ours) and (ours[key + columns].to_numpy() == theirs[key + columns].to_numpy()).all()
 
 
+@pytest.mark.long
 def test_generation_and_training_in_phases_change_nothing_but_the_order(finished, tmp_path):
     """All runs write, the engine is put to sleep, all train, it is woken, three times and once more at the most for
     for a run that came late to a phase; vLLM on CPUs keeps its memory while it sleeps, the rest is as on a GPU."""
@@ -96,6 +98,28 @@ def test_every_run_completes_and_every_file_opens(finished):
     assert table.set_index("selection")["score"].to_dict() == pytest.approx(mean.to_dict())
     assert (finished / "report.png").stat().st_size > 10_000
     assert (finished / "sweep.yaml").is_file()
+
+
+def test_every_response_is_kept_and_scored_once_more_gives_the_same_tables(finished):
+    """To the bit, both splits and the greedy answers; each response is the text that its score was given for."""
+    from layersweep.orchestrator.commands.rescore import rescore
+
+    names = ["contribution", "contribution_by_suite", "scores", "steps"]
+    before = {name: (finished / f"{name}.parquet").read_bytes() for name in names}
+    found = rescore(str(finished))
+    assert (found.responses, found.changed, found.left_out) == (4 * 24 * 3 + 3 * 8 * 9, 0, 0)
+    assert {name: Path(found.folder, f"{name}.parquet").read_bytes() for name in names} == before
+    responses = pd.read_parquet(finished / "responses")
+    right = responses["response"] == responses["prompt"].map(lambda digits: "".join(sorted(digits)))
+    assert (responses["score"] == (right & ~responses["truncated"])).all() and responses["score"].mean() > 0.01
+    assert (responses["question"] == responses["prompt"] + "=").all()
+
+
+def test_the_kl_to_the_base_is_measured_without_a_kl_term(finished):
+    """0 at the first step, where every run still is the base; above it at the last, of a run on two ranks too; and
+    null between, where it was not measured."""
+    kl = pd.read_parquet(finished / "steps.parquet").pivot(index="selection", columns="step", values="kl")
+    assert kl.shape == (3, 3) and (kl[0].abs() < 1e-12).all() and kl[1].isna().all() and (kl[2] > 1e-8).all()
 
 
 def test_only_the_selection_changed_and_all_of_it(finished):
@@ -142,6 +166,7 @@ def test_what_a_step_records(finished):
     assert (steps[[f"{phase}_seconds" for phase in phases]] >= 0).all().all()
 
 
+@pytest.mark.long
 def test_learning_rates_are_found_by_trial(tmp_path):
     """Of 1e-3 and 1e30 the latter collapses, so every run has 1e-3. Its trial is the first two steps of the full run:
     same prompts, seeds and rate, the same rewards and losses. Trials leave no weights."""

@@ -62,10 +62,10 @@ def test_every_algorithm_has_the_hooks():
 
 
 def test_every_task_has_the_hooks():
-    """See rollout.tasks.base.Task: `build` of the section makes it. The toy tasks need no data, so they are built."""
+    """See rollout.tasks.base.Task: `build` of the section makes it. The toy tasks need nothing, so they are built."""
     for cls in choices(TaskConfig):
         assert callable(cls.build), cls
-        if hasattr(cls, "tiny"):
+        if hasattr(cls, "tiny") and not any(field.is_required() for field in cls.model_fields.values()):
             task = cls().build()
             assert callable(task.prompts) and callable(task.demonstrations) and task.alphabet
             assert getattr(task, "multi_turn", False) or callable(task.score)

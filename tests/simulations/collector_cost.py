@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from layersweep.orchestrator.statistics.contribution_table import sweep_table
+from layersweep.orchestrator.statistics.suite_table import suite_table
 from layersweep.workers.actors.collector import Collector
 from layersweep.workers.storage.tables import STEPS
 from layersweep.workers.trackers.config import TrackingConfig
@@ -59,7 +60,9 @@ def measure(runs: int, steps: int, prompts: int) -> Measured:
     with TemporaryDirectory() as folder:
         facts = [_fact(*name) for name in [("base", 0), *names]]
         constants = dict.fromkeys(("sweep", "model", "algorithm", "task"), "-")
-        collector = Collector(folder, facts, partial(sweep_table, constants), steps, "-", TrackingConfig())
+        collector = Collector(
+            folder, facts, partial(sweep_table, constants), partial(suite_table, "-"), steps, "-", TrackingConfig()
+        )
         collector.next_write = float("inf")  # written below, when everything is there
         row = {column.name: 1 for column in STEPS.columns if not column.required}
         with _cpu() as adding:

@@ -1,4 +1,4 @@
-"""The collector as a Ray actor: rewards, evaluations and checkpoint records in; run stores and three tables out."""
+"""The collector as a Ray actor: rewards, evaluations and checkpoint records in; run stores and tables out."""
 
 import json
 import logging
@@ -12,8 +12,9 @@ import pandas as pd
 
 from layersweep.policies.selection import run_name
 from layersweep.workers.storage.files import read_bytes, write_atomically
+from layersweep.workers.storage.retries import retried
 from layersweep.workers.storage.run_store import CheckpointRecord, RunStore, runs_of
-from layersweep.workers.storage.tables import CONTRIBUTION, SCORES, STEPS
+from layersweep.workers.storage.tables import BY_SUITE, CONTRIBUTION, SCORES, STEPS
 from layersweep.workers.trackers import build
 from layersweep.workers.trackers.config import TrackingConfig
 
@@ -40,9 +41,13 @@ class Collector:
         folder: where the files go; a path or an fsspec URI.
         runs: what is known of each run before it starts: selection, kind, layer, depth, seed, learning_rate, ...
         summarise: (runs, steps, scores) to the contribution table; given by the orchestrator.
+        by_suite: (runs, scores) to the table of contributions by suite, likewise.
         steps: of every run; scores on the `final` split count at the end alone.
         sweep, tracking: its name, and the spec's section.
         interval: seconds between two writes at least, but for the last.
+
+    Raises:
+        OSError: the folder could not be read, repeatedly.
     """
 
     def __init__(
@@ -50,25 +55,31 @@ class Collector:
         folder: str,
         runs: list[dict[str, Any]],
         summarise: Callable[[pd.DataFrame, pd.DataFrame, pd.DataFrame], pd.DataFrame],
+        by_suite: Callable[[pd.DataFrame, pd.DataFrame], pd.DataFrame],
         steps: int,
         sweep: str,
         tracking: TrackingConfig,
         interval: float = 5.0,
     ):
-        self.folder, self.summarise, self.last, self.interval = folder, summarise, steps, interval
+        self.folder, self.last, self.interval = folder, steps, interval
+        self.summarise, self.by_suite = summarise, by_suite
         self.runs: dict[tuple[str, int], dict[str, Any]] = {}
         self.steps: dict[tuple[str, int], dict[int, dict[str, Any]]] = {}
         self.scores: dict[tuple[str, int, int, str, str], pd.DataFrame] = {}
-        for run in runs:
-            self.add_run(run)
-        for name in runs_of(folder):  # those over several layers, which are known only once they are picked
-            metadata = RunStore(folder, name).metadata()
-            if metadata and (metadata["selection"], metadata["seed"]) not in self.runs:
-                self.add_run(metadata)
-        self.locations: dict[str, str] = json.loads(read_bytes(locations_file(folder)) or b"{}")
-        """Host and GPUs of each engine, and of each run that has trainers."""
+        # Ray starts an actor again that dies, but not one whose constructor raises.
+        retried(f"reading {folder}", partial(self._read_stores, runs))
         self.trackers = build(tracking, sweep, folder)
         self.next_write = 0.0
+
+    def _read_stores(self, runs: list[dict[str, Any]]) -> None:
+        for run in runs:
+            self.add_run(run)
+        for name in runs_of(self.folder):  # those over several layers, which are known only once they are picked
+            metadata = RunStore(self.folder, name).metadata()
+            if metadata and (metadata["selection"], metadata["seed"]) not in self.runs:
+                self.add_run(metadata)
+        self.locations: dict[str, str] = json.loads(read_bytes(locations_file(self.folder)) or b"{}")
+        """Host and GPUs of each engine, and of each run that has trainers."""
 
     def __repr__(self) -> str:
         return "Collector()"
@@ -84,7 +95,7 @@ class Collector:
         records, _ = store.records()
         rows = records[0].rows if records else []
         # A store of another version may have columns that are none any more.
-        self.steps[selection, seed] = {row["step"]: {k: v for k, v in row.items() if k in STEPS.types} for row in rows}
+        self.steps[selection, seed] = {row["step"]: {k: v for k, v in row.items() if STEPS.has(k)} for row in rows}
         for (step, split, suite), frame in store.scores():
             if split == "selection" or step in (0, self.last):
                 self.scores[selection, seed, step, split, suite] = SCORES.frame(frame)
@@ -164,15 +175,16 @@ class Collector:
         return self.summarise(pd.DataFrame(self.runs.values()), *self._frames())
 
     def write(self) -> None:
-        """Write all three tables, and the actors' locations, each file replaced atomically.
+        """Write all tables, and the actors' locations, each file replaced atomically.
 
         Raises:
             OSError: they could not be written.
         """
         began = time.monotonic()
         steps, scores = self._frames()
-        table = self.summarise(pd.DataFrame(self.runs.values()), steps, scores)
-        for schema, frame in ((STEPS, steps), (SCORES, scores), (CONTRIBUTION, table)):
+        runs = pd.DataFrame(self.runs.values())
+        table, by_suite = self.summarise(runs, steps, scores), self.by_suite(runs, scores)
+        for schema, frame in ((STEPS, steps), (SCORES, scores), (BY_SUITE, by_suite), (CONTRIBUTION, table)):
             write_atomically(f"{self.folder}/{schema.name}.parquet", partial(schema.write, frame))
         write_atomically(locations_file(self.folder), lambda file: file.write(json.dumps(self.locations).encode()))
         for tracker in self.trackers:

@@ -1,6 +1,7 @@
 """The rollout worker as a Ray actor: from prompts to experience and scores, around the engine."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from layersweep.policies.selection import parse_run_name
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.config import SuiteConfig
 from layersweep.rollout.data.prompt_data import decontaminate_across
-from layersweep.rollout.data.window import fit_prompts, prompt_uses
+from layersweep.rollout.data.window import Drawn, draw_fitting, fit_prompts, prompt_uses
 from layersweep.rollout.dynamic_sampling import ResponseGroup, group_experience, response_groups, sample_groups
 from layersweep.rollout.environments.base import InitialState
 from layersweep.rollout.environments.episodes import EpisodeBatch, play
@@ -27,11 +29,15 @@ from layersweep.rollout.types import (
     ScoredResponses,
     Split,
     seeds_for,
+    verdict_columns,
 )
 from layersweep.workers.config import TrainingConfig
 from layersweep.workers.startup.model_source import ModelSource
+from layersweep.workers.storage.responses import TRAIN, ResponseKeeper, question_of
 
 from .portable_errors import portable_errors
+
+logger = logging.getLogger(__name__)
 
 
 @portable_errors
@@ -44,6 +50,7 @@ class RolloutWorker:
         suites: the evaluation suites.
         training: the spec's section.
         window: tokens of a prompt and its response at most; None is as many as the engine takes.
+        keeper: keeps responses; None keeps none.
         max_num_gen_batches: of the spec's algorithm.
     """
 
@@ -54,9 +61,11 @@ class RolloutWorker:
         suites: Sequence[SuiteConfig],
         training: TrainingConfig,
         window: int | None = None,
+        keeper: ResponseKeeper | None = None,
         max_num_gen_batches: int = 1,
     ):
-        self.training, self.window, self.max_num_gen_batches = training, window, max_num_gen_batches
+        self.training, self.window, self.keeper = training, window, keeper
+        self.max_num_gen_batches = max_num_gen_batches
         self.encoder = PromptEncoder(
             model.here(), model.trust_remote_code, model.chat_template, model.template_arguments
         )
@@ -73,9 +82,10 @@ class RolloutWorker:
     async def alive(self) -> None:
         """Answer a health check."""
 
-    async def rollout(self, *args: Any) -> tuple[None, Experience]:
-        """Return (None, experience). The driver waits for the None, and the experience is not sent to its process."""
-        return None, await self.experience(*args)
+    async def rollout(self, *args: Any) -> tuple[list[str], Experience]:
+        """Return (notices, experience). The driver waits for the notices, and the experience is not sent to it."""
+        experience = await self.experience(*args)
+        return self._notices(), experience
 
     async def experience(self, engine: Any, run: str | None, version: int, seed: int, step: int) -> Experience:
         """Make one training batch: `prompts_per_step` prompts, `group_size` responses each, scored.
@@ -84,10 +94,6 @@ class RolloutWorker:
         sampling replaces prompts, as many as the run needs, by the first of a list that is the same for all too.
         """
         training, began = self.training, time.perf_counter()
-
-        def draw(batch: int) -> list[Prompt]:
-            return self.task.prompts("train", training.prompts_per_step, seed=_batch_seed(seed, step, batch))
-
         multi_turn = getattr(self.task, "multi_turn", False)
         sampling = Sampling(
             samples=1 if multi_turn else training.group_size,
@@ -99,36 +105,58 @@ class RolloutWorker:
         )
         if multi_turn:
             scope = ("train", seed, step)
-            played = await self._play(engine, run, version, self.task, draw(0), training.group_size, sampling, scope)
+            prompts = self.task.prompts("train", training.prompts_per_step, seed=_batch_seed(seed, step))
+            played = await self._play(engine, run, version, self.task, prompts, training.group_size, sampling, scope)
             seconds = {
                 "rollout_seconds": time.perf_counter() - began,
                 "reward_seconds": 0.0,  # environments answer while others' responses are generated
                 "generate_cpu_seconds": played.generate_cpu_seconds,
                 "reward_cpu_seconds": played.environment_cpu_seconds,
             }
+            await self._keep(run, seed, step, TRAIN, None, self.task, prompts, played.texts(self.task.config),
+                             vars(played.scores()))  # fmt: skip
             return replace(played.experience(), seconds=seconds)
         seconds = dict.fromkeys(
             ("rollout_seconds", "reward_seconds", "generate_cpu_seconds", "reward_cpu_seconds"), 0.0
         )
+        drawn: list[Drawn] = []
+        kept: list[tuple[Sequence[Prompt], list[str], dict[str, np.ndarray]]] = []
+
+        def draw(batch: int) -> list[Prompt]:
+            batch_seed = _batch_seed(seed, step, batch)
+            drawn.append(self._draw(self.task, "train", training.prompts_per_step, batch_seed, sampling))
+            return drawn[-1].prompts
 
         async def generate(prompts: Sequence[Prompt]) -> list[ResponseGroup]:
-            began, tokens = time.perf_counter(), [self._encode(prompt) for prompt in prompts]
+            began = time.perf_counter()
+            known = dict(zip((prompt.id for prompt in drawn[-1].prompts), drawn[-1].tokens, strict=True))
+            tokens = [np.array(known[prompt.id], np.int32) for prompt in prompts]
             seeds = seeds_for([prompt.id for prompt in prompts], "train", seed, step)
             done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
             generated = time.perf_counter()
-            scores, cpu = await self._score(self.task, prompts, done, sampling, training.group_size)
+            texts, scores, cpu = await self._score(self.task, prompts, done, sampling, training.group_size)
+            kept.append((prompts, texts, vars(_scored(prompts, done, scores, training.group_size))))
             spent = (generated - began, time.perf_counter() - generated, done.cpu_seconds, cpu)
             seconds.update({name: seconds[name] + more for name, more in zip(seconds, spent, strict=True)})
             return response_groups(tokens, done, scores)
 
         groups, discarded = await sample_groups(draw, generate, training.prompts_per_step, self.max_num_gen_batches)
+        prompts = [prompt for asked, _, _ in kept for prompt in asked]
+        texts = [text for _, written, _ in kept for text in written]
+        columns = {name: np.concatenate([scored[name] for _, _, scored in kept]) for name in kept[0][2]}
+        await self._keep(run, seed, step, TRAIN, None, self.task, prompts, texts, columns)
         experience = group_experience(groups, version)
-        costs = {"discarded_tokens": discarded} if self.max_num_gen_batches > 1 else {}
-        return replace(experience, seconds=seconds, metrics=experience.metrics | costs)
+        metrics = experience.metrics | {"overlong_prompts": sum(batch.replaced for batch in drawn)}
+        if self.max_num_gen_batches > 1:
+            metrics["discarded_tokens"] = discarded
+        rewards = reward_columns([score for group in groups for score in group.scores])
+        metrics |= {name: float(np.nanmean(values)) for name, values in rewards.items()}
+        return replace(experience, seconds=seconds, metrics=metrics)
 
-    async def evaluation(self, *args: Any) -> tuple[None, dict[str, np.ndarray]]:
-        """Return (None, scores). The driver waits for the None, so that the scores are not sent to its process."""
-        return None, await self.evaluate(*args)
+    async def evaluation(self, *args: Any) -> tuple[list[str], dict[str, np.ndarray]]:
+        """Return (notices, scores). The driver waits for the notices, and the scores are not sent to it."""
+        scores = await self.evaluate(*args)
+        return self._notices(), scores
 
     async def evaluate(
         self, engine: Any, run: str | None, version: int, suite_name: str, split: Split, seed: int, samples: int,
@@ -139,7 +167,6 @@ class RolloutWorker:
         Sampling seeds are common to all runs.
         """
         suite, task = self.suites[suite_name], self.suite_tasks[suite_name]
-        prompts = task.prompts(split, suite.prompts if split == "selection" else suite.final_prompts)
         samples = 1 if greedy or suite.temperature == 0 else samples  # greedy responses are all the same
         multi_turn = getattr(task, "multi_turn", False)
         sampling = Sampling(
@@ -153,29 +180,61 @@ class RolloutWorker:
             min_p=suite.min_p,
         )
         scope = ("evaluate", suite_name, split, seed)
+        asked = suite.prompts if split == "selection" else suite.final_prompts
+        drawn = None if multi_turn else self._draw(task, split, asked, 0, sampling)
+        prompts = drawn.prompts if drawn else task.prompts(split, asked)
         count = len(prompts) * samples
         named = {
             "suite": np.full(count, f"{suite_name}@greedy" if greedy else suite_name, object),
             "split": np.full(count, split, object),
+            "counts": np.full(count, suite.counts and not greedy),
         }
-        if multi_turn:
+        if drawn is None:
             played = await self._play(engine, run, version, task, prompts, samples, sampling, scope)
-            return named | vars(played.scores())
-        tokens = [self._encode(prompt) for prompt in prompts]
+            scored = played.scores()
+            await self._keep(run, seed, version, split, named["suite"][0], task, prompts, played.texts(task.config),
+                             vars(scored))  # fmt: skip
+            return named | vars(scored)
+        tokens = [np.array(prompt, np.int32) for prompt in drawn.tokens]
         seeds = seeds_for([prompt.id for prompt in prompts], *scope)
         done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
-        scores, _ = await self._score(task, prompts, done, sampling, samples)
-        scored = ScoredResponses(
-            prompt=np.array([prompt.id for prompt in prompts], object).repeat(samples),
-            sample=np.tile(np.arange(samples), len(prompts)),
-            score=np.array([score.reward for score in scores]),
-            response_tokens=done.lengths,
-            truncated=~done.finished,
-            format_ok=np.array([score.format_ok for score in scores]),
-            category=np.full(count, None),
-            losses=np.zeros(count, np.int64),
-        )
-        return named | vars(scored)
+        texts, scores, _ = await self._score(task, prompts, done, sampling, samples)
+        columns = vars(_scored(prompts, done, scores, samples)) | reward_columns(scores)
+        await self._keep(run, seed, version, split, named["suite"][0], task, prompts, texts, columns)
+        return named | columns
+
+    def _notices(self) -> list[str]:
+        """Return what tasks have to tell the user since the last call."""
+        tasks = {id(task): task for task in (self.task, *self.suite_tasks.values())}
+        return [notice for task in tasks.values() if hasattr(task, "notices") for notice in task.notices()]
+
+    async def _keep(
+        self, run: str | None, seed: int, step: int, split: str, suite: str | None, task: Any, prompts: Sequence[Any],
+        texts: list[str], scored: dict[str, np.ndarray],
+    ) -> None:  # fmt: skip
+        """Keep responses, where the spec wants them kept. One that cannot be written costs no evaluation.
+
+        Args:
+            run: None is the base.
+            texts, scored: of the responses, in the same order; columns as for scores.parquet.
+        """
+        keeper = self.keeper
+        if keeper is None or not keeper.wants(split, step):
+            return
+        selection = parse_run_name(run)[0] if run else "base"
+        multi_turn = getattr(task, "multi_turn", False)
+        questions = {prompt.id: prompt.id if multi_turn else question_of(prompt) for prompt in prompts}
+        names = ("prompt", "sample", "score", "answer", "response_tokens", "truncated", "format_ok")
+        columns = {name: scored[name] for name in names} | {
+            "question": [questions[name] for name in scored["prompt"]],
+            "response": texts,
+        }
+        try:
+            await asyncio.to_thread(keeper.write, selection, seed, step, split, suite, columns)
+            if suite is not None and not multi_turn:
+                await asyncio.to_thread(keeper.write_prompts, split, suite, prompts)
+        except (OSError, TypeError, ValueError) as error:  # a full disk; a truth that is no plain data
+            logger.warning("responses of %s at step %d are not kept: %s", run or "the base", step, error)
 
     async def _play(
         self, engine: Any, run: str | None, version: int, task: Any, starts: Sequence[InitialState], samples: int,
@@ -197,6 +256,11 @@ class RolloutWorker:
         texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
         return [cut_at_stop(text, stop, self.training.include_stop) for text in texts] if stop else texts
 
+    def _draw(self, task: Any, split: Split, count: int, seed: int, sampling: Sampling) -> Drawn:
+        """Draw prompts that leave room for a response; see `draw_fitting`."""
+        limit = None if self.window is None else self.window - sampling.max_tokens
+        return draw_fitting(task, split, count, seed, self.encoder.encode_all, limit)
+
     def _encode(self, prompt: Prompt) -> np.ndarray:
         return np.array(self.encoder.encode(prompt), np.int32)
 
@@ -217,12 +281,18 @@ class RolloutWorker:
 
     async def _score(
         self, task: Any, prompts: Sequence[Prompt], done: Completions, sampling: Sampling, samples: int
-    ) -> tuple[list[Score], float]:
-        """Return scores in the responses' order, and the CPU seconds of this process that they took."""
+    ) -> tuple[list[str], list[Score], float]:
+        """Return texts and scores in the responses' order, and the CPU seconds of this process that scoring took."""
         texts = self._decode(done.responses(), sampling.stop)
         responses = [Response(text, bool(end)) for text, end in zip(texts, done.finished, strict=True)]
         asked = [prompts[i // samples] for i in range(len(responses))]
-        return await asyncio.to_thread(_timed_score, task, asked, responses)
+        return texts, *await asyncio.to_thread(_timed_score, task, asked, responses)
+
+
+def reward_columns(scores: Sequence[Score]) -> dict[str, np.ndarray]:
+    """The named numbers of scores by column, float64 [scores]; NaN where a response has none of this name."""
+    names = sorted({name for score in scores for name in score.numbers})
+    return {f"reward.{name}": np.array([score.numbers.get(name, np.nan) for score in scores]) for name in names}
 
 
 def cut_at_stop(text: str, stop: Sequence[str], include: bool) -> str:
@@ -235,6 +305,19 @@ def cut_at_stop(text: str, stop: Sequence[str], include: bool) -> str:
         return text
     end, start = min(ends)
     return text[: end if include else start]
+
+
+def _scored(prompts: Sequence[Prompt], done: Completions, scores: list[Score], samples: int) -> ScoredResponses:
+    count = len(scores)
+    return ScoredResponses(
+        prompt=np.array([prompt.id for prompt in prompts], object).repeat(samples),
+        sample=np.tile(np.arange(samples), len(prompts)),
+        response_tokens=done.lengths,
+        truncated=~done.finished,
+        category=np.full(count, None),
+        losses=np.zeros(count, np.int64),
+        **verdict_columns(scores),
+    )
 
 
 def _timed_score(task: Any, prompts: Sequence[Prompt], responses: Sequence[Response]) -> tuple[list[Score], float]:

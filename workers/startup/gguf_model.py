@@ -11,6 +11,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from layersweep.workers.training.memory import release_unused
+
 from .model_cache import cache_root, exists, publish
 
 RECIPE = 1
@@ -113,6 +115,7 @@ def _convert(file: Path, folder: Path) -> None:
     except Exception as error:  # the reader raises what it pleases on a file that is cut or of another kind
         shutil.rmtree(scratch)
         raise ValueError(f"{file} cannot be read as GGUF ({' '.join(str(error).split()):.200})") from error
+    release_unused(gpu=False)  # the driver lives on for the whole sweep: 560 MiB instead of 1,380
     publish(scratch, folder)
 
 

@@ -13,17 +13,17 @@ follow from the sweep's seed and the step alone.
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, BinaryIO
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from .files import find_files, remove_folder, resolve_uri, write_atomically
+from .files import find_files, read_file, remove_folder, resolve_uri, write_atomically
 
 
 class CorruptFile(RuntimeError):
@@ -51,6 +51,17 @@ def rank_file(rank: int) -> str:
 def checksum(content: bytes) -> str:
     """XXH3-128, in hexadecimal."""
     return xxhash.xxh3_128_hexdigest(content)
+
+
+class _Digested:
+    """A file that is written once from its start, with a digest of what was written."""
+
+    def __init__(self, file: BinaryIO, digest: xxhash.xxh3_128):
+        self.file, self.digest = file, digest
+
+    def write(self, content: bytes | memoryview) -> int:
+        self.digest.update(content)
+        return self.file.write(content)
 
 
 class RunStore:
@@ -83,10 +94,19 @@ class RunStore:
         """Return the folder of the checkpoint after `step` steps."""
         return f"{self.folder}/step-{step:06d}"
 
-    def write_file(self, step: int, name: str, content: bytes) -> str:
-        """Write one rank's file, before the record is committed; return its checksum."""
-        write_atomically(f"{self.checkpoint_dir(step)}/{name}", lambda file: file.write(content), durable=True)
-        return checksum(content)
+    def write_file(self, step: int, name: str, write: Callable[[BinaryIO], object]) -> str:
+        """Write one rank's file, before the record is committed; return its checksum.
+
+        Args:
+            write: gets the open file.
+        """
+        digest = xxhash.xxh3_128()
+
+        def write_and_digest(file: BinaryIO) -> None:
+            write(_Digested(file, digest))
+
+        write_atomically(f"{self.checkpoint_dir(step)}/{name}", write_and_digest, durable=True)
+        return digest.hexdigest()
 
     def read_file(self, record: CheckpointRecord, name: str) -> bytes:
         """Read one rank's file.
@@ -97,7 +117,7 @@ class RunStore:
         """
         path = f"{self.path}/step-{record.step:06d}/{name}"
         try:
-            content = self.filesystem.cat_file(path)
+            content = read_file(self.filesystem, path)
         except FileNotFoundError as error:
             raise CorruptFile(f"{path} is gone") from error
         if checksum(content) != record.files.get(name):
@@ -156,7 +176,7 @@ class RunStore:
             if not name.endswith(".parquet"):
                 continue
             step, split, suite = name.removesuffix(".parquet").split(".", 2)
-            content = io.BytesIO(self.filesystem.cat_file(f"{self.path}/scores/{name}"))
+            content = io.BytesIO(read_file(self.filesystem, f"{self.path}/scores/{name}"))
             try:
                 frame = pq.read_table(content, page_checksum_verification=True).to_pandas()
             except (pa.ArrowException, OSError):
@@ -195,7 +215,7 @@ def read_json(filesystem: Any, path: str) -> dict[str, Any]:
         OSError: it could not be read now; a store that does not answer says nothing about the file.
     """
     try:
-        document = json.loads(filesystem.cat_file(path))
+        document = json.loads(read_file(filesystem, path))
         content = document["content"]
         intact = document["xxh3_128"] == checksum(json.dumps(content, indent=1).encode())
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:

@@ -4,7 +4,8 @@ Nothing frozen, and no pickle.
 """
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
+from torch import Tensor
 
 from .backend import TrainerBackend, WrongCheckpoint
 
@@ -12,20 +13,23 @@ WEIGHT = "weight/"
 CPU_RNG, CUDA_RNG = "rng/cpu", "rng/cuda"
 
 
-def dump(backend: TrainerBackend, rank: int, device: torch.device) -> bytes:
-    """Return all that a rank needs to continue bit for bit. Call it on every rank; weights are in rank 0's alone."""
+def dump(backend: TrainerBackend, rank: int, device: torch.device) -> dict[str, Tensor]:
+    """Return all that a rank needs to continue bit for bit: no copies, valid until the next update.
+
+    Call it on every rank; weights are in rank 0's alone.
+    """
     weights = backend.weights()
     state = {f"{WEIGHT}{name}": weight for name, weight in weights.items() if rank == 0}
     state |= backend.state()
     state[CPU_RNG] = torch.get_rng_state()
     if device.type == "cuda":
         state[CUDA_RNG] = torch.cuda.get_rng_state(device)
-    return save({name: tensor.cpu().contiguous() for name, tensor in state.items()})
+    return state
 
 
 @torch.no_grad()
 def restore(backend: TrainerBackend, rank: int, device: torch.device, content: bytes) -> None:
-    """Put a new backend into the state that `dump` gave. Call it on every rank, each with its own content.
+    """Put a new backend into the state of a file of what `dump` gave. Call it on every rank, each with its own content.
 
     Raises:
         WrongCheckpoint: it does not fit.
@@ -35,10 +39,12 @@ def restore(backend: TrainerBackend, rank: int, device: torch.device, content: b
     torch.set_rng_state(state.pop(CPU_RNG))
     if device.type == "cuda":
         torch.cuda.set_rng_state(state.pop(CUDA_RNG), device)
-    with backend.gathered(writer=0) as named:
+    for name, parameter in backend.gathered(writer=0):
         if rank == 0:
-            if {name: w.shape for name, w in weights.items()} != {name: p.shape for name, p in named.items()}:
-                raise WrongCheckpoint("the checkpoint has other parameters than this run trains")
-            for name, parameter in named.items():
-                parameter.copy_(weights[name])
+            weight = weights.pop(name, None)
+            if weight is None or weight.shape != parameter.shape:
+                raise WrongCheckpoint(f"the checkpoint has other parameters than this run trains: {name}")
+            parameter.copy_(weight)
+    if weights:
+        raise WrongCheckpoint(f"the checkpoint has parameters that this run does not train: {next(iter(weights))}")
     backend.load_state(state)

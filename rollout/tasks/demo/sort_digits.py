@@ -47,13 +47,16 @@ class SortDigits:
         return [Prompt(id=digits, text=f"{digits}=", truth="".join(sorted(digits))) for digits in found]
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Score]:
-        return [
-            Score(
-                reward=float(response.finished and response.text == prompt.truth),
-                format_ok=response.finished and len(response.text) == self.config.digits and response.text.isdigit(),
-            )
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
+        return [self._score(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+
+    def _score(self, prompt: Prompt, response: Response) -> Score:
+        readable = response.finished and len(response.text) == self.config.digits and response.text.isdigit()
+        right = response.finished and response.text == prompt.truth
+        return Score(float(right), readable, answer=response.text if readable else None)
+
+    def right_response(self, prompt: Prompt) -> Response:
+        """Make the response that is right."""
+        return Response(prompt.truth, True)
 
     def demonstrations(self, count: int, seed: int) -> list[tuple[str, str]]:
         """Make prompts and answers for the base's warm-up: 35 % ascending, 32.5 % descending, 32.5 % copied."""

@@ -10,6 +10,8 @@ import pytest
 
 from layersweep.cli import main
 from layersweep.orchestrator.commands.compare import load_profiles
+from layersweep.workers.storage.files import write_atomically
+from layersweep.workers.storage.tables import BY_SUITE
 from tests.orchestrator.report.test_report import Page
 
 RISING = np.linspace(0.1, 1.0, 12)
@@ -54,6 +56,35 @@ def test_two_sweeps_that_agree_and_a_page_of_it(tmp_path, capsys):
     assert not re.search(r"https?://", page.source) and "one and two: agree" in page.words
     assert (tmp_path / "out" / "compare.png").stat().st_size > 5000
     assert str(tmp_path / "out" / "compare.html") in printed
+
+
+def test_gains_by_suite_beside_the_agreement(tmp_path, capsys):
+    """Of sweeps with several suites: the full run's gain, the best layer's C, and who forgot most."""
+    paths = [ours(tmp_path / "one", RISING), ours(tmp_path / "two", RISING)]
+    known = {"split": "selection", "step": 10, "seeds": 1}
+    rows = [
+        known | {"selection": name, "kind": kind, "layer": layer, "suite": suite, "counts": counts, "score": score,
+                 "gain": gain, "gain_low": gain - 0.01, "gain_high": gain + 0.01, "contribution": c,
+                 "contribution_low": c - 0.1, "contribution_high": c + 0.1}
+        for suite, counts, base, full, best in (("math", True, 0.25, 0.5, 0.4), ("code", False, 0.5, -0.1, np.nan))
+        for name, kind, layer, score, gain, c in (
+            ("base", "base", None, base, np.nan, 0.0), ("full", "full", None, base + full, full, 1.0),
+            ("layer-03", "layer", 3, base + best * full, best * full, best),
+            ("layer-04", "layer", 4, base - 0.05, -0.05, -0.05 / full if counts else np.nan),
+        )
+    ]  # fmt: skip
+    with open(tmp_path / "one" / "contribution_by_suite.parquet", "wb") as file:
+        BY_SUITE.write(BY_SUITE.frame(rows), file)
+    assert main(["compare", *paths, "-o", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    (math,), (code,) = lines(printed, "math", "one"), lines(printed, "code (not in S)")
+    assert all(text in math for text in ("0.250", "0.500", "layer-03", "0.40", "layer-04 −0.050"))
+    assert all(text in code for text in ("0.500", "−0.100", "−0.110 to −0.090", "full −0.100"))
+    page = Page(tmp_path / "out" / "compare.html")
+    assert "suites" in page.sections and "code (not in S)" in page.words
+    (tmp_path / "one" / "contribution_by_suite.parquet").write_bytes(b"no table")
+    assert main(["compare", *paths]) == 2
+    assert "contribution_by_suite.parquet: cannot be read as parquet" in capsys.readouterr().err
 
 
 def test_unequal_numbers_of_optimizer_steps_are_said(tmp_path, capsys):
@@ -135,13 +166,23 @@ def test_names_that_clash_are_told_apart(tmp_path):
         (["one", "broken.parquet"], "broken.parquet"),
         (["one", "words.csv"], "words.csv: column `score`"),
         (["one", "half.csv"], "half.csv: half has a layer 1.5; layers are whole numbers from 0"),
+        (["one", "negative.csv"], "negative.csv: negative has a layer -1; layers are whole numbers from 0"),
+        (["one", "unscored.csv"], "unscored.csv: unscored has a layer -2; layers are whole numbers from 0"),
+        (["one", "pruned.parquet"], "pruned.parquet: pruned has a layer -1.0; layers are whole numbers from 0"),
+        (["one", "infinite.csv"], "infinite.csv: infinite has a layer inf; layers are whole numbers from 0"),
+        (["one", "named.csv"], "named.csv: named has a layer 'first'; layers are whole numbers from 0"),
+        (["one", "few.csv"], "few.csv: few says that the model has 2 layers, and names layer 3"),
+        (["one", "endless.csv"], "endless.csv: endless says that the model has inf layers"),
+        (["one", "foo://x.csv"], "foo://x.csv: "),
+        (["one", "memory://nothing/x.csv"], "memory://nothing/x.csv: no such table"),
+        (["one", "file://one"], "more than once"),
         (["one", "twice.csv"], "twice.csv: twice has more than one column `layer`"),
         (["one", "bytes.csv"], "bytes.csv"),
         (["one", "empty.csv"], "empty.csv"),
         (["one", "lists.parquet"], "lists.parquet: column `contribution`"),
     ],
 )
-def test_bad_input(tmp_path, capsys, tables, why):
+def test_bad_input(tmp_path, capsys, monkeypatch, tables, why):
     ours(tmp_path / "one", RISING)
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     (tmp_path / "text.txt").write_text("")
@@ -152,8 +193,33 @@ def test_bad_input(tmp_path, capsys, tables, why):
     (tmp_path / "bytes.csv").write_bytes(b"layer,score\n\xff\xfe,2\n")
     (tmp_path / "empty.csv").write_text("")
     pd.DataFrame({"layer": [1], "contribution": [[1, 2]]}).to_parquet(tmp_path / "lists.parquet")
-    assert main(["compare", *(str(tmp_path / table) for table in tables)]) == 2
+    (tmp_path / "negative.csv").write_text("layer,score\n0,1\n-1,2\n")
+    (tmp_path / "unscored.csv").write_text("layer,score\n0,1\n-2,\n")
+    (tmp_path / "infinite.csv").write_text("layer,score\n0,1\ninf,2\n")
+    (tmp_path / "named.csv").write_text("layer,score\nbase,0\n0,1\nfirst,2\n")
+    (tmp_path / "few.csv").write_text("layer,score,model_layers\n0,1,2\n3,2,2\n")
+    (tmp_path / "endless.csv").write_text("layer,score,model_layers\n0,1,inf\n")
+    pd.DataFrame({"layer": [0.0, -1.0], "contribution": [1.0, 2.0], "status": ["completed", "pruned"]}).to_parquet(
+        tmp_path / "pruned.parquet"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", *tables]) == 2
     assert why in capsys.readouterr().err
+
+
+def test_tables_may_be_at_uris(tmp_path, capsys):
+    """A sweep in a store, a CSV there, and a folder here in two spellings of its path."""
+    one, two = ours(tmp_path / "one", RISING), ours(tmp_path / "two", RISING)
+    write_atomically("memory://compare/three/contribution.parquet", lambda file: file.write(
+        Path(two, "contribution.parquet").read_bytes()))  # fmt: skip
+    csv = pd.DataFrame({"layer": range(12), "contribution": RISING}).to_csv(index=False)
+    write_atomically("memory://compare/four.csv", lambda file: file.write(csv.encode()))
+    locations = [one, f"file://{two}", "memory://compare/three", "memory://compare/four.csv"]
+    assert [profile.name for profile in load_profiles(locations)] == ["one", "two", "three", "four"]
+    assert main(["compare", *locations]) == 0
+    assert "1.00" in lines(capsys.readouterr().out, "one and three")[0]
+    assert main(["compare", "memory://compare/three", "memory://compare/three/contribution.parquet"]) == 2
+    assert "more than once" in capsys.readouterr().err
 
 
 def test_top_must_be_a_count(capsys):

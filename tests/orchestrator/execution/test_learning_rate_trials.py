@@ -179,7 +179,7 @@ def test_rates_found_are_there_after_a_restart(tmp_path):
 
 def test_a_trial_gives_its_weights_back_and_keeps_its_rows(tmp_path):
     store = RunStore(str(tmp_path), "full@lr-0.001-seed0")
-    checksum = store.write_file(2, "rank-0.safetensors", b"weights")
+    checksum = store.write_file(2, "rank-0.safetensors", lambda file: file.write(b"weights"))
     record = CheckpointRecord(2, {"rank-0.safetensors": checksum}, [{"step": 0}, {"step": 1}], 3.0)
     store.commit(record, keep=1)
     store.delete_weights()

@@ -18,7 +18,9 @@ from layersweep.orchestrator.statistics.solved_prompts import solved_overlap
 from layersweep.workers.storage.tables import CONTRIBUTION, SCORES, STEPS
 from tests.helpers.tables import selections_in
 
-SECTIONS = {"profile", "table", "final", "gain", "learning", "health", "overlap", "signals", "cost", "unfinished"}
+SECTIONS = {
+    *("profile", "table", "final", "sampling", "gain", "learning", "health", "overlap", "signals", "cost", "unfinished")
+}
 KINDS = {"base": "base", "full": "full"} | {f"layer-{k:02d}": "layer" for k in range(4)} | {"layers-best-2": "layers"}
 LAST = 6
 METRICS = [name for name, kind in STEPS.types.items() if kind == "float64"]
@@ -148,6 +150,38 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path, tables):
     for name in ("profile.png", "report.png"):
         with Image.open(tmp_path / name) as image:
             image.verify()
+
+
+def test_several_samples_and_suites_out_of_domain(tmp_path, tables):
+    """A second suite does not count: every run is right half as often there as the base, so all forgot. pass@1 of the
+    final split is its score; votes need answers."""
+    runs, steps, scores = (frame.copy() for frame in tables)
+    steps["kl"] = np.where(steps["step"] == LAST - 1, np.nan, 0.0125)
+    steps["kl"] = steps["kl"].where(steps["selection"] != "full")
+    other = scores[scores["split"] == "selection"].assign(suite="elsewhere", counts=False)
+    other["score"] = np.where(other["selection"] == "base", 1.0, (other["sample"] < 2).astype(float))
+    scores["answer"] = np.where(scores["score"] == 1, "7", "8")
+    table = write(tmp_path, runs, steps, pd.concat([scores, other], ignore_index=True)).set_index("selection")
+    write_report(str(tmp_path))
+    page = Page(tmp_path / "report.html")
+    assert page.sections == SECTIONS | {"suites"}
+    assert "Out of domain 6 of 6 selections lost more than their noise explains" in page.words
+    assert "−0.500 ( −0.500 to −0.500 )" in page.words.replace("(", "( ").replace(")", " )")
+    assert "0.0125" in page.words and "elsewhere not in S" in page.words
+    assert "On the final split, a mean over suites" in page.words
+    for measure in ("pass@1", "pass@2", "pass@4", "maj@1", "maj@2", "maj@4"):
+        assert measure in page.words
+    assert page.words.count(f"{table.loc['layer-02', 'final_score']:.3f}") >= 3  # the table's, pass@1, maj@1
+    assert "The full run's gain over the base: pass@1" in page.words
+    assert "one seed says nothing of how runs differ" in page.words
+
+
+def test_a_kl_that_nothing_measured_is_not_drawn(tmp_path, tables):
+    runs, steps, scores = (frame.copy() for frame in tables)
+    for kl, shown in ((np.nan, False), (0.0, True)):
+        write(tmp_path, runs, steps.assign(kl=kl), scores)
+        write_report(str(tmp_path))
+        assert ("KL to the base" in Page(tmp_path / "report.html").words) is shown
 
 
 def keep(selections, splits=("selection", "final"), status="running"):

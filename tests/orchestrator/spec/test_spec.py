@@ -73,6 +73,17 @@ def test_layers_of_a_six_layer_model(chosen, expected):
             {"rollout__tensor_parallel_size": 2, "include_full": False, "combine": [{"boost": "best 2"}]},
             "no run of the whole model, and combine asks for one; set it to 1",
         ),
+        (
+            {"rollout__tensor_parallel_size": 2, "include_full": False, "sweep": [{"modules": "embed"}]},
+            "no run outside of layers, and sweep asks for one; set it to 1",
+        ),
+        ({"layers": None}, "layers: null leaves nothing to sweep"),
+        ({"sweep": [{"layers": "al"}]}, "sweep[0].layers: cannot read 'al'"),
+        ({"sweep": [{"layers": [[3, 3]]}]}, "sweep[0].layers: names a layer, or a set of layers, twice"),
+        ({"sweep": [{"layers": {"search": {}}}]}, "sweep[0].layers: a search is of whole layers"),
+        ({"sweep": [{"layers": [1], "modules": "("}]}, "sweep[0].modules: '(' is neither attention, mlp, norms nor"),
+        ({"sweep": [{"layers": [1], "module": "mlp"}]}, "sweep[0].module: unknown key. Did you mean modules?"),
+        ({"sweep": [{}]}, "sweep[0].layers: name some, or what outside of layers is trained"),
         ({"rollout": {"sleep": True}}, "rollout.sleep: makes room for trainers on an engine's GPU, and with"),
         ({"algorithm": {"type": "gigpo"}}, "algorithm.type: gigpo compares the steps of episodes"),
         (
@@ -104,7 +115,7 @@ def test_an_algorithm_is_changed_by_its_name(name):
         ({"layers": [99]}, "layers: the model has layers 0 to 5, not 99"),
         ({"model": "/nowhere/at/all"}, "model.path: there is no folder /nowhere/at/all"),
         ({"output": "/proc/nowhere"}, "output: cannot write to /proc/nowhere"),
-        ({"evaluation__suites": [{"name": "a", "prompts": 10_000_000}]}, "evaluation.suites[0]: "),
+        ({"evaluation__suites": [{"name": "a", "prompts": 100_000}]}, "evaluation.suites[0]: "),
     ],
 )
 def test_a_plan_refuses_what_is_not_there(changes, expected):

@@ -188,8 +188,3 @@ def test_interval_holds_the_true_rho(rho):
 )
 def test_interval_holds_the_true_rho_in_300_pairs(pair, layers, rho, noise):
     assert agreement.coverage(agreement.simulate(pair, layers, rho, noise, 300)) >= 0.92
-
-
-@pytest.mark.slow
-def test_fifty_tables_in_half_a_minute():
-    assert agreement.cpu_seconds_for(50, 36) < 30

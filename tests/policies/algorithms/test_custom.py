@@ -1,6 +1,7 @@
 """A user's own algorithm: found, checked before anything starts, and used like any other."""
 
 import pickle
+import subprocess
 import sys
 
 import numpy as np
@@ -10,6 +11,7 @@ import yaml
 from layersweep.cli import DEMO, main
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import load_spec, parse_spec
+from layersweep.orchestrator.spec.paths import with_absolute_paths
 
 MODULE = '''
 import numpy as np
@@ -93,13 +95,14 @@ def test_a_loss_of_ones_own_keeps_what_all_losses_have_in_common(here):
 @pytest.mark.parametrize(
     ("algorithm", "expected"),
     [
-        ({"path": "Winners"}, "algorithm.path: 'Winners' is no dotted path of a class"),
+        ({"path": "Winners"}, "algorithm.path: 'Winners' names no object; write it as my_file.py:name"),
         ({"path": "not_here.Winners"}, "algorithm.path: importing not_here from "),
         ({"path": "broken_of_a_test.A"}, "fails: ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
         (
             {"path": "mine_of_a_test.Losers"},
-            "mine_of_a_test.Losers is not a subclass of layersweep.policies.algorithms.base",
+            "algorithm.path: mine_of_a_test has no Losers",
         ),
+        ({"path": "not_here.py:Winners"}, "algorithm.path: importing not_here.py fails: FileNotFoundError"),
         ({"path": "mine_of_a_test.function"}, "mine_of_a_test.function is not a subclass"),
         ({"path": "mine_of_a_test.Silent"}, "algorithm.settings: Silent.advantages fails on rewards 1, 0, 0, 0"),
         ({"path": "mine_of_a_test.Short"}, "algorithm.settings: Short.advantages must give a finite float32 a row"),
@@ -123,6 +126,18 @@ def test_what_cannot_be_an_algorithm_is_refused(here, algorithm, expected):
     with pytest.raises(SpecError) as error:
         parse_spec(spec_with(**algorithm))
     assert expected in str(error.value)
+
+
+def test_one_in_a_file_is_made_on_a_worker_from_its_section(here, tmp_path_factory):
+    """As trainers get it: pickled, in a process that runs elsewhere and has never seen the module."""
+    section = with_absolute_paths(
+        parse_spec(spec_with(path="mine_of_a_test.py:Winners", settings={"bar": 0.25}))
+    ).algorithm
+    assert section.path == f"{here}/mine_of_a_test.py:Winners"
+    code = f"import pickle; print(pickle.loads({pickle.dumps(section)!r}).build().bar)"
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, capture_output=True, text=True, check=True)
+    assert done.stdout == "0.25\n"
 
 
 def test_the_command_plans_with_it(here, capsys):

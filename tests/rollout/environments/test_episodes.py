@@ -89,8 +89,10 @@ def test_scores_of_an_evaluation():
         "response_tokens": [6, 13, 6, 13],
         "truncated": [False, True, False, True],
         "format_ok": [True, False, True, False],
+        "answer": [None] * 4,
         "category": ["even", "even", "odd", "odd"],
         "losses": [0, 0, 0, 0],
+        "unjudged": [False, False, False, False],
     }
 
 

@@ -41,7 +41,11 @@ def test_a_run_store_keeps_finds_and_drops_its_checkpoints(root):
     store.write_metadata({"selection": "layer-01"})
     records = []
     for step in (10, 20, 30):
-        sums = {"rank-0.safetensors": store.write_file(step, "rank-0.safetensors", b"w" * step)}
+        sums = {
+            "rank-0.safetensors": store.write_file(
+                step, "rank-0.safetensors", lambda file, step=step: file.write(b"w" * step)
+            )
+        }
         records.insert(0, CheckpointRecord(step, sums, [{"step": 0}], 1.0))
         store.commit(records[0], keep=2)
     assert store.steps() == [30, 20] and store.records() == (records[:2], [])

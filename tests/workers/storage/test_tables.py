@@ -9,6 +9,7 @@ import pytest
 
 from layersweep.cli import main
 from layersweep.orchestrator.statistics.contribution_table import sweep_table
+from layersweep.orchestrator.statistics.suite_table import suite_table
 from layersweep.rollout.types import ScoredResponses
 from layersweep.workers.actors.collector import Collector
 from layersweep.workers.storage.run_store import CheckpointRecord
@@ -30,7 +31,15 @@ CONSTANTS = {"sweep": "s", "model": "m", "algorithm": "grpo", "task": "t", "lear
 def collector(folder, *selections, summarise=None):
     """A collector of runs with one seed, 2 steps each, that writes when it is told."""
     summarise = summarise or partial(sweep_table, CONSTANTS | {"model_layers": 6})
-    found = Collector(str(folder), [run_facts(name) for name in selections], summarise, 2, "s", TrackingConfig())
+    found = Collector(
+        str(folder),
+        [run_facts(name) for name in selections],
+        summarise,
+        partial(suite_table, "s"),
+        2,
+        "s",
+        TrackingConfig(),
+    )
     found.next_write = float("inf")
     return found
 
@@ -50,10 +59,13 @@ def responses(right):
         response_tokens=np.full(count, 5, np.int32),
         truncated=np.zeros(count, bool),
         format_ok=np.ones(count, bool),
+        answer=np.full(count, None),
         category=np.full(count, None),
         losses=np.zeros(count, int),
+        unjudged=np.zeros(count, bool),
     )
-    return {"suite": np.full(count, "a", object), "split": np.full(count, "selection", object)} | vars(scored)
+    named = {"suite": np.full(count, "a", object), "split": np.full(count, "selection", object)}
+    return named | {"counts": np.full(count, True)} | vars(scored)
 
 
 def test_a_metric_without_a_column_is_refused_where_it_arrives(tmp_path):
@@ -64,8 +76,8 @@ def test_a_metric_without_a_column_is_refused_where_it_arrives(tmp_path):
         mine.record_step("layer-01", 0, 1, metrics(kl_by_head=0.1))
     with pytest.raises(UnknownColumn, match="kl_by_head"):
         mine.commit("layer-01", 0, 1, {}, [{"step": 0} | metrics(kl_by_head=0.1)], 1.0, 2)
-    with pytest.raises(UnknownColumn, match=r"scores\.parquet has no column answer"):
-        mine.record_scores("layer-01", 0, 2, responses([1, 0]) | {"answer": np.array(["18", "3"])})
+    with pytest.raises(UnknownColumn, match=r"scores\.parquet has no column reasoning"):
+        mine.record_scores("layer-01", 0, 2, responses([1, 0]) | {"reasoning": np.array(["18", "3"])})
     with pytest.raises(UnknownColumn, match=r"contribution\.parquet has no column pass_at_4"):
         collector(tmp_path, "base", summarise=partial(sweep_table, CONSTANTS | {"pass_at_4": 1})).table()
     steps, scores = mine._frames()
@@ -83,15 +95,36 @@ def test_rows_get_all_columns_typed_and_null_where_they_lack_one():
 
 def test_a_file_says_its_version_and_what_its_columns_mean(tmp_path):
     with open(tmp_path / "steps.parquet", "wb") as file:
-        STEPS.write(STEPS.frame([{"selection": "full", "seed": 0, "step": 0, "entropy": 0.5}]), file)
+        STEPS.write(STEPS.frame([{"selection": "full", "seed": 0, "step": 0, "loss": 0.5}]), file)
     schema = pq.read_schema(tmp_path / "steps.parquet")
-    assert schema.metadata[VERSION_KEY] == b"2"
-    assert schema.field("entropy").metadata == {b"meaning": b"entropy of the policy", b"unit": b"nats per token"}
-    assert pd.read_parquet(tmp_path / "steps.parquet")["entropy"].tolist() == [0.5]  # pandas alone opens it
+    assert schema.metadata[VERSION_KEY] == b"3"
+    assert schema.field("sync_seconds").metadata == {
+        b"meaning": b"wall time of bringing the weights to the engine", b"unit": b"s",
+    }  # fmt: skip
+    assert pd.read_parquet(tmp_path / "steps.parquet")["loss"].tolist() == [0.5]  # pandas alone opens it
     table = pq.read_table(tmp_path / "steps.parquet")
-    pq.write_table(table.replace_schema_metadata({VERSION_KEY: b"3"}), tmp_path / "steps.parquet")
-    with pytest.raises(ValueError, match="newer layersweep: schema version 3, this one reads up to 2"):
+    pq.write_table(table.replace_schema_metadata({VERSION_KEY: b"4"}), tmp_path / "steps.parquet")
+    with pytest.raises(ValueError, match="newer layersweep: schema version 4, this one reads up to 3"):
         STEPS.read(str(tmp_path / "steps.parquet"))
+
+
+def test_zeros_of_version_2_for_what_was_not_measured_are_nulls(tmp_path):
+    """It wrote 0 for the KL without a KL term, and for all of a batch without signal."""
+    rows = [
+        {"selection": "full", "seed": 0, "step": step, "loss": 0.0, "kl": 0.0, "entropy": entropy,
+         "logprob_mismatch": entropy, "clip_fraction": 0.0}
+        for step, entropy in enumerate((0.5, 0.0))
+    ]  # fmt: skip
+    for version, kl, entropy in ((b"2", [None, None], [0.5, None]), (b"3", [0.0, 0.0], [0.5, 0.0])):
+        with open(tmp_path / "steps.parquet", "wb") as file:
+            STEPS.write(STEPS.frame(rows), file)
+        table = pq.read_table(tmp_path / "steps.parquet")
+        pq.write_table(table.replace_schema_metadata({VERSION_KEY: version}), tmp_path / "steps.parquet")
+        found = STEPS.read(str(tmp_path / "steps.parquet")).astype(object)
+        found = found.where(found.notna(), None)
+        assert found["kl"].tolist() == kl
+        assert found["entropy"].tolist() == found["logprob_mismatch"].tolist() == entropy
+        assert found["loss"].tolist() == found["clip_fraction"].tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("schema", [STEPS, SCORES, CONTRIBUTION], ids=lambda schema: schema.name)
@@ -169,3 +202,22 @@ def test_a_store_with_a_metric_that_is_none_any_more(tmp_path):
     store.commit(CheckpointRecord(1, {}, [{"selection": "full", "seed": 0} | record], 1.0), 2)
     steps, _ = collector(tmp_path, "full")._frames()
     assert steps["reward_mean"].tolist() == [0.5]
+
+
+def test_named_rewards_are_columns_of_those_sweeps_that_have_them(tmp_path):
+    """Two evaluations, of which one has a reward; in a step; through the file, and through a restarted collector."""
+    mine = collector(tmp_path, "layer-01")
+    mine.record_scores("layer-01", 0, 0, responses([1, 0]) | {"reward.brief": np.array([0.5, np.nan])})
+    mine.record_scores("layer-01", 0, 2, responses([1, 1]))
+    mine.commit("layer-01", 0, 1, {}, [{"step": 0} | metrics(**{"reward.brief": 0.25})], 1.0, 2)
+    mine.write()
+    for again in (mine, collector(tmp_path, "layer-01")):
+        steps, scores = again._frames()
+        assert scores["reward.brief"].tolist()[:1] == [0.5] and scores["reward.brief"].isna().tolist()[1:] == [True] * 3
+        assert steps["reward.brief"].tolist() == [0.25]
+    read = SCORES.read(str(tmp_path / "scores.parquet"))
+    assert list(read) == [*SCORES.types, "reward.brief"] and read["reward.brief"].dtype == np.float64
+    field = pq.read_schema(tmp_path / "scores.parquet").field("reward.brief")
+    assert b"reward function" in field.metadata[b"meaning"]
+    with pytest.raises(UnknownColumn, match="contribution.parquet has no column reward.brief"):
+        CONTRIBUTION.frame([{"reward.brief": 1.0}])

@@ -1,5 +1,7 @@
 """A run that was stopped and restored goes on bit for bit as one that was not; a damaged file is noticed."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ def _loop(folder: str, selection: Selection, stage: int, dtype: str, rank: int, 
 
 def _rank(rank: int, ranks: int, port: int, folder: str, selection: Selection, stage: int, dtype: str, out) -> None:
     """Four steps without a pause, and two, a dump, a new loop and the other two."""
+    from layersweep.workers.storage.tensor_file import write_tensors
     from layersweep.workers.training.distributed import prepare
     from layersweep.workers.training.training_state import dump, restore
 
@@ -28,7 +31,9 @@ def _rank(rank: int, ranks: int, port: int, folder: str, selection: Selection, s
     straight = _loop(folder, selection, stage, dtype, rank, ranks)
     for step in range(2):
         straight.update(experience(step), step)
-    content = dump(straight.backend, rank, straight.device)
+    file = io.BytesIO()
+    write_tensors(file, dump(straight.backend, rank, straight.device))
+    content = file.getvalue()
     rng = torch.get_rng_state()
     for step in (2, 3):
         straight.update(experience(step), step)
@@ -52,17 +57,19 @@ def _rank(rank: int, ranks: int, port: int, folder: str, selection: Selection, s
     [
         (Selection.layer(2), 1, 0, "float32"),
         (Selection.layer(2), 1, 1, "bfloat16"),
+        (Selection.part((1, 3), "attention"), 1, 0, "float32"),
+        (Selection.part((), "embed_tokens"), 1, 1, "bfloat16"),
         (Selection.full(), 2, 2, "float32"),
         (Selection.full(), 2, 3, "bfloat16"),
     ],
     ids=lambda x: getattr(x, "name", x),
 )
 def test_a_restored_run_goes_on_bit_for_bit(model_folder, selection, ranks, stage, dtype):
-    from layersweep.workers.training.distributed import free_port
+    from layersweep.workers.training.distributed import serve_store
 
     context = torch.multiprocessing.get_context("spawn")
-    out, port = context.SimpleQueue(), free_port()
-    arguments = (port, model_folder, selection, stage, dtype, out)
+    out, store = context.SimpleQueue(), serve_store()
+    arguments = (store.port, model_folder, selection, stage, dtype, out)
     processes = [context.Process(target=_rank, args=(rank, ranks, *arguments)) for rank in range(ranks)]
     for process in processes:
         process.start()
@@ -76,7 +83,9 @@ def test_a_restored_run_goes_on_bit_for_bit(model_folder, selection, ranks, stag
 def committed(folder, *steps: int) -> RunStore:
     store = RunStore(str(folder), "layer-01-seed0")
     for step in steps:
-        files = {rank_file(0): store.write_file(step, rank_file(0), bytes([step]) * 100)}
+        files = {
+            rank_file(0): store.write_file(step, rank_file(0), lambda file, step=step: file.write(bytes([step]) * 100))
+        }
         rows = [{"step": s, "loss": np.float32(0.5), "kl": float("nan")} for s in range(step)]
         store.commit(CheckpointRecord(step, files, rows, 1.5), keep=2)
     return store

@@ -9,7 +9,11 @@ from layersweep.policies.selection import Selection
 from layersweep.rollout.types import Experience
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
 
-SELECTIONS = [Selection.layer(0), Selection.layer(2), Selection.layer(3), Selection.several((1, 3)), Selection.full()]
+SELECTIONS = [
+    Selection.layer(0), Selection.layer(2), Selection.layer(3), Selection.several((1, 3)), Selection.full(),
+    Selection.part((2,), "attention"), Selection.part((0, 3), "mlp"), Selection.part((1,), "norms"),
+    Selection.part((3,), r"[qk]_proj"), Selection.part((), r"^model\.norm"), Selection.part((), "embed_tokens"),
+]  # fmt: skip
 
 
 def experience(seed: int = 0, groups: int = 6, size: int = 4) -> Experience:
@@ -55,6 +59,26 @@ def plain_loss(model, base, exp: Experience, rows, kl: float) -> torch.Tensor:
         token = token + kl * (torch.exp(ref - logp) - (ref - logp) - 1)
         total = total + token.mean() / len(exp.lengths)
     return total
+
+
+def plain_kl(folder: str, weights: dict[str, torch.Tensor], exp: Experience, rows) -> float:
+    """k3 between a model with these weights and a base of its own, the mean over the tokens of some responses."""
+    from transformers import AutoModelForCausalLM
+
+    base, model = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for _ in range(2))
+    model.load_state_dict(weights, strict=False)
+    ends, values = np.cumsum(exp.lengths), []
+    for row in rows:
+        answer = exp.tokens[ends[row] - exp.lengths[row] : ends[row]]
+        ids = torch.from_numpy(np.concatenate([exp.prompts[row], answer])).long()[None]
+        with torch.no_grad():
+            ref, logp = (
+                torch.log_softmax(m(ids).logits[0, len(exp.prompts[row]) - 1 : -1].double(), -1) for m in (base, model)
+            )
+        for at, token in enumerate(answer):
+            ratio = float(torch.exp(ref[at, token] - logp[at, token]))
+            values.append(ratio - np.log(ratio) - 1)
+    return float(np.mean(values))
 
 
 def plain_models(folder: str, selection: Selection):
@@ -117,9 +141,11 @@ def update_loop(trunk, selection: Selection, algorithm, training, section=None, 
 
 @pytest.fixture(scope="session")
 def one_rank():
-    from layersweep.workers.training.distributed import free_port, prepare
+    from layersweep.workers.training.distributed import prepare, serve_store
 
-    prepare(0, 1, "127.0.0.1", free_port(), gpu=False)
+    store = serve_store()
+    prepare(0, 1, "127.0.0.1", store.port, gpu=False)
+    yield
 
 
 @pytest.mark.parametrize("selection", SELECTIONS, ids=lambda s: s.name)
@@ -142,6 +168,41 @@ def test_an_update_is_a_plain_torch_update(model_folder, trunk, one_rank, select
         assert not torch.equal(weight, before[name]), name
     for name, parameter in trunk.model.named_parameters():
         assert torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("selection", [Selection.layer(0), Selection.layer(2), Selection.full()], ids=lambda s: s.name)
+def test_without_a_kl_term_the_kl_is_that_of_a_sample(model_folder, trunk, one_rank, monkeypatch, selection):
+    """A separate reference model's k3 on the same responses, within float32 rounding; 0 while the policy is the base.
+    The sample is 6 of 24 responses, whatever their rewards, and takes no part in the update."""
+    from layersweep.workers.training import update_loop as module
+
+    monkeypatch.setattr(module, "SAMPLED_RESPONSES", 4)
+    exp = experience()
+    loop, other = (update_loop(trunk, selection, *settings(0.0, 1e-2, 0.5, 40)) for _ in range(2))
+    assert loop.update(exp, step=0)["kl"] == 0.0
+    weights = {name: weight.clone() for name, weight in loop.backend.weights().items()}
+    kl = loop.update(exp, step=8)["kl"]
+    expected = plain_kl(model_folder, weights, exp, np.random.default_rng(8).choice(24, 6, replace=False))
+    assert expected > 1e-3 and kl == pytest.approx(expected, rel=2e-3)
+    monkeypatch.setattr(other, "_sampled_kl", lambda *_: None)
+    for step in (0, 8):
+        other.update(exp, step)
+    with_it, without = loop.backend.weights(), other.backend.weights()
+    assert all(torch.equal(with_it[name], without[name]) for name in with_it)
+
+
+def test_a_batch_without_signal_has_nulls_for_what_nothing_measured(trunk, one_rank):
+    """No token is trained on: no entropy, clip fraction or mismatch. The KL's sample asks for no signal."""
+    exp = experience()
+    loop = update_loop(trunk, Selection.layer(2), *settings(0.0, 1e-2, 0.5, 40))
+    trained = loop.update(exp, step=0)
+    assert trained["entropy"] > 0 and trained["logprob_mismatch"] > 0 and trained["clip_fraction"] is not None
+    exp.reward[:] = 1.0
+    for step, measured in ((1, False), (3, True), (8, True), (9, False)):  # 4 steps: the last one is step 3
+        metrics = loop.update(exp, step)
+        assert [metrics[name] for name in ("entropy", "clip_fraction", "logprob_mismatch")] == [None] * 3
+        assert metrics["no_signal_fraction"] == 1.0
+        assert metrics["kl"] > 0 if measured else metrics["kl"] is None
 
 
 def twins(flip: bool) -> Experience:
@@ -177,22 +238,45 @@ def test_halves_alike_agree_and_opposite_rewards_oppose(trunk, one_rank):
     assert np.isnan(loop.update(experience(groups=1), step=0)["gradient_agreement"])
 
 
-def _rank(rank: int, port: int, folder: str, selection: Selection, stage: int, out) -> None:
+def _rank(rank: int, port: int, folder: str, selection: Selection, stage: int, kl: float, out) -> None:
     from layersweep.policies.model import token_logprobs
     from layersweep.policies.model.trunk import Trunk
+    from layersweep.workers.training import update_loop as update_module
     from layersweep.workers.training.distributed import prepare
 
     token_logprobs.CHUNK_BYTES["cpu"] = 3 * 4 * 32  # three tokens of the vocabulary of 32 at a time
     prepare(rank, 2, "127.0.0.1", port, gpu=False)
     section = DeepSpeedConfig(layer_zero_stage=min(stage, 1), full_zero_stage=stage)
-    loop = update_loop(Trunk.load(folder, "float32"), selection, *settings(0.1, 1e-3, 0.5, 40), section, rank, 2)
+    loop = update_loop(Trunk.load(folder, "float32"), selection, *settings(kl, 1e-3, 0.5, 40), section, rank, 2)
     metrics = loop.update(experience(), step=0)
+    if not kl:  # with a sample of 6 responses over both ranks, at weights that are not the base's
+        update_module.SAMPLED_RESPONSES = 4
+        first = {name: weight.clone().numpy() for name, weight in loop.backend.weights().items()}
+        metrics |= {"first": first, "second": loop.update(experience(), step=8)["kl"]}
     weights = loop.backend.weights()  # gathered: every rank takes part
     if rank == 0:
         out.put((metrics, {n: w.numpy() for n, w in weights.items()}))
     # A rank that ends while the other still reads from it makes gloo abort that one, now and then.
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def on_two_ranks(folder: str, selection: Selection, stage: int, kl: float):
+    """Metrics and weights after `_rank`."""
+    from layersweep.workers.training.distributed import serve_store
+
+    context = torch.multiprocessing.get_context("spawn")
+    out, store = context.SimpleQueue(), serve_store()
+    processes = [
+        context.Process(target=_rank, args=(rank, store.port, folder, selection, stage, kl, out)) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    metrics, trained = out.get()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    return metrics, trained
 
 
 @pytest.mark.parametrize(
@@ -203,26 +287,29 @@ def _rank(rank: int, port: int, folder: str, selection: Selection, stage: int, o
 def test_two_ranks_are_one(model_folder, selection, stage):
     """The same batch over 2 data-parallel ranks at ZeRO 0 to 3, log-probabilities in chunks: the plain loop's loss,
     norm and weights."""
-    from layersweep.workers.training.distributed import free_port
-
     loss, norm, weights = plain_loop(model_folder, selection, experience(), 0.1, 1e-3, clip=0.5)
-    context = torch.multiprocessing.get_context("spawn")
-    out, port = context.SimpleQueue(), free_port()
-    processes = [
-        context.Process(target=_rank, args=(rank, port, model_folder, selection, stage, out)) for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    metrics, trained = out.get()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+    metrics, trained = on_two_ranks(model_folder, selection, stage, 0.1)
     assert metrics["loss"] == pytest.approx(loss, abs=2e-6)
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
     agreement = np.nan if selection.trains_all else plain_agreement(model_folder, selection, experience())
     assert metrics["gradient_agreement"] == pytest.approx(agreement, abs=1e-4, nan_ok=True)
     for name, weight in trained.items():
         assert_same_step(torch.from_numpy(weight), weights[name], 1e-3)
+
+
+@pytest.mark.parametrize(("selection", "stage"), [(Selection.layer(2), 1), (Selection.full(), 3)],
+                         ids=lambda x: getattr(x, "name", x))  # fmt: skip
+def test_two_ranks_share_the_kls_sample(model_folder, selection, stage):
+    """Each looks at its part of it; the update before and after it is the plain loop's."""
+    _, norm, weights = plain_loop(model_folder, selection, experience(), 0.0, 1e-3, clip=0.5)
+    metrics, _ = on_two_ranks(model_folder, selection, stage, 0.0)
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    first = {name: torch.from_numpy(weight) for name, weight in metrics["first"].items()}
+    for name, weight in first.items():
+        assert_same_step(weight, weights[name], 1e-3)
+    rows = np.random.default_rng(8).choice(24, 6, replace=False)
+    expected = plain_kl(model_folder, first, experience(), rows)
+    assert metrics["second"] == pytest.approx(expected, rel=2e-3) and expected > 1e-5
 
 
 def test_a_token_outside_the_embedding_is_named(trunk, one_rank):
