@@ -14,7 +14,7 @@ from layersweep.workers.training.deepspeed_backend import DeepSpeedBackend
 from layersweep.workers.training.micro_batch_size import unchecked_tokens
 from layersweep.workers.training.update_loop import UpdateLoop
 from tests.workers.training.test_micro_batch_size import SMOLLM2
-from tests.workers.training.test_update_loop import experience, one_rank, settings  # noqa: F401
+from tests.workers.training.test_update_loop import experience, settings
 
 
 def after(trunk, selection: Selection, stage: int, unchecked: float) -> tuple[dict, dict[str, torch.Tensor], bool]:
@@ -36,7 +36,7 @@ def after(trunk, selection: Selection, stage: int, unchecked: float) -> tuple[di
     [(Selection.layer(2), 0), (Selection.several((1, 2)), 1), (Selection.full(), 2), (Selection.full(), 3)],
     ids=lambda x: getattr(x, "name", x),
 )
-def test_checkpointed_updates_are_the_same_bit_for_bit(trunk, one_rank, selection, stage):  # noqa: F811
+def test_checkpointed_updates_are_the_same_bit_for_bit(trunk, one_rank, selection, stage):
     """And each block is computed twice, the second time in the backward pass."""
     plain, weights, once = after(trunk, selection, stage, unchecked=1e9)
     checked, others, twice = after(trunk, selection, stage, unchecked=0)
@@ -47,7 +47,7 @@ def test_checkpointed_updates_are_the_same_bit_for_bit(trunk, one_rank, selectio
         assert plain[name] == checked[name]
 
 
-def test_only_what_would_not_fit_is_checkpointed(trunk, one_rank):  # noqa: F811
+def test_only_what_would_not_fit_is_checkpointed(trunk, one_rank):
     """The largest micro batch is 40 tokens by the spec, or a longer response with its prompt, which is never cut."""
     algorithm, training = settings(0.0, 1e-3, 0.5, 40)
     backend = DeepSpeedBackend(Policy(trunk, Selection.layer(2)), training, DeepSpeedConfig())
@@ -77,7 +77,7 @@ def test_auto_goes_by_the_memory(monkeypatch):
 @pytest.mark.parametrize(("selection", "stage"), [(Selection.layer(2), 0), (Selection.layer(2), 1),
                                                   (Selection.full(), 2), (Selection.full(), 3)],
                          ids=lambda x: getattr(x, "name", x))  # fmt: skip
-def test_gradients_of_micro_batches_are_summed_in_float32(model_folder, one_rank, selection, stage):  # noqa: F811
+def test_gradients_of_micro_batches_are_summed_in_float32(model_folder, one_rank, selection, stage):
     """In bfloat16 with about one micro batch a prompt: the norm of the gradient is that of the micro batches' own
     gradients, from the bare policy, summed in float32; summed in bfloat16 it is another by far more."""
     exp, trunk = experience(groups=12), Trunk.load(model_folder, "bfloat16")
