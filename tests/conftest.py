@@ -34,3 +34,13 @@ def trunk(model_folder):
     from layersweep.policies.model.trunk import Trunk
 
     return Trunk.load(model_folder, "float32")
+
+
+@pytest.fixture(scope="session")
+def one_rank():
+    """The process group of a trainer with one rank; here, since a process can have one only."""
+    from layersweep.workers.training.distributed import prepare, serve_store
+
+    store = serve_store()
+    prepare(0, 1, "127.0.0.1", store.port, gpu=False)
+    yield

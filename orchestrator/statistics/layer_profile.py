@@ -95,7 +95,8 @@ def profile(table: pd.DataFrame, name: str, *, noise: float | None = None) -> Pr
         raise ValueError(f"{name} has more than one row for layer {twice[0]}")
     model_layers = _model_layers(table, layer, name)
     depth = layers / max(model_layers - 1, 1)
-    taken = table["optimizer_steps"].iloc[kept].dropna() if "optimizer_steps" in table else ()
+    taken = _numbers(table["optimizer_steps"])[kept] if "optimizer_steps" in table else np.empty(0)
+    taken = taken[np.isfinite(taken)]
     return Profile(
         name, layers, depth, value[kept], sd[kept], model_layers, is_contribution, int(pruned.sum()),
         (int(taken.min()), int(taken.max())) if len(taken) else None,

@@ -24,7 +24,8 @@ class LossSettings(StrictModel):
     importance_cap (`_truncate`), or 0 above it (`_mask`), as TRL names them; `none` leaves the weight out. `auto`:
     bypass where engine and trainer compute in float32, else token_truncate."""
     importance_cap: float = Field(2.0, gt=1)
-    """Truncated importance sampling: ratios against the sampling engine's log-probabilities count at most this."""
+    """Truncated importance sampling: ratios against the sampling engine's log-probabilities count at most this (masked
+    importance sampling: none above it counts)."""
     kl_coefficient: float = Field(0.0, ge=0)
     """Weight of the k3 estimate of KL(policy || base) in the loss; the base is the frozen trunk itself."""
     entropy_coefficient: float = Field(0.0, ge=0)

@@ -19,7 +19,7 @@ from layersweep.rollout.config import RolloutConfig
 from layersweep.rollout.engine.memory import gpu_cache_bytes
 from layersweep.workers.config import DeepSpeedConfig
 from tests.conftest import save_random_qwen3
-from tests.workers.training.test_update_loop import experience, one_rank, settings, update_loop  # noqa: F401
+from tests.workers.training.test_update_loop import experience, settings, update_loop
 
 
 def elsewhere(path: str, folder: str, dtype: str = "float32") -> dict:
@@ -119,7 +119,7 @@ def test_an_attached_trunk_computes_what_a_loaded_one_does(trunk):
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_offloaded_optimizer_state_gives_the_same_weights(trunk, one_rank, stage):  # noqa: F811
+def test_offloaded_optimizer_state_gives_the_same_weights(trunk, one_rank, stage):
     after = []
     for offload in ("none", "cpu"):
         section = DeepSpeedConfig(full_zero_stage=stage, offload_optimizer=offload)
@@ -131,7 +131,7 @@ def test_offloaded_optimizer_state_gives_the_same_weights(trunk, one_rank, stage
 
 
 @pytest.mark.parametrize("stage", [0, 1])
-def test_bfloat16_weights_are_rounded_float32_masters(model_folder, one_rank, stage):  # noqa: F811
+def test_bfloat16_weights_are_rounded_float32_masters(model_folder, one_rank, stage):
     """Changes too small for bfloat16 add up in what is trained; what is served is the masters, rounded."""
     algorithm, training = settings(0.0, 1e-4, 0.5, 1000)
     training = training.model_copy(update={"dtype": "bfloat16"})

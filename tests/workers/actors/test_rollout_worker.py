@@ -202,6 +202,26 @@ def test_responses_without_a_verdict_are_a_column_of_the_steps(worker, tokenizer
     STEPS.check(experience.metrics)
 
 
+def test_dynamic_sampling_asks_for_further_prompts(worker, tokenizer):
+    """No answer is right, so no group has a signal: three rounds of three prompts, of which the first three are used.
+    An answer "0" and its end are 2 tokens: 6 groups of 2 responses are left out, 24 tokens."""
+    worker.training = TrainingConfig(max_response_tokens=7, prompts_per_step=3, group_size=2)
+    worker.max_num_gen_batches = 3
+    engine = Engine(tokenizer, {("layer-01", 6): 0})
+    experience = asyncio.run(worker.experience(engine, "layer-01", 0, 0, 0))
+    assert len(engine.asked) == 3 and len({tuple(seeds) for _, _, seeds, _ in engine.asked}) == 3
+    assert experience.metrics["discarded_tokens"] == 24
+    assert experience.group.tolist() == [0, 0, 1, 1, 2, 2]
+    STEPS.check(experience.metrics)
+    # With one answer of two right the first round is enough, and it is the one without dynamic sampling.
+    engine = Engine(tokenizer, {("layer-01", 6): 1})
+    experience = asyncio.run(worker.experience(engine, "layer-01", 0, 0, 0))
+    assert len(engine.asked) == 1 and experience.metrics["discarded_tokens"] == 0
+    worker.max_num_gen_batches = 1
+    plain = asyncio.run(worker.experience(engine, "layer-01", 0, 0, 0))
+    assert np.array_equal(plain.tokens, experience.tokens) and "discarded_tokens" not in plain.metrics
+
+
 def test_responses_without_a_verdict_are_a_column_of_scores_and_table(worker, tokenizer, monkeypatch):
     """One of each prompt's four responses; full has a verdict on all. The table's share is a mean over prompts."""
     judge, right = worker.suite_tasks["four"].score, {(None, 4): 1, ("full", 4): 4}

@@ -7,7 +7,7 @@ from layersweep.policies.algorithms.grpo import GRPO
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import DeepSpeedConfig
 from tests.workers.training.test_old_logprobs import RATE, advantage_of, of_response, response_logp, training
-from tests.workers.training.test_update_loop import experience, one_rank  # noqa: F401, a fixture
+from tests.workers.training.test_update_loop import experience
 
 STEPS = 10
 
@@ -44,7 +44,7 @@ def plain_masters(folder: str, selection: Selection) -> tuple[torch.Tensor, torc
     [(Selection.layer(2), 0), (Selection.layer(2), 1)] + [(Selection.full(), stage) for stage in (0, 2, 3)],
     ids=lambda x: getattr(x, "name", x),
 )  # fmt: skip
-def test_ten_steps_follow_float32_masters(model_folder, one_rank, selection, stage):  # noqa: F811
+def test_ten_steps_follow_float32_masters(model_folder, one_rank, selection, stage):
     """The change of the masters has the same length within 1 % and the same direction, cosine above .99: gradients are
     rounded to bfloat16, 1 part in 256, in another order of operations."""
     from layersweep.policies.model.trunk import Trunk

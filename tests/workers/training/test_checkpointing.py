@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from layersweep.policies.algorithms.grpo import GRPO
+from layersweep.policies.algorithms.loss import LossTokens
 from layersweep.policies.model.tree_batch import pack
 from layersweep.policies.model.trunk import Policy, Trunk
 from layersweep.policies.selection import Selection
@@ -13,7 +14,7 @@ from layersweep.workers.training.deepspeed_backend import DeepSpeedBackend
 from layersweep.workers.training.micro_batch_size import unchecked_tokens
 from layersweep.workers.training.update_loop import UpdateLoop
 from tests.workers.training.test_micro_batch_size import SMOLLM2
-from tests.workers.training.test_update_loop import experience, one_rank, settings  # noqa: F401
+from tests.workers.training.test_update_loop import experience, settings
 
 
 def after(trunk, selection: Selection, stage: int, unchecked: float) -> tuple[dict, dict[str, torch.Tensor], bool]:
@@ -23,7 +24,7 @@ def after(trunk, selection: Selection, stage: int, unchecked: float) -> tuple[di
     backend = DeepSpeedBackend(Policy(trunk, selection), training, section)
     loop = UpdateLoop(trunk, backend, algorithm, training, unchecked_tokens=unchecked)
     calls = []
-    block = backend.policy.trained["2"] if not selection.trains_all else backend.policy.trained.model.layers[2]
+    block = backend.policy.trained.model.layers[2]
     block.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     metrics = [loop.update(experience(step), step) for step in (1, 2)]
     weights = {name: weight.clone() for name, weight in backend.weights().items()}
@@ -35,7 +36,7 @@ def after(trunk, selection: Selection, stage: int, unchecked: float) -> tuple[di
     [(Selection.layer(2), 0), (Selection.several((1, 2)), 1), (Selection.full(), 2), (Selection.full(), 3)],
     ids=lambda x: getattr(x, "name", x),
 )
-def test_checkpointed_updates_are_the_same_bit_for_bit(trunk, one_rank, selection, stage):  # noqa: F811
+def test_checkpointed_updates_are_the_same_bit_for_bit(trunk, one_rank, selection, stage):
     """And each block is computed twice, the second time in the backward pass."""
     plain, weights, once = after(trunk, selection, stage, unchecked=1e9)
     checked, others, twice = after(trunk, selection, stage, unchecked=0)
@@ -46,7 +47,7 @@ def test_checkpointed_updates_are_the_same_bit_for_bit(trunk, one_rank, selectio
         assert plain[name] == checked[name]
 
 
-def test_only_what_would_not_fit_is_checkpointed(trunk, one_rank):  # noqa: F811
+def test_only_what_would_not_fit_is_checkpointed(trunk, one_rank):
     """The largest micro batch is 40 tokens by the spec, or a longer response with its prompt, which is never cut."""
     algorithm, training = settings(0.0, 1e-3, 0.5, 40)
     backend = DeepSpeedBackend(Policy(trunk, Selection.layer(2)), training, DeepSpeedConfig())
@@ -76,13 +77,13 @@ def test_auto_goes_by_the_memory(monkeypatch):
 @pytest.mark.parametrize(("selection", "stage"), [(Selection.layer(2), 0), (Selection.layer(2), 1),
                                                   (Selection.full(), 2), (Selection.full(), 3)],
                          ids=lambda x: getattr(x, "name", x))  # fmt: skip
-def test_gradients_of_micro_batches_are_summed_in_float32(model_folder, one_rank, selection, stage):  # noqa: F811
+def test_gradients_of_micro_batches_are_summed_in_float32(model_folder, one_rank, selection, stage):
     """In bfloat16 with about one micro batch a prompt: the norm of the gradient is that of the micro batches' own
     gradients, from the bare policy, summed in float32; summed in bfloat16 it is another by far more."""
     exp, trunk = experience(groups=12), Trunk.load(model_folder, "bfloat16")
     training = TrainingConfig(dtype="bfloat16", max_response_tokens=8, micro_batch_tokens=24, gradient_clip=1e9)
     section = DeepSpeedConfig(layer_zero_stage=min(stage, 1), full_zero_stage=stage)
-    algorithm, policy = GRPO(clip_high=0.28), Policy(trunk, selection)
+    algorithm, policy = GRPO(clip_high=0.28, rollout_correction="bypass"), Policy(trunk, selection)
     parameters = list(policy.parameters())
     exact, rounded = ([torch.zeros_like(p, dtype=d) for p in parameters] for d in (torch.float32, torch.bfloat16))
     advantage = algorithm.advantages(exp.reward, exp.group, exp.trajectory, exp.step, exp.anchor)
@@ -92,7 +93,8 @@ def test_gradients_of_micro_batches_are_summed_in_float32(model_folder, one_rank
         hidden = None if selection.trains_all else trunk.prefix(batch, policy.start)
         logp, _ = policy(batch, hidden, 1.0)
         given = (torch.from_numpy(np.asarray(x, np.float32))[batch.response] for x in (advantage, weight))
-        loss = algorithm.loss(logp, torch.from_numpy(exp.logprobs)[batch.token], *given).loss
+        old = torch.from_numpy(exp.logprobs)[batch.token]
+        loss = algorithm.loss(LossTokens(logp, old, *given, batch.response)).loss
         for sums in zip(exact, rounded, torch.autograd.grad(loss, parameters), strict=True):
             sums[0].add_(sums[2])
             sums[1].add_(sums[2])

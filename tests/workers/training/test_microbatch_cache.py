@@ -8,7 +8,7 @@ from layersweep.policies.model.tree_batch import MicroBatch, MicroBatches
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
 from layersweep.workers.training.microbatch_cache import CacheBudget, MicroBatchCache, TrainingMicroBatch, tensor_bytes
-from tests.workers.training.test_update_loop import experience, one_rank, update_loop  # noqa: F401
+from tests.workers.training.test_update_loop import experience, update_loop
 
 
 def micro_batch() -> MicroBatch:
@@ -54,7 +54,7 @@ def test_an_index_error_within_is_no_end():
 
 
 @pytest.mark.parametrize("selection", [Selection.layer(2), Selection.full()], ids=lambda s: s.name)
-def test_the_cache_changes_no_bit(trunk, one_rank, selection, monkeypatch):  # noqa: F811
+def test_the_cache_changes_no_bit(trunk, one_rank, selection, monkeypatch):
     """Three epochs of two minibatches with and without it: equal weights; the trunk runs once, or in every epoch."""
     calls, prefix = [0], trunk.prefix
 

@@ -10,7 +10,6 @@ from layersweep.policies.selection import Selection
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
 from tests.workers.training.test_update_loop import (
     experience,
-    one_rank,  # noqa: F401, a fixture
     plain_models,
     update_loop,
 )
@@ -83,7 +82,7 @@ def training(minibatches: int = 1, epochs: int = 1, dtype: str = "float32", toke
     ids=lambda x: getattr(x, "name", x),
 )
 def test_the_ratio_is_to_the_trainers_own(
-    model_folder, trunk, one_rank, correction, selection, minibatches, epochs, stage  # noqa: F811
+    model_folder, trunk, one_rank, correction, selection, minibatches, epochs, stage
 ):  # fmt: skip
     """Three minibatches of two groups, two epochs: 6 optimizer steps, less those of minibatches without signal."""
     exp = experience()
@@ -102,7 +101,7 @@ def test_the_ratio_is_to_the_trainers_own(
     assert (metrics["corrected_fraction"] > 0) == (correction != "none")
 
 
-def test_bypass_is_the_default_in_float32_and_not_in_bfloat16(model_folder, trunk, one_rank):  # noqa: F811
+def test_bypass_is_the_default_in_float32_and_not_in_bfloat16(model_folder, trunk, one_rank):
     from layersweep.policies.model.trunk import Trunk
 
     half = Trunk.load(model_folder, "bfloat16")
@@ -112,7 +111,7 @@ def test_bypass_is_the_default_in_float32_and_not_in_bfloat16(model_folder, trun
 
 @pytest.mark.parametrize("correction", ["bypass", "token_truncate", "sequence_mask"])
 @pytest.mark.parametrize("missing", [float("nan"), -float("inf")])
-def test_a_token_without_a_logprob_costs_itself_alone(trunk, one_rank, correction, missing):  # noqa: F811
+def test_a_token_without_a_logprob_costs_itself_alone(trunk, one_rank, correction, missing):
     """With all tokens of one response missing, the update is that of a batch whose response has an advantage of 0: it
     has a weight of 0, and all others keep theirs. Counted, and left out of the mismatch."""
     exp, marked = experience(), experience()
@@ -140,7 +139,7 @@ def test_a_token_without_a_logprob_costs_itself_alone(trunk, one_rank, correctio
 @pytest.mark.parametrize(
     ("selection", "stage"), [(Selection.layer(2), 0), (Selection.full(), 3)], ids=lambda x: getattr(x, "name", x)
 )
-def test_an_entropy_bonus_alone_raises_the_entropy(model_folder, trunk, one_rank, selection, stage):  # noqa: F811
+def test_an_entropy_bonus_alone_raises_the_entropy(model_folder, trunk, one_rank, selection, stage):
     """All responses scored alike: the loss is minus .1 times the mean over responses of their tokens' mean entropy, of
     the model over transformers, and the step is AdamW's on its gradient."""
     exp = experience()
@@ -168,7 +167,7 @@ def test_an_entropy_bonus_alone_raises_the_entropy(model_folder, trunk, one_rank
     assert loop.update(exp, step=2)["entropy"] > metrics["entropy"]
 
 
-def test_a_batch_without_signal_takes_no_step_and_says_so(trunk, one_rank):  # noqa: F811
+def test_a_batch_without_signal_takes_no_step_and_says_so(trunk, one_rank):
     exp = experience()
     exp.reward[:] = 1.0
     loop = update_loop(trunk, Selection.layer(2), GRPO(), training(minibatches=3))
@@ -176,3 +175,30 @@ def test_a_batch_without_signal_takes_no_step_and_says_so(trunk, one_rank):  # n
     # Of three minibatches of two groups at step 1 the one group with a signal is in one.
     exp.reward[0] = 0.0
     assert loop.update(exp, step=1)["optimizer_steps"] == 1
+
+
+@pytest.mark.parametrize("correction", ["bypass", "sequence_truncate"])
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "rloo", "reinforce_plus_plus"])
+def test_every_algorithm_trains(trunk, one_rank, name, correction):
+    """Three steps of three minibatches on the same batch raise the mean log-probability of right answers over that of
+    wrong ones."""
+    from pydantic import TypeAdapter
+
+    from layersweep.policies.config import AlgorithmConfig
+    from layersweep.policies.model.tree_batch import pack
+
+    algorithm = TypeAdapter(AlgorithmConfig).validate_python({"type": name, "rollout_correction": correction})
+    loop, exp = update_loop(trunk, Selection.layer(2), algorithm, training(minibatches=3)), experience()
+    [batch] = pack(exp.prompts, exp.tokens, exp.lengths, range(len(exp.lengths)), 10**6)
+    right = torch.from_numpy(exp.reward)[batch.response] > 0
+
+    def lead() -> float:
+        with torch.no_grad():
+            logp, _ = loop.policy(batch, trunk.prefix(batch, 2), 1.0)
+        return float(logp[right].mean() - logp[~right].mean())
+
+    exp.logprobs[batch.token.numpy()] = loop.policy(batch, trunk.prefix(batch, 2), 1.0)[0].detach().numpy()
+    before = lead()
+    for step in range(3):
+        loop.update(exp, step)
+    assert lead() > before + 0.01

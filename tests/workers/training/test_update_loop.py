@@ -139,16 +139,6 @@ def update_loop(trunk, selection: Selection, algorithm, training, section=None, 
     return UpdateLoop(trunk, backend, algorithm, training, rank, ranks)
 
 
-@pytest.fixture(scope="session")
-def one_rank():
-    from layersweep.workers.training.distributed import prepare, serve_store
-
-    store = serve_store()
-    if not torch.distributed.is_initialized():  # by this fixture as another module imports it
-        prepare(0, 1, "127.0.0.1", store.port, gpu=False)
-    yield
-
-
 @pytest.mark.parametrize("selection", SELECTIONS, ids=lambda s: s.name)
 @pytest.mark.parametrize(("kl", "micro"), [(0.0, 1000), (0.1, 40)])
 def test_an_update_is_a_plain_torch_update(model_folder, trunk, one_rank, selection, kl, micro):
