@@ -1,6 +1,7 @@
 """Kept responses: which are kept, what is printed of them, and the tables that come of scoring them once more."""
 
 import asyncio
+import shutil
 from functools import partial
 
 import numpy as np
@@ -200,6 +201,15 @@ def test_only_wrong_ones(sweep, capsys):
     assert main(["responses", str(sweep), "--suite", "six"]) == 2
     assert main(["responses", str(sweep.parent)]) == 2
     assert "no responses are kept there" in capsys.readouterr().err
+
+
+def test_the_last_evaluation_is_shown_unless_another_is_named(sweep):
+    run = sweep / "responses" / "run=layer-03-seed0"
+    shutil.copytree(run / "step=000003", run / "step=000002")
+    for step, shown in ((None, 3), (2, 2), (3, 3)):
+        found = find_responses(str(sweep), ["layer-03-seed0"], step=step)
+        assert set(found["step"]) == {shown} and len(found) == 40 * 4 + 40 + 20 * 2 + 20
+    assert set(find_responses(str(sweep), ["base"], split="selection")["selection"]) == {"base"}
 
 
 @pytest.mark.parametrize(
