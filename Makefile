@@ -2,6 +2,7 @@
 # make demo-llm   the same with a real pretrained model (SmolLM2-135M, from a PyPI package), about ten minutes on two idle cores
 # make test       the test suite
 # make long       the tests that take minutes each: sweeps under faults, over several nodes, through jobs; not in CI
+# make gpu-check  what only a GPU can show, under five minutes on one; with layersweep installed there (docs/gpu-check.md)
 # All do all the set-up themselves: a .venv with the pinned CPU stack, made once and reused while the lock is unchanged.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ STAMP := .venv/.installed-$(shell sha256sum $(LOCK) pyproject.toml | sha256sum |
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INSTALL := .venv/bin/pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: demo demo-llm test long fast lint setup lock clean
+.PHONY: demo demo-llm test long fast gpu-check lint setup lock clean
 
 demo: setup
 	.venv/bin/layersweep run deploy/sweeps/demo.yaml --fresh
@@ -27,6 +28,9 @@ long: setup
 
 fast: setup
 	.venv/bin/python -m pytest -m "not slow"
+
+gpu-check:
+	$(PYTHON) -m tests.gpu
 
 lint: setup
 	.venv/bin/ruff check .

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from layersweep.policies import algorithms
 
 from .model.architecture import MOST_LAYERS, MOST_UNITS
-from .strict import StrictModel
+from .strict import Location, Prompts, StrictModel
 
 AlgorithmConfig = Annotated[
     reduce(or_, (choice for choice in vars(algorithms).values() if isinstance(choice, type))),
@@ -22,9 +22,9 @@ class PretrainedModel(StrictModel):
     """A Qwen2.5, Qwen3 or Llama-type model that exists."""
 
     type: Literal["pretrained"] = "pretrained"
-    path: str
+    path: Location
     """A local folder in Hugging Face format, a GGUF file, `smollm2` (SmolLM2-135M-Instruct), or a hub name."""
-    revision: str | None = None
+    revision: Location | None = None
     """Branch, tag or commit of a hub model; null is main. The commit that it means at the start is used throughout."""
     trust_remote_code: bool = False
     """Run code that the model's repository brings. Off unless you have read that code."""
@@ -53,7 +53,7 @@ class TinyModel(StrictModel):
     initializer_range: float = Field(0.05, gt=0)
     warmup_steps: NonNegativeInt = 130
     """Supervised steps; 0 leaves it random."""
-    warmup_batch: PositiveInt = 128
+    warmup_batch: Prompts = 128
     warmup_learning_rate: float = Field(2e-3, gt=0)
     minimum_accuracy: float = Field(0.05, ge=0, le=1)
     """The base must reach this at temperature 1; below it RL finds nothing to reinforce."""

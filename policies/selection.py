@@ -4,16 +4,30 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["base", "full", "layer", "layers", "boost"]
+Kind = Literal["base", "full", "layer", "layers", "part", "boost"]
+
+EMBEDDING = "model.embed_tokens.weight"
+MODULES = {
+    "attention": r"self_attn\.[qkvo]_proj\.",
+    "mlp": r"mlp\.",
+    "norms": r"norm\.weight",
+}
+"""Parts of a block by name, as patterns that are searched for in parameter names. Together they are the whole block:
+`norms` are those before attention and MLP, and of queries and keys."""
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Set of trained parameters. `name` stands in the tables: base, full, layer-07, layers-best-5, boost-best-5, ..."""
+    """Set of trained parameters. `name` stands in the tables: base, full, layer-07, layer-07-mlp, layers-best-5, ..."""
 
     name: str
     kind: Kind
     layers: tuple[int, ...] = ()
+    """Blocks, ascending. A part of none is one of the parameters outside of blocks."""
+    modules: str | None = None
+    """A name of MODULES, or a regular expression that is searched for in the parameter names within a block (without
+    layers: in the names outside of blocks); None is all of them."""
 
     @classmethod
     def base(cls) -> "Selection":
@@ -32,9 +46,19 @@ class Selection:
 
     @classmethod
     def several(cls, layers: tuple[int, ...], name: str | None = None) -> "Selection":
-        """Return the selection that trains several blocks; null names it by their numbers."""
+        """Return the selection that trains several blocks; null names it by their numbers, 3 to 9 as 03-to-09."""
         ordered = tuple(sorted(set(layers)))
-        return cls(name or "layers-" + "-".join(f"{k:02d}" for k in ordered), "layers", ordered)
+        return cls(name or f"layers-{'-'.join(_numbers(ordered))}", "layers", ordered)
+
+    @classmethod
+    def part(cls, layers: tuple[int, ...], modules: str) -> "Selection":
+        """Return the selection that trains what `modules` names of several blocks, or without layers outside of them.
+
+        Its name is that of the layers and the letters and digits of `modules`: layer-07-mlp, layers-03-07-q_proj.
+        """
+        whole = cls.layer(*layers) if len(layers) == 1 else cls.several(layers)
+        label = "-".join(re.findall(r"\w+", modules, re.ASCII)) or "part"
+        return cls(f"{whole.name if layers else 'outside'}-{label}", "part", whole.layers, modules)
 
     @classmethod
     def boost(cls, layers: tuple[int, ...], name: str) -> "Selection":
@@ -49,14 +73,39 @@ class Selection:
     def trains(self, parameter: str) -> bool:
         """Return whether the parameter of this Hugging Face name trains.
 
-        Layers train their block's tensors and nothing else: embeddings, final norm and LM head stay frozen.
+        Layers train their block's tensors and nothing else: embeddings, final norm and LM head stay frozen. A tied LM
+        head goes by the name of the embedding.
         """
-        return self.trains_all or self.names(parameter)
+        return self.trains_all or (self.kind != "base" and self.names(parameter))
 
     def names(self, parameter: str) -> bool:
-        """Return whether the parameter of this Hugging Face name belongs to one of `layers`."""
-        match = re.match(r"model\.layers\.(\d+)\.", parameter)
-        return match is not None and int(match[1]) in self.layers
+        """Return whether the parameter of this Hugging Face name belongs to `modules` of one of `layers`."""
+        match = _LAYER.fullmatch(parameter)
+        if (int(match[1]) not in self.layers) if match else (self.layers or self.modules is None):
+            return False
+        pattern = MODULES.get(self.modules, self.modules)
+        return pattern is None or re.search(pattern, match[2] if match else parameter) is not None
+
+    @property
+    def outside(self) -> bool:
+        """Whether parameters outside of blocks train: embedding, final norm, LM head."""
+        return self.trains_all or self.kind == "part" and not self.layers
+
+    def first_block(self, count: int) -> int:
+        """Return the first of a model's `count` blocks that gradients pass through: what is below it is frozen."""
+        if self.trains_all or self.trains(EMBEDDING):
+            return 0
+        return min(self.layers, default=count)
+
+
+def _numbers(layers: tuple[int, ...]) -> list[str]:
+    """Return the numbers as text, three or more neighbours as first-to-last: file names have room for 255 bytes."""
+    texts, begin = [], 0
+    for end in range(1, len(layers) + 1):
+        if end == len(layers) or layers[end] != layers[end - 1] + 1:
+            run, begin = layers[begin:end], end
+            texts += [f"{run[0]:02d}-to-{run[-1]:02d}"] if len(run) > 2 else [f"{k:02d}" for k in run]
+    return texts
 
 
 def run_name(selection: str, seed: int) -> str:

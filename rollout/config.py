@@ -4,17 +4,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from layersweep.policies.strict import StrictModel
+from layersweep.policies.strict import MOST_PROMPTS, Processes, Prompts, Samples, StrictModel, written_as
 from layersweep.rollout.environments.alfworld import AlfWorldConfig
+from layersweep.rollout.environments.custom import CustomEnvironmentConfig
 from layersweep.rollout.environments.demo_gridworld import GridWorldConfig
 from layersweep.rollout.environments.gymnasium import GymnasiumConfig
 from layersweep.rollout.environments.textarena import TextArenaConfig
 from layersweep.rollout.environments.textworld import TextWorldConfig
 from layersweep.rollout.tasks.code import CodeConfig
+from layersweep.rollout.tasks.custom import CustomTaskConfig
 from layersweep.rollout.tasks.demo.count_bits import CountBitsConfig
 from layersweep.rollout.tasks.demo.expressions import ExpressionsConfig
 from layersweep.rollout.tasks.demo.sort_digits import SortDigitsConfig
 from layersweep.rollout.tasks.math import MathConfig
+from layersweep.rollout.tasks.prompts import PromptsConfig
 from layersweep.rollout.tasks.reasoning_gym import ReasoningGymConfig
 
 CPU_KV_CACHE_MIB = 512
@@ -23,8 +26,11 @@ CPU_KV_CACHE_MIB = 512
 TaskConfig = Annotated[
     CountBitsConfig
     | CodeConfig
+    | CustomEnvironmentConfig
+    | CustomTaskConfig
     | ExpressionsConfig
     | MathConfig
+    | PromptsConfig
     | ReasoningGymConfig
     | SortDigitsConfig
     | AlfWorldConfig
@@ -53,14 +59,15 @@ class RolloutConfig(StrictModel):
     The engine's self-check needs 64."""
     kv_cache_memory_mib: PositiveInt | None = None
     """KV cache; null is 512 MiB on CPUs, or more where one sequence of `max_model_len` needs it, and on GPUs what
-    `gpu_memory_utilization` leaves."""
+    `gpu_memory_utilization` leaves. Counted from the model's shape, not measured: trainers beside an engine that is
+    replaced do not change it."""
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
-    """Share of a GPU's memory that the engine takes (weights and KV cache)."""
+    """Share of a GPU's memory that the engine takes for weights, activations and KV cache; overlays come on top."""
     sleep: bool = False
     """Alternate generation and training, for engine and trainers that share a GPU without memory for KV cache and
     activations at once: all runs generate, then all train. Meanwhile engines keep their weights in host memory and no
     cache (vLLM's sleep level 1). Costs the overlap of the two, and was never run on a GPU."""
-    tensor_parallel_size: PositiveInt = 1
+    tensor_parallel_size: Processes = 1
     """GPUs that one engine spans."""
     weight_transfer: Literal["auto", "direct", "object_store"] = "auto"
     """How a run's weights reach its engine. `auto`: as a CUDA IPC handle on the same GPU, over NCCL between GPUs, and
@@ -73,19 +80,19 @@ class RolloutConfig(StrictModel):
 class SuiteConfig(StrictModel):
     """One named evaluation set."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    name: Annotated[str, written_as(r"[A-Za-z0-9_.-]{1,64}", "1 to 64 letters, digits, `_`, `.`, `-`")]
     """Letters, digits, `_`, `.`, `-`."""
     task: TaskConfig | None = None
     """Source of its prompts; null is the task that is trained."""
     counts: bool = True
     """Whether it is part of the score S. One that is not (another domain, say) is scored like the others and shown
     beside them, in `contribution_by_suite.parquet`: what else a run learned, or forgot."""
-    prompts: PositiveInt = 512
+    prompts: Prompts = 512
     """Prompts of the `selection` split."""
-    final_prompts: int = Field(0, ge=0)
+    final_prompts: int = Field(0, ge=0, le=MOST_PROMPTS)
     """Prompts of the `final` split, on which base, full and the best layers are scored once more, with four
     times the samples; 0 leaves it out."""
-    samples: PositiveInt = 4
+    samples: Samples = 4
     """Responses per prompt; a prompt's score is their mean (pass@1). Below 4 the interval widens."""
     temperature: float = Field(1.0, ge=0, le=2)
     """0 is greedy; then one sample is enough."""

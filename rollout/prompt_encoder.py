@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from layersweep.policies.model.architecture import end_tokens
 from layersweep.rollout.types import Prompt
 
 BATCH = 1000
@@ -63,6 +64,10 @@ def load_tokenizer(folder: str, trust_remote_code: bool = False) -> tuple[Any, t
 
     Args:
         trust_remote_code: whether code that the folder brings may run.
+
+    Raises:
+        Exception: what transformers raises of files that are no tokenizer.
+        ValueError: a config names something else than a token as the end.
     """
     if (Path(folder) / "tokenizer.json").is_file():
         # The generic class reads tokenizer.json whole, and imports in a fifth of AutoTokenizer's time.
@@ -70,10 +75,12 @@ def load_tokenizer(folder: str, trust_remote_code: bool = False) -> tuple[Any, t
     else:
         from transformers import AutoTokenizer as Loader
     tokenizer = Loader.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    stops = {tokenizer.eos_token_id}
+    stops = {tokenizer.eos_token_id} - {None}
     for name in ("generation_config.json", "config.json"):
         path = Path(folder) / name
         if path.is_file():
-            ends = json.loads(path.read_text()).get("eos_token_id")
-            stops |= set(ends if isinstance(ends, list) else [ends])
-    return tokenizer, tuple(sorted(stop for stop in stops if stop is not None))
+            try:
+                stops.update(end_tokens(json.loads(path.read_text(encoding="utf-8"))))
+            except (ValueError, AttributeError) as error:  # AttributeError: no object
+                raise ValueError(f"{name}: eos_token_id cannot be read: {error}") from error
+    return tokenizer, tuple(sorted(stops))

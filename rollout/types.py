@@ -46,7 +46,9 @@ class Score:
     format_ok: bool
     """Whether an answer could be read from the response at all, right or wrong."""
     judged: bool = True
-    """Whether there was a verdict; False where judging ran out of time or memory, which is no fault of the response."""
+    """Whether there was a verdict; False where judging ran out of time or memory, or failed, and the reward is 0."""
+    numbers: dict[str, float] = field(default_factory=dict)
+    """Further named numbers of a user's reward functions; they become columns `reward.NAME` of the tables."""
     answer: str | None = field(default=None, compare=False)
     """The final answer as the task read it, in a form in which equal answers are equal texts: what a majority vote
     counts. None where it read none, and in tasks whose responses have no answer to vote on (programs). No part of the
@@ -55,6 +57,10 @@ class Score:
 
 class StaleWeights(RuntimeError):
     """A request named another version of its run's weights than the engine has."""
+
+
+class TransferFailed(RuntimeError):
+    """A run's weights did not reach its engine: the trainer died, or the connection broke, on their way."""
 
 
 class EngineStopped(RuntimeError):
@@ -167,6 +173,8 @@ class ScoredResponses:
     """Category of the prompt, where an environment has categories; else None."""
     losses: np.ndarray
     """Times that the environment failed; 2: given up."""
+    unjudged: np.ndarray
+    """Whether there was no verdict (late, an exception); the score is then 0."""
 
 
 def verdict_columns(scores: Sequence[Score]) -> dict[str, np.ndarray]:
@@ -177,6 +185,7 @@ def verdict_columns(scores: Sequence[Score]) -> dict[str, np.ndarray]:
         "score": np.array([score.reward for score in scores]),
         "format_ok": np.array([score.format_ok for score in scores]),
         "answer": np.array([score.answer for score in scores], object),
+        "unjudged": np.array([not score.judged for score in scores], bool),
     }
 
 

@@ -109,7 +109,7 @@ MUTANTS = [
     ),
     Mutant(
         "failures: the sweep's files get one attempt more",
-        "failures.py", "STORE_DELAYS = (1.0, 4.0, 15.0)", "STORE_DELAYS = (1.0, 4.0, 15.0, 60.0)", "failures",
+        "failures.py", "for delay in (*STORE_DELAYS, None):", "for delay in (*STORE_DELAYS, 60.0, None):", "failures",
     ),
     Mutant(
         "failures: files that are not there are waited for",

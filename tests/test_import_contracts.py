@@ -14,7 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("policies", "rollout", "workers", "orchestrator")
 """Each may import itself and those before it."""
-ROLLOUT_FROM_POLICIES = {"policies.strict", "policies.config", "policies.selection", "policies.model"}
+ROLLOUT_FROM_POLICIES = {
+    "policies.strict", "policies.config", "policies.selection", "policies.model", "policies.user_code",
+}  # fmt: skip
 HEADLESS = re.compile(
     r"(Of|That|And|Or|By|As|Who|Whom|Whose|Whoever|Which|Where|When|What|If|Why|With|Without|In|On|At|To|From|For|"
     r"Beside|Besides|Between|Over|Under|Until|Till|While|Since|Because|But|So|Such|Than|Then|There|Here|It|They|He|She|"

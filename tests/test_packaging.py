@@ -43,7 +43,7 @@ def test_every_data_file_of_the_tree_is_listed():
         for path in (ROOT / package).rglob("*")
         if path.is_file() and path.suffix not in (".py", ".pyc")
     }
-    assert listed == there | set((ROOT / "deploy" / "sweeps").glob("*.yaml"))
+    assert listed == there | set((ROOT / "deploy" / "sweeps").iterdir())
 
 
 @pytest.fixture(scope="module")

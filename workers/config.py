@@ -4,8 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, field_validator, model_validator
 
-from layersweep.policies.strict import StrictModel
+from layersweep.policies.strict import MOST_PROCESSES, Processes, Prompts, Samples, StrictModel
 
+RAY_UNIT = 1e-4
+"""Least part of a CPU or GPU."""
 Rate = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -77,8 +79,8 @@ class TrainingConfig(StrictModel):
 
     steps: PositiveInt = 100
     """Rollout batches of a run."""
-    prompts_per_step: PositiveInt = 32
-    group_size: PositiveInt = 8
+    prompts_per_step: Prompts = 32
+    group_size: Samples = 8
     """Responses per prompt; advantages compare within them."""
     minibatches: PositiveInt = 1
     """Optimizer steps per epoch over one rollout batch; prompts are split evenly."""
@@ -90,10 +92,15 @@ class TrainingConfig(StrictModel):
     """Course of the learning rate after the warm-up; linear and cosine end at 0."""
     warmup_steps: NonNegativeInt = 0
     """Steps over which the learning rate rises linearly from 0."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` (Jordan 2024) for the matrices of the decoder blocks, momentum 0.95, scaled so that its updates are as
+    large as AdamW's, and AdamW for everything else. Without ZeRO alone, which splits matrices."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """AdamW's decay rates of the first and the second moment, each in [0, 1)."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay of AdamW and Muon."""
+    decay_norms_and_biases: bool = True
+    """Whether weight decay shrinks the weights of norms and biases too, as matrices."""
     gradient_clip: float = Field(1.0, gt=0)
     """Gradients are scaled down to this global L2 norm."""
     max_response_tokens: PositiveInt = 1024
@@ -109,18 +116,19 @@ class TrainingConfig(StrictModel):
     micro_batch_tokens: PositiveInt | None = None
     """Tokens that a trainer computes at a time, padding included: memory against speed. null follows from the memory
     that is there, for each run by what it trains; `layersweep plan` says the number."""
+    checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Activation checkpointing: a trainer keeps the input of each block alone, and computes the block once more in the
+    backward pass: the same numbers with less memory, in about a third more time. `auto` is on for the updates of which
+    a micro batch, if only of one long response, would not fit into the memory for activations otherwise."""
     prefix_cache_mib: NonNegativeInt = 1024
     """MiB of a trainer for what several epochs share: the input of the first trained layer, computed in the first. What
     does not fit is computed in each."""
 
-    @model_validator(mode="before")
+    @field_validator("learning_rate", mode="before", json_schema_input_type=float | LearningRatePolicy)
     @classmethod
-    def _one_rate_for_all(cls, data: object) -> object:
+    def _one_rate_for_all(cls, rate: object) -> object:
         # YAML 1.1 reads 5e-6, without a point, as a string.
-        if isinstance(data, dict) and isinstance(data.get("learning_rate"), int | float | str):
-            rate = data["learning_rate"]
-            return data | {"learning_rate": {"layer": rate, "full": rate}}
-        return data
+        return {"layer": rate, "full": rate} if isinstance(rate, int | float | str) else rate
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingConfig":
@@ -160,9 +168,16 @@ class DeepSpeedConfig(StrictModel):
 class ActorResources(StrictModel):
     """Resources that one actor requests from Ray."""
 
-    cpus: float = Field(1.0, ge=0)
-    gpus: float = Field(0.0, ge=0)
+    cpus: float = Field(1.0, ge=0, le=MOST_PROCESSES)
+    gpus: float = Field(0.0, ge=0, le=MOST_PROCESSES)
     """GPUs; a fraction lets several actors share one."""
+
+    @model_validator(mode="after")
+    def _ray_can_count_them(self) -> "ActorResources":
+        for name, quantity in (("cpus", self.cpus), ("gpus", self.gpus)):
+            if 0 < quantity < RAY_UNIT:
+                raise ValueError(f"{name}: {quantity:g} is below {RAY_UNIT:g}, the least that Ray counts; 0 is none")
+        return self
 
 
 class ResourcesConfig(StrictModel):
@@ -170,18 +185,18 @@ class ResourcesConfig(StrictModel):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of engines and trainers; `auto` is cuda where they request GPUs."""
-    engines: PositiveInt = 1
+    engines: Processes = 1
     """Number of vLLM engines; runs are assigned to them in turn."""
     engine: ActorResources = ActorResources(cpus=0.5)
     trainer: ActorResources = ActorResources(cpus=0.1)
     """Resources of each rank of a layer run."""
     full_trainer: ActorResources | None = None
     """Resources of each rank of the full run; null is as `trainer`."""
-    trainer_ranks: PositiveInt = 1
+    trainer_ranks: Processes = 1
     """Data-parallel ranks of a layer run."""
-    full_trainer_ranks: PositiveInt = 1
+    full_trainer_ranks: Processes = 1
     """Data-parallel ranks of the full run."""
-    concurrent_runs: PositiveInt | None = None
+    concurrent_runs: Processes | None = None
     """Runs that train at the same time; null is as many as the cluster has capacity for, as it grows and shrinks."""
     wait_for_nodes: float = Field(0.0, ge=0)
     """Seconds to wait for an autoscaling cluster to grow to what the sweep needs at least; its autoscaler is told what

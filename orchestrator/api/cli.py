@@ -79,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     plan = add("plan", _plan, "Show what a sweep would do: runs, sizes, bytes per push. Starts nothing.")
     plan.add_argument("--cluster", metavar="SHAPE", help="also place it on GPUs, such as 8xH200 or 4x8xH100 (nodes x "
                       "GPUs x kind): schedule, hours, memory, network")  # fmt: skip
+    data = add("data", _data, "Show prompts as the model sees them, their lengths in tokens, and what the rows' own "
+               "answers get as reward.")  # fmt: skip
     run = add("run", _run, "Run a sweep on this machine's Ray, or on a running cluster.")
     run.add_argument("--address", help="of a running Ray cluster, such as auto or host:6379 (default: start Ray here)")
     run.add_argument("--fresh", action="store_true", help="discard what an earlier run of this sweep left")
@@ -109,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
                              "http://head:8265")  # fmt: skip
     resume = add("resume", _resume, "Go on with a sweep after a crash or a stop, or with layers, seeds or steps added.")
     resume.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME), or its spec")
-    for command, default in ((plan, "the demo"), (run, "the demo"), (submit, "the demo"),
+    for command, default in ((plan, "the demo"), (data, "the demo"), (run, "the demo"), (submit, "the demo"),
                              (resume, "sweep.yaml in the folder")):  # fmt: skip
         command.add_argument("words", nargs="*", metavar="SPEC | FIELD=VALUE", help=f"YAML file (default: {default}), "
                              "and values that replace its own, such as training.steps=50 'seeds=[0,1]'")  # fmt: skip
@@ -117,15 +119,37 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", _report, "Write a finished or running sweep's report: one HTML file, and PNGs.")
     report.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME), or a contribution table in parquet")
     compare = add("compare", _compare, "Do the layer rankings agree? Observed and noise-corrected rank correlation.")
-    compare.add_argument("tables", nargs="+", metavar="TABLE", help="a sweep's folder, a parquet of ours, or a CSV")
+    compare.add_argument("tables", nargs="+", metavar="TABLE", help="path or URI of a sweep's folder, a parquet of "
+                         "ours, or a CSV")  # fmt: skip
     compare.add_argument("-o", "--output", metavar="DIR", help="write compare.html and compare.png there")
     compare.add_argument("--top", type=_count, default=5, metavar="K", help="how many best layers to hold against "
                          "each other (default: 5)")  # fmt: skip
     compare.add_argument("--noise", type=float, metavar="SD", help="of the contribution, for tables without intervals")
+    dissect = add("dissect", _dissect, "Take finished runs apart, without training: parts, ranks, largest entries, "
+                  "multiples, layers of the full run, random changes of equal norm.")  # fmt: skip
+    dissect.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME)")
+    compose = add("compose", _compose, "Add up what separately trained runs changed, without training.")
+    compose.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME)")
+    compose.add_argument("--best", type=_count, default=0, metavar="K", help="the best 2, 3, ... K runs together")
+    compose.add_argument("--pairs", type=_count, default=0, metavar="K", help="all pairs of the best K runs")
+    compose.add_argument("--greedy", type=_count, default=0, metavar="K", help="grow a stack to K runs by the one that "
+                         "raises its score on the selection split most")  # fmt: skip
+    compose.add_argument("--strength", type=float, nargs="+", default=[1.0], metavar="FACTOR", help="of every run's "
+                         "change (default: 1)")  # fmt: skip
+    for command, words in ((dissect, "SELECTION | FIELD=VALUE"), (compose, "STACK | FIELD=VALUE")):
+        command.add_argument(
+            "words",
+            nargs="*",
+            metavar=words,
+            help="such as layer-07 (default: all completed runs)"
+            if command is dissect
+            else "members joined by +, such as 1+5 or layer-01+layer-05-mlp",
+        )
+        command.add_argument("--address", help="of a running Ray cluster (default: start Ray here)")
     export = add("export", _export, "Merge a run's weights into its base: a folder that transformers and vLLM load "
                  "(of a float32 run with dtype=float32: vLLM's default is 16 bits).")  # fmt: skip
     export.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME)")
-    export.add_argument("selection", help="such as layer-07 or full")
+    export.add_argument("selection", help="such as layer-07, full, or a stack of composition.parquet")
     export.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder")
     export.add_argument("--seed", type=int, help="where several were trained")
     responses = add("responses", _responses, "Print kept responses, prompt by prompt, of one run or several.")
@@ -148,7 +172,11 @@ def _parser() -> argparse.ArgumentParser:
     rescore.add_argument("words", nargs="*", metavar="FIELD=VALUE", help="fields of the tasks that replace the sweep's "
                          "own, such as task.cpu_seconds=5")  # fmt: skip
     add("doctor", _doctor, "Tell what this machine can do, and what is missing.")
-    add("schema", _schema, "Explain every field of a spec.")
+    schema = add("schema", _schema, "Explain every field of a spec.")
+    what = schema.add_mutually_exclusive_group()
+    what.add_argument("section", nargs="?", default="", help="a field to explain alone, such as training or task.data")
+    what.add_argument("--json", action="store_true", help="print a JSON Schema, with which editors complete and check "
+                      "a spec")  # fmt: skip
     return parser
 
 
@@ -195,6 +223,14 @@ def _plan(args: argparse.Namespace) -> int:
     forecast = plan_on(plan, parse_cluster(args.cluster))
     show_plan(plan, overrides, hours=False)
     show_cluster_plan(forecast)
+    return 0
+
+
+def _data(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.commands.show_data import show_data
+    from layersweep.orchestrator.planning.checks import check_sweep
+
+    show_data(check_sweep(_spec(args.words), fetch=False, fetch_data=True))
     return 0
 
 
@@ -311,6 +347,36 @@ def _rescore(args: argparse.Namespace) -> int:
     return 0
 
 
+def _dissect(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.commands.dissect import dissect
+    from layersweep.orchestrator.execution.variant_scoring import VariantsFailed
+
+    wanted = [word for word in args.words if not _is_override(word)]
+    overrides = parse_overrides(filter(_is_override, args.words))
+    try:
+        print(dissect(args.sweep, wanted, overrides, args.address))
+    except VariantsFailed as error:
+        print(f"layersweep: {error}; what is scored is kept, the same command goes on", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _compose(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.commands.compose import Wanted, compose
+    from layersweep.orchestrator.execution.variant_scoring import VariantsFailed
+
+    stacks = [word.split("+") for word in args.words if not _is_override(word)]
+    given = tuple(tuple(f"layer-{int(k):02d}" if k.isdigit() else k for k in stack) for stack in stacks)
+    wanted = Wanted(given, args.best, args.pairs, args.greedy, tuple(args.strength))
+    overrides = parse_overrides(filter(_is_override, args.words))
+    try:
+        print(compose(args.sweep, wanted, overrides, args.address))
+    except VariantsFailed as error:
+        print(f"layersweep: {error}; what is scored is kept, the same command goes on", file=sys.stderr)
+        return 1
+    return 0
+
+
 def _doctor(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.commands.doctor import examine
 
@@ -318,10 +384,15 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _schema(args: argparse.Namespace) -> int:
-    from layersweep.orchestrator.spec.schema_docs import show_schema
+    import json
+
+    from layersweep.orchestrator.spec.schema_docs import json_schema, show_schema
     from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 
-    show_schema(SweepSpec)
+    if args.json:
+        print(json.dumps(json_schema(SweepSpec), indent=1))
+    else:
+        show_schema(SweepSpec, args.section)
     return 0
 
 

@@ -1,10 +1,9 @@
 """`layersweep compare`: tables loaded and named apart, their agreement printed, and a page of it on request."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 
 import pandas as pd
 from rich.table import Table
@@ -15,6 +14,8 @@ from layersweep.orchestrator.report.suite_comparison import HEADS, suite_rows
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.statistics.layer_profile import Profile, load_profile
 from layersweep.orchestrator.statistics.profile_agreement import compare_all, concentrations, matrix
+from layersweep.rollout.data.locations import local_path
+from layersweep.workers.storage.files import resolve_uri
 
 FEW = 8
 """Tables of which every pair is printed as a matrix too; more do not fit a terminal."""
@@ -24,6 +25,7 @@ def load_profiles(paths: Sequence[str], noise: float | None = None) -> list[Prof
     """The profiles in sweeps' folders, parquet files of ours, or CSV files.
 
     Args:
+        paths: paths or fsspec URIs.
         noise: standard deviation of C, for tables that carry none.
 
     Raises:
@@ -31,33 +33,45 @@ def load_profiles(paths: Sequence[str], noise: float | None = None) -> list[Prof
     """
     if len(paths) < 2:
         raise SpecError(["a comparison needs at least two tables"])
-    files = [_table_of(path) for path in paths]
-    if absent := [f"{file}: no such table" for file in files if not os.path.isfile(file)]:
-        raise SpecError(absent)
-    if twice := [str(path) for path, count in Counter(file.resolve() for file in files).items() if count > 1]:
-        raise SpecError([f"{twice[0]} is given more than once"])
-    problems, profiles = [], []
-    for path, file in zip(paths, files, strict=True):
+    problems, profiles, files = [], [], []
+    for path in paths:
         try:
-            profiles.append(load_profile(file, noise=noise))
-        except OSError as error:
-            problems.append(f"{path}: {error.strerror or error}")
-        except ValueError as error:
-            problems.append(f"{path}: {error}")
+            table = _table_of(path)
+            files.append(_resolved(table))
+            profiles.append(load_profile(table, noise=noise))
+        except FileNotFoundError:
+            problems.append(f"{path}: no such table")
+        except (OSError, ImportError, ValueError) as error:  # ValueError: no such protocol, no profile
+            problems.append(f"{path}: {getattr(error, 'strerror', None) or error}")
+    if twice := [path for path, count in Counter(files).items() if count > 1]:
+        problems.insert(0, f"{twice[0]} is given more than once")
     if problems:
         raise SpecError(problems)
     return _named_apart(profiles, files)
 
 
-def _table_of(path: str) -> Path:
-    found = Path(path)
-    return found / "contribution.parquet" if os.path.isdir(found) else found
+def _table_of(path: str) -> str:
+    """The path or URI of a table: the contribution table where it is that of a folder.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+    """
+    filesystem, inner = resolve_uri(path)
+    if not filesystem.exists(inner):
+        raise FileNotFoundError(path)
+    return f"{path.rstrip('/')}/contribution.parquet" if filesystem.isdir(inner) else path
 
 
-def _named_apart(profiles: list[Profile], files: list[Path]) -> list[Profile]:
+def _resolved(path: str) -> PurePath:
+    """The path in its filesystem, links followed where it is local."""
+    _, inner = resolve_uri(path)
+    return PurePosixPath(inner) if local_path(path) is None else Path(inner).resolve()
+
+
+def _named_apart(profiles: list[Profile], files: list[PurePath]) -> list[Profile]:
     """Give tables of the same name as much of their folders as tells them apart."""
     names = [profile.name for profile in profiles]
-    parents = [file.resolve().parent for file in files]
+    parents = [file.parent for file in files]
     own = [parent.name == name for parent, name in zip(parents, names, strict=True)]
     depth = 0
     while len(set(names)) < len(names):

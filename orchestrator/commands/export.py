@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +18,11 @@ from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import PretrainedModel
 from layersweep.policies.model.checkpoint import HEAD, head_is_tied, stored_tensors
 from layersweep.policies.selection import parse_run_name
+from layersweep.policies.variant import RunChange, Variant
 from layersweep.workers.startup.gguf_model import gguf_folder, is_gguf
 from layersweep.workers.startup.tiny_model import cache_folder
 from layersweep.workers.storage.files import find_files, resolve_uri
+from layersweep.workers.storage.tables import COMPOSITION
 
 if TYPE_CHECKING:  # imported where weights are moved, so that errors come at once
     import torch
@@ -53,7 +55,8 @@ def export(sweep: str, selection: str, target: str, seed: int | None = None) -> 
     folder = Path(target)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SpecError([f"{folder} exists already; name a new folder"])
-    overlay = find_overlay(sweep, selection, seed)
+    members = stack_members(sweep, selection) or {selection: 1.0}
+    overlays = {member: find_overlay(sweep, member, seed) for member in members}
     base = base_folder(load_spec(f"{sweep.rstrip('/')}/sweep.yaml"))
     from safetensors.torch import load_file
 
@@ -61,14 +64,42 @@ def export(sweep: str, selection: str, target: str, seed: int | None = None) -> 
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         with tempfile.TemporaryDirectory(dir=scratch) as fetched:
-            weights = load_file(_local(overlay.file, Path(fetched)))
-        merge(base, weights, scratch)
+            loaded = {
+                name: load_file(_local(overlay.file, Path(tempfile.mkdtemp(dir=fetched))))
+                for name, overlay in overlays.items()
+            }
+        merge(base, loaded.get(selection) or _added_up(base, members, loaded), scratch)
         scratch.chmod(0o755)
         scratch.replace(folder)
     except BaseException:
         shutil.rmtree(scratch)
         raise
     return sorted(str(path) for path in folder.iterdir())
+
+
+def stack_members(sweep: str, stack: str) -> dict[str, float] | None:
+    """Return the members of a stack in composition.parquet, each with its strength; None where there is no such one.
+
+    Raises:
+        SpecError: the table cannot be read.
+    """
+    try:
+        table = COMPOSITION.read(f"{sweep.rstrip('/')}/{COMPOSITION.name}.parquet")
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise SpecError([f"{sweep}: {COMPOSITION.name}.parquet: {error}"]) from error
+    rows = table[(table["stack"] == stack) & table["strength"].notna()]
+    return dict.fromkeys(rows.iloc[0]["members"], float(rows.iloc[0]["strength"])) if len(rows) else None
+
+
+def _added_up(base: Path, members: dict[str, float], overlays: "Mapping[str, dict[str, torch.Tensor]]"):
+    """Return the weights of a stack, as they were scored."""
+    from layersweep.policies.model.stored_weights import StoredWeights
+    from layersweep.policies.model.variant_weights import variant_weights
+
+    changes = tuple(RunChange(name, strength) for name, strength in members.items())
+    return variant_weights(Variant("", changes), StoredWeights(str(base)), overlays)[0]
 
 
 def find_overlay(sweep: str, selection: str, seed: int | None) -> OverlayFile:

@@ -36,11 +36,11 @@ def show_cluster_plan(found: ClusterPlan) -> None:
     console = wide_console()
     for name, fact in facts.items():
         console.print(f"{name:>25}  {fact}", markup=False)
-    table = Table("GPUs", "actors", "weights", "KV cache", "overlays", "trunk", "trainers' own", "activations",
-                  "contexts", "at most")  # fmt: skip
+    table = Table("GPUs", "actors", "weights", "KV cache", "overlays", "trunk", "trainers' own", "passes",
+                  "activations", "contexts", "at most")  # fmt: skip
     for memory, count in found.memory.items():
-        parts = (memory.weights, memory.cache, memory.overlays, memory.trunk, memory.trainers, memory.activations,
-                 memory.contexts)  # fmt: skip
+        parts = (memory.weights, memory.cache, memory.overlays, memory.trunk, memory.trainers, memory.passes,
+                 memory.activations, memory.contexts)  # fmt: skip
         shown = (size(part) if part else "" for part in parts)
         full = " (over!)" if memory.total > gpu.memory else ""
         table.add_row(str(count), memory.actors, *shown, size(memory.total) + full)

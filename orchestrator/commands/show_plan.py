@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from layersweep.orchestrator.planning.cluster_shape import H200
-from layersweep.orchestrator.planning.cost_model import Assumptions, activation_bytes, estimate, micro_batch
+from layersweep.orchestrator.planning.cost_model import Assumptions, estimate, micro_batch, update_bytes
 from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.report.format import size, wide_console
 from layersweep.rollout.config import CPU_KV_CACHE_MIB
@@ -57,7 +57,7 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
         rate = "by trial" if plan.trials else f"{training.learning_rate.of(selection.trains_all):g}"
         table.add_row(
             run.name, f"{plan.trainable_parameters(selection):,}", rate, size(plan.push_bytes(selection)),
-            size(plan.trainer_bytes(selection)), size(activation_bytes(plan, selection)),
+            size(plan.trainer_bytes(selection)), size(update_bytes(plan, selection)),
         )  # fmt: skip
     console.print(table)
     if plan.combined:

@@ -28,15 +28,15 @@ from layersweep.workers.startup.tiny_model import cache_folder
 from layersweep.workers.storage.responses import ResponseKeeper
 
 from .clients import CollectorClient, EngineClient, RolloutClient, TrainerGroup, TrainerInfo
-from .engine_pool import EnginePool
+from .engine_pool import EnginePool, engine_dtype
 from .engine_slot import EngineSlot
 from .ray_nodes import alive_nodes, cpus_of, resources_of
 from .shared_gpus import SharedGpuPool
 from .slots import Slots
 
 RESTARTABLE = {"max_restarts": -1, "max_task_retries": -1}
-"""Ray's options for the collector and the rollout worker: it restarts them and repeats their calls, which may therefore
-come twice."""
+"""Ray's options for the collector, the rollout worker and the maker of variants: it restarts them and repeats their
+calls, which may therefore come twice."""
 
 
 class SweepActors:
@@ -117,10 +117,10 @@ class SweepActors:
                 spec.training,
                 plan.window,
                 ResponseKeeper(plan.folder, spec.responses, plan.final_evaluations),
+                spec.algorithm.build().max_num_gen_batches,
             )
-        )
+        )  # fmt: skip
         engines = EnginePool(plan, first_engines, create_engine, model, collector)
-        # vLLM measures how much of its GPU is free, twice: no other process may take memory there meanwhile.
         await engines.start()
         shared_gpus = None
         if resources.on_gpu() and (shares := allocate(plan, resources_of(nodes)).shared_gpus):
@@ -151,7 +151,7 @@ class SweepActors:
         try:
             device = await engine.engine.device()
             info = await trainers.start(
-                self.model, spec.algorithm.build(), training, spec.deepspeed, device,
+                self.model, spec.algorithm, training, spec.deepspeed, device, engine_dtype(self.plan),
                 spec.rollout.weight_transfer,
             )  # fmt: skip
         except BaseException:
@@ -219,7 +219,7 @@ def run_metadata(plan: Plan, run: Run) -> dict[str, Any]:
     """Describe a run (or the base) before it starts, for the collector."""
     selection, count = run.selection, plan.architecture.layers
     kind = "trial" if run.trial else "layers" if selection.kind == "boost" else selection.kind
-    layer = selection.layers[0] if kind == "layer" else None
+    layer = selection.layers[0] if len(selection.layers) == 1 and kind in ("layer", "part") else None
     return {
         "selection": selection.name,
         "seed": run.seed,
@@ -227,6 +227,7 @@ def run_metadata(plan: Plan, run: Run) -> dict[str, Any]:
         "layer": layer,
         "depth": None if layer is None else layer / max(1, count - 1),
         "layers": list(selection.layers),
+        "modules": selection.modules,
         "learning_rate": None,
         "trainable_parameters": 0 if selection.kind == "base" else None,
         "seconds": 0.0,

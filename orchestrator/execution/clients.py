@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, NewType
 import pandas as pd
 import ray
 
-from layersweep.policies.algorithms.base import PolicyGradient
+from layersweep.policies.config import AlgorithmConfig
 from layersweep.policies.selection import run_name
+from layersweep.policies.variant import Variant
 from layersweep.rollout.config import RolloutConfig
 from layersweep.rollout.types import Pushed
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
@@ -29,8 +30,8 @@ Reference = NewType("Reference", object)
 class Produced:
     """A result that an actor is about to produce for another one."""
 
-    done: Awaitable[None]
-    """Resolved once it is there."""
+    done: Awaitable[list[str] | None]
+    """Resolved once it is there, to what the user is to be told of it."""
     value: Reference
 
 
@@ -154,6 +155,28 @@ class RolloutClient(RestartableClient):
         return Produced(*call.remote(engine.actor, run, version, suite, split, seed, samples, greedy))
 
 
+@dataclass(frozen=True)
+class MadeVariant:
+    """A variant whose weights are being made."""
+
+    facts: Awaitable[dict[str, float]]
+    """Facts about its change of the base; resolved once the weights are there."""
+    weights: Reference
+    """Argument of EngineClient.push."""
+
+
+class VariantClient:
+    """The maker of variants (layersweep.workers.actors.variant_maker)."""
+
+    def __init__(self, actor: Any):
+        self.actor = actor
+
+    def make(self, variant: Variant, seed: int) -> MadeVariant:
+        """Make a variant's weights from the runs of a seed."""
+        call = self.actor.make.options(num_returns=2, name=f"VariantMaker.make {run_name(variant.name, seed)}")
+        return MadeVariant(*call.remote(variant, seed))
+
+
 class CollectorClient(RestartableClient):
     """The collector (layersweep.workers.actors.collector)."""
 
@@ -227,15 +250,15 @@ class TrainerGroup:
         """Steps done, also the version of the weights; None while an update is under way, and after one that failed."""
 
     async def start(
-        self, model: ModelSource, algorithm: PolicyGradient, training: TrainingConfig, deepspeed: DeepSpeedConfig,
-        engine_device: str, weight_transfer: str,
+        self, model: ModelSource, algorithm: AlgorithmConfig, training: TrainingConfig, deepspeed: DeepSpeedConfig,
+        engine_device: str, engine_dtype: str, weight_transfer: str,
     ) -> TrainerInfo:  # fmt: skip
         """Join the ranks to a process group, load the base and build the DeepSpeed engines."""
-        address = (await asyncio.gather(*(trainer.address.remote() for trainer in self.trainers)))[0]
+        address = await self.trainers[0].address.remote()
         started = await asyncio.gather(
             *(
                 trainer.start.remote(
-                    model, address, algorithm, training, deepspeed, engine_device, weight_transfer,
+                    model, address, algorithm, training, deepspeed, engine_device, engine_dtype, weight_transfer,
                     self.base_weights,
                 )
                 for trainer in self.trainers

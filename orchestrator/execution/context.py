@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from layersweep.orchestrator.planning.plan import Plan
@@ -44,6 +44,7 @@ class SweepContext:
     """The first step's experience by seed, which all its runs share."""
     ray_lost: bool = False
     """Ray is gone: nothing can be saved or told any more."""
+    told: set[str] = field(default_factory=set)
     run_slots: Slots[str] = field(init=False)
     cpu_seconds: float = field(default_factory=time.process_time)
     """CPU seconds of this process when `own_cpu_seconds` was last called."""
@@ -60,6 +61,13 @@ class SweepContext:
         if seed not in self.first_rollouts:
             self.first_rollouts[seed] = self.actors.rollout_worker.rollout(engine, None, 0, seed, 0)
         return self.first_rollouts[seed]
+
+    def tell(self, notices: Sequence[str] | None) -> None:
+        """Say what an actor has to tell the user, each thing once: runs share results, and actors are replaced."""
+        for notice in notices or ():
+            if notice not in self.told:
+                self.told.add(notice)
+                self.progress.say(notice)
 
     async def check_base(self, digest: str) -> None:
         """Hold a trainer's base weights against those that the sweep began with.

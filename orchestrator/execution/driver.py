@@ -49,6 +49,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -348,8 +349,7 @@ class Driver:
                 if run.name in begun:  # with the layers that were best when it began
                     store = RunStore(self.plan.folder, run.name)
                     metadata = await reach_files("the run's metadata", store.metadata)
-                    layers = tuple(metadata.get("layers", selection.layers))
-                    run = Run(Selection(selection.name, selection.kind, layers), seed)
+                    run = Run(replace(selection, layers=tuple(metadata.get("layers", selection.layers))), seed)
                 runs.append(run)
         for run in runs:
             self.progress.say(f"{run.name}: layers {', '.join(map(str, run.selection.layers))}")
@@ -382,8 +382,10 @@ class Driver:
             return
         table = await self.actors.collector.table()
         scored = table[(table["status"] == "completed") & table["score"].notna()]
-        layers = scored[scored["kind"] == "layer"].nlargest(self.spec.evaluation.finalists, "score")
-        chosen = {"full", *layers["selection"], *scored.loc[scored["kind"] == "layers", "selection"]}
+        swept = scored[scored["selection"].isin([run.selection.name for run in self.plan.runs])]
+        best = swept.sort_values("score", ascending=False, kind="stable").groupby("kind")
+        combined = scored.loc[(scored["kind"] == "layers") & ~scored["selection"].isin(swept["selection"]), "selection"]
+        chosen = {"full", *best.head(self.spec.evaluation.finalists)["selection"], *combined}
         self.progress.say(f"scoring base and {', '.join(sorted(chosen))} on the final split")
         completed = [run.planned for run in controllers if run.state is RunState.COMPLETED]
         finalists = [run for run in completed if run.selection.name in chosen]

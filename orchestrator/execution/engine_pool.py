@@ -57,7 +57,7 @@ class EnginePool:
         async with self.phases.hold("generation"):  # it starts awake
             name, hosts = await engine.start(
                 self.model, self.plan.architecture.name, self.spec.rollout, engine_dtype(self.plan), 0,
-                whole_runs(self.plan) > 0,
+                whole_runs(self.plan) > 0 or any(run.selection.outside for run in self.plan.runs),
             )  # fmt: skip
         self.collector.set_location(name, hosts)
 

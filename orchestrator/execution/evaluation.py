@@ -5,14 +5,15 @@ from functools import partial
 import ray
 
 from layersweep.orchestrator.planning.plan import Run
+from layersweep.rollout.config import SuiteConfig
 from layersweep.workers.storage.run_store import RunStore
 
-from .clients import Produced, TrainerGroup
+from .clients import Produced
 from .context import SweepContext
 from .engine_slot import EngineSlot
 from .failures import CallTimeout, reach_files, reach_store
 from .run_recovery import RunRecovery
-from .weight_sync import WeightSync
+from .weight_sync import WeightSource, WeightSync
 
 
 class Evaluator:
@@ -28,43 +29,61 @@ class Evaluator:
         self.store = RunStore(context.plan.folder, run.name)
 
     async def evaluate(
-        self, step: int, trainers: TrainerGroup | None = None, split: str = "selection", factor: int = 1
+        self, step: int, source: WeightSource | None = None, split: str = "selection", factor: int = 1
     ) -> None:
         """Score all suites that are not scored yet, with `factor` times their samples.
 
         Args:
             step: version of the weights, 0 for the base.
-            trainers: as for WeightSync.sync.
+            source: as for WeightSync.sync.
         """
-        await self.weights.sync(step, trainers)
         done = await reach_files("the run's scores", self.store.scored)
+        if not (missing := self._missing(step, split, done)):
+            return
+        await self.weights.sync(step, source)
         async with self.context.actors.engines.phases.hold("generation"):
-            for scored in self._evaluations(step, split, factor, done):
+            for scored in self._evaluations(step, split, factor, missing):
                 # Ray would keep back every later call of the collector until this one's columns are there.
-                await scored.done
+                self.context.tell(await scored.done)
                 record = partial(
                     self.context.actors.collector.record_scores, self.run.selection.name, self.run.seed, step,
                     scored.value,
                 )  # fmt: skip
                 await reach_store("the run's scores", record)
 
-    def _evaluations(self, step: int, split: str, factor: int, done: set[tuple[int, str, str]]) -> list[Produced]:
-        """Ask for every missing evaluation at the same time."""
-        config, rollout_worker = self.context.plan.spec.evaluation, self.context.actors.rollout_worker
+    def _missing(self, step: int, split: str, done: set[tuple[int, str, str]]) -> list[tuple[SuiteConfig, bool]]:
+        """List the suites that are not scored yet, and whether greedily."""
+        config = self.context.plan.spec.evaluation
         suites = [suite for suite in config.suites if split == "selection" or suite.final_prompts]
+        return [
+            (suite, greedy)
+            for suite in suites
+            for greedy in ((False, True) if config.greedy else (False,))
+            if (step, split, f"{suite.name}@greedy" if greedy else suite.name) not in done
+        ]
+
+    def _evaluations(
+        self, step: int, split: str, factor: int, missing: list[tuple[SuiteConfig, bool]]
+    ) -> list[Produced]:
+        """Ask for all of them at the same time."""
+        rollout_worker = self.context.actors.rollout_worker
         return [
             rollout_worker.evaluate(
                 self.slot.engine, self.run.name if step else None, step, suite.name, split, self.run.seed,
                 suite.samples * factor, greedy, self.run.name,
             )
-            for suite in suites
-            for greedy in ((False, True) if config.greedy else (False,))
-            if (step, split, f"{suite.name}@greedy" if greedy else suite.name) not in done
+            for suite, greedy in missing
         ]  # fmt: skip
 
 
-async def score(run: Run, context: SweepContext, step: int, split: str = "selection", factor: int = 1) -> None:
-    """Score a run without trainers: the base, at step 0, or a run that has ended, from its overlay.
+async def score(
+    run: Run, context: SweepContext, step: int, split: str = "selection", factor: int = 1,
+    source: WeightSource | None = None,
+) -> None:  # fmt: skip
+    """Score a run without trainers: the base, at step 0, a run that has ended, from its overlay, or a variant.
+
+    Args:
+        source: of a variant's weights.
 
     Raises:
         ray.exceptions.RayError, CallTimeout: as often as `recovery.retries` allows.
@@ -75,6 +94,6 @@ async def score(run: Run, context: SweepContext, step: int, split: str = "select
     recovery = RunRecovery(run, context, slot)
     while True:
         try:
-            return await evaluator.evaluate(step, None, split, factor)
+            return await evaluator.evaluate(step, source, split, factor)
         except (ray.exceptions.RayError, CallTimeout) as error:
             await recovery.recover(error, step)

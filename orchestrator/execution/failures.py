@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import ray
 
-from layersweep.rollout.types import EngineStopped, StaleWeights
+from layersweep.rollout.types import EngineStopped, StaleWeights, TransferFailed
+from layersweep.workers.storage.retries import PERMANENT, STORE_DELAYS
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +26,8 @@ RETRYABLE = (
     ray.exceptions.TaskCancelledError,
     EngineStopped,
     StaleWeights,
+    TransferFailed,
 )
-STORE_DELAYS = (1.0, 4.0, 15.0)
-"""Seconds before each further attempt to reach the sweep's files."""
-PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
-"""Errors of files that another attempt does not change."""
 REASON_HEAD, REASON_TAIL = 700, 300
 """Characters of a long reason that are kept: it names the file or field first, and the value last."""
 

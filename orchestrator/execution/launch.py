@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from layersweep.orchestrator.planning.checks import make_plan
@@ -41,15 +42,20 @@ def run_sweep(spec: SweepSpec, address: str | None, fresh: bool, listen: Listene
     check_folder(plan.folder, fresh)
     check_owner(plan.folder)
     check_home()
+    return carry_out(plan, partial(begin_sweep, plan, fresh), address, listen)
 
-    def begin() -> SweepManifest:
-        check_folder(plan.folder, fresh)  # once more, now that the sweep is ours
-        if fresh:
-            clear(plan.folder)
-        write_spec(plan)
-        return SweepManifest.begin(plan)
 
-    return carry_out(plan, begin, address, listen)
+def begin_sweep(plan: Plan, fresh: bool) -> SweepManifest:
+    """Make the folder of a new sweep ready, by the driver that holds its lock.
+
+    Raises:
+        SpecError: another sweep has begun there in the meantime.
+    """
+    check_folder(plan.folder, fresh)  # once more, now that the sweep is ours
+    if fresh:
+        clear(plan.folder)
+    write_spec(plan)
+    return SweepManifest.begin(plan)
 
 
 def resume_sweep(

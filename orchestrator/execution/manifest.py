@@ -6,6 +6,7 @@ runs, and other machines; anything else would mix two experiments in one table.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,19 @@ from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.layers import LayerSearch, resolve_layers
 from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
+from layersweep.orchestrator.spec.user_code_sections import with_moved_code
 from layersweep.policies.config import PretrainedModel
 from layersweep.workers.storage.files import resolve_uri
 from layersweep.workers.storage.run_store import read_json, write_json
 
 MAY_CHANGE = (
-    "resources.", "recovery.", "tracking.", "rollout.", "training.micro_batch_tokens", "training.prefix_cache",
-    "evaluation.every", "evaluation.finalists", "evaluation.seed_sd", "output", "responses",
+    "resources.", "recovery.", "tracking.", "rollout.", "training.micro_batch_tokens", "training.checkpointing",
+    "training.prefix_cache", "evaluation.every", "evaluation.finalists", "evaluation.seed_sd", "output", "responses",
 )  # fmt: skip
 """Fields that may differ from one start to the next: they say where and how fast, not what."""
 MUST_NOT_CHANGE = ("rollout.dtype", "resources.trainer_ranks", "resources.full_trainer_ranks")
 """Except these: the numbers depend on them, or the layout of checkpoints."""
-MAY_GROW = ("layers", "seeds", "training.steps", "combine", "include_full")
+MAY_GROW = ("layers", "sweep", "seeds", "training.steps", "combine", "include_full")
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*.json",
                "tokenizer.model", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
                "chat_template*")  # fmt: skip
@@ -46,6 +48,8 @@ class SweepManifest:
     trainers tell apart by their digest."""
     data: dict[str, str]
     """Fingerprints of the prompts by section of the spec, and of their tokens by section and split."""
+    code: dict[str, str] = field(default_factory=dict)
+    """Source text of each file of the user's own code."""
     trunk: str | None = None
     """Digest of the base's weights as trainers load them, in the training dtype."""
     rungs: dict[int, list[int]] = field(default_factory=dict)
@@ -58,7 +62,9 @@ class SweepManifest:
     @classmethod
     def begin(cls, plan: Plan) -> "SweepManifest":
         """Write the manifest of a sweep that starts now."""
-        manifest = cls(manifest_file(plan.folder), _dump(plan.spec), model_files(plan.spec), plan.fingerprints)
+        manifest = cls(
+            manifest_file(plan.folder), _dump(plan.spec), model_files(plan.spec), plan.fingerprints, plan.code
+        )
         manifest._write()
         return manifest
 
@@ -99,7 +105,7 @@ class SweepManifest:
         """
         if problems := list(self._differences(plan)):
             raise SpecError(problems)
-        return self.finished and _dump(plan.spec) == self.spec
+        return self.finished and _dump(plan.spec) == with_moved_code(self.spec, _dump(plan.spec))
 
     def record_base_digest(self, digest: str) -> None:
         """Record the digest of the base's weights, which the first trainer reports."""
@@ -126,7 +132,8 @@ class SweepManifest:
         write_json(content.pop("path"), content)
 
     def _differences(self, plan: Plan) -> Iterator[str]:
-        old, new = parse_spec(self.spec), plan.spec
+        new = plan.spec
+        old = parse_spec(with_moved_code(self.spec, _dump(new)))
         before, after = dict(_leaves(_dump(old))), dict(_leaves(_dump(new)))
         for name in sorted(before.keys() | after.keys()):
             was, now = before.get(name), after.get(name)
@@ -146,6 +153,9 @@ class SweepManifest:
                     )
             for name in sorted(were.keys() - are.keys()):
                 yield f"{what}: {name} is gone since the sweep began; restore it, or choose another name"
+        for name in sorted(self.code.keys() & plan.code.keys()):
+            if change := _first_change(self.code[name], plan.code[name]):
+                yield f"code: {name} has changed since the sweep began, {change}; restore it, or choose another name"
 
 
 def _shrunk(old: SweepSpec, new: SweepSpec, count: int) -> Iterator[str]:
@@ -158,6 +168,9 @@ def _shrunk(old: SweepSpec, new: SweepSpec, count: int) -> Iterator[str]:
         return
     if gone := set(resolve_layers(old.layers, count)) - set(resolve_layers(new.layers, count)):
         yield f"layers: {_shown(sorted(gone))} belong to the sweep; layers can be added, not taken away"
+    before, after = ({s.name for entry in spec.sweep for s in entry.selections(count)} for spec in (old, new))
+    if gone := before - after:
+        yield f"sweep: {_shown(sorted(gone))} belong to the sweep; selections can be added, not taken away"
     if new.seeds[: len(old.seeds)] != old.seeds:
         yield f"seeds: the sweep began with {_shown(list(old.seeds))}; add others after these"
     if new.training.steps < old.training.steps:
@@ -171,6 +184,15 @@ def _shrunk(old: SweepSpec, new: SweepSpec, count: int) -> Iterator[str]:
         yield f"combine: {_shown(sorted(gone))} belong to the sweep; runs can be added, not taken away"
     if old.include_full and not new.include_full:
         yield "include_full: the full run belongs to the sweep and cannot be taken away"
+
+
+def _first_change(was: str, now: str) -> str:
+    """Say where a text changed first; empty where it did not."""
+    if was == now:
+        return ""
+    pairs = zip_longest(was.splitlines(), now.splitlines())
+    number, (before, after) = next(((i, pair) for i, pair in enumerate(pairs, 1) if len(set(pair)) > 1), (0, ("", "")))
+    return f"first in line {number}: it was {before!r}, is {after!r}" if number else "in the ends of its lines"
 
 
 def model_files(spec: SweepSpec) -> dict[str, str]:

@@ -148,7 +148,7 @@ class RunController:
                 experience = actors.rollout_worker.rollout(engine, self.name, step, seed, step)
             else:
                 experience = self.context.first_rollout(seed, engine)
-            await timeouts.wait("rollout", experience.done)
+            self.context.tell(await timeouts.wait("rollout", experience.done))
         # A node's CPUs, at most as many as it has: more ranks than that get it for themselves.
         cpus = {
             node: min(ranks, actors.update_slots.capacity(node)) for node, ranks in Counter(self.trainers.nodes).items()

@@ -1,10 +1,19 @@
 """Weight synchronisation: one run's weights to its engine."""
 
+from typing import Protocol
+
 from layersweep.rollout.types import Pushed
 
-from .clients import Reference, TrainerGroup
+from .clients import Reference
 from .context import SweepContext
 from .engine_slot import EngineSlot
+
+
+class WeightSource(Protocol):
+    """Owner of a run's weights: its trainers."""
+
+    def weights(self) -> Reference:
+        """Ask for the weights, for EngineClient.push."""
 
 
 class WeightSync:
@@ -25,20 +34,20 @@ class WeightSync:
         return version == 0 or self.synced == (self.slot.generation, version)
 
     async def sync(
-        self, version: int, trainers: TrainerGroup | None = None, weights: Reference | None = None
+        self, version: int, source: WeightSource | None = None, weights: Reference | None = None
     ) -> Pushed | None:
         """Push weights unless the engine has them; what it took, None if nothing.
 
         Args:
             version: steps that the weights have been trained.
-            trainers: are asked for the weights where these are not given; None loads the overlay file.
+            source: is asked for the weights where these are not given; None loads the overlay file.
             weights: from the trainers' last call.
         """
         if self.is_current(version):
             return None
         engine, target = self.slot.engine, (self.slot.generation, version)
-        if weights is None and trainers:
-            weights = trainers.weights()
+        if weights is None and source:
+            weights = source.weights()
         if weights is None:
             path = f"{overlay_folder(self.context, self.run)}/model.safetensors"
             push = engine.load(self.run, version, path)

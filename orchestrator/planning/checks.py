@@ -3,25 +3,41 @@
 import contextlib
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.folders import absolute_folder
-from layersweep.orchestrator.spec.layers import CombinedRun, resolve_layers
+from layersweep.orchestrator.spec.layers import CombinedRun
 from layersweep.orchestrator.spec.paths import with_absolute_paths
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
+from layersweep.orchestrator.spec.user_code_sections import code_texts
 from layersweep.policies.config import PretrainedModel
-from layersweep.policies.selection import Selection
+from layersweep.rollout.data.locations import local_path
 from layersweep.rollout.data.prompt_data import decontaminate_across
 from layersweep.rollout.data.window import Encode, fit_prompts, prompt_uses
 from layersweep.workers.storage.files import is_object_store, resolve_uri
 
 from .model_architecture import ResolvedModel, resolve_model
-from .model_checks import model_problems, template_problems, tokenizer_problems
+from .model_checks import config_problems, field_of_messages, model_problems, template_problems, tokenizer_problems
 from .plan import Plan, Run
+from .selections import swept_selections
+
+if TYPE_CHECKING:  # transformers: seconds
+    from layersweep.rollout.prompt_encoder import PromptEncoder
+
+
+@dataclass(frozen=True)
+class CheckedSweep:
+    """A plan, and what was made to check it."""
+
+    plan: Plan
+    tasks: dict[str, Any]
+    """Tasks by section of the spec, as a rollout worker would build them."""
+    encoder: "PromptEncoder | None"
+    """Tokenizer and chat template; None for the tiny model, and where a plan would have to fetch them."""
 
 
 def make_plan(spec: SweepSpec, fetch: bool = True) -> Plan:
@@ -36,31 +52,45 @@ def make_plan(spec: SweepSpec, fetch: bool = True) -> Plan:
         SpecError: layers that the model lacks, a model or data that is not there or cannot be used, prompts that the
             task cannot give or that are too long for the model, an output that cannot be written.
     """
+    checked = check_sweep(spec, fetch, fetch)
+    for task in checked.tasks.values():
+        if hasattr(task, "close"):
+            task.close()
+    return checked.plan
+
+
+def check_sweep(spec: SweepSpec, fetch: bool, fetch_data: bool) -> CheckedSweep:
+    """Make a plan as `make_plan` does, with `fetch_data` in place of `fetch` for prompts; keep what it took."""
     spec = with_absolute_paths(spec)
     problems: list[str] = []
     model = None
+    code: dict[str, str] = {}
     try:
+        code = code_texts(spec)  # before the model: a tiny one is made for its task
         model = resolve_model(spec, from_table=not fetch)
-        layers = resolve_layers(spec.layers, model.architecture.layers)
+        selections = swept_selections(spec, model.architecture)
     except ValueError as error:
         problems.append(str(error))
     if model is not None:
         problems += model_problems(spec, model, weights_needed=fetch)
-    tasks, unchecked, task_problems = _built_tasks(spec, fetch)
+    tasks, unchecked, task_problems = _built_tasks(spec, fetch_data, try_code=not problems)
     problems += task_problems + _output_problems(spec)
     if problems:
-        raise SpecError(problems)
-    selections = ([Selection.full()] if spec.include_full else []) + [Selection.layer(k) for k in layers]
+        raise SpecError(list(dict.fromkeys(problems)))
     runs = tuple(Run(selection, seed) for seed in spec.seeds for selection in selections)
     unchecked = list(dict.fromkeys(unchecked))
-    plan = Plan(spec, model.architecture, runs, model.shape_source, tuple(unchecked), source=model.source)
+    plan = Plan(spec, model.architecture, runs, model.shape_source, tuple(unchecked), code=code, source=model.source)
     if problems := _search_problems(plan) or _combine_problems(plan):
         raise SpecError(problems)
     return _with_prompts(plan, model, tasks)
 
 
-def _built_tasks(spec: SweepSpec, fetch: bool) -> tuple[dict[str, Any], list[str], list[str]]:
-    """Build the tasks by section of the spec. Returns them, what is not on this machine, and the others' problems."""
+def _built_tasks(spec: SweepSpec, fetch: bool, try_code: bool = True) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Build the tasks by section of the spec, and try the user's own code in them.
+
+    Returns:
+        The tasks, what is not on this machine, and the others' problems.
+    """
     tasks: dict[str, Any] = {}
     unchecked: list[str] = []
     problems: list[str] = []
@@ -69,7 +99,10 @@ def _built_tasks(spec: SweepSpec, fetch: bool) -> tuple[dict[str, Any], list[str
             unchecked.append(needed)
             continue
         try:
-            tasks[section] = config.build()
+            task = config.build()
+            if try_code and hasattr(task, "check"):
+                task.check()
+            tasks[section] = task
         except (ValueError, OSError) as error:
             problems.append(f"{section}: {error}")
     return tasks, unchecked, problems
@@ -82,7 +115,7 @@ def _task_sections(spec: SweepSpec) -> Iterator[tuple[str, Any]]:
             yield f"evaluation.suites[{i}]", suite.task
 
 
-def _with_prompts(plan: Plan, model: ResolvedModel, tasks: dict[str, Any]) -> Plan:
+def _with_prompts(plan: Plan, model: ResolvedModel, tasks: dict[str, Any]) -> CheckedSweep:
     """Complete the plan by the counts of rows and the prompts' fingerprints.
 
     Raises:
@@ -96,7 +129,11 @@ def _with_prompts(plan: Plan, model: ResolvedModel, tasks: dict[str, Any]) -> Pl
         decontaminate_across(trained, [task for _, task in suites if task is not None])
     all_uses = prompt_uses(trained, suites, training.prompts_per_step, training.max_response_tokens)
     uses = [use for use in all_uses if use.task is not None]
-    encode, problems = _encoder(spec, model, [item for item in _task_sections(spec) if item[0] in tasks])
+    encoder, problems = _encoder(spec, model, [item for item in _task_sections(spec) if item[0] in tasks])
+    encode: Encode | None = encoder and encoder.encode_all
+    if not isinstance(spec.model, PretrainedModel):
+        # The tiny model has a token for each character.
+        encode = None if problems else lambda prompts: (prompt.text for prompt in prompts)
     try:
         fit = fit_prompts(uses, encode, plan.window)
     except TemplateError as error:
@@ -106,14 +143,17 @@ def _with_prompts(plan: Plan, model: ResolvedModel, tasks: dict[str, Any]) -> Pl
         raise SpecError(problems)
     read = {section: task.data for section, task in tasks.items() if hasattr(task, "data")}
     fingerprints = {section: data.fingerprint() for section, data in read.items()} | fit.digests
-    return replace(plan, fingerprints=fingerprints, data={section: data.report for section, data in read.items()})
+    reports = {section: data.report for section, data in read.items()}
+    return CheckedSweep(replace(plan, fingerprints=fingerprints, data=reports), tasks, encoder)
 
 
-def _encoder(spec: SweepSpec, model: ResolvedModel, sections: list[tuple[str, Any]]) -> tuple[Encode | None, list[str]]:
-    """Return the function that tokenizes prompts, None where no tokenizer is at hand; and the problems with it."""
+def _encoder(
+    spec: SweepSpec, model: ResolvedModel, sections: list[tuple[str, Any]]
+) -> tuple["PromptEncoder | None", list[str]]:
+    """Return what tokenizes prompts, None where no tokenizer is at hand or it has problems; and these."""
     if not isinstance(spec.model, PretrainedModel):
-        # The tiny model has a token for each character.
-        return (lambda prompts: (prompt.text for prompt in prompts)), []
+        fields = [field for section in sections if (field := field_of_messages(*section))]
+        return None, [f"{field}: the tiny model has no chat template; choose plain text" for field in fields]
     if model.tokenizer is None:
         return None, []
     from layersweep.rollout.prompt_encoder import PromptEncoder  # transformers: seconds
@@ -128,8 +168,9 @@ def _encoder(spec: SweepSpec, model: ResolvedModel, sections: list[tuple[str, An
     except Exception as error:  # files that are no tokenizer raise anything
         reason = " ".join(str(error).split())
         return None, [f"model.path: the tokenizer of {model.tokenizer} cannot be loaded ({reason})"]
-    problems = tokenizer_problems(encoder, model) + template_problems(encoder, spec.model, sections)
-    return (None if problems else encoder.encode_all), problems
+    problems = config_problems(model) + tokenizer_problems(encoder, model)
+    problems += template_problems(encoder, spec.model, sections)
+    return (None if problems else encoder), problems
 
 
 def _search_problems(plan: Plan) -> list[str]:
@@ -182,8 +223,13 @@ def _output_problems(spec: SweepSpec) -> list[str]:
         return error.problems
     except (ValueError, ImportError) as error:
         return [f"output: {spec.output}: {error}"]
-    if "http" in filesystem.protocol:
-        return [f"output: {spec.output}: web addresses can only be read; name a folder or bucket"]
+    unfit = (
+        "a chain of filesystems can only be read" if "::" in spec.output and local_path(spec.output) is None else
+        "web addresses can only be read" if "http" in filesystem.protocol else
+        "what is in memory only one process sees" if "memory" in filesystem.protocol else None
+    )  # fmt: skip
+    if unfit:
+        return [f"output: {spec.output}: {unfit}; name a folder or bucket"]
     folder = path.rstrip("/")
     probe = f"{folder}/.layersweep-{uuid.uuid4().hex}"
     missing = []

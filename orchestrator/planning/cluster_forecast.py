@@ -142,7 +142,7 @@ def _network(plan: Plan, allocation: GpuAllocation, assumed: Assumptions) -> tup
             pushed=runs * (size := plan.push_bytes(selection)),
             between_nodes=_share_between_nodes(allocation, attribute) * runs * size,
             experience=runs * step_tokens(plan, assumed) * TOKEN_BYTES,
-            gradients=runs * training.epochs * training.minibatches * 2 * (ranks - 1) * size,
+            gradients=runs * training.epochs * training.minibatches * 2 * (ranks - 1) * 4 * size // plan.element_bytes,
         )
         for name, runs, selection, ranks, attribute in kinds
         if runs

@@ -8,13 +8,19 @@ Left out: waiting, start-up, transfers of weights (a push is one layer), rewards
 
 from dataclasses import dataclass
 
+from layersweep.policies.algorithms.rollout_correction import resolve
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.selection import Selection
 from layersweep.rollout.config import TaskConfig
-from layersweep.workers.training.micro_batch_size import activation_bytes_per_token, micro_batch_tokens
+from layersweep.workers.training.micro_batch_size import (
+    activation_bytes,
+    micro_batch_tokens,
+    unchecked_tokens,
+)
 
 from .cluster_shape import H200, GpuKind
 from .plan import Plan
+from .selections import count_trained
 
 
 @dataclass(frozen=True)
@@ -96,8 +102,13 @@ def update_seconds(plan: Plan, selection: Selection, gpu: GpuKind, assumed: Assu
     turns, prompt = _turns_and_prompt(plan.spec.task, assumed)
     length = training.max_response_tokens * assumed.response_share
     sharing = training.group_size if turns == 1 else 1
-    reference = plan.spec.algorithm.build().kl_coefficient > 0
-    flops = update_flops(plan.architecture, selection, prompt + length / 2, reference, training.epochs)
+    algorithm = plan.spec.algorithm.build()
+    # Old log-probabilities by the trainer: the first minibatch has them from its own forward pass.
+    decoupled = resolve(algorithm.rollout_correction, training.dtype) != "bypass"
+    more = 1 - 1 / training.minibatches if decoupled else 0.0
+    flops = update_flops(
+        plan.architecture, selection, prompt + length / 2, algorithm.kl_coefficient > 0, training.epochs, more
+    )
     tokens = training.steps * step_tokens(plan, assumed) * (1 + prompt / sharing / length)
     return tokens * flops / (gpu.flops[training.dtype] * assumed.arithmetic)
 
@@ -147,7 +158,8 @@ def _overlays(plan: Plan, together: int) -> float:
     if together == 1:
         return 0.0
     whole = next((plan.push_bytes(run.selection) for run in plan.runs if run.selection.trains_all), 0)
-    return whole + (together - bool(whole)) * plan.push_bytes(Selection.layer(0))
+    layers = [plan.push_bytes(run.selection) for run in plan.runs if not run.selection.trains_all]
+    return whole + (together - bool(whole)) * max(layers, default=0)
 
 
 def forward_flops(shape: Architecture, context: float) -> float:
@@ -160,20 +172,23 @@ def block_flops(shape: Architecture, context: float) -> float:
     return 2 * shape.layer_parameters + 4 * shape.heads * shape.head_dim * context
 
 
-def update_flops(shape: Architecture, selection: Selection, context: float, reference: bool, epochs: int) -> float:
+def update_flops(
+    shape: Architecture, selection: Selection, context: float, reference: bool, epochs: int, old_logprobs: float = 0.0
+) -> float:
     """FLOPs of one token of a rollout batch, trained on `epochs` times.
 
     Below the first trained block: forward, once. From there on: forward and the activations' gradient; of what
-    trains, the weights' gradient too. The reference is one more forward of the upper part, in every epoch.
+    trains, the weights' gradient too. The reference is one more forward of the upper part, in every epoch;
+    and so are old log-probabilities, once, for this share of the batch.
     """
     block, head = block_flops(shape, context), 2 * shape.vocabulary * shape.hidden
     if selection.trains_all:
         below, upper, trained = 0, shape.layers, shape.layers * 2 * shape.layer_parameters + head
     else:
-        below = min(selection.layers)
-        upper, trained = shape.layers - below, len(selection.layers) * 2 * shape.layer_parameters
+        below = selection.first_block(shape.layers)
+        upper, trained = shape.layers - below, 2 * count_trained(selection, shape)
     suffix = upper * block + head
-    return below * block + epochs * ((3 if reference else 2) * suffix + trained)
+    return below * block + old_logprobs * suffix + epochs * ((3 if reference else 2) * suffix + trained)
 
 
 def micro_batch(plan: Plan, selection: Selection, gpu: GpuKind = H200) -> int:
@@ -182,16 +197,26 @@ def micro_batch(plan: Plan, selection: Selection, gpu: GpuKind = H200) -> int:
     Args:
         gpu: the kind that trainers are on, where they are on GPUs; else this machine's memory counts.
     """
+    return micro_batch_tokens(plan.spec.training, plan.architecture, selection, _part_of_gpu(plan, selection, gpu))
+
+
+def _part_of_gpu(plan: Plan, selection: Selection, gpu: GpuKind) -> float:
+    """Return the bytes of a trainer's part of its GPU; 0 on CPUs."""
     resources = plan.spec.resources
     needs = (resources.full_trainer if selection.trains_all else None) or resources.trainer
-    part = min(1.0, needs.gpus) * gpu.memory
-    return micro_batch_tokens(plan.spec.training, plan.architecture, selection, part)
+    return min(1.0, needs.gpus) * gpu.memory
 
 
-def activation_bytes(plan: Plan, selection: Selection, gpu: GpuKind = H200) -> int:
-    """Return what a trainer's backward pass keeps of one micro batch."""
-    kept = activation_bytes_per_token(plan.architecture, selection, plan.element_bytes)
-    return micro_batch(plan, selection, gpu) * kept
+def update_bytes(plan: Plan, selection: Selection, gpu: GpuKind = H200) -> int:
+    """Return what an update keeps and computes with at most, of one micro batch or of one response that exceeds it.
+
+    With `training.checkpointing: auto` the response counts as it is computed: checkpointed where it would not fit.
+    """
+    training, shape, part = plan.spec.training, plan.architecture, _part_of_gpu(plan, selection, gpu)
+    longest = min(plan.window, training.max_response_tokens + Assumptions.prompt_tokens)
+    tokens = max(micro_batch(plan, selection, gpu), longest)
+    checkpointing = tokens > unchecked_tokens(training, shape, selection, part)
+    return activation_bytes(shape, selection, plan.element_bytes, tokens, plan.spec.resources.on_gpu(), checkpointing)
 
 
 def _turns_and_prompt(task: TaskConfig, assumed: Assumptions) -> tuple[float, float]:

@@ -1,9 +1,9 @@
 """Memory of each GPU of a plan, by what takes it.
 
-Weights, gradients, moments, KV cache and overlays are counted exactly from the model's shape. Activations are an
-estimate for one micro batch, at most; a process's CUDA context is taken as half a GiB. Left out: fragmentation of
-torch's allocator, NCCL's buffers, the moment at which a whole-model trainer copies its weights, and what an engine
-keeps besides its overlays while it sleeps (`rollout.sleep`).
+Weights, gradients, moments, KV cache and overlays are counted exactly from the model's shape, activations of a trainer
+within a tenth (tests/workers/training/test_activations.py counts what torch allocates), those of an engine at most; a
+process's CUDA context is taken as half a GiB. Left out: fragmentation of torch's allocator, NCCL's buffers, and what an
+engine keeps besides its overlays while it sleeps (`rollout.sleep`).
 """
 
 from collections import Counter
@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 
 from layersweep.policies.selection import Selection
 from layersweep.rollout.config import RolloutConfig
+from layersweep.rollout.engine.memory import CONTEXT, gpu_cache_bytes, pass_bytes
 
 from .cluster_shape import GpuKind
-from .cost_model import activation_bytes, cache_bytes
+from .cost_model import cache_bytes, update_bytes
 from .gpu_allocation import Gpu, GpuAllocation
 from .placement import layer_runs_at_once
 from .plan import Plan
-
-CONTEXT = 2**29
-"""Bytes of one process's CUDA context and libraries."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,8 @@ class GpuMemory:
     """Frozen base weights, once for all layer trainers that share the GPU."""
     trainers: float = 0
     """Weights, gradients and optimizer state of what trains."""
+    passes: float = 0
+    """One forward pass of each engine, and the part of a run's weights that it receives meanwhile, at most."""
     activations: float = 0
     """Activations of one micro batch of each trainer, at most."""
     contexts: float = 0
@@ -54,22 +54,21 @@ class GpuMemory:
     @property
     def certain(self) -> float:
         """Bytes without the activations."""
-        return self.kept + self.weights + self.cache
+        return self.kept + self.weights + self.cache + self.passes
 
     @property
     def total(self) -> float:
         """Bytes at most, at any time."""
         if self.sleeps:
-            return self.kept + max(self.weights + self.cache, self.activations)
+            return self.kept + max(self.weights + self.cache + self.passes, self.activations)
         return self.certain + self.activations
 
 
 def gpu_memories(plan: Plan, allocation: GpuAllocation, kind: GpuKind) -> Counter[GpuMemory]:
     """Memory of the allocated GPUs, and how many have each; where runs take turns, that of the larger."""
     layer_runs = layer_runs_at_once(plan, allocation) - (allocation.in_turn and allocation.whole_runs > 0)
-    overlays = [plan.push_bytes(Selection.full())] * allocation.whole_runs + [
-        plan.push_bytes(Selection.layer(0))
-    ] * layer_runs
+    largest = max(map(plan.push_bytes, _partial(plan)))
+    overlays = [plan.push_bytes(Selection.full())] * allocation.whole_runs + [largest] * layer_runs
     gpus = []
     for gpu in allocation.gpus:
         if allocation.in_turn and gpu.whole_ranks and gpu.layer_ranks:
@@ -89,10 +88,7 @@ def memory_problems(plan: Plan, memories: Counter[GpuMemory], gpu: GpuKind) -> l
 
 def engine_cache(plan: Plan, gpu: GpuKind) -> float:
     """Bytes of KV cache on each GPU of an engine; below 0 where not even the weights fit."""
-    rollout = plan.spec.rollout
-    if rollout.kv_cache_memory_mib:
-        return rollout.kv_cache_memory_mib * 2**20
-    return rollout.gpu_memory_utilization * gpu.memory - plan.trunk_bytes / rollout.tensor_parallel_size
+    return gpu_cache_bytes(plan.architecture, plan.spec.rollout, plan.element_bytes, gpu.memory)
 
 
 def whole_model_trainer_bytes(plan: Plan) -> float:
@@ -100,12 +96,20 @@ def whole_model_trainer_bytes(plan: Plan) -> float:
     weights from 3; offloaded optimizer state is not on the GPU."""
     spec, whole = plan.spec, Selection.full()
     ranks, stage = spec.resources.full_trainer_ranks, spec.deepspeed.full_zero_stage
-    weights = gradients = plan.push_bytes(whole)
+    weights, gradients = plan.push_bytes(whole), 4 * plan.trainable_parameters(whole)
     optimizer = plan.trainer_bytes(whole) - weights - gradients
     if spec.deepspeed.offload_optimizer == "cpu":
         optimizer = 0
     share = [1 if stage < least else 1 / ranks for least in (3, 2, 1)]
     return weights * share[0] + gradients * share[1] + optimizer * share[2]
+
+
+def received_bytes(plan: Plan) -> int:
+    """Bytes that an engine holds for a moment while it receives a run's weights, beside what it keeps of them: a block
+    as it came and fused, or the embedding."""
+    shape = plan.architecture
+    embedding = shape.vocabulary * shape.hidden if any(run.selection.outside for run in plan.runs) else 0
+    return max(2 * shape.layer_parameters, embedding) * plan.element_bytes
 
 
 def _memory(plan: Plan, gpu: Gpu, kind: GpuKind, overlays: list[int]) -> GpuMemory:
@@ -115,23 +119,29 @@ def _memory(plan: Plan, gpu: Gpu, kind: GpuKind, overlays: list[int]) -> GpuMemo
         overlays: bytes of the overlay of each run that trains at the same time; engines get them in turn.
     """
     spans = plan.spec.rollout.tensor_parallel_size
-    layers = [run.selection for run in plan.runs if not run.selection.trains_all]
-    lowest = min(layers, key=lambda selection: selection.layers, default=Selection.layer(0))
     trunks = gpu.whole_ranks + (1 if gpu.shared else gpu.layer_ranks)
-    activations = gpu.layer_ranks * activation_bytes(plan, lowest, kind)
+    activations = gpu.layer_ranks * max(update_bytes(plan, selection, kind) for selection in _partial(plan))
     if gpu.whole_ranks:
-        activations += gpu.whole_ranks * activation_bytes(plan, Selection.full(), kind)
+        activations += gpu.whole_ranks * update_bytes(plan, Selection.full(), kind)
+    passes = pass_bytes(plan.architecture, plan.spec.rollout, plan.element_bytes) + received_bytes(plan)
     return GpuMemory(
         actors=_actors_on(gpu),
         weights=len(gpu.engines) * plan.trunk_bytes / spans,
         cache=len(gpu.engines) * max(0, engine_cache(plan, kind)),
         overlays=sum(sum(overlays[number :: plan.spec.resources.engines]) for number in gpu.engines) / spans,
         trunk=trunks * plan.trunk_bytes,
-        trainers=gpu.layer_ranks * plan.trainer_bytes(lowest) + gpu.whole_ranks * whole_model_trainer_bytes(plan),
+        trainers=gpu.layer_ranks * max(map(plan.trainer_bytes, _partial(plan)))
+        + gpu.whole_ranks * whole_model_trainer_bytes(plan),
+        passes=len(gpu.engines) * passes,
         activations=activations,
         contexts=CONTEXT * (len(gpu.engines) + gpu.layer_ranks + gpu.whole_ranks + bool(gpu.shared)),
         sleeps=plan.spec.rollout.sleep,
     )
+
+
+def _partial(plan: Plan) -> set[Selection]:
+    """Selections of the runs over a part of the model; without such runs a layer, for one to be added."""
+    return {run.selection for run in plan.runs if not run.selection.trains_all} or {Selection.layer(0)}
 
 
 def _actors_on(gpu: Gpu) -> str:
@@ -157,7 +167,7 @@ def _cache_problems(plan: Plan, gpu: GpuKind) -> list[str]:
 
 def _explain(memory: GpuMemory, gpu: GpuKind, rollout: RolloutConfig) -> str:
     """Field that is too large, sizes, and what to do about it."""
-    if memory.weights + memory.cache + memory.overlays < memory.trunk + memory.trainers:
+    if memory.weights + memory.cache + memory.passes + memory.overlays < memory.trunk + memory.trainers:
         field, fix = "resources.trainer.gpus", "raise it, so that fewer share the GPU"
         if "whole" in memory.actors:
             field = "resources.full_trainer_ranks"
@@ -167,7 +177,7 @@ def _explain(memory: GpuMemory, gpu: GpuKind, rollout: RolloutConfig) -> str:
         fix = "take GPUs with more memory, or more engines, among which the runs' overlays are dealt out"
     else:
         field, fix = f"rollout.{_cache_field(rollout)}", "lower it: overlays come on top of what it grants"
-    named = ("weights", "cache", "overlays", "trunk", "trainers", "contexts")
+    named = ("weights", "cache", "passes", "overlays", "trunk", "trainers", "contexts")
     parts = ", ".join(f"{name} {_gib(count)}" for name in named if (count := getattr(memory, name)))
     return (
         f"{field}: {memory.actors} on one {gpu.name}: {_gib(memory.certain)} without activations ({parts}), and it has "

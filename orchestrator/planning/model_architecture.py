@@ -1,5 +1,6 @@
 """Resolving a spec's model on this machine: its shape, from a folder, the hub or a table, and its files."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +42,14 @@ def resolve_model(spec: SweepSpec, from_table: bool) -> ResolvedModel:
     if isinstance(spec.model, TinyModel):
         from layersweep.workers.startup.tiny_model import tiny_config
 
-        # Two special tokens beside the alphabet.
-        vocabulary = len(set(spec.task.build().alphabet)) + 2
+        try:
+            task = spec.task.build()
+            with ExitStack() as stack:
+                stack.callback(getattr(task, "close", lambda: None))
+                # Two special tokens beside the alphabet.
+                vocabulary = len(set(task.alphabet)) + 2
+        except (ValueError, OSError) as error:
+            raise ValueError(f"task: {error}") from error
         return ResolvedModel(Architecture.from_config(tiny_config(spec.model, vocabulary)))
     try:
         source, folder = resolve_source(spec.model)

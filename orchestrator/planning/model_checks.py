@@ -1,7 +1,7 @@
 """Checks of a model folder: everything in its files that would end a run, found before one starts."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import PretrainedModel
 from layersweep.policies.model.architecture import Architecture
-from layersweep.policies.model.checkpoint import INDEX, StoredTensor, non_finite, shards, stored_tensors
+from layersweep.policies.model.checkpoint import HEAD, INDEX, StoredTensor, non_finite, shards, stored_tensors
 from layersweep.rollout.data.prompt_data import DataConfig
 from layersweep.rollout.types import Prompt
+from layersweep.workers.startup.model_source import LOADED
 
 from .model_architecture import TOKENIZERS, ResolvedModel
 
@@ -59,6 +60,7 @@ def model_problems(spec: SweepSpec, model: ResolvedModel, weights_needed: bool) 
     if model.folder is None:
         return problems
     try:
+        _check_ordinary(model.folder)
         if weights_needed or any(model.folder.glob("*.safetensors")):
             _check_files(model.folder)
             _check_weights(model.folder, shape, read_all=weights_needed)
@@ -67,6 +69,18 @@ def model_problems(spec: SweepSpec, model: ResolvedModel, weights_needed: bool) 
     if weights_needed and model.tokenizer is None:
         problems.append(f"model.path: {model.folder} holds no tokenizer ({', '.join(TOKENIZERS)})")
     return problems
+
+
+def config_problems(model: ResolvedModel) -> list[str]:
+    """List what transformers refuses in the config.json beside a tokenizer; it is the last word on what fields hold."""
+    import transformers
+
+    kind = getattr(transformers, f"{model.architecture.name.removesuffix('ForCausalLM')}Config")
+    try:
+        kind.from_pretrained(model.tokenizer)
+    except Exception as error:  # its validators raise classes of their own
+        return [f"model.path: {model.tokenizer}/config.json: transformers refuses it ({' '.join(str(error).split())})"]
+    return []
 
 
 def tokenizer_problems(encoder: "PromptEncoder", model: ResolvedModel) -> list[str]:
@@ -91,7 +105,7 @@ def template_problems(
     problems = []
     template = encoder.chat_template
     for section, config in sections:
-        if (field := _field_of_messages(section, config)) is None:
+        if (field := field_of_messages(section, config)) is None:
             continue
         if template is None:
             problems.append(
@@ -109,7 +123,7 @@ def template_problems(
     return problems
 
 
-def _field_of_messages(section: str, config: Any) -> str | None:
+def field_of_messages(section: str, config: Any) -> str | None:
     """Return the field that has a task section's prompts sent as messages; None where they are text."""
     if isinstance(getattr(config, "data", None), DataConfig):
         section, config = f"{section}.data", config.data
@@ -125,8 +139,9 @@ def _check_weights(folder: Path, shape: Architecture, read_all: bool) -> None:
         ValueError: says what is wrong with them.
     """
     tensors = stored_tensors(folder)
-    expected = dict(_expected(shape))
-    required = expected if not shape.tied else {k: v for k, v in expected.items() if k != "lm_head.weight"}
+    weights = shape.outer_weights | shape.weights_of(range(shape.layers))
+    required = {name: size for name, size in weights.items() if not name.endswith(".bias")}
+    expected = required | {HEAD: (shape.vocabulary, shape.hidden)}  # which a folder may hold though it is tied
     if foreign := sorted({tensor.dtype for tensor in tensors.values()} - DTYPES):
         raise ValueError(f"weights stored as {', '.join(foreign)} cannot be trained; take the model in 16 or 32 bits")
     if missing := [name for name in required if name not in tensors]:
@@ -142,26 +157,15 @@ def _check_weights(folder: Path, shape: Architecture, read_all: bool) -> None:
         raise ValueError(f"{broken} holds NaN or infinite values: the checkpoint is damaged")
 
 
-def _expected(shape: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield names and shapes of all weights but biases."""
-    q, kv, hidden = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden
-    yield "model.embed_tokens.weight", (shape.vocabulary, hidden)
-    for k in range(shape.layers):
-        block = f"model.layers.{k}"
-        yield f"{block}.input_layernorm.weight", (hidden,)
-        yield f"{block}.post_attention_layernorm.weight", (hidden,)
-        yield f"{block}.self_attn.q_proj.weight", (q, hidden)
-        yield f"{block}.self_attn.k_proj.weight", (kv, hidden)
-        yield f"{block}.self_attn.v_proj.weight", (kv, hidden)
-        yield f"{block}.self_attn.o_proj.weight", (hidden, q)
-        if shape.qk_norm:
-            yield f"{block}.self_attn.q_norm.weight", (shape.head_dim,)
-            yield f"{block}.self_attn.k_norm.weight", (shape.head_dim,)
-        yield f"{block}.mlp.gate_proj.weight", (shape.intermediate, hidden)
-        yield f"{block}.mlp.up_proj.weight", (shape.intermediate, hidden)
-        yield f"{block}.mlp.down_proj.weight", (hidden, shape.intermediate)
-    yield "model.norm.weight", (hidden,)
-    yield "lm_head.weight", (shape.vocabulary, hidden)
+def _check_ordinary(folder: Path) -> None:
+    """Refuse what a model is loaded from and is no file: a pipe would keep its reader waiting.
+
+    Raises:
+        ValueError: says which.
+    """
+    there = sorted(path for path in folder.iterdir() if any(path.match(pattern) for pattern in LOADED))
+    if odd := [path.name for path in there if not path.is_file()]:
+        raise ValueError(f"{_listed(odd)}: no ordinary file, or a link to none; replace it by the model's own")
 
 
 def _check_files(folder: Path) -> None:

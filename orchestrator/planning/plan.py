@@ -11,6 +11,8 @@ from layersweep.rollout.data.prompt_data import DataReport
 from layersweep.workers.config import LearningRateTuning
 from layersweep.workers.startup.model_source import ModelSource
 
+from .selections import count_trained
+
 if TYPE_CHECKING:  # scipy, which most plans do without
     from layersweep.orchestrator.statistics.halving_schedule import Rung
 
@@ -49,6 +51,8 @@ class Plan:
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Hashes of prompts and their answers by section of the spec, where a section reads data; of the prompts' tokens by
     section and split, where the tokenizer is at hand."""
+    code: dict[str, str] = field(default_factory=dict)
+    """Source text of each file of the user's own code."""
     source: ModelSource | None = None
     """Source that all actors load a pretrained base from: folder or hub name, commit, trust, template. None for the
     tiny model."""
@@ -101,18 +105,16 @@ class Plan:
         return 4 if self.spec.training.dtype == "float32" else 2
 
     def trainable_parameters(self, selection: Selection) -> int:
-        if selection.trains_all:
-            return self.architecture.parameters
-        return len(selection.layers) * self.architecture.layer_parameters
+        return count_trained(selection, self.architecture)
 
     def push_bytes(self, selection: Selection) -> int:
         """Bytes that travel from trainer to engine after each step."""
         return self.trainable_parameters(selection) * self.element_bytes
 
     def trainer_bytes(self, selection: Selection) -> int:
-        """A trainer's own memory beside the shared trunk and activations: weights, gradients, Adam's two moments,
-        and with bfloat16 the float32 master weights."""
-        per_parameter = 2 * self.element_bytes + 8 + (4 if self.element_bytes == 2 else 0)
+        """A trainer's own memory beside the shared trunk and activations: weights, gradients in float32, Adam's two
+        moments, and with bfloat16 the float32 master weights."""
+        per_parameter = self.element_bytes + 4 + 8 + (4 if self.element_bytes == 2 else 0)
         return self.trainable_parameters(selection) * per_parameter
 
     @property

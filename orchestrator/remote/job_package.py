@@ -1,4 +1,4 @@
-"""Package of a submitted sweep: this code, its spec and a folder of the user's, in one zip file that Ray uploads.
+"""Package of a submitted sweep: this code, its spec, code and a folder of the user's, in one zip file that Ray uploads.
 
 Ray would pack a folder itself, but silently less than is there (.gitignore, .rayignore) and silently more (what links
 point to). Here everything travels except what is named on the terminal.
@@ -18,7 +18,9 @@ from pathlib import Path
 
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
+from layersweep.orchestrator.spec.user_code_sections import with_code_paths
 from layersweep.orchestrator.spec.yaml_core import write_yaml
+from layersweep.policies.user_code import module_and_name, sources
 
 PACKAGES = ("orchestrator", "workers", "rollout", "policies", "deploy")
 """Packages of `layersweep`."""
@@ -31,6 +33,8 @@ LEFT_OUT = (".git", ".venv", "__pycache__", ".env", ".env.*", ".ssh", ".aws", ".
 """Names of files and folders that never travel: secrets, and what is made anew anywhere."""
 MOST_BYTES = 100 << 20
 """Size of a package that a Ray dashboard refuses (ray 2.60: DASHBOARD_CLIENT_MAX_SIZE)."""
+USER_CODE = "user_code"
+"""Folder of the package with files of the user's own code; one within it for each folder that they come from."""
 _SHOWN = 8
 
 
@@ -47,7 +51,8 @@ class _Entry:
 def job_package(spec: SweepSpec, folder: str | None, most_bytes: int = MOST_BYTES) -> Iterator[str]:
     """Make a zip file of the code, the spec as `sweep.yaml` and the content of `folder`, for a `with` block.
 
-    Only this user can read it. Names what is left out on standard error. The cluster's own installation needs the
+    Rewards, tasks, environments and algorithms of the user's own travel too, unless they are in `folder`. Only this
+    user can read the file. Names what is left out on standard error. The cluster's own installation needs the
     dependencies alone: a job's working folder comes first on its import path.
 
     Args:
@@ -59,6 +64,10 @@ def job_package(spec: SweepSpec, folder: str | None, most_bytes: int = MOST_BYTE
             what is shipped, or is too large.
     """
     entries = _code()
+    spec, own = _user_code(spec, folder)
+    entries += own
+    if own:
+        print(f"takes along {', '.join(entry.source.name for entry in own)}", file=sys.stderr)
     if folder is not None:
         found, left_out = _content(folder)
         entries += found
@@ -91,12 +100,46 @@ def _code() -> list[_Entry]:
     return found
 
 
+def _user_code(spec: SweepSpec, folder: str | None) -> tuple[SweepSpec, list[_Entry]]:
+    """Return the spec with the places in the package of the user's own code, and the files to take along for it.
+
+    Raises:
+        SpecError: there is no such code.
+    """
+    found: dict[str, Path] = {}
+    roots: list[Path] = []
+
+    def place(path: str, field: str) -> str:
+        module, name = module_and_name(path)
+        is_file = module.endswith(".py")
+        if is_file and not os.path.isabs(module):
+            return path  # in the folder that travels
+        try:
+            files = sources(path)
+        except ValueError as error:
+            raise SpecError([f"{field}: {error}"]) from error
+        if not is_file:
+            # Modules of the working folder keep their names; installed ones the cluster must have.
+            here = {inner: file for inner, file in files.items() if file == Path.cwd() / inner}
+            found.update((n, file) for n, file in here.items() if folder is None or not Path(folder, n).exists())
+            return path
+        root = Path(module).parent
+        if root not in roots:
+            roots.append(root)
+        prefix = f"{USER_CODE}/{roots.index(root)}"
+        found.update((f"{prefix}/{inner}", file) for inner, file in files.items())
+        return f"{prefix}/{Path(module).name}:{name}"
+
+    changed = with_code_paths(spec, place)
+    return changed, [_Entry(name, file) for name, file in sorted(found.items())]
+
+
 def _content(folder: str) -> tuple[list[_Entry], list[str]]:
     """List what of a user's folder travels, and name what is left out, with the reason where it is not plain."""
     root = Path(os.path.realpath(os.path.expanduser(folder)))
     if not root.is_dir():
         raise SpecError([f"--working-dir {folder}: no such folder"])
-    for name in ("layersweep", SPEC):
+    for name in ("layersweep", SPEC, USER_CODE):
         if os.path.lexists(root / name):
             raise SpecError([f"--working-dir {folder}: its {name} would hide what is shipped; rename it"])
     found: list[_Entry] = []

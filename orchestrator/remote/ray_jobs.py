@@ -39,7 +39,8 @@ head that was started without its environment being activated leads to another P
 READ = """
 import base64, sys, fsspec
 for target in sys.argv[1:]:
-    fs, path = fsspec.core.url_to_fs(target)
+    local = target.startswith("/")  # also where `::` is in it, which chains URIs
+    fs, path = (fsspec.filesystem("file"), target) if local else fsspec.core.url_to_fs(target)
     print("file", base64.b64encode(fs.cat_file(path)).decode() if fs.exists(path) else "-")
 """
 """Program that prints files so that they pass through a log; the cluster needs no layersweep for it."""

@@ -1,6 +1,7 @@
 """View of a sweep from elsewhere: its files, read from its folder or through the cluster that writes it."""
 
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.rollout.data.locations import local_path
 from layersweep.workers.storage.files import read_bytes
 
 from .ray_jobs import Cluster, Job
@@ -39,7 +40,7 @@ class SweepView:
     def read(self, names: list[str]) -> list[bytes | None]:
         """Read files of the sweep; None where one does not exist yet."""
         paths = [f"{self.folder}/{name}" for name in names]
-        if self.cluster and "://" not in self.folder:
+        if self.cluster and local_path(self.folder) is not None:
             return self.cluster.read(paths)  # its folder, not one by the same name here
         try:
             return [read_bytes(path) for path in paths]

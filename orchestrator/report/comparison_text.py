@@ -19,6 +19,15 @@ def explanation(pairs: pd.DataFrame, profiles: Sequence[Profile]) -> str:
         said += " “noise unknown”: a table has no intervals; give the standard deviation of its C with --noise."
     if left_out := ", ".join(f"{profile.pruned} of {profile.name}" for profile in profiles if profile.pruned):
         said += f" Left out are the layers that a search stopped early ({left_out}): their C is an extrapolation."
+    taken = {profile.name: profile.optimizer_steps for profile in profiles if profile.optimizer_steps}
+    if len({count for pair in taken.values() for count in pair}) > 1:
+        ranges = (
+            f"{low} to {high} in {name}" if low < high else f"{low} in {name}" for name, (low, high) in taken.items()
+        )
+        said += (
+            f" The layers' runs took unequal numbers of optimizer steps: {', '.join(ranges)}. A batch whose responses "
+            "are all scored alike takes none, so this is part of what differs."
+        )
     return said
 
 

@@ -18,7 +18,7 @@ def headline(results: Results) -> list[str]:
     """The answer in a few sentences."""
     layers = results.layers
     if not len(layers):
-        return ["No layer has been scored yet."]
+        return _best_of_several(results, "runs") or ["No layer has been scored yet."]
     if not layers["contribution"].notna().any():
         reasons = [r for r in layers["reason"].dropna() if r] or ["the full run has no score yet"]
         return [f"No contribution can be computed: {reasons[0]}. The scores themselves are shown."]
@@ -32,17 +32,26 @@ def headline(results: Results) -> list[str]:
         said.append("No other layer is tied with it.")
     if stopped := int(layers["status"].eq("pruned").sum()):
         said.append(f"A search stopped {stopped} of {len(layers)} layers early.")
-    several = results.several[results.several["contribution"].notna()]
-    if len(several):
-        row = several.loc[several["contribution"].idxmax()]
-        interval = format_interval(row["contribution_low"], row["contribution_high"])
-        said.append(
-            f"Of the combined runs {row['selection']} does best: C {format_number(row['contribution'])}, {interval}"
-            f"{results.one_run_each}."
-        )
+    said += _best_of_several(results, "combined runs")
     if pd.notna(best["imprecise"]) and best["imprecise"]:
         said.append("The full run's gain is small against its noise, so every contribution is imprecise.")
+    if (unjudged := results.table["unjudged_fraction"].max()) > 0:
+        said.append(
+            f"Up to {100 * unjudged:.2g} % of a selection's responses got no verdict in time and count as wrong."
+        )
     return said
+
+
+def _best_of_several(results: Results, called: str) -> list[str]:
+    several = results.several[results.several["contribution"].notna()]
+    if not len(several):
+        return []
+    row = several.loc[several["contribution"].idxmax()]
+    interval = format_interval(row["contribution_low"], row["contribution_high"])
+    return [
+        f"Of the {called} {row['selection']} does best: C {format_number(row['contribution'])}, {interval}"
+        f"{results.one_run_each}."
+    ]
 
 
 def _best(layers: pd.DataFrame) -> pd.Series:
@@ -141,7 +150,7 @@ def rates(results: Results) -> str | None:
     found = results.table.dropna(subset=["learning_rate"]).groupby("kind")["learning_rate"].unique()
     if not len(found):
         return None
-    names = {"layer": "single layers", "layers": "several layers", "boost": "boosted", "full": "full"}
+    names = {"layer": "single layers", "layers": "several layers", "part": "parts", "boost": "boosted", "full": "full"}
     rates = {kind: _list([axis_number(rate) for rate in sorted(found[kind])]) for kind in names if kind in found}
     trials = results.table[results.table["kind"] == "trial"]
     tried = f" ({results.table['learning_rate_policy'].iloc[0]}, by {len(trials)} trials)" if len(trials) else ""

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from layersweep.orchestrator.report import cost_charts as costs
 from layersweep.orchestrator.report import curve_charts as curves
+from layersweep.orchestrator.report import dissection_charts as dissection
 from layersweep.orchestrator.report import findings
 from layersweep.orchestrator.report import gain_charts as gains
 from layersweep.orchestrator.report import matrix_chart as agreement
@@ -50,6 +51,8 @@ def render_page(results: Results) -> str:
         runs=_runs(results),
         health=curves.health_charts(results),
         gains=gains.gain_charts(results),
+        dissection=dissection.dissection_charts(results),
+        pairs=dissection.pair_chart(results),
         rates=findings.rates(results),
         shared=shared and {
             "matrix": agreement.matrix_chart(

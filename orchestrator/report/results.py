@@ -1,7 +1,7 @@
 """Tables that a report is made of, read from a sweep's folder or from a contribution table alone."""
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import pandas as pd
 
@@ -11,7 +11,7 @@ from layersweep.orchestrator.statistics.contribution_table import table_problem
 from layersweep.orchestrator.statistics.score_arrays import responses_of_split
 from layersweep.orchestrator.statistics.seeds import interval_covers, one_run_each, seeds_trained
 from layersweep.workers.storage.files import read_bytes
-from layersweep.workers.storage.tables import CONTRIBUTION, SCORES, STEPS, TableSchema
+from layersweep.workers.storage.tables import COMPOSITION, CONTRIBUTION, DISSECTION, SCORES, STEPS, TableSchema
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class Results:
     scores: pd.DataFrame
     spec: str
     """The text of sweep.yaml, or nothing."""
+    dissection: pd.DataFrame = field(default_factory=partial(DISSECTION.frame, []))
+    """Rows of dissection.parquet, where the sweep was dissected."""
+    composition: pd.DataFrame = field(default_factory=partial(COMPOSITION.frame, []))
+    """Rows of composition.parquet."""
 
     @property
     def layers(self) -> pd.DataFrame:
@@ -121,7 +125,9 @@ def read(source: str) -> tuple[Results, str]:
     except ValueError as error:
         raise SpecError([f"{folder}/scores.parquet: {error}"]) from error
     spec = (read_bytes(f"{folder}/sweep.yaml") or b"").decode(errors="replace")
-    return Results(table, steps, scores, spec), folder
+    made = {schema.name: _read(f"{folder}/{schema.name}.parquet", schema) for schema in (DISSECTION, COMPOSITION)}
+    made = {name: frame for name, frame in made.items() if frame is not None}
+    return Results(table, steps, scores, spec, **made), folder
 
 
 def _read(path: str, schema: TableSchema) -> pd.DataFrame | None:

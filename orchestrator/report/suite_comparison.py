@@ -1,11 +1,11 @@
 """Gains of sweeps suite by suite, beside the agreement of their rankings."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.workers.storage.files import resolve_uri
 from layersweep.workers.storage.tables import BY_SUITE
 
 from .format import format_interval, format_number
@@ -14,24 +14,27 @@ from .suites import NAMES
 HEADS = ("table", "suite", "base", "full's gain", "95 %", "best layer", "its C", "95 %", "lost most", "95 %")
 
 
-def suite_rows(tables: Sequence[tuple[str, Path]]) -> list[tuple[str, ...]]:
+def suite_rows(tables: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
     """Rows of text under HEADS, one for each suite and group of suites of each sweep that has several.
 
     The best layer is that of the suite, and overstates itself; `lost most` is the selection with the lowest gain.
 
     Args:
-        tables: name of each table and its file; a table whose folder has no contribution_by_suite.parquet has no rows.
+        tables: name of each table, and its path or URI; without a contribution_by_suite.parquet beside it, it has no
+            rows.
 
     Raises:
         SpecError: one that is there cannot be read.
     """
     rows = []
     for name, file in tables:
-        beside = file.parent / f"{BY_SUITE.name}.parquet"
-        if file.name != "contribution.parquet" or not beside.is_file():
+        folder, _, of_sweep = file.rpartition("contribution.parquet")
+        beside = f"{folder}{BY_SUITE.name}.parquet"
+        filesystem, path = resolve_uri(beside)
+        if of_sweep or not filesystem.exists(path):
             continue
         try:
-            found = BY_SUITE.read(str(beside))
+            found = BY_SUITE.read(beside)
         except (OSError, ValueError) as error:
             raise SpecError([f"{beside}: {error}"]) from error
         found = found[found["split"] == "selection"]

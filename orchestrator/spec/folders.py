@@ -2,19 +2,22 @@
 
 from pathlib import Path
 
+from layersweep.rollout.data.locations import local_path
+
 from .errors import SpecError
 
 
 def absolute_folder(folder: str, field: str = "output") -> str:
-    """The folder or file as every process sees it, whatever its own working folder; URIs stay as they are.
+    """The folder or file as every process sees it, whatever its own working folder; URIs of elsewhere stay as they are.
 
     Raises:
         SpecError: it begins with `~name`, and this machine knows no home folder of that name.
     """
+    path = local_path(folder)
     try:
-        return folder if "://" in folder else str(Path(folder).expanduser().absolute())
+        return folder if path is None else str(Path(path).expanduser().absolute())
     except RuntimeError as error:
-        user = folder.partition("/")[0]
+        user = path.partition("/")[0]
         raise SpecError(
             [f"{field}: {folder}: {user} names no home folder on this machine; write the path out"]
         ) from error

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from layersweep.policies.selection import Selection
-from layersweep.policies.strict import StrictModel
+from layersweep.policies.strict import StrictModel, written_as
 
 from .errors import shorten
 
@@ -20,7 +20,7 @@ class SearchConfig(StrictModel):
 
     budget: float = Field(0.3, gt=0, le=1)
     """Training steps of all layer runs together, as a share of training every layer to the end."""
-    goal: str = Field("best", pattern=r"^(best|top [1-9][0-9]{0,8})$")
+    goal: Annotated[str, written_as(r"best|top [1-9][0-9]{0,8}", "best, or top and a number, such as top 3")] = "best"
     """`best`, or `top K`."""
 
 
@@ -30,7 +30,7 @@ class LayerSearch(StrictModel):
     search: SearchConfig = SearchConfig()
 
 
-Pick = Annotated[str, Field(pattern=r"^(best|worst) [1-9][0-9]{0,8}$")]
+Pick = Annotated[str, written_as(r"(best|worst) [1-9][0-9]{0,8}", "best or worst and a number, such as best 5")]
 
 
 class CombinedRun(StrictModel):
@@ -76,7 +76,8 @@ class CombinedRun(StrictModel):
         return Selection.boost(layers, self.name) if self.how == "boost" else Selection.several(layers, self.name)
 
 
-def _read(value: object) -> str | tuple[int, ...] | LayerSearch:
+def read_layers(value: object) -> str | tuple[int, ...] | LayerSearch:
+    """Read what stands in the spec."""
     if isinstance(value, LayerSearch):
         return value
     if isinstance(value, dict) and "search" in value:
@@ -84,7 +85,8 @@ def _read(value: object) -> str | tuple[int, ...] | LayerSearch:
             return LayerSearch.model_validate(value | {"search": value["search"] or {}})
         except ValidationError as error:
             first = error.errors()[0]
-            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            reason = first["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {reason}") from error
     numbers = value if isinstance(value, list | tuple) else [value]
     if all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
         return tuple(numbers)
@@ -93,7 +95,8 @@ def _read(value: object) -> str | tuple[int, ...] | LayerSearch:
     raise ValueError(f"cannot read {shorten(value)}; {_FORMS}")
 
 
-def _check(value: str | tuple[int, ...] | LayerSearch) -> str | tuple[int, ...] | LayerSearch:
+def check_layers(value: str | tuple[int, ...] | LayerSearch) -> str | tuple[int, ...] | LayerSearch:
+    """Refuse what no model could have."""
     if isinstance(value, LayerSearch):
         return value
     if isinstance(value, tuple):
@@ -106,10 +109,14 @@ def _check(value: str | tuple[int, ...] | LayerSearch) -> str | tuple[int, ...] 
     return value
 
 
-LayerSet = Annotated[str | tuple[int, ...] | LayerSearch, BeforeValidator(_read), AfterValidator(_check)]
+LayerSet = Annotated[
+    str | tuple[int, ...] | LayerSearch,
+    BeforeValidator(read_layers, json_schema_input_type=int | str | tuple[int, ...] | LayerSearch),
+    AfterValidator(check_layers),
+]
 
 
-def resolve_layers(chosen: str | tuple[int, ...] | LayerSearch, count: int) -> tuple[int, ...]:
+def resolve_layers(chosen: str | tuple[int, ...] | LayerSearch | None, count: int) -> tuple[int, ...]:
     """The layer numbers, ascending, in a model of `count` layers.
 
     `start:stop:step` is Python's slice; `middle:k` is [count/2 - k/2, count/2 + k/2), as the study's Mid-k.
@@ -117,6 +124,8 @@ def resolve_layers(chosen: str | tuple[int, ...] | LayerSearch, count: int) -> t
     Raises:
         ValueError: a layer that the model does not have, or none at all.
     """
+    if chosen is None:
+        return ()
     if isinstance(chosen, LayerSearch):
         return tuple(range(count))
     if isinstance(chosen, tuple):

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from layersweep.policies.config import PretrainedModel
+from layersweep.policies.user_code import module_and_name
+from layersweep.rollout.data.locations import local_path
 from layersweep.rollout.data.prompt_data import DataConfig
 from layersweep.workers.startup.gguf_model import PACKAGED
 
 from .errors import SpecError
 from .folders import absolute_folder
 from .sweep_spec import SweepSpec
+from .user_code_sections import with_code_paths
 
 
 def with_absolute_paths(spec: SweepSpec, taken_along: str | None = None) -> SweepSpec:
@@ -44,24 +47,35 @@ def with_absolute_paths(spec: SweepSpec, taken_along: str | None = None) -> Swee
         "task": with_data(spec.task, "task"),
         "evaluation": spec.evaluation.model_copy(update={"suites": suites}),
     }
+
+    def with_code(path: str, field: str) -> str:
+        module, name = module_and_name(path)
+        return f"{outside(module, field)}:{name}" if module.endswith(".py") else path
+
     if spec.profile is not None:
         changes["profile"] = outside(spec.profile, "profile")
     if isinstance(spec.model, PretrainedModel):
         here = {"chat_template": _template(spec.model.chat_template)}
-        if spec.model.path not in PACKAGED and os.path.exists(os.path.expanduser(spec.model.path)):
+        path = local_path(spec.model.path)
+        if path is not None and path not in PACKAGED and os.path.exists(os.path.expanduser(path)):
             here["path"] = outside(spec.model.path, "model.path")
         changes["model"] = spec.model.model_copy(update=here)
-    return spec.model_copy(update=changes)
+    return with_code_paths(spec.model_copy(update=changes), with_code)
 
 
 def _template(template: str | None) -> str | None:
     """A chat template's text, read from its file unless it is text already."""
     if template is None or "{" in template:
         return template
+    file = Path(os.path.expanduser(template))
     try:
-        return Path(os.path.expanduser(template)).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        if file.exists() and not file.is_file():  # a pipe would keep its reader waiting
+            raise OSError("not an ordinary file")
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8; a null byte in the name
+        reason = getattr(error, "strerror", None) or (
+            "not UTF-8 text" if isinstance(error, UnicodeError) else str(error)
+        )
         raise SpecError(
             [f"model.chat_template: {template}: {reason}; give a file of a template, or its text"]
         ) from error

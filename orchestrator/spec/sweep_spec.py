@@ -1,13 +1,13 @@
 """The spec of a sweep: one YAML file, read into typed models, refused with field, reason and fix."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
 from layersweep.policies.algorithms.grpo import GRPO
 from layersweep.policies.config import AlgorithmConfig, ModelConfig, TinyModel
-from layersweep.policies.strict import StrictModel
+from layersweep.policies.strict import Location, StrictModel, written_as
 from layersweep.rollout.config import EvaluationConfig, RolloutConfig, TaskConfig
 from layersweep.workers.config import (
     DeepSpeedConfig,
@@ -19,6 +19,7 @@ from layersweep.workers.config import (
 from layersweep.workers.trackers.config import TrackingConfig
 
 from .layers import CombinedRun, LayerSet
+from .selections import SweptSelections
 
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 MOST_EVALUATIONS = 10_000
@@ -28,23 +29,31 @@ MOST_EVALUATIONS = 10_000
 class SweepSpec(StrictModel):
     """One sweep: which layers of which model carry the gains of which training."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
+    name: Annotated[
+        str,
+        written_as(
+            r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", "1 to 100 letters, digits, `_`, `.`, `-`, the first a letter or a digit"
+        ),
+    ]
     """Names the output folder and the Ray job: letters, digits, `_`, `.`, `-`."""
     model: ModelConfig
     """The base model. A plain string is short for `{type: pretrained, path: ...}`."""
     task: TaskConfig
     """Task that is trained: prompts and rewards."""
     algorithm: AlgorithmConfig = GRPO()
-    """Rule by which rewards become updates."""
-    layers: LayerSet = "all"
+    """Rule by which rewards become updates. A plain string is short for `{type: ...}`."""
+    layers: LayerSet | None = "all"
     """Layers that get a run each: `all`, a list of numbers, `start:stop:step`, `middle:k`, or `{search: {budget,
-    goal}}` to find the best for a share of the cost."""
+    goal}}` to find the best for a share of the cost. null, the default beside `sweep`, is none."""
+    sweep: tuple[SweptSelections, ...] = ()
+    """Selections of any grain, a list such as `[{layers: all, modules: mlp}, {layers: all, modules: attention},
+    {layers: [[3, 7]]}]`: parts of layers, layers that train together, parameters outside of layers."""
     include_full: bool = True
     """Whether to train every parameter in a run of its own; without it no contribution can be computed."""
     combine: tuple[CombinedRun, ...] = ()
     """Runs over several layers, trained once the layer runs are finished: `only: best 5`, `boost: best 10`,
     `middle: 5`, `worst: 5`. Picked on the selection split, scored on the final split too."""
-    profile: str | None = Field(None, min_length=1)
+    profile: Location | None = None
     """A finished sweep's folder or contribution.parquet to pick `combine`'s layers from; null is this sweep itself."""
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     """Seeds, from 0 on; every run is repeated with each of them."""
@@ -60,7 +69,7 @@ class SweepSpec(StrictModel):
     `none`."""
     recovery: RecoveryConfig = RecoveryConfig()
     tracking: TrackingConfig = TrackingConfig()
-    output: str = Field("runs", min_length=1)
+    output: Location = "runs"
     """A folder, or an fsspec URI; the sweep writes to `<output>/<name>`."""
 
     @property
@@ -68,12 +77,24 @@ class SweepSpec(StrictModel):
         """Folder or URI that the sweep writes to: `<output>/<name>`."""
         return f"{self.output.rstrip('/')}/{self.name}"
 
-    @field_validator("model", mode="before")
+    @model_validator(mode="before")
+    @classmethod
+    def _sweep_replaces_all_layers(cls, data: Any) -> Any:
+        return (
+            data | {"layers": None} if isinstance(data, dict) and data.get("sweep") and "layers" not in data else data
+        )
+
+    @field_validator("model", mode="before", json_schema_input_type=str | ModelConfig)
     @classmethod
     def _a_path_is_a_pretrained_model(cls, value: object) -> object:
         return {"type": "pretrained", "path": value} if isinstance(value, str) else value
 
-    @field_validator("seeds", mode="before")
+    @field_validator("algorithm", mode="before", json_schema_input_type=str | AlgorithmConfig)
+    @classmethod
+    def _a_name_is_an_algorithm(cls, value: object) -> object:
+        return {"type": value} if isinstance(value, str) else value
+
+    @field_validator("seeds", mode="before", json_schema_input_type=Seed | tuple[Seed, ...])
     @classmethod
     def _one_seed(cls, value: object) -> object:
         return [value] if isinstance(value, int) and not isinstance(value, bool) else value
@@ -107,9 +128,17 @@ class SweepSpec(StrictModel):
                 "training.group_size: advantages compare the responses of a group, and a group of 1 has nothing to "
                 "compare; set it to 2 or more"
             )
+        if self.layers is None and not self.sweep:
+            raise ValueError("layers: null leaves nothing to sweep; name layers, or selections as `sweep`")
         if isinstance(self.training.learning_rate, LearningRateTuning) and not self.include_full:
             raise ValueError(
                 "training.learning_rate.tune: rates are tried on the full run; set include_full to true, or name rates"
+            )
+        stages = {name: getattr(self.deepspeed, name) for name in ("layer_zero_stage", "full_zero_stage")}
+        if self.training.optimizer == "muon" and (split := [name for name, stage in stages.items() if stage]):
+            raise ValueError(
+                f"deepspeed.{split[0]}: {stages[split[0]]}: Muon works on whole matrices, and ZeRO splits them between "
+                "ranks; set it to 0, or training.optimizer to adamw"
             )
         every = self.evaluation.every
         if every and self.training.steps // every > MOST_EVALUATIONS:
@@ -120,13 +149,15 @@ class SweepSpec(StrictModel):
         if self.profile and not self.combine:
             raise ValueError("profile: only `combine` picks layers from it, and there is none; remove it")
         whole = (
-            "include_full" if self.include_full else "combine" if any(r.how == "boost" for r in self.combine) else ""
-        )
+            "of the whole model, and include_full" if self.include_full else
+            "of the whole model, and combine" if any(run.how == "boost" for run in self.combine) else
+            "outside of layers, and sweep" if any(entry.layers is None for entry in self.sweep) else ""
+        )  # fmt: skip
         if whole and self.rollout.tensor_parallel_size > 1:
             # layersweep.rollout.engine.overlay would have to split the run's own embedding by vocabulary.
             raise ValueError(
                 f"rollout.tensor_parallel_size: {self.rollout.tensor_parallel_size}: an engine over several GPUs "
-                f"serves no run of the whole model, and {whole} asks for one; set it to 1"
+                f"serves no run {whole} asks for one; set it to 1"
             )
         if self.rollout.sleep and not 0 < self.resources.engine.gpus < 1:
             raise ValueError(
@@ -139,6 +170,11 @@ class SweepSpec(StrictModel):
             raise ValueError(
                 f"algorithm.type: {self.algorithm.type} compares the steps of episodes, and {self.task.type} has none; "
                 "choose grpo or dr_grpo, or an environment as the task"
+            )
+        if self.algorithm.build().max_num_gen_batches > 1 and getattr(self.task, "multi_turn", False):
+            raise ValueError(
+                f"algorithm.max_num_gen_batches: dynamic sampling replaces prompts, and {self.task.type} has episodes; "
+                "set it to 1"
             )
         if isinstance(self.model, TinyModel) and not hasattr(type(self.task), "tiny"):
             raise ValueError(

@@ -44,7 +44,8 @@ def contribution_table(
     contribution_low, contribution_high, contribution_sd (standard error of C relative to the mean layer: the noise
     that can change ranks), contribution_untruncated, contribution_reason (why C is null), contribution_note (what to
     know about one that is not), imprecise, rank, p_best, p_top, tied_with_best (single layers at the furthest step
-    only), response_tokens, truncated_fraction, format_fraction. `attrs["interval_covers"]` is the sentence to print.
+    only), response_tokens, truncated_fraction, format_fraction, unjudged_fraction. `attrs["interval_covers"]` is the
+    sentence to print.
 
     Raises:
         ValueError: scores lack a column, repeat a response, or are of a selection that is not in `selections`.
@@ -81,7 +82,7 @@ _COLUMNS = [
     *("selection", "kind", "layer", "step", "seeds", "prompts", "score", "score_low", "score_high"),
     *("contribution", "contribution_low", "contribution_high", "contribution_sd", "contribution_untruncated"),
     *("contribution_reason", "contribution_note", "imprecise", "rank", "p_best", "p_top", "tied_with_best"),
-    *("response_tokens", "truncated_fraction", "format_fraction"),
+    *("response_tokens", "truncated_fraction", "format_fraction", "unjudged_fraction"),
 ]
 
 
@@ -141,6 +142,7 @@ class ScoredRuns:
             "response_tokens": stats["response_tokens"],
             "truncated_fraction": stats["truncated"],
             "format_fraction": stats["format_ok"],
+            "unjudged_fraction": stats["unjudged"],
             **self.contribution(name, own.prompts),
         }
 

@@ -26,7 +26,7 @@ def sweep_table(
     Args:
         sweep: the constant columns: sweep, model, algorithm, task, learning_rate_policy, model_layers.
         runs: one row per run (and base): selection, seed, kind, layer, depth, trainable_parameters,
-            layers, learning_rate, seconds, status, reason.
+            layers, modules, learning_rate, seconds, status, reason.
         steps, scores: the content of steps.parquet and scores.parquet.
         seed_sd: standard deviation of S between RL seeds, known from elsewhere; None estimates it from the seeds.
     """
@@ -46,11 +46,14 @@ def sweep_table(
 
 def _of_runs(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     """Reduce one row per run to one row per selection."""
+    steps = steps.assign(generated=steps["tokens"] + steps["discarded_tokens"].fillna(0))
     last = steps.groupby(["selection", "seed"]).agg(
         steps=("step", lambda s: int(s.max()) + 1),
         update_norm=("update_norm", "last"),
-        generated_tokens=("tokens", "sum"),
+        generated_tokens=("generated", "sum"),
+        optimizer_steps=("optimizer_steps", lambda s: s.sum(min_count=1)),
     )
+    runs = runs.assign(modules=runs.get("modules"))  # which runs of an earlier version lack
     runs = runs.merge(last, how="left", on=["selection", "seed"])
     grouped = runs.groupby("selection", sort=False)
     table = grouped.agg(
@@ -58,10 +61,12 @@ def _of_runs(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
         layer=("layer", "first"),
         depth=("depth", "first"),
         layers=("layers", "first"),
+        modules=("modules", "first"),
         seeds=("seed", "size"),
         trainable_parameters=("trainable_parameters", "first"),
         learning_rate=("learning_rate", "first"),
         steps=("steps", "min"),
+        optimizer_steps=("optimizer_steps", "min"),
         update_norm=("update_norm", "mean"),
         generated_tokens=("generated_tokens", "sum"),
         seconds=("seconds", "sum"),

@@ -2,16 +2,19 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from io import BytesIO
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 
-from layersweep.workers.storage.files import read_table
+from layersweep.workers.storage.files import read_bytes, read_table
 from layersweep.workers.storage.tables import model_layers_from_depth
 
 from .intervals import Z95
 
+MOST_LAYERS = 10_000
+"""Layers of a model at most: a larger number is a slip."""
 DERIVED = re.compile(r"avg|average|mean|total|^c_|contribution|^delta|rank|depth|seed|step|std|stderr|_low$|_high$")
 """Numeric columns that are not a suite's score, when a table names its suites instead of having a `score`."""
 
@@ -35,20 +38,29 @@ class Profile:
     """Whether `contribution` holds contributions rather than scores."""
     pruned: int = 0
     """Layers left out because a search stopped them early: their contributions are extrapolations."""
+    optimizer_steps: tuple[int, int] | None = None
+    """Fewest and most optimizer steps of its runs, None where unknown; batches without signal take none."""
 
 
-def load_profile(path: str | Path, *, noise: float | None = None) -> Profile:
-    """The profile in a .parquet or .csv file, named after the file, or after its folder for a contribution.parquet.
+def load_profile(location: str | Path, *, noise: float | None = None) -> Profile:
+    """The profile in a .parquet or .csv file at a path or URI, named after the file, or after its folder for a
+    contribution.parquet.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file is not there, or cannot be read.
         ValueError: it is no such file, or holds no profile.
     """
-    path = Path(path)
+    location, path = str(location), PurePosixPath(location)
     if path.suffix not in (".parquet", ".csv"):
         raise ValueError(f"{path.name} is neither a .parquet nor a .csv")
-    table = read_table(str(path)) if path.suffix == ".parquet" else pd.read_csv(path)
+    table = read_table(location) if path.suffix == ".parquet" else _read_csv(location)
     return profile(table, path.parent.name if path.stem == "contribution" else path.stem, noise=noise)
+
+
+def _read_csv(location: str) -> pd.DataFrame:
+    if (content := read_bytes(location)) is None:
+        raise FileNotFoundError(f"{location}: no such file")
+    return pd.read_csv(BytesIO(content))
 
 
 def profile(table: pd.DataFrame, name: str, *, noise: float | None = None) -> Profile:
@@ -59,7 +71,7 @@ def profile(table: pd.DataFrame, name: str, *, noise: float | None = None) -> Pr
     `setting` or `kind` column; without those rows the scores themselves are the profile. The noise is the column
     `contribution_sd`, else half the width of `contribution_low..high`, else `noise`, a standard deviation of C that
     the user gives, else unknown. Rows without a layer or without a value are left out, and so are those with the
-    `status` pruned.
+    `status` pruned; but no row may name a layer that there cannot be.
 
     Raises:
         ValueError: there is no profile in the table, or not one alone.
@@ -69,25 +81,47 @@ def profile(table: pd.DataFrame, name: str, *, noise: float | None = None) -> Pr
         raise ValueError(f"{name} has more than one column `{twice[0]}`")
     if "layer" not in table:
         raise ValueError(f"{name} has no column `layer`; it has {', '.join(table.columns)}")
-    layer = pd.to_numeric(table["layer"], errors="coerce").to_numpy(float, na_value=np.nan)
+    layer = _layers(table, name)
     value, is_contribution = _contribution(table, name)
     sd = _noise(table, noise)
-    if "kind" in table:
-        layer = np.where(table["kind"].isin(["base", "full", "layers"]), np.nan, layer)
     known = np.isfinite(layer) & np.isfinite(value)
     pruned = known & (table["status"] == "pruned").to_numpy() if "status" in table else np.zeros_like(known)
     kept = np.flatnonzero(known & ~pruned)
     kept = kept[np.argsort(layer[kept], kind="stable")]
     if not len(kept):
         raise ValueError(f"{name} has no layer with a contribution")
-    if (strange := layer[kept][(layer[kept] < 0) | (layer[kept] % 1 != 0)]).size:
-        raise ValueError(f"{name} has a layer {strange[0]:g}; layers are whole numbers from 0")
     layers = layer[kept].astype(int)
     if (twice := layers[1:][np.diff(layers) == 0]).size:
         raise ValueError(f"{name} has more than one row for layer {twice[0]}")
-    model_layers = _model_layers(table, layer)
+    model_layers = _model_layers(table, layer, name)
     depth = layers / max(model_layers - 1, 1)
-    return Profile(name, layers, depth, value[kept], sd[kept], model_layers, is_contribution, int(pruned.sum()))
+    taken = table["optimizer_steps"].iloc[kept].dropna() if "optimizer_steps" in table else ()
+    return Profile(
+        name, layers, depth, value[kept], sd[kept], model_layers, is_contribution, int(pruned.sum()),
+        (int(taken.min()), int(taken.max())) if len(taken) else None,
+    )  # fmt: skip
+
+
+def _layers(table: pd.DataFrame, name: str) -> np.ndarray:
+    """[rows] the layer of each row, NaN of base, full and all that is not one layer.
+
+    Raises:
+        ValueError: a row names a layer that there cannot be, whether it has a contribution or not.
+    """
+    named = table["layer"].astype(object)
+    if "kind" in table:
+        named = named.where(~table["kind"].isin(["base", "full", "layers", "part", "trial"]), None)
+    layer = np.full(len(named), np.nan)
+    for row, (value, known) in enumerate(zip(named, named.notna(), strict=True)):
+        if not known or str(value).strip().lower() in ("", "base", "full"):
+            continue
+        try:
+            layer[row] = float(value)
+        except (ValueError, TypeError):
+            layer[row] = -1
+        if not 0 <= layer[row] < MOST_LAYERS or layer[row] % 1:
+            raise ValueError(f"{name} has a layer {value!r:.40}; layers are whole numbers from 0")
+    return layer
 
 
 def _contribution(table: pd.DataFrame, name: str) -> tuple[np.ndarray, bool]:
@@ -126,14 +160,20 @@ def _noise(table: pd.DataFrame, given: float | None) -> np.ndarray:
     return np.full(len(table), np.nan if given is None else float(given))
 
 
-def _model_layers(table: pd.DataFrame, layer: np.ndarray) -> int:
-    """Layers of the model: as stored, else from `depth` = layer / (L - 1), else one more than the last named."""
+def _model_layers(table: pd.DataFrame, layer: np.ndarray, name: str) -> int:
+    """Layers of the model: as stored, else from `depth` = layer / (L - 1), else one more than the last named.
+
+    Raises:
+        ValueError: there are fewer by what is stored than by the layers that are named, or more than any model has.
+    """
+    least = int(np.nanmax(layer)) + 1
     if "model_layers" in table and (stored := table["model_layers"].dropna()).size:
-        count = int(_numbers(stored).max())
-    else:
-        depth = pd.Series(_numbers(table["depth"])) if "depth" in table else pd.Series(dtype=float)
-        count = model_layers_from_depth(pd.Series(layer).reindex(depth.index), depth) or 0
-    return max(count, int(np.nanmax(layer)) + 1)
+        count = float(_numbers(stored).max())
+        if not least <= count <= MOST_LAYERS or count % 1:
+            raise ValueError(f"{name} says that the model has {count:g} layers, and names layer {least - 1}")
+        return int(count)
+    depth = pd.Series(_numbers(table["depth"])) if "depth" in table else pd.Series(dtype=float)
+    return max(model_layers_from_depth(pd.Series(layer).reindex(depth.index), depth) or 0, least)
 
 
 def _numbers(column: pd.Series) -> np.ndarray:

@@ -12,17 +12,17 @@ IDENTITY = ["selection", "seed", "step", "suite", "prompt", "sample"]
 """Columns that tell one response of a split from another."""
 GREEDY = "@greedy"
 """Suites whose name ends so are one greedy answer a prompt, shown beside the score and no part of it."""
-RESPONSE_STATS = ["response_tokens", "truncated", "format_ok"]
+RESPONSE_STATS = ["response_tokens", "truncated", "format_ok", "unjudged"]
 """Columns about responses beside their scores; unknown where a table lacks them."""
 
 
-KINDS = ("base", "full", "layer", "layers", "trial")
-"""Kinds of selections, in the order of the table: `layers` are combined runs, which train or boost several."""
+KINDS = ("base", "full", "layer", "layers", "part", "trial")
+"""Kinds of selections, in the order of the table: `layers` train or boost several, `part` a part of some."""
 
 
 @dataclass(frozen=True)
 class SelectionFacts:
-    """Kind and layer of a selection."""
+    """Kind of a selection, and its layer."""
 
     kind: str
     """Kind of the selection, one of KINDS."""
@@ -117,7 +117,7 @@ class ScoreArrays:
         self.response_stats = (
             cells.groupby(["selection", "step", "suite"])[RESPONSE_STATS].mean().groupby(["selection", "step"]).mean()
         )
-        """Response tokens, truncated and well-formed fraction by (selection, step), a mean over suites as the score."""
+        """Response tokens, truncated, well-formed and unjudged fraction by (selection, step), a mean over suites."""
 
 
 def _array(cells: pd.Series, runs: dict, seeds: list) -> np.ndarray:

@@ -3,24 +3,26 @@
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from .loss_settings import LossSettings
 
 if TYPE_CHECKING:  # torch, which a spec does without
     from torch import Tensor
 
-    from .loss import LossTerms
+    from .loss import LossTerms, LossTokens
 
 
 class PolicyGradient(LossSettings):
-    """An algorithm: a section of the spec, and four hooks, of which only `advantages` has no default.
+    """An algorithm: a section of the spec, and hooks, of which `advantages` and `surrogate` have no default.
 
     - `build`: called when a spec is validated, and by the driver for the trainers of each run.
-    - `shaped`, then `advantages`: called by `UpdateLoop.update` once per rollout batch, on every rank, over all rows
-      of the batch, before it is split into minibatches and micro batches.
+    - `shaped`, `advantages`, `normalised`: called by `UpdateLoop.update` in this order, once per rollout batch, on
+      every rank, over all rows of the batch, before it is split into minibatches and micro batches.
     - `loss`: called by `UpdateLoop` once per micro batch and epoch, on its tokens alone, and for the agreement of
-      gradients before the first step.
+      gradients before the first step. It calls `surrogate`, and adds what all losses have in common.
+
+    An algorithm over the clipped surrogate is a subclass of `clipped.ClippedPolicyGradient`, which has one.
 
     `aggregation` weighs the tokens (`loss.token_weights`) once per minibatch; a `kl_coefficient` above 0 makes the
     trainer compute the base model's log-probabilities.
@@ -32,6 +34,9 @@ class PolicyGradient(LossSettings):
     overlong_buffer: int = Field(0, ge=0)
     """DAPO's soft overlong punishment (Yu et al. 2025, eq. 13): within this many tokens of the response limit the
     reward falls linearly, to -1 more at the limit. 0 is off."""
+    max_num_gen_batches: PositiveInt = 1
+    """DAPO's dynamic sampling: prompts whose responses are all scored alike are replaced by further ones, in so many
+    rounds of generation at most (verl's name); what is missing then stays without signal. 1 replaces none."""
 
     def build(self) -> "PolicyGradient":
         """Return the algorithm itself, which this is."""
@@ -65,18 +70,25 @@ class PolicyGradient(LossSettings):
         """
         raise NotImplementedError
 
-    def loss(
-        self, logp: "Tensor", old_logp: "Tensor", advantage: "Tensor", weight: "Tensor",
-        ref_logp: "Tensor | None" = None,
-    ) -> "LossTerms":  # fmt: skip
-        """Return one micro batch's share of the loss: here `loss.policy_loss`, the clipped surrogate with its KL term.
+    def normalised(self, advantage: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Return the advantages normalised over the whole rollout batch, float32 [rows]: here as they are.
 
         Args:
-            logp, old_logp, advantage, weight, ref_logp: float [N], see `loss.policy_loss`.
+            advantage: float32 [rows], of `advantages`.
+            lengths: int [rows], tokens of each response.
         """
+        return advantage
+
+    def surrogate(self, tokens: "LossTokens") -> "tuple[Tensor, Tensor]":
+        """Return each token's objective, which is to grow, float32 [N] with graph, and which tokens' gradient was
+        clipped away, bool [N]."""
+        raise NotImplementedError
+
+    def loss(self, tokens: "LossTokens") -> "LossTerms":
+        """Return one micro batch's share of the loss: here the surrogate with its KL term, see `loss.policy_loss`."""
         from .loss import policy_loss
 
-        return policy_loss(self, logp, old_logp, advantage, weight, ref_logp)
+        return policy_loss(self, tokens, *self.surrogate(tokens))
 
 
 def episode_returns(reward: np.ndarray, group: np.ndarray, trajectory: np.ndarray):

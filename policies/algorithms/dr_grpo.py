@@ -4,11 +4,12 @@ from typing import Literal
 
 import numpy as np
 
-from .base import PolicyGradient, episode_returns, group_normalised
+from .base import episode_returns, group_normalised
+from .clipped import ClippedPolicyGradient
 from .loss_settings import Aggregation
 
 
-class DrGRPO(PolicyGradient):
+class DrGRPO(ClippedPolicyGradient):
     """A = r - mean within a group (Liu et al. 2025, arXiv 2503.20783).
 
     No standard deviation, which overweights questions that are nearly always or never solved; and token losses

@@ -6,11 +6,12 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from .base import PolicyGradient, episode_returns, group_normalised
+from .base import episode_returns, group_normalised
+from .clipped import ClippedPolicyGradient
 from .loss_settings import Aggregation
 
 
-class GiGPO(PolicyGradient):
+class GiGPO(ClippedPolicyGradient):
     """A = A_episode + omega A_step (Feng et al. 2025, arXiv 2505.10978, eqs. 3 to 8).
 
     A_episode compares the returns of the episodes that share a start state. A_step compares rows of those

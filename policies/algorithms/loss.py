@@ -1,16 +1,20 @@
-"""The policy-gradient loss over flat response tokens.
+"""The common part of all policy-gradient losses, over flat response tokens.
 
 A loss is a weighted sum of token losses. The weights are fixed for a whole optimizer batch before it is split,
 so micro batches and data-parallel ranks just add up: no aggregation can depend on the split or on padding.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .loss_settings import Aggregation, LossSettings
+
+LOG_RATIO_LIMIT = 20.0
+"""Log-ratios count at most this, up and down, so that none overflows (as in verl)."""
+KL_LIMIT = 10.0
+"""A token's k3 counts at most this (as in verl)."""
 
 
 def token_weights(lengths: Tensor, aggregation: Aggregation, max_length: int) -> Tensor:
@@ -35,6 +39,29 @@ def token_weights(lengths: Tensor, aggregation: Aggregation, max_length: int) ->
 
 
 @dataclass(frozen=True)
+class LossTokens:
+    """The response tokens of one micro batch, which holds whole responses: what a loss knows of each, [N] each."""
+
+    logp: Tensor
+    """Log-probabilities by the policy, float32, with graph."""
+    old_logp: Tensor
+    """Those that the ratio is taken against, float32: the trainer's before the first step of the batch, or the
+    sampling engine's (see `rollout_correction`)."""
+    advantage: Tensor
+    weight: Tensor
+    """Weights in the loss, from token_weights."""
+    response: Tensor
+    """Number of the response that the token belongs to, int64."""
+    importance: Tensor | None = None
+    """Importance weights against the sampling engine (`rollout_correction.importance_weights`); None where `old_logp`
+    is the engine's."""
+    ref_logp: Tensor | None = None
+    """Log-probabilities by the base model; needed when kl_coefficient is above 0."""
+    entropy: Tensor | None = None
+    """Entropies of the distributions, with graph; needed when entropy_coefficient is above 0."""
+
+
+@dataclass(frozen=True)
 class LossTerms:
     """One micro batch's share of the loss (scalar, with graph) and what to log (weighted sums, detached)."""
 
@@ -44,49 +71,33 @@ class LossTerms:
     """Tokens whose gradient the clip removed."""
 
 
-def policy_loss(
-    settings: LossSettings,
-    logp: Tensor,
-    old_logp: Tensor,
-    advantage: Tensor,
-    weight: Tensor,
-    ref_logp: Tensor | None = None,
-) -> LossTerms:
-    """Return the clipped surrogate plus the KL penalty, summed with the given weights.
+def policy_loss(settings: LossSettings, tokens: LossTokens, surrogate: Tensor, clipped: Tensor) -> LossTerms:
+    """Return minus the surrogate, times its importance weights, plus the KL penalty, minus the entropy bonus, summed
+    with the token weights.
 
-    Per token, with rho = exp(logp - old_logp) truncated at importance_cap:
-    -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), at most dual_clip |A| where A < 0 (Schulman et al.
-    2017 eq. 7; Ye et al. 2020), plus kl_coefficient * k3, k3 = exp(q) - q - 1 with q = ref_logp - logp
-    (Schulman 2020, "Approximating KL divergence").
-
-    Truncation bounds a token's weight and leaves it its gradient (importance_cap * A * grad logp, as Espeholt et
-    al. 2018, IMPALA); clip and dual clip take the gradient away.
+    The penalty is kl_coefficient * k3, k3 = exp(q) - q - 1 with q = ref_logp - logp (Schulman 2020, "Approximating KL
+    divergence"), at most KL_LIMIT a token.
 
     Args:
         settings: the algorithm, as a rule.
-        logp: float [N] of the policy, with graph.
-        old_logp: float [N] of the sampling engine: the ratio so contains its mismatch with the trainer, and the
-            truncation bounds what that can do.
-        advantage: float [N].
-        weight: float [N], from token_weights.
-        ref_logp: float [N] of the base model; needed when kl_coefficient is above 0.
+        tokens: of the micro batch.
+        surrogate: float32 [N] with graph, each token's objective, which is to grow.
+        clipped: bool [N], tokens whose gradient the surrogate has clipped away.
     """
-    logp = logp.float()
-    log_ratio = logp - old_logp.float()
-    excess = (log_ratio.detach() - math.log(settings.importance_cap)).clamp(min=0)
-    ratio = torch.exp(log_ratio - excess)
-    clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
-    surrogate = torch.minimum(ratio * advantage, clipped * advantage)
-    if settings.dual_clip is not None:
-        surrogate = torch.where(advantage < 0, torch.maximum(surrogate, settings.dual_clip * advantage), surrogate)
     token_loss = -surrogate
-    with torch.no_grad():
-        flat = ((ratio > clipped) & (advantage > 0)) | ((ratio < clipped) & (advantage < 0))
-        if settings.dual_clip is not None:
-            flat |= (ratio > settings.dual_clip) & (advantage < 0)
-    kl = torch.zeros_like(logp)
-    if ref_logp is not None:
-        q = ref_logp.float() - logp
-        kl = torch.expm1(q) - q
+    if tokens.importance is not None:
+        token_loss = token_loss * tokens.importance
+    kl = torch.zeros_like(tokens.logp)
+    if tokens.ref_logp is not None:
+        q = (tokens.ref_logp.float() - tokens.logp).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        kl = (torch.expm1(q) - q).clamp(max=KL_LIMIT)
         token_loss = token_loss + settings.kl_coefficient * kl
-    return LossTerms((token_loss * weight).sum(), kl.detach().sum(), flat.sum())
+    if settings.entropy_coefficient:
+        token_loss = token_loss - settings.entropy_coefficient * tokens.entropy
+    return LossTerms((token_loss * tokens.weight).sum(), kl.detach().sum(), clipped.sum())
+
+
+def sum_by_response(values: Tensor, response: Tensor) -> Tensor:
+    """Return for each token the sum of `values` [N] over the tokens of its response, [N]."""
+    _, place = response.unique(return_inverse=True)
+    return torch.zeros_like(values).index_add(0, place, values)[place]

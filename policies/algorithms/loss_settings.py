@@ -1,37 +1,33 @@
-"""Settings of the policy-gradient loss (`loss.policy_loss`, `loss.token_weights`); without torch, which a spec does
-without."""
+"""Settings that every loss reads (`loss.policy_loss`, `loss.token_weights`, `rollout_correction`); without torch, which
+a spec does without."""
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from layersweep.policies.strict import StrictModel
 
 Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum_over_max_length"]
+RolloutCorrection = Literal[
+    "auto", "bypass", "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
+]
 
 
 class LossSettings(StrictModel):
-    """Fields of the spec's `algorithm` section that the loss reads."""
+    """Fields of the spec's `algorithm` section that every loss reads."""
 
-    clip_low: float = Field(0.2, gt=0, lt=1)
-    """The ratio is clipped from below at 1 - clip_low."""
-    clip_high: float = Field(0.2, gt=0)
-    """The ratio is clipped from above at 1 + clip_high; above clip_low it is DAPO's clip-higher."""
-    dual_clip: float | None = Field(None, gt=1)
-    """Bound of the loss for negative advantages, as a multiple of |A| (Ye et al. 2020); null is off. The usual 3
-    needs an importance_cap above it."""
+    rollout_correction: RolloutCorrection = "auto"
+    """How the engine's log-probabilities, which differ from the trainer's by rounding, enter the loss. `bypass`: they
+    are the old log-probabilities of its ratio (as verl's bypass_mode), and the mismatch goes through the clip.
+    Otherwise the trainer computes the old log-probabilities before its first step, and each token's loss is weighted
+    by the importance weight exp(old - engine's) of the token, or of its whole response (`sequence_`): at most
+    importance_cap (`_truncate`), or 0 above it (`_mask`), as TRL names them; `none` leaves the weight out. `auto`:
+    bypass where engine and trainer compute in float32, else token_truncate."""
     importance_cap: float = Field(2.0, gt=1)
     """Truncated importance sampling: ratios against the sampling engine's log-probabilities count at most this."""
     kl_coefficient: float = Field(0.0, ge=0)
     """Weight of the k3 estimate of KL(policy || base) in the loss; the base is the frozen trunk itself."""
+    entropy_coefficient: float = Field(0.0, ge=0)
+    """Weight of the entropy bonus: so much of each token's entropy, in nats, is subtracted from its loss."""
     aggregation: Aggregation = "sequence_mean"
     """How token losses become one number; see layersweep.policies.algorithms.loss.token_weights."""
-
-    @model_validator(mode="after")
-    def _dual_clip_is_within_reach(self) -> "LossSettings":
-        if self.dual_clip is not None and self.dual_clip >= self.importance_cap:
-            raise ValueError(
-                f"dual_clip: {self.dual_clip:g} is never reached, since ratios count at most importance_cap "
-                f"{self.importance_cap:g}; raise importance_cap above it"
-            )
-        return self

@@ -4,11 +4,12 @@ from typing import Literal
 
 import numpy as np
 
-from .base import PolicyGradient, episode_returns, group_normalised
+from .base import episode_returns, group_normalised
+from .clipped import ClippedPolicyGradient
 from .loss_settings import Aggregation
 
 
-class RLOO(PolicyGradient):
+class RLOO(ClippedPolicyGradient):
     """A = r - mean of the other responses' r = n / (n - 1) (r - mean) (Ahmadian et al. 2024, arXiv 2402.14740, eq. 6).
 
     r = [1, 0, 0, 0] gives [1, -1/3, -1/3, -1/3]. A whole response is one action: its token losses are summed, divided

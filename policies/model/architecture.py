@@ -1,11 +1,13 @@
 """A model's shape from its config.json alone: what a plan needs, without torch and without weights."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import head_is_tied, stored_tensors
+from .checkpoint import EMBEDDING, HEAD, head_is_tied, stored_tensors
 
 SUPPORTED = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 """Architectures, and the model_type by which transformers finds the class of each."""
@@ -13,6 +15,12 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles depend on the position alone. Others (dynamic, longrope) depend on the length of the
 sequence too, which engine and trainer see in different pieces."""
 
+DTYPES = ("float32", "bfloat16", "float16")
+"""Types of weights that are trained and served, as config.json names them."""
+
+CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
+"""Bytes of a chunk of logits (policies.model.token_logprobs), by device. Measured on a CPU at 49,152 entries: no slower
+than all tokens at once."""
 MOST_LAYERS = 10_000
 MOST_UNITS = 1 << 31
 """Bounds on the sizes in a config.json: larger ones are slips, and a plan would count through them."""
@@ -86,27 +94,57 @@ class Architecture:
         if not path.is_file():
             raise ValueError(f"{folder} has no config.json: it is not a Hugging Face model folder")
         try:
-            architecture = cls.from_config(json.loads(path.read_text(encoding="utf-8")))
+            config = json.loads(path.read_text(encoding="utf-8"))
+            architecture = cls.from_config(config)
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
+        if config.get("model_type") is None:
+            raise ValueError(
+                f"config.json lacks 'model_type', by which transformers finds a model's class; of an "
+                f"{architecture.name} it is {json.dumps(SUPPORTED[architecture.name])}"
+            )
         if not any(folder.glob("*.safetensors")):
             return architecture
         tied = head_is_tied(stored_tensors(folder))
         return architecture if tied is None else replace(architecture, tied=tied)
 
     @property
+    def block_weights(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of one block's weights, by Hugging Face names within the block."""
+        q, kv, hidden = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.hidden
+        shapes: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (hidden,)}
+        shapes["post_attention_layernorm.weight"] = (hidden,)
+        for name, rows in (("q", q), ("k", kv), ("v", kv)):
+            shapes[f"self_attn.{name}_proj.weight"] = (rows, hidden)
+            if self.qkv_bias:
+                shapes[f"self_attn.{name}_proj.bias"] = (rows,)
+        shapes["self_attn.o_proj.weight"] = (hidden, q)
+        if self.qk_norm:
+            shapes |= {f"self_attn.{name}_norm.weight": (self.head_dim,) for name in "qk"}
+        for name in ("gate", "up"):
+            shapes[f"mlp.{name}_proj.weight"] = (self.intermediate, hidden)
+        return shapes | {"mlp.down_proj.weight": (hidden, self.intermediate)}
+
+    @property
+    def outer_weights(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the weights outside of blocks, by Hugging Face name; a tied LM head is the embedding."""
+        outer = {EMBEDDING: (self.vocabulary, self.hidden), "model.norm.weight": (self.hidden,)}
+        return outer if self.tied else outer | {HEAD: (self.vocabulary, self.hidden)}
+
+    def weights_of(self, layers: Iterable[int]) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of some blocks' weights by Hugging Face name."""
+        block = self.block_weights
+        return {f"model.layers.{k}.{name}": shape for k in layers for name, shape in block.items()}
+
+    @property
     def layer_parameters(self) -> int:
         """Number of parameters of one block."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        attention = self.hidden * (2 * q + 2 * kv) + (q + 2 * kv if self.qkv_bias else 0)
-        norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
-        return attention + norms + 3 * self.hidden * self.intermediate
+        return sum(map(prod, self.block_weights.values()))
 
     @property
     def parameters(self) -> int:
         """Number of parameters of the whole model; a tied LM head counts once."""
-        outer = self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden
-        return self.layers * self.layer_parameters + outer
+        return self.layers * self.layer_parameters + sum(map(prod, self.outer_weights.values()))
 
 
 def _size(config: dict[str, Any], field: str, default: int | None = None, most: int = MOST_UNITS) -> int:
@@ -121,6 +159,20 @@ def _size(config: dict[str, Any], field: str, default: int | None = None, most: 
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         raise ValueError(f"config.json: {field}: {value!r:.50} is not a whole number from 1 to {most:,}")
     return value
+
+
+def end_tokens(config: dict[str, Any]) -> list[int]:
+    """Return the tokens that end a response by a config.json or generation_config.json.
+
+    Raises:
+        ValueError: `eos_token_id` holds something else than numbers of tokens.
+    """
+    ends = config.get("eos_token_id")
+    numbers = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    for number in numbers:
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise ValueError(f"{json.dumps(number):.50} is no number of a token, which are whole numbers from 0")
+    return numbers
 
 
 def unsupported_fields(config: dict[str, Any]) -> dict[str, str]:
@@ -169,6 +221,13 @@ def unsupported_fields(config: dict[str, Any]) -> dict[str, str]:
         found["tie_word_embeddings"] = f"{json.dumps(config['tie_word_embeddings']):.50} is neither true nor false"
     if config.get("model_type") not in (None, kind := SUPPORTED[config["architectures"][0]]):
         found["model_type"] = f"{json.dumps(config['model_type']):.50} is not {kind}, which the architecture is"
+    for field in ("dtype", "torch_dtype"):
+        if config.get(field) is not None and str(config[field]).removeprefix("torch.") not in DTYPES:
+            found[field] = f"{json.dumps(config[field]):.50} is not supported; supported are {', '.join(DTYPES)}"
+    try:
+        end_tokens(config)
+    except ValueError as error:
+        found["eos_token_id"] = str(error)
     if config.get("dual_chunk_attention_config"):
         found["dual_chunk_attention_config"] = "is not supported; without it the model attends to everything"
     if config.get("quantization_config"):

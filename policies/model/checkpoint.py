@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+from layersweep.policies.selection import EMBEDDING
+
+HEAD = "lm_head.weight"
 INDEX = "model.safetensors.index.json"
 CHUNK = 1 << 22
 """Bytes that are read at a time."""

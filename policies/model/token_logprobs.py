@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
-"""Bytes of a chunk's logits by device. Measured on a CPU at 49,152 entries: no slower than all tokens at once."""
+from .architecture import CHUNK_BYTES
 
 
 class LogprobHead(nn.Linear):
@@ -24,18 +24,25 @@ class LogprobHead(nn.Linear):
     """
 
     def forward(
-        self, hidden: Tensor, target: Tensor | None = None, temperature: float = 1.0
+        self, hidden: Tensor, target: Tensor | None = None, temperature: float = 1.0, entropy_gradient: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Return logits [..., vocabulary], or with targets log-probabilities [N] and entropies [N] (no graph), float32.
+        """Return logits [..., vocabulary], or with targets log-probabilities [N] and entropies [N], float32.
 
         Args:
             hidden: [..., hidden], after the final norm; with targets [N, hidden].
             target: int64 [N].
             temperature: of the sampling distribution; logits are divided by it.
+            entropy_gradient: whether entropies have a graph; each chunk is then computed again in the backward pass.
         """
         if target is None:
             return super().forward(hidden)
         rows = max(1, CHUNK_BYTES[hidden.device.type] // (4 * self.out_features))
+        if entropy_gradient:
+            parts = [
+                checkpoint(_with_entropy, hidden[at], self.weight, target[at], temperature, use_reentrant=False)
+                for at in _slices(len(target), rows)
+            ]
+            return torch.cat([logp for logp, _ in parts]), torch.cat([entropy for _, entropy in parts])
         if len(target) <= rows:
             return _from_logits(super().forward(hidden), target, temperature)
         return _ChunkedLogprobs.apply(hidden, self.weight, target, temperature, rows)
@@ -51,6 +58,12 @@ def _from_logits(logits: Tensor, target: Tensor, temperature: float) -> tuple[Te
     with torch.no_grad():
         entropy = -(logp_all.exp() * logp_all).sum(-1)
     return logp, entropy
+
+
+def _with_entropy(hidden: Tensor, weight: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return both with a graph, from hidden states."""
+    logp_all = torch.log_softmax(linear(hidden, weight).float() / temperature, dim=-1)
+    return logp_all.gather(-1, target[:, None]).squeeze(-1), -(logp_all.exp() * logp_all).sum(-1)
 
 
 class _ChunkedLogprobs(Function):
@@ -77,9 +90,11 @@ class _ChunkedLogprobs(Function):
             logp_all = logits.sub_(normalizer[at, None])
             logp[at] = logp_all.gather(-1, target[at, None]).squeeze(-1)
             p = logp_all.exp()
-            entropy[at] = torch.linalg.vecdot(p, logp_all).neg_()
+            entropy[at] = logp_all.mul_(p).sum(-1).neg_()
+            del logits, logp_all
             if direction is not None:
                 direction[at] = _toward(p, target[at], weight, temperature)
+            del p  # before the next chunk's
         ctx.save_for_backward(hidden, weight, target, normalizer) if ctx.of_head else ctx.save_for_backward(direction)
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
@@ -99,6 +114,7 @@ class _ChunkedLogprobs(Function):
             of_logits = of_logits.to(weight.dtype)
             torch.mm(of_logits, weight, out=of_hidden[at])
             of_weight.addmm_(of_logits.T, hidden[at])
+            del p, of_logits  # before the next chunk's
         return of_hidden, of_weight, None, None, None
 
 

@@ -6,7 +6,7 @@ the keys that each row may see: G times the work of one response, and no mask of
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,9 @@ NAME = "layersweep_tree"
 
 GATHERING = 128
 """Cost of gathering a token, in pairs of query and key: about where both ways take the same CPU time."""
+
+ALIGNMENT = 16
+"""Entries of which a row of a mask takes a multiple in memory (torch's memory-efficient attention)."""
 
 Branch = tuple[np.ndarray, np.ndarray]
 """Tokens before the branch (none for a prompt) and its own tokens, as positions in the flat batch [B * T]."""
@@ -54,6 +57,19 @@ class TreeAttentionPlan:
         return TreeAttentionPlan(
             tuple(group.to(device) for group in self.groups), self.index.to(device, non_blocking=non_blocking)
         )
+
+
+def as_added(mask: Tensor | TreeAttentionPlan, dtype: torch.dtype) -> Tensor | TreeAttentionPlan:
+    """Turn a mask into what kernels on GPUs add to their scores, 0 or minus infinity, with rows aligned for them.
+
+    Made once for all blocks: given the mask itself, each would make its own, and keep it for the backward pass.
+    """
+    if isinstance(mask, TreeAttentionPlan):
+        groups = (replace(group, mask=as_added(group.mask, dtype)) for group in mask.groups)
+        return replace(mask, groups=tuple(groups))
+    keys = mask.shape[-1]
+    added = torch.zeros(*mask.shape[:-1], -(-keys // ALIGNMENT) * ALIGNMENT, dtype=dtype, device=mask.device)
+    return added[..., :keys].masked_fill_(~mask, -torch.inf)
 
 
 def by_branch(branches: Sequence[Branch], tokens: int, masked_pairs: int) -> TreeAttentionPlan | None:

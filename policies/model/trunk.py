@@ -7,15 +7,16 @@ from typing import Any
 import torch
 import xxhash
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
-from layersweep.policies.selection import Selection
+from layersweep.policies.selection import EMBEDDING, Selection
 
 from .fused_cpu import fuse
 from .pretrained import load_pretrained
 from .tensor_transport import to_handles, to_tensors
 from .token_logprobs import LogprobHead
-from .tree_attention import NAME
+from .tree_attention import NAME, as_added
 from .tree_batch import MicroBatch
 
 
@@ -79,63 +80,90 @@ class Trunk:
 class Policy(nn.Module):
     """The trained copy of a selection's parameters, computing through the frozen trunk.
 
-    Registered as submodules are the trained blocks alone (or for `full` a whole copy of the model), so an
-    optimizer, a checkpoint or a broadcast over this module sees the selection and nothing else.
+    `trained` has the model's modules, and of its parameters registered those of the selection alone; the others are the
+    trunk's own tensors. So an optimizer, a checkpoint or a broadcast over this module sees the selection and nothing
+    else.
     """
+
+    checkpointing: bool = False
+    """See `run_blocks`; the same on all ranks, or at ZeRO 3 they wait for each other."""
 
     def __init__(self, trunk: Trunk, selection: Selection):
         super().__init__()
         self._trunk = (trunk,)  # in a tuple, so that it is not registered
         self.selection = selection
-        if selection.trains_all:
-            self.trained: nn.Module = copy.deepcopy(trunk.model)
-            self.start = 0
-        else:
-            self.trained = nn.ModuleDict({str(k): copy.deepcopy(trunk.layers[k]) for k in selection.layers})
-            self.start = min(selection.layers)
-        self.trained.requires_grad_(True)
+        self.entropy_gradient = False
+        """Whether entropies have a graph, as an entropy bonus needs it."""
+        self.trained = trained_copy(trunk.model, selection)
+        self.start = None if selection.trains(EMBEDDING) else selection.first_block(len(trunk.layers))
+        """The first block that gradients pass through; None where they reach the embedding."""
 
     @property
     def trunk(self) -> Trunk:
         return self._trunk[0]
 
     def forward(self, batch: MicroBatch, hidden: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
-        """Compute log-probabilities [N] with graph, and entropies [N] without, of the response tokens, float32.
+        """Compute log-probabilities [N] with graph, and entropies [N], of the response tokens, float32.
 
         Args:
             batch: the packed responses.
-            hidden: the input of the first trained block from Trunk.prefix; None for `full`.
+            hidden: the input of block `start` from Trunk.prefix; None where the embedding trains.
             temperature: of the sampling distribution.
         """
-        if self.selection.trains_all:
-            model, blocks = self.trained, list(self.trained.model.layers)
-            hidden = model.model.embed_tokens(batch.input_ids)
-        else:
-            model = self.trunk.model
-            blocks = [
-                self.trained[str(k)] if str(k) in self.trained else layer for k, layer in enumerate(self.trunk.layers)
-            ][self.start :]
-        return response_logprobs(model, batch, run_blocks(model.model, batch, hidden, blocks), temperature)
+        decoder = self.trained.model
+        if hidden is None:
+            hidden = decoder.embed_tokens(batch.input_ids)
+        hidden = run_blocks(decoder, batch, hidden, list(decoder.layers)[self.start :], self.checkpointing)
+        return response_logprobs(self.trained, batch, hidden, temperature, self.entropy_gradient)
 
     def named_weights(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters by Hugging Face name; a tied LM head appears once, as the embedding."""
-        if self.selection.trains_all:
-            return dict(self.trained.named_parameters())
-        return {f"model.layers.{name}": weight for name, weight in self.trained.named_parameters()}
+        return dict(self.trained.named_parameters())
 
 
-def run_blocks(decoder: nn.Module, batch: MicroBatch, hidden: Tensor, blocks: Iterable[nn.Module]) -> Tensor:
-    """Run hidden states [B, T, hidden] through decoder blocks under the batch's tree mask."""
+def trained_copy(model: nn.Module, selection: Selection) -> nn.Module:
+    """Return a copy of a model in which a selection's parameters are new and train.
+
+    All other weights are the tensors of `model`, as plain attributes of the copy's modules.
+    """
+    frozen = {id(weight): weight for name, weight in model.named_parameters() if not selection.trains(name)}
+    copied = copy.deepcopy(model, dict(frozen))  # which takes what the memo holds for copied already
+    for module in copied.modules():
+        for name, weight in list(module._parameters.items()):
+            if id(weight) in frozen:
+                del module._parameters[name]
+                setattr(module, name, weight.detach())
+    return copied.requires_grad_(True)
+
+
+def run_blocks(
+    decoder: nn.Module, batch: MicroBatch, hidden: Tensor, blocks: Iterable[nn.Module], checkpointing: bool = False
+) -> Tensor:
+    """Run hidden states [B, T, hidden] through decoder blocks under the batch's tree mask.
+
+    Args:
+        checkpointing: keep each block's input alone for the backward pass, which computes the block again.
+    """
     rotary = decoder.rotary_emb(hidden, batch.position_ids)
+    mask = batch.mask if hidden.device.type == "cpu" else as_added(batch.mask, hidden.dtype)
+    given = {"attention_mask": mask, "position_ids": batch.position_ids, "position_embeddings": rotary}
     for block in blocks:
-        hidden = block(hidden, attention_mask=batch.mask, position_ids=batch.position_ids, position_embeddings=rotary)
+        if checkpointing:
+            # At ZeRO 3 a parameter that is not gathered is empty, and so does not look like itself computed again.
+            hidden = checkpoint(
+                block, hidden, **given, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
+            )
+        else:
+            hidden = block(hidden, **given)
     return hidden
 
 
-def response_logprobs(model: nn.Module, batch: MicroBatch, hidden: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities [N] of the response tokens and entropies [N] of their distributions (no graph).
+def response_logprobs(
+    model: nn.Module, batch: MicroBatch, hidden: Tensor, temperature: float, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities [N] of the response tokens and entropies [N] of their distributions.
 
     Only the N predicting positions go through the final norm and the LM head; float32 from the logits on.
     """
     chosen = hidden.flatten(0, 1).index_select(0, batch.predictor)
-    return model.lm_head(model.model.norm(chosen), batch.target, temperature)
+    return model.lm_head(model.model.norm(chosen), batch.target, temperature, entropy_gradient)

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-import fsspec
+from .locations import open_filesystem
 
-FORMATS = (".jsonl", ".parquet")
+TEXT_FORMATS = (".jsonl", ".json", ".csv", ".tsv")
+FORMATS = (*TEXT_FORMATS, ".parquet", ".arrow")
+"""Formats by suffix; .arrow is what `save_to_disk` of Hugging Face's `datasets` writes."""
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-"""Suffixes of compressed .jsonl files and their codec in pyarrow; parquet has its own compression."""
-READABLE = f"{' and '.join(FORMATS)} files are read, .jsonl also as {', '.join(COMPRESSIONS)}"
+"""Suffixes of compressed text files and their codec in pyarrow; parquet has its own compression."""
+READABLE = (
+    f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]} files are read, text also compressed ({', '.join(COMPRESSIONS)})"
+)
 MOST_FILES = 20_000
 """A folder of more files is a slip, such as the home folder, and listing it would take minutes."""
 SPLITS = {
@@ -44,10 +48,10 @@ class DataFile:
 
     @property
     def format(self) -> str | None:
-        """`.jsonl` or `.parquet`; None for a file that cannot be read."""
+        """One of FORMATS; None for a file that cannot be read."""
         suffixes = [suffix.lower() for suffix in PurePosixPath(self.name).suffixes[-2:]]
         if suffixes and suffixes[-1] in COMPRESSIONS:
-            return ".jsonl" if suffixes[:-1] == [".jsonl"] else None
+            return suffixes[0] if suffixes[0] in TEXT_FORMATS else None
         return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
 
     def open(self) -> BinaryIO:
@@ -66,11 +70,6 @@ class DataFile:
         return stream
 
 
-def is_remote(path: str) -> bool:
-    """Return whether a path is a URI that another machine serves."""
-    return "://" in path and not path.startswith(("file://", "local://"))
-
-
 def data_files(path: str, split: str, subset: str | None) -> list[DataFile]:
     """List the files of one split, in order. Cheap: nothing is opened.
 
@@ -82,9 +81,9 @@ def data_files(path: str, split: str, subset: str | None) -> list[DataFile]:
     Raises:
         DataError: there is no such path, nothing in it can be read, or it could mean more than one data set.
     """
-    path = path if "://" in path else os.path.expanduser(path)
+    path = os.path.expanduser(path)
     try:
-        filesystem, root = fsspec.core.url_to_fs(path)
+        filesystem, root = open_filesystem(path)
         if not filesystem.exists(root):
             raise DataError(f"data.path: {path} does not exist")
         if filesystem.isfile(root):
@@ -142,6 +141,8 @@ def _may_be_data(file: DataFile) -> bool:
     if any(part.startswith((".", "_")) for part in parts):
         return False
     suffix = PurePosixPath(file.name).suffix.lower()
+    if suffix == ".arrow" and parts[-1].startswith("cache-"):  # what `datasets` made of the data meanwhile
+        return False
     return parts[-1] not in _METADATA and (suffix not in _NOT_DATA or _is_linked_folder(file))
 
 

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, model_validator
 
-from layersweep.policies.strict import StrictModel
+from layersweep.policies.strict import Location, StrictModel
 from layersweep.rollout.types import Prompt, Split
 
-from .data_files import DataError, DataFile, data_files, is_remote
+from .data_files import DataError, DataFile, data_files
 from .decontamination import contaminated
-from .row_readers import file_rows, hub_rows, messages_of
+from .locations import local_path, refuse_unknown_protocol
+from .row_readers import file_rows, hub_rows, messages_of, value_at
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ SHOWN_BAD_ROWS = 5
 
 
 class Columns(StrictModel):
-    """The names of the columns. A row that has the prompt column is read in the de facto layout."""
+    """The names of the columns; what lies within one is named by its path, such as `extra_info.answer`. A row that has
+    the prompt column is read in the de facto layout."""
 
     prompt: str = "prompt"
     """Messages (a list of `{role, content}`) or plain text; the answer is then `reward_model.ground_truth`, or
@@ -41,8 +43,8 @@ class Columns(StrictModel):
     context: str | None = None
     """Text that belongs before the question; null is `body` or `context` where a row has one."""
     answer: str | None = None
-    """The answer of rows that have no `reward_model`; null is the first of `answer`, `final_answer`, `target` and
-    `solution` that a row has."""
+    """The answer; null is `reward_model.ground_truth`, or of rows that have no `reward_model` the first of `answer`,
+    `final_answer`, `target` and `solution` that there is."""
 
     @property
     def questions(self) -> tuple[str, ...]:
@@ -73,22 +75,22 @@ def _either_case(*names: str) -> tuple[str, ...]:
 class DataConfig(StrictModel):
     """Source of the prompts, and the form in which the model gets them."""
 
-    path: str | None = None
-    """A .parquet or .jsonl file (also .jsonl.gz, .bz2, .zst), or a folder of such files: a path, or a URI that fsspec
-    understands (`s3://...`)."""
-    hub: str | None = None
+    path: Location | None = None
+    """A .parquet, .jsonl, .json (a list of rows), .csv or .tsv file (text also as .gz, .bz2, .zst), a folder of such
+    files, or one that `save_to_disk` of `datasets` wrote: a path, or a URI that fsspec understands (`s3://...`)."""
+    hub: Location | None = None
     """The name of a data set for `datasets.load_dataset`, instead of `path`."""
-    subset: str | None = None
+    subset: Location | None = None
     """The configuration of the hub's data set, such as `main`; of a `path` the inner folder, if several hold data."""
-    revision: str | None = None
+    revision: Location | None = None
     """The commit or tag of the hub's data set; name one, and the data cannot change under a sweep."""
-    split: str = "train"
+    split: Location = "train"
     """The split of the hub's data set, or of a folder whose files name their splits (`train-00000.parquet`,
     `data/test/a.jsonl`)."""
     columns: Columns = Columns()
     subsample: int | None = Field(None, ge=1)
     """Use this many rows, drawn without replacement; a larger subsample contains the smaller ones of its seed."""
-    subsample_seed: NonNegativeInt = 0
+    subsample_seed: int = Field(0, ge=0, lt=2**32)
     selection_share: float = Field(0.1, ge=0, le=1)
     """Share of prompts held out for choosing layers. A hash of the prompt's text decides, nothing else."""
     final_share: float = Field(0.1, ge=0, le=1)
@@ -99,7 +101,7 @@ class DataConfig(StrictModel):
     max_prompt_chars: int = Field(20_000, ge=1)
     """A longer question is a bad row."""
     max_row_bytes: int = Field(64 << 20, ge=1, le=1 << 34)
-    """A longer line of a .jsonl file is a bad row."""
+    """A longer line of a .jsonl file is a bad row, as is a longer cell of a .csv file."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
     """Whether rows that are empty, too long, of a wrong type or without an answer stop the sweep."""
     overlong_prompts: Literal["refuse", "drop"] = "refuse"
@@ -117,6 +119,11 @@ class DataConfig(StrictModel):
             raise ValueError("give either path (local files) or hub (the name of a data set)")
         if self.path is not None and self.revision is not None:
             raise ValueError("revision: a path has no revisions, only a data set of the hub has; leave it out")
+        if self.path is not None:
+            try:
+                refuse_unknown_protocol(self.path)
+            except ValueError as error:
+                raise ValueError(f"path: {error}") from error
         if self.selection_share + self.final_share > 1:
             raise ValueError("selection_share + final_share is above 1; they are shares of the same prompts")
         if self.template.count("{question}") != 1:
@@ -128,7 +135,7 @@ class DataConfig(StrictModel):
         """Name what has to be fetched from elsewhere; None for local files."""
         if self.hub:
             return f"data set {self.hub} of the hub"
-        return f"data set {self.path}" if self.path and is_remote(self.path) else None
+        return f"data set {self.path}" if self.path and local_path(self.path) is None else None
 
     def files(self) -> list[DataFile]:
         """The files of a path, in order; empty for a data set of the hub.
@@ -171,19 +178,21 @@ class PromptData:
     The result depends on the rows, not on their order: prompts are identified and ordered by a hash of their text.
     """
 
-    def __init__(self, config: DataConfig, truth: Callable[[dict[str, Any]], Any], columns: Collection[str] = ()):
+    def __init__(
+        self, config: DataConfig, truth: Callable[[dict[str, Any]], Any], columns: Collection[str] | None = ()
+    ):
         """Read all rows.
 
         Args:
             config: what to read.
             truth: the right answer of a raw row, as JSON-like data; a ValueError marks the row as bad.
-            columns: which `truth` reads beside `config.columns`.
+            columns: which `truth` reads beside `config.columns`; None keeps all of a row in `Prompt.info["columns"]`.
 
         Raises:
             DataError: for a file that cannot be read, bad rows where they are refused, or no usable row at all.
         """
         self._config = config
-        self._columns = config.columns.all.union(columns)
+        self._columns = None if columns is None else config.columns.all.union(columns)
         self._contaminated = self._overlong = 0
         self._conflicting: set[str] = set()
         prompts = self._drawn(truth)
@@ -250,7 +259,9 @@ class PromptData:
         digest = hashlib.sha256()
         for split, prompts in self._splits.items():
             for p in prompts:
-                digest.update(json.dumps([split, p.id, p.text, p.messages, p.truth], sort_keys=True).encode() + b"\n")
+                shown = [split, p.id, p.text, p.messages, p.truth]
+                judged_by = [p.info["columns"]] if self._columns is None else []
+                digest.update(json.dumps(shown + judged_by, sort_keys=True).encode() + b"\n")
         return digest.hexdigest()
 
     def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
@@ -299,7 +310,7 @@ class PromptData:
         for where, raw in self._raw_rows():
             self._rows += 1
             try:
-                prompt = _prompt(raw, truth, self._config)
+                prompt = _prompt(raw, truth, self._config, keep_columns=self._columns is None)
                 answer = _digest_of_answer(prompt.truth)
             except (ValueError, RecursionError) as error:
                 self._bad_count += 1
@@ -345,20 +356,29 @@ def split_of(text: str, selection_share: float, final_share: float) -> Split:
     return "final" if position < selection_share + final_share else "train"
 
 
-def ground_truth(raw: dict[str, Any], columns: Columns) -> Any:
-    """The answer of a raw row as it stands: `reward_model.ground_truth`, else the first answer column that it has.
+def ground_truth(raw: dict[str, Any], columns: Columns, required: bool = True) -> Any:
+    """The answer of a raw row as it stands: in the column that `columns.answer` names, in `reward_model.ground_truth`,
+    or in the first answer column that it has; None where it is not required and there is none.
 
     Raises:
-        ValueError: when there is none.
+        ValueError: it is required, and there is none.
     """
     model = raw.get("reward_model")
-    if isinstance(model, dict):
+    named = None if columns.answer is None else value_at(raw, columns.answer)
+    if named is not None:
+        value = named
+    elif isinstance(model, dict):
         value = model.get("ground_truth")
     else:
         value = next((raw[name] for name in columns.answers if raw.get(name) is not None), None)
-    if value is None:
+    if value is None and required:
         raise ValueError(f"no answer, neither reward_model.ground_truth nor a column {columns.answers[0]!r}")
     return value
+
+
+def json_like(value: Any) -> Any:
+    """The value with whatever JSON does not have, such as dates, as text."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def decontaminate_across(task: Any, suites: Iterable[Any]) -> int:
@@ -394,7 +414,7 @@ def _shuffled(size: int, seed: int) -> list[int]:
     return order
 
 
-def _prompt(raw: Any, truth: Callable[[dict[str, Any]], Any], config: DataConfig) -> Prompt:
+def _prompt(raw: Any, truth: Callable[[dict[str, Any]], Any], config: DataConfig, keep_columns: bool) -> Prompt:
     """A raw row as a prompt; a ValueError says what is wrong with it."""
     if isinstance(raw, ValueError):
         raise raw
@@ -415,6 +435,9 @@ def _prompt(raw: Any, truth: Callable[[dict[str, Any]], Any], config: DataConfig
         raise ValueError(f"the prompt is no valid Unicode text ({error.reason})") from error
     answer = truth(raw)
     info = {"question": question} | {k: raw[k] for k in ("data_source", "ability") if isinstance(raw.get(k), str)}
+    if keep_columns:
+        others = {name: value for name, value in raw.items() if name != columns.prompt}
+        info["columns"] = json_like(others)
     if config.prompt_format == "plain":
         text = config.template.replace("{question}", whole)
         text = text if config.system is None else f"{config.system}\n\n{text}"

@@ -1,20 +1,30 @@
 """Raw rows from files or a hub, each with its place, and the messages they hold."""
 
 import contextlib
+import csv
+import io
 import json
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from .data_files import DataError, DataFile
 
+MOST_JSON_BYTES = 1 << 30
+"""Size of a .json file, which is read whole, at most."""
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
-def file_rows(files: Sequence[DataFile], columns: Collection[str], max_row_bytes: int) -> Iterator[tuple[str, Any]]:
+
+def file_rows(
+    files: Sequence[DataFile], columns: Collection[str] | None, max_row_bytes: int
+) -> Iterator[tuple[str, Any]]:
     """Each row's place and its raw value, or the ValueError that says why it could not be read.
 
     Args:
         files: to read, in order.
-        columns: what is needed of a row. Other columns of a parquet file are not read: what they hold cannot matter.
-        max_row_bytes: bound on a line of a .jsonl file.
+        columns: what is needed of a row, None for all. Other columns of a parquet file are not read: what they hold
+            cannot matter.
+        max_row_bytes: bound on a line of a .jsonl file, and on a cell of a .csv file.
 
     Raises:
         DataError: a file cannot be read to its end.
@@ -26,7 +36,7 @@ def file_rows(files: Sequence[DataFile], columns: Collection[str], max_row_bytes
 
 
 def hub_rows(
-    name: str, subset: str | None, split: str, revision: str | None, columns: Collection[str]
+    name: str, subset: str | None, split: str, revision: str | None, columns: Collection[str] | None
 ) -> Iterator[tuple[str, Any]]:
     """The rows of a data set of the hub, loaded with `datasets`.
 
@@ -57,13 +67,14 @@ def messages_of(raw: dict[str, Any], prompt: str, question: Sequence[str], conte
     Raises:
         ValueError: says what is wrong with them.
     """
-    name = prompt if raw.get(prompt) is not None else next((n for n in question if n in raw), None)
+    found = value_at(raw, prompt)
+    name = prompt if found is not None else next((n for n in question if n in raw or value_at(raw, n)), None)
     if name is None:
         there = ", ".join(map(str, list(raw)[:12])) or "none"
         raise ValueError(f"no column {prompt!r} or {question[0]!r} (see data.columns); there are: {there}")
-    value = raw[name]
+    value = value_at(raw, name)
     if isinstance(value, str):
-        before = next((raw[n] for n in context if isinstance(raw.get(n), str) and raw[n].strip()), None)
+        before = next((text for n in context if isinstance(text := value_at(raw, n), str) and text.strip()), None)
         if before is not None and name != prompt and value.strip():
             value = f"{before.strip()}\n{value}"
         value = [{"role": "user", "content": value}]
@@ -83,8 +94,27 @@ def messages_of(raw: dict[str, Any], prompt: str, question: Sequence[str], conte
     return [{"role": message["role"], "content": message["content"]} for message in value]
 
 
-def _needed(there: Sequence[str], columns: Collection[str], what: str) -> list[str]:
-    needed = [name for name in there if name in columns]
+def value_at(raw: dict[str, Any], name: str) -> Any:
+    """The value of a column, or of what lies within one (`extra_info.answer`); None where there is none."""
+    if name in raw or "." not in name:
+        return raw.get(name)
+    value: Any = raw
+    for part in name.split("."):
+        if isinstance(value, str):  # a column of JSON
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(value)
+        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        elif isinstance(value, dict):
+            value = value.get(part)
+        else:
+            return None
+    return value
+
+
+def _needed(there: Sequence[str], columns: Collection[str] | None, what: str) -> list[str]:
+    wanted = None if columns is None else {*columns, *(name.partition(".")[0] for name in columns)}
+    needed = [name for name in there if wanted is None or name in wanted]
     if not needed:
         raise DataError(
             f"{what} has none of the columns that hold a question or an answer (see data.columns); it has: "
@@ -93,7 +123,7 @@ def _needed(there: Sequence[str], columns: Collection[str], what: str) -> list[s
     return needed
 
 
-def _jsonl_rows(file: DataFile, _: Collection[str], max_bytes: int) -> Iterator[tuple[int, Any]]:
+def _jsonl_rows(file: DataFile, _: Collection[str] | None, max_bytes: int) -> Iterator[tuple[int, Any]]:
     """Lines by number, blank ones left out; never more than `max_bytes` of the file in memory."""
     number = 0
     try:
@@ -118,7 +148,91 @@ def _parsed(line: bytes) -> Any:
         return ValueError(f"no JSON ({error})")
 
 
-def _parquet_rows(file: DataFile, columns: Collection[str], _: int) -> Iterator[tuple[int, Any]]:
+def _json_rows(file: DataFile, columns: Collection[str] | None, max_bytes: int) -> Iterator[tuple[int, Any]]:
+    """Rows of a list, which may be within an object (`{"data": [...]}`); or of lines, as many a .json file has them."""
+    try:
+        with file.open() as stream:
+            first = stream.readline(max_bytes + 1)
+            more = stream.read(1)
+            if more and first.startswith(b"{") and isinstance(_parsed(first), dict):  # a row, and others after it
+                content = None
+            else:
+                content = first + more + stream.read(MOST_JSON_BYTES)
+    except OSError as error:
+        raise DataError(f"data.path: {file.path} cannot be read: {error}") from error
+    if content is None:
+        yield from _jsonl_rows(file, columns, max_bytes)
+        return
+    if len(content) > MOST_JSON_BYTES:
+        raise DataError(f"data.path: {file.path} has more than {MOST_JSON_BYTES >> 30} GiB; save it as .jsonl")
+    rows = _parsed(content)
+    if isinstance(rows, ValueError):
+        raise DataError(f"data.path: {file.path} is {rows}")
+    if isinstance(rows, dict):
+        rows = next((rows[name] for name in ("data", "rows", "examples") if isinstance(rows.get(name), list)), [rows])
+    if not isinstance(rows, list):
+        raise DataError(f"data.path: {file.path} holds no list of rows; save it as .jsonl")
+    yield from enumerate(rows, 1)
+
+
+def _csv_rows(file: DataFile, columns: Collection[str] | None, max_bytes: int) -> Iterator[tuple[int, Any]]:
+    """Rows below a header line."""
+    csv.field_size_limit(min(max_bytes, sys.maxsize))
+    number = 0
+    try:
+        with file.open() as stream, io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="") as text:
+            lines = csv.reader(text, delimiter=_SEPARATORS[file.format or ""], strict=True)
+            header = next(lines, [])
+            if twice := [name for name in header if header.count(name) > 1]:
+                raise DataError(f"data.path: {file.path} has two columns {twice[0]!r}; rename one")
+            needed = set(_needed(header, columns, f"data.path: {file.path}"))
+            for line in filter(None, lines):
+                number += 1
+                if len(line) != len(header):
+                    row: Any = ValueError(
+                        f"{len(line)} cells where the header has {len(header)}; quote what has commas"
+                    )
+                else:
+                    row = _cells({name: cell for name, cell in zip(header, line, strict=True) if name in needed})
+                yield number, row
+    except (csv.Error, OSError) as error:
+        raise DataError(f"data.path: {file.path} cannot be read after row {number}: {error}") from error
+
+
+def _cells(row: dict[str, str]) -> Any:
+    """A row of texts, with the values of those that are JSON objects or lists of objects."""
+    found: dict[str, Any] = dict(row)
+    for name, text in row.items():
+        if text.startswith(("{", "[{")):
+            value = _parsed(text.encode("utf-8", "surrogateescape"))
+            if not isinstance(value, ValueError):
+                found[name] = value
+            elif text.startswith(("[{'", "{'")):
+                return ValueError(f"{name} holds Python's spelling of a structure; save the data as .parquet or .jsonl")
+    return found
+
+
+def _arrow_rows(file: DataFile, columns: Collection[str] | None, _: int) -> Iterator[tuple[int, Any]]:
+    import pyarrow
+
+    number = 0
+    try:
+        with file.open() as stream:
+            reader = pyarrow.ipc.open_stream(stream)
+            needed = _needed(reader.schema.names, columns, f"data.path: {file.path}")
+            for batch in reader:
+                for row in _batch_rows(batch.select(needed)):
+                    number += 1
+                    yield number, row
+    except DataError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(
+            f"data.path: {file.path} cannot be read after row {number} as `save_to_disk` of datasets writes it: {error}"
+        ) from error
+
+
+def _parquet_rows(file: DataFile, columns: Collection[str] | None, _: int) -> Iterator[tuple[int, Any]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -151,7 +265,11 @@ def _batch_row(batch: Any) -> Any:
         return ValueError(f"a value that cannot be read ({error})")
 
 
-_READERS: dict[str, Callable[[DataFile, Collection[str], int], Iterator[tuple[int, Any]]]] = {
+_READERS: dict[str, Callable[[DataFile, Collection[str] | None, int], Iterator[tuple[int, Any]]]] = {
     ".jsonl": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".tsv": _csv_rows,
     ".parquet": _parquet_rows,
+    ".arrow": _arrow_rows,
 }

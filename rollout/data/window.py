@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from layersweep.rollout.config import SuiteConfig
-from layersweep.rollout.types import Prompt, Split
+from layersweep.rollout.types import Prompt, Split, stable_seed
 
 SHOWN = 5
 """Number of over-long prompts that a message names."""
+MOST_DRAWS = 20
+"""Draws of prompts after which a task counts as one whose prompts do not fit."""
 
 Encode = Callable[[Sequence[Prompt]], Iterable[Sequence[int]]]
 
@@ -63,8 +65,8 @@ def fit_prompts(uses: Iterable[PromptUse], encode: Encode | None, window: int) -
     """Hold every prompt and its longest response against the window; drop over-long prompts where the data says so,
     and see that enough are left.
 
-    Of data sets all prompts count, of endless tasks the first batch and those of the suites. Episodes, whose prompts
-    are not known before, get their limit.
+    Of data sets all prompts count, of endless tasks the first batch and those of the suites (`draw_fitting` has the
+    later ones). Episodes, whose prompts are not known before, get their limit.
 
     Args:
         uses: of the prompts.
@@ -97,7 +99,12 @@ def _fit_use(fit: Fit, use: PromptUse, encode: Encode, window: int) -> None:
         ValueError: there are too few, or some are too long and are not to be dropped.
     """
     data, limit = getattr(use.task, "data", None), window - use.response_tokens
-    prompts = use.task.prompts(use.split, use.count) if data is None else data.all_prompts(use.split)
+    if data is not None:
+        prompts = data.all_prompts(use.split)
+    elif getattr(use.task, "drops_overlong", False):
+        prompts = draw_fitting(use.task, use.split, use.count, 0, encode, limit).prompts
+    else:
+        prompts = use.task.prompts(use.split, use.count)
     digest = hashlib.sha256()
     overlong: list[tuple[Prompt, int]] = []
     for prompt, tokens in _encoded(prompts, encode):
@@ -112,6 +119,46 @@ def _fit_use(fit: Fit, use: PromptUse, encode: Encode, window: int) -> None:
     fit.digests[f"{use.section}, {use.split} prompts as tokens"] = digest.hexdigest()
 
 
+@dataclass
+class Drawn:
+    """Prompts that fit the window."""
+
+    prompts: list[Prompt]
+    tokens: list[Sequence[int]]
+    """Tokens of each prompt."""
+    replaced: int
+    """Number of prompts that were drawn and did not fit."""
+
+
+def draw_fitting(task: Any, split: Split, count: int, seed: int, encode: Encode, limit: int | None) -> Drawn:
+    """Draw prompts; those of an endless task that are too long give way to further ones, the same for every run.
+
+    Args:
+        task, split, count, seed: as for `rollout.tasks.base.Task.prompts`.
+        encode: gives the tokens of prompts.
+        limit: tokens of a prompt at most; None is no limit.
+
+    Raises:
+        ValueError: the task has too few prompts, or too few that fit.
+    """
+    found = Drawn([], [], 0)
+    for draw in range(MOST_DRAWS):
+        known = {prompt.id for prompt in found.prompts}
+        fresh = task.prompts(split, count, seed if draw == 0 else stable_seed("overlong", seed, draw))
+        for prompt, tokens in _encoded([prompt for prompt in fresh if prompt.id not in known], encode):
+            if limit is None or len(tokens) <= limit:
+                found.prompts.append(prompt)
+                found.tokens.append(tokens)
+            else:
+                found.replaced += 1
+            if len(found.prompts) == count:
+                return found
+    raise ValueError(
+        f"only {len(found.prompts)} of {count} {split} prompts fit the {limit:,} tokens that the model's window leaves "
+        f"beside a response, in {MOST_DRAWS} draws"
+    )
+
+
 def _encoded(prompts: Sequence[Prompt], encode: Encode) -> Iterator[tuple[Prompt, Sequence[int]]]:
     return zip(prompts, encode(prompts), strict=True) if prompts else iter(())
 
@@ -120,7 +167,11 @@ def _refusal(use: PromptUse, overlong: Sequence[tuple[Prompt, int]], count: int,
     data = getattr(use.task, "data", None)
     named = [f"{data.row_of(p) if data else p.id} ({tokens:,} tokens)" for p, tokens in overlong[:SHOWN]]
     more = len(overlong) - len(named)
-    fix = f"lower {use.limit_field}" + ("" if data is None else ", or set overlong_prompts: drop in its data section")
+    fix = f"lower {use.limit_field}"
+    if data is not None:
+        fix += ", or set overlong_prompts: drop in its data section"
+    elif hasattr(use.task, "drops_overlong"):
+        fix += ", or set overlong_prompts: drop"
     return (
         f"{len(overlong):,} of {count:,} {use.split} prompts are longer than the {limit:,} tokens that "
         f"the model's window of {window:,} leaves beside a response of {use.response_tokens:,}: {', '.join(named)}"

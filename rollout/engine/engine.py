@@ -4,11 +4,12 @@ vLLM's in-process `LLMEngine` is not thread-safe, and weights may only change be
 owns it: it takes commands, admits requests, steps, and hands finished requests to their callbacks.
 """
 
+import math
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,16 +20,19 @@ from transformers import AutoConfig, PretrainedConfig
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
+from vllm.outputs import CompletionOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.tokenizers.registry import get_tokenizer
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.model.checkpoint import head_is_tied, stored_tensors
 from layersweep.rollout.config import CPU_KV_CACHE_MIB, RolloutConfig
 from layersweep.rollout.types import Completions, EngineStopped, Pushed, Sampling, StaleWeights
 
 from .batching import AutoBatching
+from .memory import gpu_cache_bytes
 from .model import ROUTED
 from .row_routing import RUN
 
@@ -68,6 +72,14 @@ def engine_args(
         # Without chunked prefill a prompt is one forward pass, so the window ends where a pass does.
         window = window or min(shape.max_position_embeddings, config.max_num_batched_tokens)
         kv_bytes = kv_bytes or max(CPU_KV_CACHE_MIB << 20, kv_cache_bytes(shape, dtype, window))
+    else:
+        memory, element_bytes = current_platform.get_device_total_memory(), 4 if dtype == "float32" else 2
+        kv_bytes = int(gpu_cache_bytes(Architecture.from_folder(Path(model)), config, element_bytes, memory))
+        if kv_bytes <= 0:
+            raise ValueError(
+                f"rollout.gpu_memory_utilization: {config.gpu_memory_utilization:g} of this GPU's {memory / 2**30:.0f} "
+                "GiB leaves nothing for the KV cache beside weights and activations; raise it"
+            )
     overrides: dict[str, Any] = {"architectures": [ROUTED[architecture].__name__]}
     tied = head_is_tied(stored_tensors(Path(model)))
     if tied is not None:
@@ -85,7 +97,8 @@ def engine_args(
         enable_prefix_caching=config.prefix_caching,
         block_size=CPU_BLOCK_TOKENS if current_platform.is_cpu() else None,
         kv_cache_memory_bytes=kv_bytes,
-        gpu_memory_utilization=config.gpu_memory_utilization,
+        # Of no use beside the cache's bytes, but that vLLM wants as much to be free; trainers on the GPU may hold it.
+        gpu_memory_utilization=0.01,
         tensor_parallel_size=config.tensor_parallel_size,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=max(config.max_num_batched_tokens, window or 0),
@@ -168,6 +181,24 @@ class RolloutEngine:
         """
         return self._call(self._push, run, version, weights)
 
+    def push_parts(self, run: str, version: int, parts: Iterable[Mapping[str, Any]]) -> Pushed:
+        """Serve `run` from weights that come in parts, each of whole blocks, as `push` does from all at once.
+
+        Only one part is held beside what the engine keeps, and other runs are served while the next is waited for: to
+        be called from a thread of its own.
+
+        Raises:
+            StaleWeights: other weights of the run were pushed meanwhile.
+            Exception: what `parts` raises; the engine has no weights of the run then.
+        """
+        number, sent, seconds = self._call(self._begin_push, run).result(), 0, 0.0
+        for part in parts:
+            pushed = self._call(self._push_part, run, version, part, number, sent > 0).result()
+            sent, seconds = sent + pushed.bytes, seconds + pushed.cpu_seconds
+            del part  # before the next one comes
+        self._call(self._end_push, run, version, number).result()
+        return Pushed(sent, seconds)
+
     def drop(self, run: str) -> "Future[None]":
         """Forget a run that is finished, and free its memory."""
         return self._call(self._drop, run)
@@ -209,17 +240,40 @@ class RolloutEngine:
         return future
 
     def _push(self, run: str, version: int, weights: Mapping[str, Any]) -> Pushed:
-        began = time.thread_time()
+        number = self._begin_push(run)
+        pushed = self._push_part(run, version, weights, number)
+        self._end_push(run, version, number)
+        return pushed
+
+    def _begin_push(self, run: str) -> int:
+        """Return the number of this push; nothing is served of the run until its end."""
         self._abort_run(run, f"{run}: its weights were replaced meanwhile")
         self._versions.pop(run, None)
-        sent = self._engine.collective_rpc("push_overlay", args=(run, version, weights))
         self._pushed += 1
-        self._versions[run], self._pushes[run] = version, self._pushed
+        self._pushes[run] = self._pushed
+        return self._pushed
+
+    def _push_part(self, run: str, version: int, weights: Mapping[str, Any], number: int, more: bool = False) -> Pushed:
+        self._check_newest(run, number)
+        began = time.thread_time()
+        if more:
+            sent = self._engine.collective_rpc("extend_overlay", args=(run, weights))
+        else:
+            sent = self._engine.collective_rpc("push_overlay", args=(run, version, weights))
         return Pushed(sent[0], time.thread_time() - began)
+
+    def _end_push(self, run: str, version: int, number: int) -> None:
+        self._check_newest(run, number)
+        self._versions[run] = version
+
+    def _check_newest(self, run: str, number: int) -> None:
+        if self._pushes.get(run) != number:
+            raise StaleWeights(f"{run}: other weights were pushed meanwhile")
 
     def _drop(self, run: str) -> None:
         self._engine.collective_rpc("drop_overlay", args=(run,))
         self._versions.pop(run, None)
+        self._pushes.pop(run, None)
 
     def _sleep(self) -> None:
         for run in {request.run for request in [*self._waiting, *self._active.values()]}:
@@ -251,6 +305,7 @@ class RolloutEngine:
                     if not (self._waiting or self._active):
                         self._moved = time.monotonic()  # the wait was for work
                     command()
+                    del command  # and with it weights that were pushed
                 self._admit()
                 if self._engine.has_unfinished_requests():
                     self._step()
@@ -355,6 +410,18 @@ class RolloutEngine:
         tokens = np.fromiter((t for o in outputs for t in o.token_ids), np.int32, total)
         logprobs = np.empty(0, np.float32)
         if request.sampling.logprobs:
-            logprobs = np.fromiter((x for o in outputs for x in o.logprobs.logprobs), np.float32, total)
+            logprobs = np.fromiter((x for o in outputs for x in _token_logprobs(o)), np.float32, total)
         finished = np.fromiter((o.finish_reason == "stop" for o in outputs), bool, len(outputs))
         return Completions(tokens, logprobs, lengths, finished, request.version, request.cpu_seconds)
+
+
+def _token_logprobs(output: CompletionOutput) -> Sequence[float]:
+    """Return the log-probability of each token; NaN where vLLM gives none, which costs the token and not the run."""
+    tokens, flat = len(output.token_ids), output.logprobs
+    if flat is not None and len(flat.logprobs) == len(flat.start_indices) == tokens:  # as a rule
+        return flat.logprobs
+    found = [math.nan] * tokens
+    for place, (start, end) in enumerate(zip(flat.start_indices, flat.end_indices, strict=True) if flat else ()):
+        if start < end and place < tokens:
+            found[place] = flat.logprobs[start]
+    return found

@@ -66,7 +66,7 @@ def _block(layer: nn.Module, groups: list[RowGroup[LayerOverlay]], positions: Te
     rows, pieces = hidden.shape[0], []
     for index, own in groups:
         here = (_take(index, positions), _take(index, hidden), None if residual is None else _take(index, residual))
-        pieces.append(own.project(layer.self_attn, *here) if own else _project_base(layer, *here))
+        pieces.append(own.project(*here) if own else _project_base(layer, *here))
     q, k, v, residual = _merge(groups, pieces, rows)
     attended = layer.self_attn.attn(q, k, v)
     pieces = []

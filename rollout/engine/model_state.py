@@ -24,7 +24,7 @@ class RoutedModelState(DefaultModelState):
         self.runs.pop(req_id, None)
 
     def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
-        runs = [self.runs.get(name) for name in input_batch.req_ids]
+        runs = [self.runs[name] for name in input_batch.req_ids]  # one that is not known is not the base's
         lengths = np.diff(input_batch.query_start_loc_np[: input_batch.num_reqs + 1])
         self.model.routing = RowRouting(runs, lengths, self.device)
         return super().prepare_inputs(input_batch, req_states)

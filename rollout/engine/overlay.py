@@ -21,12 +21,22 @@ FEWEST_ROWS = 16
 """Fewest rows of a matrix product on a CPU. Below 4, other kernels sum in another order, and what a run samples would
 depend, in the last bit, on which other runs' requests are in the batch."""
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
-_BLOCK_WEIGHTS = {f"self_attn.{name}_proj.weight" for name in "qkvo"} | {
-    f"self_attn.{name}_proj.bias" for name in "qkv"
+_QKV = [f"self_attn.{name}_proj" for name in "qkv"]
+_FUSED = {
+    "qkv": [f"{name}.weight" for name in _QKV],
+    "qkv_bias": [f"{name}.bias" for name in _QKV],
+    "gate_up": ["mlp.gate_proj.weight", "mlp.up_proj.weight"],
 }
-_BLOCK_WEIGHTS |= {f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
-_BLOCK_WEIGHTS |= {"self_attn.q_norm.weight", "self_attn.k_norm.weight"}
-_BLOCK_WEIGHTS |= {"input_layernorm.weight", "post_attention_layernorm.weight"}
+"""Weights that vLLM keeps in one: by short name, those of Hugging Face."""
+_SINGLE = {
+    "o": "self_attn.o_proj.weight",
+    "down": "mlp.down_proj.weight",
+    "q_norm": "self_attn.q_norm.weight",
+    "k_norm": "self_attn.k_norm.weight",
+    "input_norm": "input_layernorm.weight",
+    "post_norm": "post_attention_layernorm.weight",
+}
+_BLOCK_WEIGHTS = {*_SINGLE.values(), *(name for names in _FUSED.values() for name in names)}
 _OUTER = {"embedding": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
 
 
@@ -48,65 +58,83 @@ class LayerOverlay:
 
     `weights` holds float tensors by short name: `qkv` [q + 2 kv, hidden], `qkv_bias`, `q_norm`, `k_norm`
     [head_dim], `o` [hidden, q], `gate_up` [2 intermediate, hidden], `down` [hidden, intermediate],
-    `input_norm`, `post_norm` [hidden]; sizes are those of this rank's shard.
+    `input_norm`, `post_norm` [hidden]; sizes are those of this rank's shard. What is missing is computed by the base's
+    own module.
     """
 
-    eps: float
+    base: nn.Module
+    """Block of vLLM's own."""
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, layer: nn.Module, hf: Mapping[str, Tensor], like: Tensor) -> "LayerOverlay":
-        """Build from one block's Hugging Face tensors (names relative to the block), on `like`'s device and dtype."""
+    def build(
+        cls, base: nn.Module, prefix: str, hf: Mapping[str, Tensor], checkpoint: Mapping[str, Tensor], like: Tensor
+    ) -> "LayerOverlay":
+        """Build from Hugging Face tensors of one block, on `like`'s device and dtype.
+
+        Args:
+            prefix: of the block's names.
+            hf: all of the block's tensors, or some, by names relative to the block.
+            checkpoint: the base's, by whole names. Weights that are fused with one of `hf` come from here: vLLM packs
+                its own away.
+        """
         rank, ranks = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
-        kv_ranks = min(ranks, layer.self_attn.total_num_kv_heads)
+        kv_ranks = min(ranks, base.self_attn.total_num_kv_heads)
         kv_rank = rank * kv_ranks // ranks  # fewer KV heads than ranks: neighbours share one
-
-        def qkv(suffix: str) -> Tensor:
-            q = _shard(hf[f"self_attn.q_proj.{suffix}"], 0, rank, ranks)
-            k, v = (_shard(hf[f"self_attn.{name}_proj.{suffix}"], 0, kv_rank, kv_ranks) for name in "kv")
-            return torch.cat([q, k, v])
-
         if unknown := set(hf) - _BLOCK_WEIGHTS:
             raise ValueError(f"a block has no place here for {sorted(unknown)}")
-        weights = {
-            "input_norm": hf["input_layernorm.weight"],
-            "post_norm": hf["post_attention_layernorm.weight"],
-            "qkv": qkv("weight"),
-            "o": _shard(hf["self_attn.o_proj.weight"], 1, rank, ranks),
-            "gate_up": torch.cat([_shard(hf[f"mlp.{n}_proj.weight"], 0, rank, ranks) for n in ("gate", "up")]),
-            "down": _shard(hf["mlp.down_proj.weight"], 1, rank, ranks),
-        }
-        if "self_attn.q_proj.bias" in hf:
-            weights["qkv_bias"] = qkv("bias")
-        if "self_attn.q_norm.weight" in hf:
-            weights["q_norm"], weights["k_norm"] = hf["self_attn.q_norm.weight"], hf["self_attn.k_norm.weight"]
-        # A copy, because the source may be read-only memory that others share.
-        weights = {name: w.detach().to(like, copy=True).contiguous() for name, w in weights.items()}
-        return cls(layer.input_layernorm.variance_epsilon, weights)
+        own = {short for short, names in _FUSED.items() if not hf.keys().isdisjoint(names)}
+        if own & {"qkv", "qkv_bias"}:  # one module of vLLM's
+            bias = f"{_QKV[0]}.bias"
+            own |= {"qkv", "qkv_bias"} if bias in hf or prefix + bias in checkpoint else {"qkv"}
 
-    def _norm(self, x: Tensor, name: str) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weights[name], self.eps)
+        def rows(name: str) -> Tensor:
+            weight = (hf[name] if name in hf else checkpoint[prefix + name]).detach().to(like)
+            of_kv = name.startswith(("self_attn.k_", "self_attn.v_"))
+            return _shard(weight, 0, kv_rank, kv_ranks) if of_kv else _shard(weight, 0, rank, ranks)
 
-    def project(self, attention: nn.Module, positions: Tensor, hidden: Tensor, residual: Tensor | None):
+        # Copies, because the source may be read-only memory that others share.
+        weights = {short: torch.cat([rows(name) for name in _FUSED[short]]) for short in own}
+        for short, name in _SINGLE.items():
+            if name in hf:
+                weight = _shard(hf[name], 1, rank, ranks) if short in ("o", "down") else hf[name]
+                weights[short] = weight.detach().to(like, copy=True).contiguous()
+        return cls(base, weights)
+
+    def _norm(self, x: Tensor, name: str, base: nn.Module) -> Tensor:
+        if name not in self.weights:
+            return base(x)
+        return F.rms_norm(x, x.shape[-1:], self.weights[name], base.variance_epsilon)
+
+    def _linear(self, x: Tensor, name: str, base: nn.Module) -> Tensor:
+        if name not in self.weights:
+            return base(x)[0]
+        y = linear(x, self.weights[name], self.weights.get(f"{name}_bias"))
+        if name in ("o", "down") and get_tensor_model_parallel_world_size() > 1:
+            return tensor_model_parallel_all_reduce(y)
+        return y
+
+    def project(self, positions: Tensor, hidden: Tensor, residual: Tensor | None):
         """Compute all before attention: q, k, v [rows, heads * head_dim] and the residual stream."""
+        attention = self.base.self_attn
         residual = hidden if residual is None else hidden + residual
-        qkv = linear(self._norm(residual, "input_norm"), self.weights["qkv"], self.weights.get("qkv_bias"))
-        q, k, v = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
-        if "q_norm" in self.weights:
-            q, k = (self._norm(x.unflatten(-1, (-1, attention.head_dim)), n).flatten(-2)
-                    for x, n in ((q, "q_norm"), (k, "k_norm")))  # fmt: skip
+        x = self._norm(residual, "input_norm", self.base.input_layernorm)
+        q, k, v = self._linear(x, "qkv", attention.qkv_proj).split(
+            [attention.q_size, attention.kv_size, attention.kv_size], dim=-1
+        )
+        if hasattr(attention, "q_norm"):
+            norms = ((q, "q_norm", attention.q_norm), (k, "k_norm", attention.k_norm))
+            q, k = (self._norm(x.unflatten(-1, (-1, attention.head_dim)), *norm).flatten(-2) for x, *norm in norms)
         q, k = attention.rotary_emb(positions, q.contiguous(), k.contiguous())
         return q, k, v, residual
 
     def finish(self, attended: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Compute all after attention: the block's output (not yet added) and the residual stream."""
-        residual = residual + self._reduce(linear(attended, self.weights["o"]))
-        gate, up = linear(self._norm(residual, "post_norm"), self.weights["gate_up"]).chunk(2, dim=-1)
-        return self._reduce(linear(F.silu(gate) * up, self.weights["down"])), residual
-
-    @staticmethod
-    def _reduce(partial: Tensor) -> Tensor:
-        return tensor_model_parallel_all_reduce(partial) if get_tensor_model_parallel_world_size() > 1 else partial
+        mlp = self.base.mlp
+        residual = residual + self._linear(attended, "o", self.base.self_attn.o_proj)
+        x = self._norm(residual, "post_norm", self.base.post_attention_layernorm)
+        gate, up = self._linear(x, "gate_up", mlp.gate_up_proj).chunk(2, dim=-1)
+        return self._linear(F.silu(gate) * up, "down", mlp.down_proj), residual
 
 
 @dataclass
@@ -121,12 +149,17 @@ class EngineOverlay:
     bytes: int = 0
 
     @classmethod
-    def build(cls, model: nn.Module, version: int, weights: Mapping[str, Tensor]) -> "EngineOverlay":
+    def build(
+        cls, model: nn.Module, version: int, weights: Mapping[str, Tensor], checkpoint: Mapping[str, Tensor]
+    ) -> "EngineOverlay":
         """Build from Hugging Face names and tensors, as a trainer sends them.
 
+        Args:
+            checkpoint: the base's weights, likewise; read where a block is sent in part.
+
         Raises:
-            ValueError: a name that no Llama-type decoder has, a block sent in part, or (with tensor
-                parallelism) an embedding, which would have to be split by vocabulary.
+            ValueError: a name that no Llama-type decoder has, or (with tensor parallelism) an embedding, which would
+                have to be split by vocabulary.
         """
         blocks: dict[int, dict[str, str]] = {}
         rest = set(weights)
@@ -152,9 +185,14 @@ class EngineOverlay:
         layers = {}
         for k, names in blocks.items():  # one block's tensors at a time: a mapping may make them when asked for
             hf = {short: weights[name] for short, name in names.items()}
-            try:
-                layers[k] = LayerOverlay.build(model.model.layers[k], hf, like)
-            except KeyError as missing:
-                raise ValueError(f"a block must be sent whole: {missing} is missing") from missing
+            layers[k] = LayerOverlay.build(model.model.layers[k], f"model.layers.{k}.", hf, checkpoint, like)
             sent += sum(tensor.numel() * tensor.element_size() for tensor in hf.values())
         return cls(version, layers, **outer, bytes=sent)
+
+    def add(self, part: "EngineOverlay") -> None:
+        """Take over another part of the same run's weights."""
+        self.layers |= part.layers
+        self.bytes += part.bytes
+        for name in _OUTER:
+            if (weight := getattr(part, name)) is not None:
+                setattr(self, name, weight)

@@ -3,8 +3,9 @@
 Routing can fail silently (seen: a normalisation layer that kept the base's weights, a compiled graph that served the
 base to every run), and a trainer can compute another model than the checkpoint's (seen: a rotary embedding that it does
 not know); then every number of a sweep would be wrong without an error. So an engine serves the base and changed
-weights of the first, the middle and the last block and of the whole model, all in one batch, and its log-probabilities
-are compared with those of transformers' own forward from the same weights; so are the trainer's, of the base.
+weights of the first, the middle and the last block, of a part of one and of the whole model, all in one batch, and its
+log-probabilities are compared with those of transformers' own forward from the same weights; so are the trainer's, of
+the base.
 
 What is compared is the root mean square, over a run's response tokens, of the difference in nats.
 
@@ -54,6 +55,8 @@ MARGIN = 1.5
 BLOCK_CHANGE, LAST_BLOCK_CHANGE, ALL_BLOCKS_CHANGE, OUTER_CHANGE = 0.5, 1.0, 0.05, 0.25
 """Shares of a weight's size by which it is moved: in one block; in the last; in every block of the whole model, and in
 that run outside of blocks."""
+PART = ("self_attn.q_proj.weight", "mlp.gate_proj.weight", "input_layernorm.weight")
+"""Weights of a block of which a run trains a part: those that vLLM fuses with others, and one that it does not."""
 PROMPT_TOKENS = (12, 34)
 """Lengths of the two prompts. The second is longer than a block of the KV cache, so that a cached prefix of other
 weights would be used."""
@@ -123,6 +126,8 @@ def _changed_weights(plain: PlainForward, full: bool) -> dict[str | None, Change
         change = LAST_BLOCK_CHANGE if k == count - 1 else BLOCK_CHANGE
         amounts = {name: change for name in plain.weights if name.startswith(BLOCK.format(k))}
         runs[f"selfcheck-{k}"] = ChangedWeights(plain.weights, amounts, seed=k)
+    amounts = {BLOCK.format(count // 2) + name: BLOCK_CHANGE for name in PART}
+    runs["selfcheck-part"] = ChangedWeights(plain.weights, amounts, seed=count + 1)
     if full:
         blocks = BLOCK.split("{")[0]
         amounts = {name: ALL_BLOCKS_CHANGE if name.startswith(blocks) else OUTER_CHANGE for name in plain.weights}

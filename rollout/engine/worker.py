@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from layersweep.policies.model.stored_weights import StoredWeights
+
 from . import model  # noqa: F401  registers the routed models in vLLM's worker process
 from .overlay import EngineOverlay
 from .row_routing import RowRouting, run_of
@@ -27,21 +29,33 @@ class OverlayWorker:
 
     def install_routing(self) -> None:
         """Install routing; called once, after the model is loaded and before the first request."""
+        self.checkpoint = StoredWeights(self.vllm_config.model_config.model)
         if not self.vllm_config.use_v2_model_runner:
             runner = self.model_runner
             runner._model_forward = partial(_forward_v1, runner, runner._model_forward)
 
     def push_overlay(self, run: str, version: int, weights: Mapping[str, Tensor]) -> int:
-        """Serve `run` from these weights (Hugging Face names; whole blocks) from now on. Returns the bytes sent.
+        """Serve `run` from these weights (Hugging Face names) from now on. Returns the bytes sent.
 
         They may change once this returns. Should it fail, the run has no weights here any more.
         """
         self.drop_overlay(run)  # first: a GPU then has room for as much
-        overlay = EngineOverlay.build(self.model_runner.model, version, weights)
+        overlay = self._copied(version, weights)
         self.model_runner.model.overlays[run] = overlay
+        return overlay.bytes
+
+    def extend_overlay(self, run: str, weights: Mapping[str, Tensor]) -> int:
+        """Serve `run` from these weights too, beside those pushed before. Returns the bytes sent."""
+        overlay = self.model_runner.model.overlays[run]
+        part = self._copied(overlay.version, weights)
+        overlay.add(part)
+        return part.bytes
+
+    def _copied(self, version: int, weights: Mapping[str, Tensor]) -> EngineOverlay:
+        overlay = EngineOverlay.build(self.model_runner.model, version, weights, self.checkpoint)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # copies are only queued, and their source may be another process's
-        return overlay.bytes
+        return overlay
 
     def drop_overlay(self, run: str) -> None:
         """Forget a run's weights, if there are any."""

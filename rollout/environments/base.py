@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, PositiveInt, model_validator
 
-from layersweep.policies.strict import StrictModel
+from layersweep.policies.strict import Processes, StrictModel
 
 SPLIT_SIZE = 10**9
 """Seeds per split: those below it are of `train`, the next as many of `selection`, then `final`."""
@@ -81,7 +81,7 @@ class EnvironmentConfig(StrictModel):
     """Characters of an observation at most; longer ones are cut, and counted."""
     start_states: PositiveInt | None = Field(None, le=SPLIT_SIZE)
     """Number of different start states in training; null is unlimited."""
-    processes: PositiveInt = 2
+    processes: Processes = 2
     """Worker processes in which the environments run."""
     episodes_at_once: PositiveInt = 512
     """Episodes of one rollout in flight at most; the others wait."""

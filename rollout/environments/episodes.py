@@ -139,6 +139,7 @@ class EpisodeBatch:
             answer=np.full(len(episodes), None),
             category=np.array([e.category for e in episodes], object),
             losses=np.array([e.losses for e in episodes]),
+            unjudged=np.array([e.given_up for e in episodes], bool),
         )
 
 

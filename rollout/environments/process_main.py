@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from layersweep.policies.user_code import place
 from layersweep.rollout.child_process import answer_requests
 
 from .base import Environment, EnvironmentConfig
@@ -87,7 +88,7 @@ def _prepare(section: dict[str, Any]) -> Callable[[Any], Iterator[dict[str, Any]
                 reply = host.call(**call)
             except Exception as error:
                 host.active.pop(call["number"], None)  # in no known state: not to be used again
-                reply = {"error": f"{type(error).__name__}: {error}"[:500]}
+                reply = {"error": f"{type(error).__name__}: {error}"[:500] + place(error)}
             signal.setitimer(signal.ITIMER_REAL, 0)
             yield reply | {"cpu_seconds": time.process_time() - began}
 

@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import queue
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,11 @@ class EnvironmentProcess:
         Raises:
             RuntimeError: the process cannot even start, with its own error.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, calls)
+        return await asyncio.wrap_future(self.submit(calls))
+
+    def submit(self, calls: Sequence[Call]) -> "Future[list[StepResult | EnvironmentLost]]":
+        """Return what `run` does, as a future of `concurrent.futures`."""
+        return self._thread.submit(self._run, calls)
 
     def forget(self, numbers: Sequence[int]) -> None:
         """Free the environments of episodes that end without their environment having said so."""

@@ -1,9 +1,11 @@
 """TextArena's single-player games (Guertler et al. 2025, https://www.textarena.ai)."""
 
 import random
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
+
+from layersweep.policies.strict import written_as
 
 from .base import EnvironmentConfig, EnvironmentTask, require
 
@@ -12,7 +14,7 @@ class TextArenaConfig(EnvironmentConfig):
     """One game for one player. Its reward comes at the end; as success it counts between 0 and 1."""
 
     type: Literal["textarena"] = "textarena"
-    game: str = Field("GuessTheNumber-v0", pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$")
+    game: Annotated[str, written_as(r"[A-Za-z0-9][A-Za-z0-9-]*", "letters, digits and `-`")] = "GuessTheNumber-v0"
     """Name of the game in TextArena, such as `GuessTheNumber-v0` or `FrozenLake-v0`."""
     max_turns: PositiveInt = 30
     history: Literal["last", "window", "whole"] = "whole"

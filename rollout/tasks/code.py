@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from layersweep.policies.strict import StrictModel
+from layersweep.policies.strict import Processes, StrictModel
 from layersweep.rollout.data.prompt_data import DataConfig, PromptData
 from layersweep.rollout.sandbox import Limits, Sandbox, Setting
 from layersweep.rollout.types import Prompt, Response, Score, Split
@@ -37,7 +37,7 @@ class CodeConfig(StrictModel):
     take 20 times as long. Sleeping, a program may take three times as long."""
     memory_mib: int = Field(1024, ge=64)
     """Bound on the memory of one program."""
-    processes: int | None = Field(None, ge=1)
+    processes: Processes | None = None
     """Programs that run at a time; null is one for each core that this process may use."""
 
     @property

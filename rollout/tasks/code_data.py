@@ -15,6 +15,7 @@ import zlib
 from typing import Any
 
 from layersweep.rollout.data.prompt_data import Columns, ground_truth
+from layersweep.rollout.data.row_readers import value_at
 from layersweep.rollout.sandbox import AssertTests, CallTests, Program, ScriptTests
 
 COLUMNS = ("question_content", "problem", "text", "starter_code", "fn_name", "metadata", "public_test_cases",
@@ -31,7 +32,7 @@ def question_of(raw: dict[str, Any], columns: Columns) -> dict[str, Any]:
     if raw.get(columns.prompt) is not None and not isinstance(raw[columns.prompt], str):
         return raw
     names = (columns.prompt, *columns.questions, "question_content", "text")
-    text = next((raw[name] for name in names if isinstance(raw.get(name), str)), None)
+    text = next((text for name in names if isinstance(text := value_at(raw, name), str)), None)
     if text is None:
         return raw
     if isinstance(raw.get("test_list"), list):

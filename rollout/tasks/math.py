@@ -4,11 +4,12 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any, Literal
 
 from pydantic import Field
 
-from layersweep.policies.strict import StrictModel
+from layersweep.policies.strict import Processes, StrictModel
 from layersweep.rollout.data.prompt_data import DataConfig, PromptData, ground_truth
 from layersweep.rollout.subprocess_pool import Failure, LimitedCalls
 from layersweep.rollout.types import Prompt, Response, Score, Split
@@ -31,7 +32,7 @@ class MathConfig(StrictModel):
     cpu_seconds: float = Field(1.0, gt=0)
     """Bound on one comparison by math-verify, in CPU time. What exceeds it is tried once more with four times as much,
     is then wrong, and counted as `unjudged_fraction`."""
-    processes: int = Field(4, ge=1)
+    processes: Processes = 4
     """Worker processes for comparisons; they start when there is work for them."""
 
     @property
@@ -91,6 +92,10 @@ class MathTask:
             for right in prompt.truth
         ]
 
+    def right_response(self, prompt: Prompt) -> Response:
+        """Make a response with the row's answer in a box."""
+        return Response(f"\\boxed{{{prompt.truth[0]}}}", True)
+
     def close(self) -> None:
         """End the worker processes; they also end with this process."""
         self._equal.close()
@@ -113,7 +118,7 @@ def truths_of(value: Any) -> list[str]:
     Raises:
         ValueError: when it holds no answer.
     """
-    if isinstance(value, str) and value.lstrip().startswith('["'):
+    if isinstance(value, str) and value.lstrip().startswith(('["', '{"')):
         value = json.loads(value)  # a list of answers within a string, as in Skywork-OR1
     values = value if isinstance(value, list) else [value]
     if not values:
@@ -122,11 +127,11 @@ def truths_of(value: Any) -> list[str]:
 
 
 def _truth_of(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         raise ValueError(f"the answer is neither text nor a number but {type(value).__name__}")
-    if isinstance(value, float) and not math.isfinite(value):
+    if not isinstance(value, str) and not math.isfinite(value):
         raise ValueError("the answer is not a finite number")
-    text = readable(f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value))
+    text = readable(f"{value:.0f}" if isinstance(value, float | Decimal) and value % 1 == 0 else str(value))
     if not text:
         raise ValueError("the answer is empty")
     marked = "\\boxed" in text or "\\fbox" in text or "####" in text

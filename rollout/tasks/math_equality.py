@@ -14,6 +14,8 @@ _NUMERAL = re.compile(r"\(?-?[A-F]*\d[\dA-F]*\)?_\{?\d{1,2}\}?")
 _BRACKETS = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}")
 _COMMA = re.compile(r";|,(?!\d{3}(?!\d))")
 _RANGE = re.compile(r"\d\s*[–—]\s*\d")
+_NUMBERS_IN_A_ROW = re.compile(r"(?<!_)\d\s+\d")
+"""Two numbers, but not the base of a logarithm and its argument, `\\log_2 8`."""
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{[a-z]*\*?\}")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
 
@@ -46,7 +48,7 @@ def plainly_equal(right: str, given: str) -> bool | None:
         return False
     if _NUMERAL.fullmatch(right) or _NUMERAL.fullmatch(given):
         return False  # math-verify does not see the base
-    if re.search(r"\d\s+\d", f"{right};{given}"):
+    if _NUMBERS_IN_A_ROW.search(f"{right};{given}"):
         return False  # math-verify multiplies the two
     if _is_prose(right) and _is_prose(given):
         return False  # math-verify multiplies the letters, in any order

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-from sympy import Expr, FiniteSet, Float, Interval, Rational, Tuple, default_sort_key, prime
+from sympy import Expr, FiniteSet, Float, I, Interval, Rational, Tuple, default_sort_key, prime
 
 from .math_equality import sides
 
@@ -21,7 +21,15 @@ def equal(pair: list[str]) -> bool:
     """Tell whether the second answer equals the first, the right one; both as LaTeX or plain text without a box."""
     answers = sides(*pair)
     right, given = (parse(f"\\boxed{{{text}}}", _TARGETS, parsing_timeout=None) for text in answers)
+    if any(isinstance(part, Expr) and part.is_real is False for part in (*right, *given)):
+        right, given = _with_imaginary_unit(right), _with_imaginary_unit(given)
     return verify(right, given, timeout_seconds=None) and _near(right[0], given[0], "%" in "".join(answers))
+
+
+def _with_imaginary_unit(answer: list[Any]) -> list[Any]:
+    """Read the letter i as the imaginary unit, as it is where the other answer has a root of a negative number."""
+    return [part.subs({s: I for s in part.free_symbols if s.name == "i"}) if isinstance(part, Expr) else part
+            for part in answer]  # fmt: skip
 
 
 def warm_up() -> None:

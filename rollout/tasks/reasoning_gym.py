@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from layersweep.policies.strict import StrictModel
+from layersweep.policies.strict import Processes, StrictModel
 from layersweep.rollout.data.prompt_data import split_of
 from layersweep.rollout.subprocess_pool import Failure, LimitedCalls
 from layersweep.rollout.types import Prompt, Response, Score, Split
@@ -38,6 +38,10 @@ class ReasoningGymConfig(StrictModel):
     """Form of the prompt: `chat` renders a message with the model's chat template, `plain` sends the text alone."""
     system: str | None = None
     """A system message; in plain format a paragraph before the prompt."""
+    overlong_prompts: Literal["refuse", "drop"] = "refuse"
+    """Whether problems that leave no room for a response in the model's window, counted in tokens, stop the sweep
+    before it starts, as far as its first batch and its suites have them. In later batches they always give way to
+    further problems, and are counted: `overlong_prompts` of steps.parquet."""
     answer_after: str = "<answer>"
     """Mark before the answer; the last one in the response counts. Empty: the answer is at its beginning."""
     answer_before: str = "</answer>"
@@ -47,7 +51,7 @@ class ReasoningGymConfig(StrictModel):
     cpu_seconds: float = Field(5.0, gt=0)
     """Bound on scoring one answer, in CPU time. What exceeds it is tried once more with four times as much, is then
     wrong, and counted as `unjudged_fraction`."""
-    processes: int = Field(2, ge=1)
+    processes: Processes = 2
     """Worker processes for scoring; they start when there is work for them."""
 
     def check(self) -> None:
@@ -82,6 +86,11 @@ class ReasoningGymTask:
             "layersweep.rollout.tasks.reasoning_gym_entries:score", config.cpu_seconds, config.processes
         )
 
+    @property
+    def drops_overlong(self) -> bool:
+        """Whether problems that are too long for the model are left out instead of refused."""
+        return self.config.overlong_prompts == "drop"
+
     def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
         """Draws `count` different problems; another seed gives others, as far as the generator has enough of them."""
         found: dict[str, Prompt] = {}
@@ -111,6 +120,10 @@ class ReasoningGymTask:
             logger.warning("%s could not score %d answers: %s", self.config.dataset, len(failures), failures[0])
         scored = (results[call] for call in calls)
         return [Score(0.0, False) if answer is None else self._score(next(scored), answer) for answer in answers]
+
+    def right_response(self, prompt: Prompt) -> Response:
+        """Make a response of the generator's own answer, between the marks."""
+        return Response(f"{self.config.answer_after}{prompt.info['answer']}{self.config.answer_before}", True)
 
     def close(self) -> None:
         """End the worker processes; they also end with this process."""

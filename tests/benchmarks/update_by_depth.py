@@ -50,10 +50,11 @@ def main() -> None:
     from layersweep.policies.selection import Selection
     from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
     from layersweep.workers.training.deepspeed_backend import DeepSpeedBackend
-    from layersweep.workers.training.distributed import free_port, prepare
+    from layersweep.workers.training.distributed import prepare, serve_store
     from layersweep.workers.training.update_loop import UpdateLoop
 
-    prepare(0, 1, "127.0.0.1", free_port(), gpu=False)
+    store = serve_store()
+    prepare(0, 1, "127.0.0.1", store.port, gpu=False)
     torch.set_num_threads(1)
     trunk = Trunk.load(random_model(LAYERS, HIDDEN, heads=8, vocabulary=VOCABULARY), "float32")
     tree = synthetic_experience(PROMPTS, GROUP, PROMPT_TOKENS, RESPONSE_TOKENS, VOCABULARY)

@@ -32,7 +32,7 @@ def run_facts(selection: str) -> dict:
     }  # fmt: skip
 
 
-SINCE = ["model_layers", "losses", "gradient_agreement"]
+SINCE = ["model_layers", "losses", "gradient_agreement", "unjudged", "unjudged_fraction", "overlong_prompts"]
 """Columns that came after the tables of version 1 that tests make."""
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from layersweep.policies.selection import run_name
 from layersweep.workers.storage.files import read_bytes, write_atomically
+from layersweep.workers.storage.retries import retried
 from layersweep.workers.storage.run_store import CheckpointRecord, RunStore, runs_of
 from layersweep.workers.storage.tables import BY_SUITE, CONTRIBUTION, SCORES, STEPS
 from layersweep.workers.trackers import build
@@ -44,6 +45,9 @@ class Collector:
         steps: of every run; scores on the `final` split count at the end alone.
         sweep, tracking: its name, and the spec's section.
         interval: seconds between two writes at least, but for the last.
+
+    Raises:
+        OSError: the folder could not be read, repeatedly.
     """
 
     def __init__(
@@ -62,16 +66,20 @@ class Collector:
         self.runs: dict[tuple[str, int], dict[str, Any]] = {}
         self.steps: dict[tuple[str, int], dict[int, dict[str, Any]]] = {}
         self.scores: dict[tuple[str, int, int, str, str], pd.DataFrame] = {}
-        for run in runs:
-            self.add_run(run)
-        for name in runs_of(folder):  # those over several layers, which are known only once they are picked
-            metadata = RunStore(folder, name).metadata()
-            if metadata and (metadata["selection"], metadata["seed"]) not in self.runs:
-                self.add_run(metadata)
-        self.locations: dict[str, str] = json.loads(read_bytes(locations_file(folder)) or b"{}")
-        """Host and GPUs of each engine, and of each run that has trainers."""
+        # Ray starts an actor again that dies, but not one whose constructor raises.
+        retried(f"reading {folder}", partial(self._read_stores, runs))
         self.trackers = build(tracking, sweep, folder)
         self.next_write = 0.0
+
+    def _read_stores(self, runs: list[dict[str, Any]]) -> None:
+        for run in runs:
+            self.add_run(run)
+        for name in runs_of(self.folder):  # those over several layers, which are known only once they are picked
+            metadata = RunStore(self.folder, name).metadata()
+            if metadata and (metadata["selection"], metadata["seed"]) not in self.runs:
+                self.add_run(metadata)
+        self.locations: dict[str, str] = json.loads(read_bytes(locations_file(self.folder)) or b"{}")
+        """Host and GPUs of each engine, and of each run that has trainers."""
 
     def __repr__(self) -> str:
         return "Collector()"
@@ -87,7 +95,7 @@ class Collector:
         records, _ = store.records()
         rows = records[0].rows if records else []
         # A store of another version may have columns that are none any more.
-        self.steps[selection, seed] = {row["step"]: {k: v for k, v in row.items() if k in STEPS.types} for row in rows}
+        self.steps[selection, seed] = {row["step"]: {k: v for k, v in row.items() if STEPS.has(k)} for row in rows}
         for (step, split, suite), frame in store.scores():
             if split == "selection" or step in (0, self.last):
                 self.scores[selection, seed, step, split, suite] = SCORES.frame(frame)

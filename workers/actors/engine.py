@@ -44,7 +44,8 @@ class Engine:
             architecture: the first of the model config's `architectures`.
             dtype: of weights and KV cache.
             seed: of vLLM's own generators.
-            trains_all: whether runs of the whole model use the engine, which is then checked for them too.
+            trains_all: whether runs of the whole model, or of what is outside of its layers, use the engine, which is
+                then checked for them too.
 
         Returns:
             The engine's name, and host with GPUs.
@@ -88,10 +89,9 @@ class Engine:
 
         here = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         if isinstance(weights, WeightManifest):
-            tensors = await asyncio.to_thread(self.receiver.receive, run, weights, here)
-        else:
-            tensors = to_tensors(weights, here)
-        return await asyncio.wrap_future(self.engine.push(run, version, tensors))
+            parts = self.receiver.receive(run, weights, here)
+            return await asyncio.to_thread(self.engine.push_parts, run, version, parts)
+        return await asyncio.wrap_future(self.engine.push(run, version, to_tensors(weights, here)))
 
     async def load(self, run: str, version: int, path: str) -> Pushed:
         """Serve a run from the safetensors file that its trainer wrote at the end."""

@@ -14,7 +14,8 @@ from layersweep.policies.selection import parse_run_name
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.config import SuiteConfig
 from layersweep.rollout.data.prompt_data import decontaminate_across
-from layersweep.rollout.data.window import fit_prompts, prompt_uses
+from layersweep.rollout.data.window import Drawn, draw_fitting, fit_prompts, prompt_uses
+from layersweep.rollout.dynamic_sampling import ResponseGroup, group_experience, response_groups, sample_groups
 from layersweep.rollout.environments.base import InitialState
 from layersweep.rollout.environments.episodes import EpisodeBatch, play
 from layersweep.rollout.prompt_encoder import PromptEncoder
@@ -50,6 +51,7 @@ class RolloutWorker:
         training: the spec's section.
         window: tokens of a prompt and its response at most; None is as many as the engine takes.
         keeper: keeps responses; None keeps none.
+        max_num_gen_batches: of the spec's algorithm.
     """
 
     def __init__(
@@ -60,8 +62,10 @@ class RolloutWorker:
         training: TrainingConfig,
         window: int | None = None,
         keeper: ResponseKeeper | None = None,
+        max_num_gen_batches: int = 1,
     ):
         self.training, self.window, self.keeper = training, window, keeper
+        self.max_num_gen_batches = max_num_gen_batches
         self.encoder = PromptEncoder(
             model.here(), model.trust_remote_code, model.chat_template, model.template_arguments
         )
@@ -78,17 +82,18 @@ class RolloutWorker:
     async def alive(self) -> None:
         """Answer a health check."""
 
-    async def rollout(self, *args: Any) -> tuple[None, Experience]:
-        """Return (None, experience). The driver waits for the None, and the experience is not sent to its process."""
-        return None, await self.experience(*args)
+    async def rollout(self, *args: Any) -> tuple[list[str], Experience]:
+        """Return (notices, experience). The driver waits for the notices, and the experience is not sent to it."""
+        experience = await self.experience(*args)
+        return self._notices(), experience
 
     async def experience(self, engine: Any, run: str | None, version: int, seed: int, step: int) -> Experience:
         """Make one training batch: `prompts_per_step` prompts, `group_size` responses each, scored.
 
-        Prompts and sampling seeds follow from sweep seed and step alone, so all runs of a seed see the same.
+        Prompts and sampling seeds follow from sweep seed and step alone, so all runs of a seed see the same. Dynamic
+        sampling replaces prompts, as many as the run needs, by the first of a list that is the same for all too.
         """
         training, began = self.training, time.perf_counter()
-        prompts = self.task.prompts("train", training.prompts_per_step, seed=_batch_seed(seed, step))
         multi_turn = getattr(self.task, "multi_turn", False)
         sampling = Sampling(
             samples=1 if multi_turn else training.group_size,
@@ -100,6 +105,7 @@ class RolloutWorker:
         )
         if multi_turn:
             scope = ("train", seed, step)
+            prompts = self.task.prompts("train", training.prompts_per_step, seed=_batch_seed(seed, step))
             played = await self._play(engine, run, version, self.task, prompts, training.group_size, sampling, scope)
             seconds = {
                 "rollout_seconds": time.perf_counter() - began,
@@ -110,38 +116,47 @@ class RolloutWorker:
             await self._keep(run, seed, step, TRAIN, None, self.task, prompts, played.texts(self.task.config),
                              vars(played.scores()))  # fmt: skip
             return replace(played.experience(), seconds=seconds)
-        tokens = [self._encode(prompt) for prompt in prompts]
-        seeds = seeds_for([prompt.id for prompt in prompts], "train", seed, step)
-        done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
-        generated = time.perf_counter()
-        texts, scores, cpu = await self._score(self.task, prompts, done, sampling, training.group_size)
-        columns = vars(_scored(prompts, done, scores, training.group_size))
-        await self._keep(run, seed, step, TRAIN, None, self.task, prompts, texts, columns)
-        rows = np.arange(len(done.lengths))
-        return Experience(
-            prompts=[tokens[row // training.group_size] for row in rows],
-            tokens=done.tokens,
-            logprobs=done.logprobs,
-            lengths=done.lengths,
-            reward=np.array([score.reward for score in scores], np.float32),
-            group=rows // training.group_size,
-            trajectory=rows,
-            step=np.zeros_like(rows),
-            truncated=~done.finished,
-            format_ok=np.array([score.format_ok for score in scores]),
-            version=done.version,
-            seconds={
-                "rollout_seconds": generated - began,
-                "reward_seconds": time.perf_counter() - generated,
-                "generate_cpu_seconds": done.cpu_seconds,
-                "reward_cpu_seconds": cpu,
-            },
-            metrics={"unjudged_fraction": float(np.mean([not score.judged for score in scores]))},
+        seconds = dict.fromkeys(
+            ("rollout_seconds", "reward_seconds", "generate_cpu_seconds", "reward_cpu_seconds"), 0.0
         )
+        drawn: list[Drawn] = []
+        kept: list[tuple[Sequence[Prompt], list[str], dict[str, np.ndarray]]] = []
 
-    async def evaluation(self, *args: Any) -> tuple[None, dict[str, np.ndarray]]:
-        """Return (None, scores). The driver waits for the None, so that the scores are not sent to its process."""
-        return None, await self.evaluate(*args)
+        def draw(batch: int) -> list[Prompt]:
+            batch_seed = _batch_seed(seed, step, batch)
+            drawn.append(self._draw(self.task, "train", training.prompts_per_step, batch_seed, sampling))
+            return drawn[-1].prompts
+
+        async def generate(prompts: Sequence[Prompt]) -> list[ResponseGroup]:
+            began = time.perf_counter()
+            known = dict(zip((prompt.id for prompt in drawn[-1].prompts), drawn[-1].tokens, strict=True))
+            tokens = [np.array(known[prompt.id], np.int32) for prompt in prompts]
+            seeds = seeds_for([prompt.id for prompt in prompts], "train", seed, step)
+            done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
+            generated = time.perf_counter()
+            texts, scores, cpu = await self._score(self.task, prompts, done, sampling, training.group_size)
+            kept.append((prompts, texts, vars(_scored(prompts, done, scores, training.group_size))))
+            spent = (generated - began, time.perf_counter() - generated, done.cpu_seconds, cpu)
+            seconds.update({name: seconds[name] + more for name, more in zip(seconds, spent, strict=True)})
+            return response_groups(tokens, done, scores)
+
+        groups, discarded = await sample_groups(draw, generate, training.prompts_per_step, self.max_num_gen_batches)
+        prompts = [prompt for asked, _, _ in kept for prompt in asked]
+        texts = [text for _, written, _ in kept for text in written]
+        columns = {name: np.concatenate([scored[name] for _, _, scored in kept]) for name in kept[0][2]}
+        await self._keep(run, seed, step, TRAIN, None, self.task, prompts, texts, columns)
+        experience = group_experience(groups, version)
+        metrics = experience.metrics | {"overlong_prompts": sum(batch.replaced for batch in drawn)}
+        if self.max_num_gen_batches > 1:
+            metrics["discarded_tokens"] = discarded
+        rewards = reward_columns([score for group in groups for score in group.scores])
+        metrics |= {name: float(np.nanmean(values)) for name, values in rewards.items()}
+        return replace(experience, seconds=seconds, metrics=metrics)
+
+    async def evaluation(self, *args: Any) -> tuple[list[str], dict[str, np.ndarray]]:
+        """Return (notices, scores). The driver waits for the notices, and the scores are not sent to it."""
+        scores = await self.evaluate(*args)
+        return self._notices(), scores
 
     async def evaluate(
         self, engine: Any, run: str | None, version: int, suite_name: str, split: Split, seed: int, samples: int,
@@ -152,7 +167,6 @@ class RolloutWorker:
         Sampling seeds are common to all runs.
         """
         suite, task = self.suites[suite_name], self.suite_tasks[suite_name]
-        prompts = task.prompts(split, suite.prompts if split == "selection" else suite.final_prompts)
         samples = 1 if greedy or suite.temperature == 0 else samples  # greedy responses are all the same
         multi_turn = getattr(task, "multi_turn", False)
         sampling = Sampling(
@@ -166,25 +180,33 @@ class RolloutWorker:
             min_p=suite.min_p,
         )
         scope = ("evaluate", suite_name, split, seed)
+        asked = suite.prompts if split == "selection" else suite.final_prompts
+        drawn = None if multi_turn else self._draw(task, split, asked, 0, sampling)
+        prompts = drawn.prompts if drawn else task.prompts(split, asked)
         count = len(prompts) * samples
         named = {
             "suite": np.full(count, f"{suite_name}@greedy" if greedy else suite_name, object),
             "split": np.full(count, split, object),
             "counts": np.full(count, suite.counts and not greedy),
         }
-        if multi_turn:
+        if drawn is None:
             played = await self._play(engine, run, version, task, prompts, samples, sampling, scope)
             scored = played.scores()
             await self._keep(run, seed, version, split, named["suite"][0], task, prompts, played.texts(task.config),
                              vars(scored))  # fmt: skip
             return named | vars(scored)
-        tokens = [self._encode(prompt) for prompt in prompts]
+        tokens = [np.array(prompt, np.int32) for prompt in drawn.tokens]
         seeds = seeds_for([prompt.id for prompt in prompts], *scope)
         done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
         texts, scores, _ = await self._score(task, prompts, done, sampling, samples)
-        columns = vars(_scored(prompts, done, scores, samples))
+        columns = vars(_scored(prompts, done, scores, samples)) | reward_columns(scores)
         await self._keep(run, seed, version, split, named["suite"][0], task, prompts, texts, columns)
         return named | columns
+
+    def _notices(self) -> list[str]:
+        """Return what tasks have to tell the user since the last call."""
+        tasks = {id(task): task for task in (self.task, *self.suite_tasks.values())}
+        return [notice for task in tasks.values() if hasattr(task, "notices") for notice in task.notices()]
 
     async def _keep(
         self, run: str | None, seed: int, step: int, split: str, suite: str | None, task: Any, prompts: Sequence[Any],
@@ -234,6 +256,11 @@ class RolloutWorker:
         texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
         return [cut_at_stop(text, stop, self.training.include_stop) for text in texts] if stop else texts
 
+    def _draw(self, task: Any, split: Split, count: int, seed: int, sampling: Sampling) -> Drawn:
+        """Draw prompts that leave room for a response; see `draw_fitting`."""
+        limit = None if self.window is None else self.window - sampling.max_tokens
+        return draw_fitting(task, split, count, seed, self.encoder.encode_all, limit)
+
     def _encode(self, prompt: Prompt) -> np.ndarray:
         return np.array(self.encoder.encode(prompt), np.int32)
 
@@ -260,6 +287,12 @@ class RolloutWorker:
         responses = [Response(text, bool(end)) for text, end in zip(texts, done.finished, strict=True)]
         asked = [prompts[i // samples] for i in range(len(responses))]
         return texts, *await asyncio.to_thread(_timed_score, task, asked, responses)
+
+
+def reward_columns(scores: Sequence[Score]) -> dict[str, np.ndarray]:
+    """The named numbers of scores by column, float64 [scores]; NaN where a response has none of this name."""
+    names = sorted({name for score in scores for name in score.numbers})
+    return {f"reward.{name}": np.array([score.numbers.get(name, np.nan) for score in scores]) for name in names}
 
 
 def cut_at_stop(text: str, stop: Sequence[str], include: bool) -> str:
@@ -292,5 +325,6 @@ def _timed_score(task: Any, prompts: Sequence[Prompt], responses: Sequence[Respo
     return task.score(prompts, responses), time.thread_time() - began
 
 
-def _batch_seed(seed: int, step: int) -> int:
-    return seed * 1_000_003 + step
+def _batch_seed(seed: int, step: int, batch: int = 0) -> int:
+    """Number of the prompts of a step; with dynamic sampling of its further batches, beyond those of all steps."""
+    return (batch * 1_000_003 + seed) * 1_000_003 + step

@@ -4,7 +4,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from layersweep.policies.algorithms.base import PolicyGradient
+from layersweep.policies.config import AlgorithmConfig
 from layersweep.policies.selection import Selection, run_name
 from layersweep.rollout.types import Experience
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
@@ -12,7 +12,7 @@ from layersweep.workers.startup.model_source import ModelSource
 from layersweep.workers.storage.files import write_atomically
 from layersweep.workers.storage.run_store import CheckpointRecord, CorruptFile, RunStore, rank_file
 from layersweep.workers.storage.tables import STEPS
-from layersweep.workers.training.distributed import free_port, prepare
+from layersweep.workers.training.distributed import prepare, serve_store
 from layersweep.workers.training.memory import release_unused
 
 from .portable_errors import portable_errors
@@ -48,10 +48,11 @@ class Trainer:
         return f"Trainer({self.selection.name}, seed {self.seed}{part})"
 
     def address(self) -> tuple[str, int]:
-        """Return the address and port that rank 0 will listen on."""
+        """Return the address and port at which the run's ranks meet; asked of rank 0."""
         import ray
 
-        return ray.util.get_node_ip_address(), free_port()
+        self.store = serve_store()
+        return ray.util.get_node_ip_address(), self.store.port
 
     def node(self) -> str:
         """Return Ray's id of the node that this actor is on."""
@@ -63,10 +64,11 @@ class Trainer:
         self,
         model: ModelSource,
         address: tuple[str, int],
-        algorithm: PolicyGradient,
+        algorithm: AlgorithmConfig,
         training: TrainingConfig,
         section: DeepSpeedConfig,
         engine_device: str,
+        engine_dtype: str,
         transfer: str,
         shared_trunk: dict[str, Any] | None,
     ) -> dict[str, Any]:
@@ -74,8 +76,10 @@ class Trainer:
 
         Args:
             model: the base, the same object for all actors.
-            address: of rank 0, from its `address`.
+            address: where the ranks meet, from rank 0's `address`.
+            algorithm: the spec's section; one of the user's own is imported here.
             engine_device: layersweep.policies.model.tensor_transport.device_name of the run's engine, or `several`.
+            engine_dtype: in which the engine computes; decides the rollout correction where the spec leaves it.
             transfer: `rollout.weight_transfer` of the spec.
             shared_trunk: from the BaseWeightsActor of this GPU; None loads the checkpoint (mapped, on CPUs).
 
@@ -84,11 +88,12 @@ class Trainer:
         """
         import torch
 
+        from layersweep.policies.algorithms.rollout_correction import resolve
         from layersweep.policies.model.architecture import Architecture
         from layersweep.policies.model.tensor_transport import Handles, device_name
         from layersweep.policies.model.trunk import Policy, Trunk
         from layersweep.workers.training.deepspeed_backend import DeepSpeedBackend
-        from layersweep.workers.training.micro_batch_size import micro_batch_tokens
+        from layersweep.workers.training.micro_batch_size import micro_batch_tokens, unchecked_tokens
         from layersweep.workers.training.update_loop import UpdateLoop
         from layersweep.workers.transport.weight_transfer import WeightSender, choose_transport
 
@@ -96,24 +101,32 @@ class Trainer:
 
         prepare(self.rank, self.ranks, *address, gpu=self.gpu)
         torch.manual_seed(self.seed)
+        gathered = self.selection.trains_all and section.full_zero_stage == 3
+        self.transport = choose_transport(transfer, device_name() if self.gpu else "cpu", engine_device, gathered)
+        if self.gpu and self.transport != "handle":
+            # Micro batches of all sizes would leave holes. Memory behind handles must stay in segments of its own.
+            torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
         if shared_trunk:
             trunk = Trunk.attach(shared_trunk, torch.device("cuda", 0))
         else:
             trunk = Trunk.load(model.here(), training.dtype, "cuda" if self.gpu else "cpu", model.trust_remote_code)
-        self.transport = choose_transport(transfer, device_name() if self.gpu else "cpu", engine_device)
         if self.transport == "direct" and self.rank == 0:
-            self.sender = WeightSender(address[0])
+            self.sender = WeightSender(address[0], torch.device("cuda", 0) if self.gpu else torch.device("cpu"))
         self.handles = Handles()
         self.digest = trunk.digest()
         self.steps = 0
         shape = Architecture.from_config(trunk.model.config.to_dict())
         gpu_bytes = min(1.0, self.gpus) * torch.cuda.get_device_properties(0).total_memory if self.gpu else 0.0
         chosen = micro_batch_tokens(training, shape, self.selection, gpu_bytes)
+        unchecked = unchecked_tokens(training, shape, self.selection, gpu_bytes)
         training = training.model_copy(update={"micro_batch_tokens": chosen})
         policy = Policy(trunk, self.selection)
         parameters = sum(parameter.numel() for parameter in policy.parameters())
         self.backend = DeepSpeedBackend(policy, training, section, self.ranks)
-        self.loop = UpdateLoop(trunk, self.backend, algorithm, training, self.rank, self.ranks)
+        built = algorithm.build()
+        correction = resolve(built.rollout_correction, training.dtype, engine_dtype)
+        built = built.model_copy(update={"rollout_correction": correction})
+        self.loop = UpdateLoop(trunk, self.backend, built, training, self.rank, self.ranks, unchecked)
         return {
             "trainable_parameters": parameters,
             "pid": os.getpid(),

@@ -32,5 +32,6 @@ def tiny_config(model: TinyModel, vocabulary: int) -> dict:
 
 def cache_folder(model: TinyModel, task: StrictModel) -> Path:
     """Return the folder of the model of this recipe in the cache."""
-    recipe = json.dumps([RECIPE, model.model_dump(mode="json"), task.model_dump(mode="json")], sort_keys=True)
+    shown = task.demonstrated if hasattr(type(task), "demonstrated") else task.model_dump(mode="json")
+    recipe = json.dumps([RECIPE, model.model_dump(mode="json"), shown], sort_keys=True)
     return cache_root() / hashlib.sha256(recipe.encode()).hexdigest()[:20]

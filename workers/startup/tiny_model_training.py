@@ -3,6 +3,7 @@
 import asyncio
 import tempfile
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,8 @@ def _warm_up(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, config
 
 def _accuracy(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, task, seed: int) -> float:
     """Return the mean reward of one response at temperature 1 to each of 256 prompts; of episodes, their success."""
-    prompts = task.prompts("train", 256, seed=seed)
+    pool = task.data.all_prompts("train") if hasattr(task, "data") else task.prompts("train", 256, seed=seed)
+    prompts = list(islice(cycle(pool), 256))  # a data set may have fewer
     longest = max(len(answer) for _, answer in task.demonstrations(256, seed)) + 1
     if getattr(task, "multi_turn", False):
         return asyncio.run(_success(model, tokenizer, task, prompts, longest))

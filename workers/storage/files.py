@@ -2,11 +2,14 @@
 
 import contextlib
 import os
+import stat
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import fsspec
+
+from layersweep.rollout.data.locations import open_filesystem
 
 if TYPE_CHECKING:  # half a second that help and errors need not wait for
     import pandas as pd
@@ -15,6 +18,17 @@ OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci"}
 """Protocols whose every object appears at once and whole, and that have no folders."""
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 """Extra of layersweep that brings a protocol's package."""
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Turn the classes that object stores raise, unreachable or without credentials, into OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 class NoStore(ImportError):
@@ -30,7 +44,7 @@ def resolve_uri(target: str) -> tuple[Any, str]:
     """
     try:
         # Listings are not cached: other processes write here too.
-        return fsspec.core.url_to_fs(target, use_listings_cache=False)
+        return open_filesystem(target, use_listings_cache=False)
     except ImportError as error:
         protocol = target.partition("://")[0]
         fix = f"pip install 'layersweep[{EXTRAS[protocol]}]'" if protocol in EXTRAS else f"{error}"
@@ -107,6 +121,7 @@ def create_exclusively(target: str, content: bytes) -> None:
         filesystem.pipe_file(path, content, mode="create")
 
 
+@_plain_errors()
 def find_files(filesystem: Any, folder: str, depth: int | None = None) -> list[str]:
     """Paths of all files in a folder, relative to it and sorted; none where there is no such folder.
 
@@ -121,6 +136,7 @@ def find_files(filesystem: Any, folder: str, depth: int | None = None) -> list[s
     return sorted(path.removeprefix(prefix) for path in found if path.startswith(prefix))
 
 
+@_plain_errors()
 def remove_folder(filesystem: Any, folder: str) -> None:
     """Remove a folder and all that is in it; fsspec's own `rm` takes brackets for patterns."""
     if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
@@ -145,12 +161,30 @@ def read_bytes(target: str) -> bytes | None:
     Raises:
         OSError: it cannot be read.
     """
-    filesystem, path = resolve_uri(target)
     try:
-        with _plain_errors():
-            return filesystem.cat_file(path)
+        return read_file(*resolve_uri(target))
     except FileNotFoundError:
         return None
+
+
+@_plain_errors()
+def read_file(filesystem: Any, path: str) -> bytes:
+    """Return a file's content.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it cannot be read.
+    """
+    if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
+        _refuse_device(path)
+    return filesystem.cat_file(path)
+
+
+def _refuse_device(path: str) -> None:
+    """Refuse /dev/zero and its like, which never end. Pipes do, such as those that a shell makes of `<(command)`."""
+    kind = os.stat(path).st_mode
+    if stat.S_ISCHR(kind) or stat.S_ISBLK(kind):
+        raise OSError("it is a device, not a file")
 
 
 def read_table(target: str) -> "pd.DataFrame":
@@ -169,14 +203,3 @@ def read_table(target: str) -> "pd.DataFrame":
         return pd.read_parquet(BytesIO(content))
     except pa.ArrowException as error:
         raise ValueError(f"cannot be read as parquet: {error}") from error
-
-
-@contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Turn the classes that object stores raise, unreachable or without credentials, into OSError."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from .files import find_files, remove_folder, resolve_uri, write_atomically
+from .files import find_files, read_file, remove_folder, resolve_uri, write_atomically
 
 
 class CorruptFile(RuntimeError):
@@ -117,7 +117,7 @@ class RunStore:
         """
         path = f"{self.path}/step-{record.step:06d}/{name}"
         try:
-            content = self.filesystem.cat_file(path)
+            content = read_file(self.filesystem, path)
         except FileNotFoundError as error:
             raise CorruptFile(f"{path} is gone") from error
         if checksum(content) != record.files.get(name):
@@ -176,7 +176,7 @@ class RunStore:
             if not name.endswith(".parquet"):
                 continue
             step, split, suite = name.removesuffix(".parquet").split(".", 2)
-            content = io.BytesIO(self.filesystem.cat_file(f"{self.path}/scores/{name}"))
+            content = io.BytesIO(read_file(self.filesystem, f"{self.path}/scores/{name}"))
             try:
                 frame = pq.read_table(content, page_checksum_verification=True).to_pandas()
             except (pa.ArrowException, OSError):
@@ -215,7 +215,7 @@ def read_json(filesystem: Any, path: str) -> dict[str, Any]:
         OSError: it could not be read now; a store that does not answer says nothing about the file.
     """
     try:
-        document = json.loads(filesystem.cat_file(path))
+        document = json.loads(read_file(filesystem, path))
         content = document["content"]
         intact = document["xxh3_128"] == checksum(json.dumps(content, indent=1).encode())
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:

@@ -5,6 +5,8 @@
     contribution.parquet           a row per selection
     contribution_by_suite.parquet  a row per selection, split and suite, and per group of suites
     responses/                     a row per response that is kept, see `workers.storage.responses`
+    dissection.parquet             a row per variant of a finished run (`layersweep dissect`)
+    composition.parquet            a row per stack of finished runs (`layersweep compose`)
 
 A new metric of a training step takes two places: where it is computed, and its line in STEPS. A name without a line is
 refused where the row arrives. Files carry the schema's version and, with each column, its unit and meaning (parquet
@@ -56,11 +58,17 @@ class TableSchema:
 
     name: str
     columns: tuple[Column, ...]
+    further: Column | None = None
+    """Columns that only some sweeps have, after all others: each name begins with this one's."""
 
     @cached_property
     def types(self) -> dict[str, str]:
         """Type by column, as pandas names it, in the order of the file."""
         return {column.name: column.type for column in self.columns}
+
+    def has(self, name: str) -> bool:
+        """Return whether the table may have a column of this name."""
+        return name in self.types or (self.further is not None and name.startswith(self.further.name))
 
     def check(self, names: Iterable[str]) -> None:
         """Refuse names that the table has no column for.
@@ -68,7 +76,7 @@ class TableSchema:
         Raises:
             UnknownColumn: with all such names.
         """
-        if unknown := [name for name in names if name not in self.types]:
+        if unknown := [name for name in names if not self.has(name)]:
             raise UnknownColumn(
                 f"{self.name}.parquet has no column {', '.join(unknown)}; a new one needs a line in "
                 "workers/storage/tables.py"
@@ -83,8 +91,9 @@ class TableSchema:
         """
         frame = pd.DataFrame(rows)
         self.check(frame.columns)
-        frame = frame.reindex(columns=list(self.types))
-        for name, wanted in self.types.items():
+        types = self.types | {name: self.further.type for name in sorted(set(frame.columns) - self.types.keys())}
+        frame = frame.reindex(columns=list(types))
+        for name, wanted in types.items():
             if frame[name].dtype != wanted:
                 try:
                     frame[name] = frame[name].astype(wanted)
@@ -95,8 +104,9 @@ class TableSchema:
     def write(self, frame: pd.DataFrame, file: BinaryIO) -> None:
         """Write a frame made by `frame` as parquet, with version, units and meanings in its metadata."""
         table = pa.Table.from_pandas(frame, preserve_index=False)
-        described = {column.name: {"meaning": column.meaning, "unit": column.unit} for column in self.columns}
-        fields = [field.with_metadata(described[field.name]) for field in table.schema]
+        columns = {column.name: column for column in self.columns}
+        of_field = [(field, columns.get(field.name) or self.further) for field in table.schema]
+        fields = [field.with_metadata({"meaning": column.meaning, "unit": column.unit}) for field, column in of_field]
         metadata = table.schema.metadata | {VERSION_KEY: str(VERSION).encode()}
         pq.write_table(pa.Table.from_arrays(table.columns, schema=pa.schema(fields, metadata)), file)
 
@@ -128,7 +138,7 @@ class TableSchema:
             raise ValueError(f"written by a newer layersweep: schema version {version}, this one reads up to {VERSION}")
         if absent := [column.name for column in self.columns if column.required and column.name not in found]:
             raise ValueError(f"not a {self.name} table of layersweep: it lacks {', '.join(absent)}")
-        frame = self.frame(found[[name for name in self.types if name in found]])
+        frame = self.frame(found[[name for name in found if self.has(name)]])
         for column in self.columns:
             if column.required and column.type == TEXT and frame[column.name].isna().any():
                 raise ValueError(f"column {column.name}: a row has none")
@@ -153,13 +163,17 @@ def model_layers_from_depth(layer: pd.Series, depth: pd.Series) -> int | None:
 PHASES = ("rollout", "reward", "update", "sync", "wait")
 """The phases of a training step, one after the other; `<phase>_seconds` are columns of STEPS."""
 
+REWARD = Column("reward.", NUMBER, "one of several rewards, or a number that a reward function gave beside its score",
+                "reward")  # fmt: skip
+"""Named numbers of a user's reward functions: of a response in SCORES, their mean over the batch in STEPS."""
+
 STEPS = TableSchema("steps", (
     Column("selection", TEXT, "what the run trains", required=True),
     Column("seed", INDEX, "RL seed of the run", required=True),
     Column("step", INDEX, "training step, from 0", required=True),
     Column("reward_mean", NUMBER, "mean reward of the batch", "reward"),
     Column("reward_std", NUMBER, "standard deviation of the batch's rewards", "reward"),
-    Column("no_signal_fraction", NUMBER, "share of groups whose responses are all scored alike"),
+    Column("no_signal_fraction", NUMBER, "share of groups without any advantage, as a rule those scored all alike"),
     Column("loss", NUMBER, "policy-gradient loss, mean over optimizer steps"),
     Column("kl", NUMBER, "KL divergence from the base model (k3); without a KL term before the update, on a sample of "
            "every eighth and of the last step", "nats per token"),
@@ -193,9 +207,14 @@ STEPS = TableSchema("steps", (
     Column("lost_episodes", COUNT, "environments that failed, retried once", "episodes"),
     Column("given_up_episodes", COUNT, "episodes whose environment failed twice", "episodes"),
     Column("cut_observations", COUNT, "observations cut at their limit", "observations"),
-    Column("unjudged_fraction", NUMBER, "share of responses whose answer got no verdict in time, and counts as wrong"),
+    Column("unjudged_fraction", NUMBER, "share of responses without a verdict (late, an exception), which are wrong"),
+    Column("overlong_prompts", COUNT, "prompts too long for the model's window, replaced by others", "prompts"),
     Column("gradient_agreement", NUMBER, "cosine between the gradients of even and of odd prompts (first step)"),
-))  # fmt: skip
+    Column("optimizer_steps", COUNT, "optimizer steps; a minibatch without signal takes none", "steps"),
+    Column("corrected_fraction", NUMBER, "share of tokens whose importance weight against the engine was bounded"),
+    Column("unusable_tokens", COUNT, "tokens without a log-probability by the engine, not trained on", "tokens"),
+    Column("discarded_tokens", COUNT, "response tokens of prompts that dynamic sampling replaced", "tokens"),
+), further=REWARD)  # fmt: skip
 
 SCORES = TableSchema("scores", (
     Column("selection", TEXT, "what the run trains", required=True),
@@ -211,9 +230,10 @@ SCORES = TableSchema("scores", (
     Column("format_ok", FLAG, "an answer could be read from it, right or wrong"),
     Column("category", TEXT, "category of the prompt (environments)"),
     Column("losses", COUNT, "times that the environment failed; 2: given up"),
+    Column("unjudged", FLAG, "it got no verdict (late, an exception), and counts as wrong"),
     Column("counts", FLAG, "whether the suite is part of the score S; null is true"),
     Column("answer", TEXT, "final answer as the task read it; equal answers are equal texts"),
-))  # fmt: skip
+), further=REWARD)  # fmt: skip
 
 CONTRIBUTION = TableSchema("contribution", (
     Column("sweep", TEXT, "name of the sweep"),
@@ -221,8 +241,9 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("algorithm", TEXT, "RL algorithm"),
     Column("task", TEXT, "task that is trained on"),
     Column("selection", TEXT, "what was trained", required=True),
-    Column("kind", TEXT, "base, full, layer, layers (several or boosted) or trial (of a learning rate)", required=True),
-    Column("layer", COUNT, "index of a single layer, from 0"),
+    Column("kind", TEXT, "base, full, layer, layers (several, or boosted), part (of layers or outside), or trial (of a "
+           "learning rate)", required=True),
+    Column("layer", COUNT, "index of a single layer, or of the one that a part is of, from 0"),
     Column("depth", NUMBER, "layer / (model_layers - 1): 0 the first layer, 1 the last"),
     Column("seeds", COUNT, "training runs of the selection"),
     Column("score", NUMBER, "mean over the suites that count of the mean over prompts, on the selection split",
@@ -246,6 +267,7 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("status", TEXT, "completed, running, failed or pruned: over seeds the worst", required=True),
     Column("reason", REASON, "why it failed or was pruned, or why C is null"),
     Column("layers", LIST, "indices of all layers that were trained or boosted"),
+    Column("modules", TEXT, "what of these layers was trained: attention, mlp, norms or an expression; null is all"),
     Column("model_layers", COUNT, "layers of the model"),
     Column("contribution_sd", NUMBER, "standard error of C against the mean layer: the noise that can change ranks"),
     Column("contribution_untruncated", NUMBER, "C on the responses that were not truncated"),
@@ -262,6 +284,8 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("final_contribution_low", NUMBER, "lower end of its 95 % interval"),
     Column("final_contribution_high", NUMBER, "upper end"),
     Column("learning_rate_policy", TEXT, "how the learning rates were found"),
+    Column("unjudged_fraction", NUMBER, "share of responses whose answer got no verdict in time, and counts as wrong"),
+    Column("optimizer_steps", COUNT, "optimizer steps taken, the fewest over seeds", "steps"),
 ))  # fmt: skip
 
 BY_SUITE = TableSchema("contribution_by_suite", (
@@ -315,4 +339,46 @@ PROMPTS = TableSchema("prompts", (
     Column("messages", TEXT, "the prompt where it is a chat, as JSON"),
     Column("truth", TEXT, "what a response is scored by, as JSON"),
     Column("info", TEXT, "whatever else the task keeps with it, as JSON"),
+))  # fmt: skip
+
+_SCORED = (
+    Column("seeds", COUNT, "training runs that it was made from"),
+    Column("prompts", COUNT, "prompts that it was scored on"),
+    Column("score", NUMBER, "mean over suites of the mean over prompts", "reward"),
+    Column("score_low", NUMBER, "lower end of its 95 % interval", "reward"),
+    Column("score_high", NUMBER, "upper end", "reward"),
+    Column("contribution", NUMBER, "C = (score - base) / (full - base)"),
+    Column("contribution_low", NUMBER, "lower end of its 95 % interval"),
+    Column("contribution_high", NUMBER, "upper end"),
+    Column("contribution_reason", REASON, "why C is null"),
+)
+_CHANGE = (
+    Column("change_norm", NUMBER, "L2 norm of its change of the base's weights, mean over seeds"),
+    Column("changed_parameters", NUMBER, "entries in which it differs from the base, mean over seeds"),
+)
+
+DISSECTION = TableSchema("dissection", (
+    Column("selection", TEXT, "the run that was taken apart", required=True),
+    Column("variant", TEXT, "name of the weights that were scored", required=True),
+    Column("change", TEXT, "what was kept of the run's change: whole, part, rank, largest, scaled, only (one layer), "
+           "without (one layer), random (of the same norm)", required=True),
+    Column("part", TEXT, "of `part`: attention, mlp or norms"),
+    Column("amount", NUMBER, "rank, share of entries, factor, or index of the layer"),
+    *_SCORED,
+    Column("kept", NUMBER, "share of the run's own gain: (score - base) / (run - base)"),
+    Column("kept_low", NUMBER, "lower end of its 95 % interval"),
+    Column("kept_high", NUMBER, "upper end"),
+    Column("kept_reason", REASON, "why it is null"),
+    *_CHANGE,
+))  # fmt: skip
+
+COMPOSITION = TableSchema("composition", (
+    Column("stack", TEXT, "name of the weights that were scored", required=True),
+    Column("rule", TEXT, "how its members were found: given, best, pair, greedy, or trained together", required=True),
+    Column("members", LIST, "selections whose changes were added up"),
+    Column("size", COUNT, "number of members"),
+    Column("strength", NUMBER, "factor of each member's change"),
+    Column("split", TEXT, "whose prompts it was scored on: final where the selection split chose it", required=True),
+    *_SCORED,
+    *_CHANGE,
 ))  # fmt: skip

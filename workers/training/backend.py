@@ -1,6 +1,6 @@
 """The seam between an update and the training library behind it."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -50,13 +50,14 @@ class TrainerBackend(Protocol):
         """
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the trained parameters by Hugging Face name, whole: valid until the next step."""
+        """Return the trained parameters by Hugging Face name, whole: valid until the next step. Ranks other than 0 may
+        get none."""
 
-    def gathered(self, writer: int | None = None) -> AbstractContextManager[dict[str, nn.Parameter]]:
-        """Give the trained parameters themselves, whole on every rank for the time of a `with` block.
+    def gathered(self, writer: int | None = None) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield each trained parameter itself with its Hugging Face name, whole on every rank until the next.
 
         Args:
-            writer: the rank whose changes within the block all ranks get; None where none changes them.
+            writer: the rank whose changes to them all ranks get; None where none changes them.
         """
 
     def state(self) -> dict[str, Tensor]:

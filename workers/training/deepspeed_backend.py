@@ -1,6 +1,5 @@
 """DeepSpeed behind the trainer's seam: ZeRO 0 to 3, float32 or bfloat16, on CPUs and GPUs."""
 
-import contextlib
 import math
 from collections.abc import Iterator
 
@@ -14,6 +13,7 @@ from layersweep.policies.model.trunk import Policy
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
 
 from .backend import NonFinite, WrongCheckpoint
+from .optimizer import make_optimizer
 
 MASTER, OPTIMIZER = "master/", "optimizer/"
 
@@ -37,11 +37,14 @@ def deepspeed_settings(training: TrainingConfig, section: DeepSpeedConfig, full:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # offloaded too: torch's AdamW, and no compiler on every node
         "bf16": {"enabled": training.dtype == "bfloat16"},
+        # Sums over micro batches and ranks. At ZeRO 0 DeepSpeed has no choice of it, see DeepSpeedBackend.
+        "data_types": {"grad_accum_dtype": "fp32" if stage else None},
+        "communication_data_type": "fp32",
     }
 
 
 class DeepSpeedBackend:
-    """A `TrainerBackend` over torch's AdamW in a DeepSpeed engine; torch.distributed is initialised.
+    """A `TrainerBackend` over a torch optimizer in a DeepSpeed engine; torch.distributed is initialised.
 
     Checkpoints do not use DeepSpeed's own format, pickles with one layout per ZeRO stage. Below all stages lies one
     torch optimizer over tensors of this rank: the parameters themselves (ZeRO 0 in float32) or float32 masters of them,
@@ -55,14 +58,11 @@ class DeepSpeedBackend:
 
     def __init__(self, policy: Policy, training: TrainingConfig, section: DeepSpeedConfig, ranks: int = 1):
         self.ranks, self.dtype = ranks, training.dtype
-        # At a rate of 0: in bfloat16 at ZeRO 0 DeepSpeed makes a step of its own, with gradients of 0, to allocate the
-        # moments. It must neither decay the master weights nor count in the bias correction.
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(policy), lr=0.0, betas=training.betas, weight_decay=training.weight_decay
-        )
+        # The optimizer is made at a rate of 0: in bfloat16 at ZeRO 0 DeepSpeed makes a step of its own, with gradients
+        # of 0, to allocate the moments. It must neither decay the master weights nor count in the bias correction.
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=policy,
-            optimizer=optimizer,
+            optimizer=make_optimizer(policy, training),
             config=deepspeed_settings(training, section, policy.selection.trains_all, ranks),
             dist_init_required=False,
         )
@@ -71,6 +71,9 @@ class DeepSpeedBackend:
         self.sharded = self.stage > 0
         if self.stage == 0:
             self.engine.basic_optimizer.state.clear()
+            for parameter in policy.parameters():
+                parameter.grad = None
+                parameter.grad_dtype = torch.float32  # autograd sums in it
 
     def forward(self, batch: MicroBatch, hidden: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
         return self.engine(batch, hidden, temperature)
@@ -83,27 +86,28 @@ class DeepSpeedBackend:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["factor"]
         norm = None
-        if self.stage == 0 and self.dtype == "float32":  # DeepSpeed computes none of its own here
+        if self.stage == 0:  # in float32 DeepSpeed computes none here, in bfloat16 that of rounded gradients
             norm = _finite(torch.nn.utils.get_total_norm([p.grad for p in self.policy.parameters()]))
         self.engine.step()
         return norm if norm is not None else _finite(self.engine.get_global_grad_norm())
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the parameters' own memory; at ZeRO 3, where no rank has them whole, gathered copies."""
-        with self.gathered() as named:
-            return {
-                name: weight.detach().clone() if self.stage == 3 else weight.detach() for name, weight in named.items()
-            }
+        """Return the parameters' own memory; at ZeRO 3, where no rank has them whole, rank 0's copies on its host."""
+        if self.stage < 3:
+            return {name: weight.detach() for name, weight in self.policy.named_weights().items()}
+        copies = {}
+        for name, weight in self.gathered():
+            if dist.get_rank() == 0:
+                copies[name] = weight.detach().to("cpu", copy=True)
+        return copies
 
-    @contextlib.contextmanager
-    def gathered(self, writer: int | None = None) -> Iterator[dict[str, nn.Parameter]]:
-        named = self.policy.named_weights()
+    def gathered(self, writer: int | None = None) -> Iterator[tuple[str, nn.Parameter]]:
         partitioned = self.stage == 3
-        with deepspeed.zero.GatheredParameters(list(named.values()), modifier_rank=writer, enabled=partitioned):
-            yield named
+        for name, weight in self.policy.named_weights().items():
+            with deepspeed.zero.GatheredParameters([weight], modifier_rank=writer, enabled=partitioned):
+                yield name, weight
             if writer is not None and self.ranks > 1 and not partitioned:
-                for weight in named.values():
-                    dist.broadcast(weight.data.view(torch.uint8), writer)
+                dist.broadcast(weight.data.view(torch.uint8), writer)
 
     def state(self) -> dict[str, Tensor]:
         state = {}
@@ -137,15 +141,6 @@ class DeepSpeedBackend:
         else:
             groups = [group["params"] for group in self.engine.basic_optimizer.param_groups]
         return [(f"{i}/{j}", tensor) for i, group in enumerate(groups) for j, tensor in enumerate(group)]
-
-
-def _parameter_groups(policy: Policy) -> list[dict]:
-    """One group at the learning rate; with `boost` the chosen layers in a second one at twice that."""
-    chosen = policy.selection.names if policy.selection.kind == "boost" else lambda _: False
-    groups: dict[bool, list] = {False: [], True: []}
-    for name, weight in policy.named_weights().items():
-        groups[chosen(name)].append(weight)
-    return [{"params": weights, "factor": 1 + boosted} for boosted, weights in groups.items() if weights]
 
 
 def _finite(norm: Tensor | float) -> float:

@@ -39,10 +39,12 @@ def restore(backend: TrainerBackend, rank: int, device: torch.device, content: b
     torch.set_rng_state(state.pop(CPU_RNG))
     if device.type == "cuda":
         torch.cuda.set_rng_state(state.pop(CUDA_RNG), device)
-    with backend.gathered(writer=0) as named:
+    for name, parameter in backend.gathered(writer=0):
         if rank == 0:
-            if {name: w.shape for name, w in weights.items()} != {name: p.shape for name, p in named.items()}:
-                raise WrongCheckpoint("the checkpoint has other parameters than this run trains")
-            for name, parameter in named.items():
-                parameter.copy_(weights[name])
+            weight = weights.pop(name, None)
+            if weight is None or weight.shape != parameter.shape:
+                raise WrongCheckpoint(f"the checkpoint has other parameters than this run trains: {name}")
+            parameter.copy_(weight)
+    if weights:
+        raise WrongCheckpoint(f"the checkpoint has parameters that this run does not train: {next(iter(weights))}")
     backend.load_state(state)

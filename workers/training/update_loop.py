@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from layersweep.policies.algorithms.base import PolicyGradient
-from layersweep.policies.algorithms.loss import token_weights
+from layersweep.policies.algorithms.loss import LossTokens, token_weights
+from layersweep.policies.algorithms.rollout_correction import importance_weights, resolve
 from layersweep.policies.model.tree_batch import pack
 from layersweep.policies.model.trunk import Trunk
 from layersweep.rollout.types import Experience
@@ -37,10 +38,25 @@ class _Sums:
     kl: float = 0.0
     entropy: float = 0.0
     clipped: float = 0.0
+    corrected: float = 0.0
     tokens: float = 0.0
     mismatch: float = 0.0
     mismatch_tokens: float = 0.0
     grad_norms: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _RolloutBatch:
+    """Tensors that the loss needs of one rollout batch, on the trainer's device."""
+
+    advantages: Tensor
+    """[rows]."""
+    engine_logp: Tensor
+    """Log-probabilities by the sampling engine, float32 [tokens]; not finite where it gave none."""
+    usable: Tensor
+    """Whether it gave one, bool [tokens]."""
+    old_logp: Tensor
+    """Those that the ratio is taken against, [tokens]: the engine's, or the trainer's, NaN until they are computed."""
 
 
 def learning_rate(config: TrainingConfig, peak: float, step: int) -> float:
@@ -64,6 +80,7 @@ class UpdateLoop:
         algorithm: advantages and loss.
         training: of the spec, with `micro_batch_tokens` chosen.
         rank, ranks: this process's place in the run's data-parallel group; torch.distributed is initialised.
+        unchecked_tokens: of the largest micro batch that is computed without activation checkpointing.
     """
 
     def __init__(
@@ -74,10 +91,13 @@ class UpdateLoop:
         training: TrainingConfig,
         rank: int = 0,
         ranks: int = 1,
+        unchecked_tokens: float = math.inf,
     ):
         self.trunk, self.backend, self.algorithm, self.training = trunk, backend, algorithm, training
-        self.rank, self.ranks = rank, ranks
+        self.rank, self.ranks, self.unchecked_tokens = rank, ranks, unchecked_tokens
+        self.correction = resolve(algorithm.rollout_correction, training.dtype)
         self.policy, self.selection = backend.policy, backend.policy.selection
+        self.policy.entropy_gradient = algorithm.entropy_coefficient > 0
         self.peak = training.learning_rate.of(self.selection.trains_all)
         embedding = trunk.model.get_input_embeddings().weight
         self.device, self.vocabulary = embedding.device, len(embedding)
@@ -85,8 +105,10 @@ class UpdateLoop:
     def update(self, experience: Experience, step: int) -> dict[str, float | None]:
         """Train on one rollout batch: `epochs` passes of `minibatches` optimizer steps each.
 
-        Groups whose rewards are all equal have no advantage: without a KL term their gradient is zero, so they
-        are left out of the computation (not of the averages) and counted.
+        Groups whose rewards are all equal have no advantage: without KL term and entropy bonus their gradient is zero,
+        so they are left out of the computation (not of the averages) and counted. A minibatch of such groups alone
+        takes no optimizer step at all, where AdamW would move by its momentum; `optimizer_steps` counts those taken.
+        Tokens that the engine gave no finite log-probability for are left out likewise.
 
         Args:
             step: of the run, from 0: decides learning rate and the order of minibatches.
@@ -101,29 +123,47 @@ class UpdateLoop:
         """
         began, cpu = time.perf_counter(), time.process_time()
         self._check_tokens(experience)
+        self.policy.checkpointing = self._largest_micro_batch(experience) > self.unchecked_tokens
         rate = learning_rate(self.training, self.peak, step)
         algorithm, limit = self.algorithm, self.training.max_response_tokens
         reward = algorithm.shaped(experience.reward, experience.lengths, limit)
         advantage = algorithm.advantages(
             reward, experience.group, experience.trajectory, experience.step, experience.anchor
         )
-        advantages = torch.from_numpy(advantage).to(self.device)
-        old_logp = torch.from_numpy(experience.logprobs).to(self.device)
-        agreement = {"gradient_agreement": self._agreement(experience, advantage, old_logp)} if step == 0 else {}
+        advantage = algorithm.normalised(advantage, experience.lengths)
+        batch = self._rollout_batch(experience, advantage)
+        agreement = {"gradient_agreement": self._agreement(experience, advantage, batch)} if step == 0 else {}
         kl = algorithm.kl_coefficient > 0
         sampled = {}
         if not kl and (step % SAMPLED_STEPS == 0 or step == self.training.steps - 1):
             sampled = {"kl": self._sampled_kl(experience, advantage, step)}
-        budget = CacheBudget(self.training.prefix_cache_mib << 20 if self.training.epochs > 1 else 0)
+        later = self.correction != "bypass" and self.training.minibatches > 1
+        budget = CacheBudget(self.training.prefix_cache_mib << 20 if later or self.training.epochs > 1 else 0)
         minibatches = [
             self._micro_batches(experience, rows, advantage, kl, budget) for rows in self._minibatches(experience, step)
         ]
+        if later:  # the first minibatch's own forward pass gives them too
+            self._compute_old_logprobs(minibatches[1:], batch)
         sums = _Sums()
         for epoch in range(self.training.epochs):
             for number, micro_batches in enumerate(minibatches):
                 first = epoch == 0 and number == 0
-                self._optimizer_step(micro_batches, old_logp, advantages, sums, rate, first)
+                self._optimizer_step(micro_batches, batch, sums, rate, first)
         return self._metrics(experience, advantage, sums, rate, began, cpu) | agreement | sampled
+
+    def _largest_micro_batch(self, experience: Experience) -> int:
+        """Return its tokens at most: a single response with its prompt is never divided."""
+        rows = np.array([len(prompt) for prompt in experience.prompts]) + experience.lengths
+        return max(min(self.training.micro_batch_tokens, int(rows.sum())), int(rows.max()))
+
+    def _rollout_batch(self, experience: Experience, advantage: np.ndarray) -> _RolloutBatch:
+        engine_logp = torch.from_numpy(experience.logprobs).to(self.device)
+        return _RolloutBatch(
+            torch.from_numpy(advantage).to(self.device),
+            engine_logp,
+            engine_logp.isfinite(),
+            engine_logp if self.correction == "bypass" else torch.full_like(engine_logp, math.nan),
+        )
 
     def _check_tokens(self, experience: Experience) -> None:
         """Refuse tokens beyond the embedding: on a GPU they would end the process, without a word of which."""
@@ -141,7 +181,7 @@ class UpdateLoop:
         parts = np.array_split(order, self.training.minibatches)
         return [np.flatnonzero(np.isin(experience.group, part)) for part in parts]
 
-    def _agreement(self, experience: Experience, advantage: np.ndarray, old_logp: Tensor) -> float:
+    def _agreement(self, experience: Experience, advantage: np.ndarray, batch: _RolloutBatch) -> float:
         """Return the cosine between the loss's gradients of the even and of the odd prompts, at the present weights.
 
         It takes as much memory as AdamW's moments, which are not there yet at the first step. NaN where a half has no
@@ -151,27 +191,25 @@ class UpdateLoop:
             return math.nan
         groups = np.unique(experience.group)
         even, odd = (
-            self._gradient(experience, np.flatnonzero(np.isin(experience.group, half)), advantage, old_logp)
+            self._gradient(experience, np.flatnonzero(np.isin(experience.group, half)), advantage, batch)
             for half in (groups[::2], groups[1::2])
         )
         dot, norm_even, norm_odd = _dot(even, odd), math.sqrt(_dot(even, even)), math.sqrt(_dot(odd, odd))
         return dot / (norm_even * norm_odd) if norm_even and norm_odd else math.nan
 
     def _gradient(
-        self, experience: Experience, rows: np.ndarray, advantage: np.ndarray, old_logp: Tensor
+        self, experience: Experience, rows: np.ndarray, advantage: np.ndarray, rollout: _RolloutBatch
     ) -> list[Tensor]:
         """Return the loss's gradient over some rows and all ranks, float32, a tensor per parameter.
 
         The KL term has no gradient at the base. torch.autograd.grad on the bare policy leaves the gradients that the
         backend keeps as they are.
         """
-        parameters, advantages = list(self.policy.parameters()), torch.from_numpy(advantage).to(self.device)
+        parameters = list(self.policy.parameters())
         total = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
         for micro_batch in self._micro_batches(experience, rows, advantage, kl=False, budget=CacheBudget(0)):
-            batch = micro_batch.batch
-            logp, _ = self.policy(batch, micro_batch.hidden, self.training.temperature)
-            old, weight = old_logp[batch.token], micro_batch.weight
-            loss = self.algorithm.loss(logp, old, advantages[batch.response], weight).loss
+            logp, entropy = self.policy(micro_batch.batch, micro_batch.hidden, self.training.temperature)
+            loss = self.algorithm.loss(self._loss_tokens(micro_batch, logp, entropy, rollout)[0]).loss
             for so_far, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):
                 so_far += gradient
         if self.ranks > 1:
@@ -216,18 +254,22 @@ class UpdateLoop:
         weights = torch.zeros(len(experience.lengths))
         weights[rows] = token_weights(lengths, self.algorithm.aggregation, self.training.max_response_tokens)
         weights = weights.to(self.device)
-        used = rows if kl else rows[advantage[rows] != 0]
+        usable = torch.from_numpy(np.isfinite(experience.logprobs)).to(self.device)
+        every = kl or self.algorithm.entropy_coefficient > 0
+        used = rows if every else rows[advantage[rows] != 0]
         batches = pack(
             experience.prompts, experience.tokens, experience.lengths, used, self.training.micro_batch_tokens
         )
 
         def make(number: int, scale: float, ref_logp: Tensor | None) -> TrainingMicroBatch:
             batch = batches[number].to(self.device)
-            hidden = None if self.selection.trains_all else self.trunk.prefix(batch, self.policy.start)
+            start = self.policy.start
+            hidden = None if start is None else self.trunk.prefix(batch, start)
             if kl and ref_logp is None:
                 below = hidden if hidden is not None else self.trunk.prefix(batch, 0)
-                ref_logp = self.trunk.reference(batch, below, self.policy.start, self.training.temperature)
-            return TrainingMicroBatch(batch, hidden, weights[batch.response] * (scale * self.ranks), ref_logp)
+                ref_logp = self.trunk.reference(batch, below, start or 0, self.training.temperature)
+            weight = weights[batch.response] * (scale * self.ranks) * usable[batch.token]
+            return TrainingMicroBatch(batch, hidden, weight, ref_logp)
 
         mine = range(self.rank, len(batches), self.ranks)
         # Every rank must make the same number of backward passes: collectives wait for each other.
@@ -236,14 +278,39 @@ class UpdateLoop:
             [partial(make, i, 1.0) for i in mine] + [partial(make, i, 0.0) for i in range(short)], budget
         )
 
+    @torch.no_grad()
+    def _compute_old_logprobs(self, minibatches: list[MicroBatchCache], rollout: _RolloutBatch) -> None:
+        """Compute the old log-probabilities of some minibatches, before the first optimizer step."""
+        for micro_batches in minibatches:
+            for micro_batch in micro_batches:
+                batch = micro_batch.batch
+                logp, _ = self.backend.forward(batch, micro_batch.hidden, self.training.temperature)
+                rollout.old_logp[batch.token] = logp
+
+    def _loss_tokens(
+        self, micro_batch: TrainingMicroBatch, logp: Tensor, entropy: Tensor, rollout: _RolloutBatch
+    ) -> tuple[LossTokens, Tensor]:
+        """Return what the loss knows of a micro batch's tokens, and which of their importance weights were bounded.
+
+        Old log-probabilities that are not known yet are those of this moment: no step was made since the rollout.
+        """
+        batch, advantages = micro_batch.batch, rollout.advantages
+        known = rollout.old_logp[batch.token]
+        old = torch.where(known.isfinite(), known, logp.detach())
+        importance, bounded = None, torch.zeros_like(old, dtype=torch.bool)
+        if self.correction != "bypass":
+            engine = torch.where(rollout.usable[batch.token], rollout.engine_logp[batch.token], old)
+            importance, bounded = importance_weights(
+                self.correction, old, engine, batch.response, self.algorithm.importance_cap
+            )
+        tokens = LossTokens(
+            logp, old, advantages[batch.response], micro_batch.weight, batch.response, importance,
+            micro_batch.ref_logp, entropy,
+        )  # fmt: skip
+        return tokens, bounded
+
     def _optimizer_step(
-        self,
-        micro_batches: MicroBatchCache,
-        old_logp: Tensor,
-        advantages: Tensor,
-        sums: _Sums,
-        rate: float,
-        first: bool,
+        self, micro_batches: MicroBatchCache, rollout: _RolloutBatch, sums: _Sums, rate: float, first: bool
     ) -> None:
         if not len(micro_batches):
             return  # every group without signal: nothing to learn from
@@ -252,32 +319,41 @@ class UpdateLoop:
             batch, weight = micro_batch.batch, micro_batch.weight
             live = float(weight.any())
             logp, entropy = self.backend.forward(batch, micro_batch.hidden, temperature)
-            old = old_logp[batch.token]
-            terms = self.algorithm.loss(logp, old, advantages[batch.response], weight, micro_batch.ref_logp)
+            tokens, bounded = self._loss_tokens(micro_batch, logp, entropy, rollout)
+            if self.correction != "bypass":
+                rollout.old_logp[batch.token] = tokens.old_logp
+            terms = self.algorithm.loss(tokens)
             if not torch.isfinite(terms.loss):
                 raise NonFinite(f"loss is {terms.loss.item()}")
             self.backend.backward(terms.loss, last=i == len(micro_batches) - 1)
             sums.loss += terms.loss.item() / self.ranks
             sums.kl += live * terms.kl.item()
             sums.clipped += live * terms.clipped.item()
+            sums.corrected += live * bounded.sum().item()
             sums.entropy += live * entropy.sum().item()
             sums.tokens += live * batch.tokens
             if first:
-                sums.mismatch += live * (logp.detach() - old).abs().sum().item()
-                sums.mismatch_tokens += live * batch.tokens
+                given = rollout.usable[batch.token]
+                difference = (logp.detach() - rollout.engine_logp[batch.token])[given]
+                sums.mismatch += live * difference.abs().sum().item()
+                sums.mismatch_tokens += live * difference.numel()
         sums.grad_norms.append(self.backend.step(rate))
 
     def _metrics(
         self, experience: Experience, advantage: np.ndarray, sums: _Sums, rate: float, began: float, cpu: float
     ) -> dict[str, float | None]:
         totals = torch.tensor(
-            [sums.loss, sums.kl, sums.entropy, sums.clipped, sums.tokens, sums.mismatch, sums.mismatch_tokens],
+            [
+                sums.loss, sums.kl, sums.entropy, sums.clipped, sums.corrected, sums.tokens, sums.mismatch,
+                sums.mismatch_tokens,
+            ],
             dtype=torch.float64,
-        )
-        loss, kl, entropy, clipped, tokens, mismatch, mismatch_tokens = self._over_ranks(totals)
+        )  # fmt: skip
+        loss, kl, entropy, clipped, corrected, tokens, mismatch, mismatch_tokens = self._over_ranks(totals)
         steps = max(1, len(sums.grad_norms))
         with_signal = np.unique(experience.group[advantage != 0])
-        if len(with_signal) and not any(sums.grad_norms) and not clipped:
+        unusable = int((~np.isfinite(experience.logprobs)).sum())
+        if len(with_signal) and not any(sums.grad_norms) and not clipped + corrected + unusable:
             raise GradientMissing(
                 f"{len(with_signal)} groups of responses have advantages other than 0, {tokens:.0f} tokens were "
                 "trained on, none was clipped, and the gradient is 0"
@@ -290,6 +366,9 @@ class UpdateLoop:
             "kl": _mean(kl, tokens) if self.algorithm.kl_coefficient > 0 else None,
             "entropy": _mean(entropy, tokens),
             "clip_fraction": _mean(clipped, tokens),
+            "corrected_fraction": _mean(corrected, tokens),
+            "unusable_tokens": float(unusable),
+            "optimizer_steps": float(len(sums.grad_norms)),
             "grad_norm": float(np.mean(sums.grad_norms)) if sums.grad_norms else 0.0,
             "update_norm": self.update_norm(),
             "logprob_mismatch": _mean(mismatch, mismatch_tokens),
@@ -306,8 +385,7 @@ class UpdateLoop:
     def update_norm(self) -> float:
         """Return the L2 norm of the change of the trained parameters since the base model."""
         base = dict(self.trunk.model.named_parameters())
-        with self.backend.gathered() as named:
-            return math.sqrt(sum(float((w - base[n]).float().square().sum()) for n, w in named.items()))
+        return math.sqrt(sum(float((w - base[n]).float().square().sum()) for n, w in self.backend.gathered()))
 
 
 def _mean(total: float, tokens: float) -> float | None:

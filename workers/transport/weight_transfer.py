@@ -5,37 +5,51 @@ the tensors from the trainer itself. The two share a process group of torch.dist
 when another engine takes over the run.
 """
 
+import contextlib
+import itertools
 import logging
 import os
+import re
+import select
+import socket
 import threading
 import time
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from layersweep.workers.training.distributed import free_port
+from layersweep.rollout.types import TransferFailed
+from layersweep.workers.training.distributed import serve_store
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = timedelta(minutes=5)
-"""Time limit for the peer to connect, and for a tensor to arrive."""
-LONGEST_POLL = 0.25
-"""Seconds between polls for a receiver, at most."""
+T = TypeVar("T")
+
+TIMEOUT = timedelta(seconds=60)
+"""Time limit for the peer to join, and for a tensor to arrive: of a trainer that stands still, or whose node is lost.
+One that dies is noticed at once."""
+POLL = 0.25
+"""Seconds between polls, at most: by a sender for its receiver, by a receiver whether its sender lives."""
 TRAINER, ENGINE = 0, 1
+Layout = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Dtype, by torch's name, and shape of tensors by name."""
+_BLOCK = re.compile(r"model\.layers\.\d+\.")
 
 
 @dataclass(frozen=True)
 class WeightManifest:
-    """Weights that wait in a trainer: its address, the offer's number, dtype and shape by name."""
+    """Weights that wait in a trainer: its address, the offer's number, and their layout, in the order of sending."""
 
     address: tuple[str, int]
     number: int
-    layout: dict[str, tuple[str, tuple[int, ...]]]
+    layout: Layout
 
 
 class WeightSender:
@@ -43,11 +57,13 @@ class WeightSender:
 
     Args:
         host: address at which other nodes reach this one.
+        device: from which weights are sent, wherever they are offered.
     """
 
-    def __init__(self, host: str):
-        self.address = (host, free_port())
-        self.store = dist.TCPStore(*self.address, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+    def __init__(self, host: str, device: torch.device):
+        self.device = device
+        self.store = serve_store()
+        self.address = (host, self.store.port)
         self.number = 0
         self.session: str | None = None
         self.group: dist.Backend | None = None
@@ -65,29 +81,73 @@ class WeightSender:
             if self.number != number:
                 return  # replaced by the next offer
             time.sleep(pause)
-            pause = min(2 * pause, LONGEST_POLL)
+            pause = min(2 * pause, POLL)
         session = self.store.get(key).decode()
         try:
             if session != self.session:  # the first engine, or another one
-                self.group, self.session = _join(self.store, session, TRAINER, weights[0].device), session
+                self.group, self.session = _join(self.store, session, TRAINER, self.device), session
             for tensor in weights:
-                self.group.send([tensor.contiguous()], ENGINE, 0).wait()
-            _synchronize(weights[0].device)
+                self.group.send([tensor.to(self.device).contiguous()], ENGINE, 0).wait()
+            _synchronize(self.device)
         except RuntimeError as error:  # the engine is gone: its own call fails, and the driver sees to it
-            self.session = None
+            if self.session == session:  # and not that of a later offer
+                self.session = None
             logger.warning("weights could not be sent: %s", error)
 
 
-@dataclass
 class _Connection:
     """Connection to one trainer."""
 
-    address: tuple[str, int]
-    session: str = field(default_factory=lambda: uuid.uuid4().hex)
-    group: dist.Backend | None = None
+    def __init__(self, address: tuple[str, int], device: torch.device):
+        self.address, self.device, self.session = address, device, uuid.uuid4().hex
+        self.group: dist.Backend | None = None
+        self.lifeline = socket.create_connection(address, TIMEOUT.total_seconds())
+        """A socket that nothing is sent through: it is closed when the trainer's process ends."""
+        self.store = self.watched(
+            lambda: dist.TCPStore(*address, is_master=False, wait_for_workers=False, timeout=TIMEOUT)
+        )
 
-    def __post_init__(self) -> None:
-        self.store = dist.TCPStore(*self.address, is_master=False, wait_for_workers=False, timeout=TIMEOUT)
+    def ask_for(self, number: int) -> None:
+        """Have the trainer send an offer."""
+        self.store.set(_key(number), self.session)
+        self.group = self.group or self.watched(lambda: _join(self.store, self.session, ENGINE, self.device))
+
+    def receive(self, layout: Layout, stream: contextlib.AbstractContextManager) -> dict[str, Tensor]:
+        """Receive tensors of this layout, which the trainer sends next."""
+
+        def receive() -> dict[str, Tensor]:
+            with stream:
+                made = {n: torch.empty(s, dtype=getattr(torch, t), device=self.device) for n, (t, s) in layout.items()}
+                for tensor in made.values():
+                    self.group.recv([tensor], TRAINER, 0).wait()
+                _synchronize(self.device)
+            return made
+
+        return self.watched(receive)
+
+    def watched(self, work: Callable[[], T]) -> T:
+        """Do what waits for the trainer, and stop waiting once it is gone, or the time limit is over.
+
+        Neither a store that connects, nor NCCL, nor Gloo before its first byte notices that a peer has died, and a
+        store that connects knows no time limit once it is connected.
+
+        Raises:
+            OSError: it is gone, or stands still; the work goes on in its thread until its own time limit.
+        """
+        done: Future[T] = Future()
+        until = time.monotonic() + TIMEOUT.total_seconds()
+        threading.Thread(target=_run, args=(done, work), daemon=True).start()
+        while True:
+            try:
+                return done.result(timeout=POLL)
+            except TimeoutError:
+                if done.done():  # the work's own
+                    raise
+            gone = select.select([self.lifeline], [], [], 0)[0]
+            if gone or time.monotonic() > until:
+                if self.device.type == "cuda" and self.group:
+                    self.group.abort()  # or its kernel would wait, and with it the GPU
+                raise ConnectionResetError("the trainer is gone") if gone else TimeoutError("the trainer does not send")
 
 
 class WeightReceiver:
@@ -95,49 +155,82 @@ class WeightReceiver:
 
     def __init__(self) -> None:
         self.connections: dict[str, _Connection] = {}
+        self.stream: torch.cuda.Stream | None = None
 
-    def receive(self, run: str, manifest: WeightManifest, device: torch.device) -> dict[str, Tensor]:
-        """Receive the offered weights of a run, onto `device`.
+    def receive(self, run: str, manifest: WeightManifest, device: torch.device) -> Iterator[dict[str, Tensor]]:
+        """Yield the offered weights of a run, on `device`, in parts: a block each, or a tensor outside of blocks.
 
         Raises:
-            RuntimeError: the trainer does not send them.
+            TransferFailed: the trainer does not send them.
         """
         connection = self.connections.pop(run, None)  # kept only where it works
-        if connection is None or connection.address != manifest.address:
-            connection = _Connection(manifest.address)
-        connection.store.set(_key(manifest.number), connection.session)
-        connection.group = connection.group or _join(connection.store, connection.session, ENGINE, device)
-        weights = {
-            name: torch.empty(shape, dtype=getattr(torch, dtype), device=device)
-            for name, (dtype, shape) in manifest.layout.items()
-        }
-        for tensor in weights.values():
-            connection.group.recv([tensor], TRAINER, 0).wait()
-        _synchronize(device)
+        with _reported(run):
+            if connection is None or connection.address != manifest.address:
+                connection = _Connection(manifest.address, device)
+            connection.ask_for(manifest.number)
+        for names in in_parts(manifest.layout):
+            yield self._part(run, connection, {name: manifest.layout[name] for name in names})
         self.connections[run] = connection
-        return weights
+
+    def _part(self, run: str, connection: _Connection, layout: Layout) -> dict[str, Tensor]:
+        with _reported(run):
+            return connection.receive(layout, self._own_stream(connection.device))
+
+    def _own_stream(self, device: torch.device) -> contextlib.AbstractContextManager:
+        """Keep what waits for a trainer off the stream on which the engine computes."""
+        if device.type != "cuda":
+            return contextlib.nullcontext()
+        self.stream = self.stream or torch.cuda.Stream(device)
+        return torch.cuda.stream(self.stream)
 
     def forget(self, run: str) -> None:
         """Drop the connection of a run."""
         self.connections.pop(run, None)
 
 
-def choose_transport(transfer: str, trainer: str, engine: str) -> Literal["handle", "direct", "object_store"]:
+def choose_transport(
+    transfer: str, trainer: str, engine: str, gathered: bool = False
+) -> Literal["handle", "direct", "object_store"]:
     """Choose how a run's weights travel.
 
     Args:
         transfer: `rollout.weight_transfer` of the spec.
         trainer, engine: policies.model.tensor_transport.device_name of each; of an engine that spans GPUs, `several`.
+        gathered: whether the weights are copies in host memory (ZeRO 3), of which there are no handles.
     """
     if transfer == "object_store" or engine == "several" or (trainer == "cpu") != (engine == "cpu"):
         return "object_store"
     if trainer == "cpu":
         return "direct" if transfer == "direct" else "object_store"
-    return "handle" if trainer == engine else "direct"  # NCCL takes a GPU for one process of a group only
+    if trainer != engine:
+        return "direct"
+    return "object_store" if gathered else "handle"  # NCCL takes a GPU for one process of a group only
+
+
+def in_parts(names: Iterable[str]) -> list[list[str]]:
+    """Split names of weights, in their order, into those of a block each and single ones outside of blocks."""
+    groups = itertools.groupby(names, key=lambda name: block[0] if (block := _BLOCK.match(name)) else name)
+    return [list(group) for _, group in groups]
+
+
+@contextlib.contextmanager
+def _reported(run: str) -> Iterator[None]:
+    """Turn errors of sockets, stores and process groups into one."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        raise TransferFailed(f"{run}: its weights did not reach the engine: {error}") from error
 
 
 def _key(number: int) -> str:
     return f"offer-{number}"
+
+
+def _run(done: Future, work: Callable[[], Any]) -> None:
+    try:
+        done.set_result(work())
+    except Exception as error:  # handed to the caller
+        done.set_exception(error)
 
 
 def _join(store: dist.Store, session: str, rank: int, device: torch.device) -> dist.Backend:
@@ -153,4 +246,4 @@ def _join(store: dist.Store, session: str, rank: int, device: torch.device) -> d
 
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # NCCL's wait() is of the stream alone
+        torch.cuda.current_stream(device).synchronize()  # NCCL's wait() is of the stream alone

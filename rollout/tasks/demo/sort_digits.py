@@ -54,6 +54,10 @@ class SortDigits:
         right = response.finished and response.text == prompt.truth
         return Score(float(right), readable, answer=response.text if readable else None)
 
+    def right_response(self, prompt: Prompt) -> Response:
+        """Make the response that is right."""
+        return Response(prompt.truth, True)
+
     def demonstrations(self, count: int, seed: int) -> list[tuple[str, str]]:
         """Make prompts and answers for the base's warm-up: 35 % ascending, 32.5 % descending, 32.5 % copied."""
         rng = random.Random(f"demonstrations/{seed}")

@@ -10,6 +10,7 @@ import pytest
 
 from layersweep.cli import main
 from layersweep.orchestrator.commands.compare import load_profiles
+from layersweep.workers.storage.files import write_atomically
 from layersweep.workers.storage.tables import BY_SUITE
 from tests.orchestrator.report.test_report import Page
 
@@ -86,6 +87,21 @@ def test_gains_by_suite_beside_the_agreement(tmp_path, capsys):
     assert "contribution_by_suite.parquet: cannot be read as parquet" in capsys.readouterr().err
 
 
+def test_unequal_numbers_of_optimizer_steps_are_said(tmp_path, capsys):
+    """Twelve layers: 30 steps each in one; 28 to 30 in two. Tables of one number alike say nothing."""
+    paths = [ours(tmp_path / name, RISING) for name in ("one", "two", "three")]
+    for path, counts in zip(paths, ([30] * 12, [28, *[30] * 11], [30] * 12), strict=True):
+        file = Path(path) / "contribution.parquet"
+        table = pd.read_parquet(file)
+        table["optimizer_steps"] = pd.array([None, 60, *counts], dtype="Int64")
+        table.to_parquet(file)
+    assert main(["compare", paths[0], paths[1]]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "took unequal numbers of optimizer steps: 30 in one, 28 to 30 in two." in words
+    assert main(["compare", paths[0], paths[2]]) == 0
+    assert "optimizer steps" not in capsys.readouterr().out
+
+
 def test_opposite_noisy_and_unknown(tmp_path, capsys):
     rng = np.random.default_rng(0)
     paths = [
@@ -150,13 +166,23 @@ def test_names_that_clash_are_told_apart(tmp_path):
         (["one", "broken.parquet"], "broken.parquet"),
         (["one", "words.csv"], "words.csv: column `score`"),
         (["one", "half.csv"], "half.csv: half has a layer 1.5; layers are whole numbers from 0"),
+        (["one", "negative.csv"], "negative.csv: negative has a layer -1; layers are whole numbers from 0"),
+        (["one", "unscored.csv"], "unscored.csv: unscored has a layer -2; layers are whole numbers from 0"),
+        (["one", "pruned.parquet"], "pruned.parquet: pruned has a layer -1.0; layers are whole numbers from 0"),
+        (["one", "infinite.csv"], "infinite.csv: infinite has a layer inf; layers are whole numbers from 0"),
+        (["one", "named.csv"], "named.csv: named has a layer 'first'; layers are whole numbers from 0"),
+        (["one", "few.csv"], "few.csv: few says that the model has 2 layers, and names layer 3"),
+        (["one", "endless.csv"], "endless.csv: endless says that the model has inf layers"),
+        (["one", "foo://x.csv"], "foo://x.csv: "),
+        (["one", "memory://nothing/x.csv"], "memory://nothing/x.csv: no such table"),
+        (["one", "file://one"], "more than once"),
         (["one", "twice.csv"], "twice.csv: twice has more than one column `layer`"),
         (["one", "bytes.csv"], "bytes.csv"),
         (["one", "empty.csv"], "empty.csv"),
         (["one", "lists.parquet"], "lists.parquet: column `contribution`"),
     ],
 )
-def test_bad_input(tmp_path, capsys, tables, why):
+def test_bad_input(tmp_path, capsys, monkeypatch, tables, why):
     ours(tmp_path / "one", RISING)
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     (tmp_path / "text.txt").write_text("")
@@ -167,8 +193,33 @@ def test_bad_input(tmp_path, capsys, tables, why):
     (tmp_path / "bytes.csv").write_bytes(b"layer,score\n\xff\xfe,2\n")
     (tmp_path / "empty.csv").write_text("")
     pd.DataFrame({"layer": [1], "contribution": [[1, 2]]}).to_parquet(tmp_path / "lists.parquet")
-    assert main(["compare", *(str(tmp_path / table) for table in tables)]) == 2
+    (tmp_path / "negative.csv").write_text("layer,score\n0,1\n-1,2\n")
+    (tmp_path / "unscored.csv").write_text("layer,score\n0,1\n-2,\n")
+    (tmp_path / "infinite.csv").write_text("layer,score\n0,1\ninf,2\n")
+    (tmp_path / "named.csv").write_text("layer,score\nbase,0\n0,1\nfirst,2\n")
+    (tmp_path / "few.csv").write_text("layer,score,model_layers\n0,1,2\n3,2,2\n")
+    (tmp_path / "endless.csv").write_text("layer,score,model_layers\n0,1,inf\n")
+    pd.DataFrame({"layer": [0.0, -1.0], "contribution": [1.0, 2.0], "status": ["completed", "pruned"]}).to_parquet(
+        tmp_path / "pruned.parquet"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", *tables]) == 2
     assert why in capsys.readouterr().err
+
+
+def test_tables_may_be_at_uris(tmp_path, capsys):
+    """A sweep in a store, a CSV there, and a folder here in two spellings of its path."""
+    one, two = ours(tmp_path / "one", RISING), ours(tmp_path / "two", RISING)
+    write_atomically("memory://compare/three/contribution.parquet", lambda file: file.write(
+        Path(two, "contribution.parquet").read_bytes()))  # fmt: skip
+    csv = pd.DataFrame({"layer": range(12), "contribution": RISING}).to_csv(index=False)
+    write_atomically("memory://compare/four.csv", lambda file: file.write(csv.encode()))
+    locations = [one, f"file://{two}", "memory://compare/three", "memory://compare/four.csv"]
+    assert [profile.name for profile in load_profiles(locations)] == ["one", "two", "three", "four"]
+    assert main(["compare", *locations]) == 0
+    assert "1.00" in lines(capsys.readouterr().out, "one and three")[0]
+    assert main(["compare", "memory://compare/three", "memory://compare/three/contribution.parquet"]) == 2
+    assert "more than once" in capsys.readouterr().err
 
 
 def test_top_must_be_a_count(capsys):

@@ -17,6 +17,7 @@ from layersweep.cli import DEMO, main
 from layersweep.orchestrator.commands.export import export, merge, overlays
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.workers.startup.tiny_model_training import character_tokenizer
+from layersweep.workers.storage.tables import COMPOSITION
 
 TOKENS = torch.tensor([[3, 7, 1, 30, 12, 5]])
 
@@ -53,6 +54,19 @@ def expected(base, overlay):
 @torch.no_grad()
 def logprobs(model):
     return model.eval()(TOKENS).logits.float().log_softmax(-1)
+
+
+def test_a_stack_is_the_base_and_what_its_members_changed(sweep, tmp_path):
+    """At half strength: half way from the base's weights to the run's."""
+    row = {"stack": "stack-01-x0.5", "rule": "given", "members": ["layer-01"], "strength": 0.5, "split": "selection"}
+    with (sweep / "composition.parquet").open("wb") as file:
+        COMPOSITION.write(COMPOSITION.frame([row]), file)
+    export(str(sweep), "stack-01-x0.5", str(tmp_path / "out"), 3)
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    run = load_file(sweep / "overlays" / "layer-01-seed3" / "model.safetensors")
+    for name, weight in load_file(tmp_path / "out" / "model.safetensors").items():
+        wanted = (base[name] + run[name]) / 2 if name in run else base[name]
+        torch.testing.assert_close(weight, wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("selection", "seed"), [("layer-01", 0), ("layer-01", 3), ("full", None)])

@@ -75,7 +75,7 @@ def sweep(tmp_path, tokenizer):  # noqa: F811
                 collector.record_scores(name, 0, step, asyncio.run(worker.evaluate(*asked)))
         if run is not None:
             row = dict.fromkeys((column.name for column in STEPS.columns[3:]), 0.5) | {"lost_episodes": 0, "tokens": 9,
-                "pushed_bytes": 1, "given_up_episodes": 0, "cut_observations": 0}  # fmt: skip
+                "overlong_prompts": 0, "pushed_bytes": 1, "given_up_episodes": 0, "cut_observations": 0}  # fmt: skip
             collector.commit(name, 0, 2, {}, [{"step": k} | row for k in range(2)], 1.5, 2)
         collector.update_run(name, 0, status="completed")
     collector.write()

@@ -20,7 +20,7 @@ from layersweep.orchestrator.execution.failures import (
     reason_of,
     retryable,
 )
-from layersweep.rollout.types import EngineStopped, StaleWeights
+from layersweep.rollout.types import EngineStopped, StaleWeights, TransferFailed
 from tests.simulations.virtual_time import VirtualLoop
 
 
@@ -98,6 +98,7 @@ def test_a_timeout_of_the_call_itself_is_its_own_error():
         (RayTaskError("rollout", "", ActorDiedError()), True),
         (RayTaskError("rollout", "", RayTaskError("generate", "", EngineStopped("vLLM failed"))), True),
         (RayTaskError("rollout", "", StaleWeights("version 2 asked for, 1 is here")), True),
+        (RayTaskError("push", "", TransferFailed("layer-01-seed0: connection closed by peer")), True),
         (RayTaskError("update", "", ValueError("loss is nan")), False),
         (RayTaskError("save", "", OSError("503")), False),
         (ActorDiedError(RayTaskError("__init__", "ValueError: row 3", ValueError("row 3"))), False),

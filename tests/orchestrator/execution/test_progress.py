@@ -1,7 +1,9 @@
 """What a person sees of a sweep while it runs."""
 
 import re
+from types import SimpleNamespace
 
+from layersweep.orchestrator.execution.context import SweepContext
 from layersweep.orchestrator.execution.progress import Progress
 from layersweep.orchestrator.execution.run_state import RunState
 
@@ -40,3 +42,12 @@ def test_a_finished_run_is_not_named(capsys):
     progress.entered("one", RunState.COMPLETED)
     progress.ended("one", None)
     assert capsys.readouterr().err.splitlines()[-1].endswith("at work: two 1/1 0.25")
+
+
+def test_what_actors_have_to_tell_is_said_once():
+    """Two runs share a result, and an evaluation has something new; most have nothing."""
+    said = []
+    context = SimpleNamespace(told=set(), progress=SimpleNamespace(say=said.append))
+    for notices in (["a reward fails"], ["a reward fails"], None, [], ["a reward fails", "another does"]):
+        SweepContext.tell(context, notices)
+    assert said == ["a reward fails", "another does"]

@@ -10,7 +10,7 @@ from layersweep.cli import DEMO, main
 from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.planning.cluster_forecast import plan_on
 from layersweep.orchestrator.planning.cluster_shape import GPUS, ClusterShape, GpuKind, parse_cluster
-from layersweep.orchestrator.planning.cost_model import Assumptions, activation_bytes
+from layersweep.orchestrator.planning.cost_model import Assumptions, update_bytes
 from layersweep.orchestrator.planning.gpu_memory import CONTEXT, memory_problems, whole_model_trainer_bytes
 from layersweep.orchestrator.planning.plan import Plan, Run
 from layersweep.orchestrator.spec.errors import SpecError
@@ -24,6 +24,8 @@ SHAPE = Architecture(
     name="Qwen2ForCausalLM", layers=2, hidden=10, intermediate=20, heads=1, kv_heads=1, head_dim=10, vocabulary=50,
     tied=True, qkv_bias=False, qk_norm=False, max_positions=64,
 )  # fmt: skip
+# A pass of 8,192 rows: twice 2 * 10 + 3 * 20 numbers each; 1,024 rows of 50 logits, four numbers each.
+PASS = 4 * (8192 * 2 * 80 + 1024 * 50 * 4)
 GPU = GpuKind("toy", {"float32": 1e6, "bfloat16": 1e6}, bandwidth=1e5, memory=2**31)
 ALL = Assumptions(response_share=0.5, prompt_tokens=4, arithmetic=1.0, bandwidth=1.0)
 
@@ -69,16 +71,16 @@ def test_memory_of_every_gpu():
     engine, whole, layers = found.memory
     assert list(found.memory.values()) == [1, 1, 2]
     assert (engine.actors, whole.actors, layers.actors) == ("1 engine", "1 whole-model trainer", "2 layer trainers")
-    # The engine takes half of the GPU, weights in it; on top the overlays of full and of two layers, and its context.
-    assert (engine.weights, engine.cache) == (10_200, 2**30 - 10_200)
+    # The engine takes half of the GPU; on top the overlays of full and of two layers, and a block that is received.
+    assert (engine.weights, engine.cache) == (10_200, 2**30 - 10_200 - PASS - CONTEXT)
     assert engine.overlays == 10_200 + 2 * 4080
-    assert engine.total == 2**30 + 18_360 + CONTEXT
+    assert (engine.passes, engine.total) == (PASS + 2 * 4080, 2**30 + 18_360 + 2 * 4080)
     # A trainer: weights, gradient and two moments of what trains, 16 bytes a parameter, and the frozen base.
     assert (whole.trunk, whole.trainers, whole.contexts) == (10_200, 16 * 2550, CONTEXT)
-    assert whole.activations == activation_bytes(found.plan, Selection.full())
+    assert whole.activations == update_bytes(found.plan, Selection.full())
     # Two of them, around one base; its host is a process too.
     assert (layers.trunk, layers.trainers, layers.contexts) == (10_200, 2 * 16 * 1020, 3 * CONTEXT)
-    assert layers.activations == 2 * activation_bytes(found.plan, Selection.layer(0))
+    assert layers.activations == 2 * update_bytes(found.plan, Selection.layer(0))
 
 
 def test_memory_of_a_gpu_whose_engine_sleeps():
@@ -91,9 +93,10 @@ def test_memory_of_a_gpu_whose_engine_sleeps():
     (awake,), (gpu,) = (plan_on(p, large, ALL).memory for p in (plan, asleep))
     kept = gpu.overlays + gpu.trunk + gpu.trainers + gpu.contexts
     assert gpu.kept == awake.kept == kept
-    assert awake.total == kept + 2**32 + awake.activations
+    taken = 2**32 - CONTEXT + 2 * 4080
+    assert awake.total == kept + taken + awake.activations
     assert 0 < gpu.activations < 2**32
-    assert gpu.total == gpu.certain == kept + 2**32
+    assert gpu.total == gpu.certain == kept + taken
     assert replace(gpu, activations=2**33).total == kept + 2**33
 
 
@@ -146,9 +149,10 @@ def test_engine_and_trainers_on_one_gpu_add_up():
 
 @pytest.mark.parametrize(
     ("stage", "ranks", "offload", "per_parameter"),
-    # The ZeRO paper (arXiv 1910.02054, figure 1): 2 + 2 + 12 bytes, of which optimizer, gradients, weights are split.
-    [(0, 4, "none", 16), (1, 4, "none", 4 + 12 / 4), (2, 4, "none", 2 + 14 / 4), (3, 4, "none", 16 / 4),
-     (3, 4, "cpu", 4 / 4), (3, 1, "none", 16)],
+    # As the ZeRO paper (arXiv 1910.02054, figure 1), which has gradients in two bytes: 2 + 4 + 12 bytes, of which
+    # optimizer, gradients, weights are split.
+    [(0, 4, "none", 18), (1, 4, "none", 6 + 12 / 4), (2, 4, "none", 2 + 16 / 4), (3, 4, "none", 18 / 4),
+     (3, 4, "cpu", 6 / 4), (3, 1, "none", 18)],
 )  # fmt: skip
 def test_zero_splits_what_a_whole_model_trainer_holds(stage, ranks, offload, per_parameter):
     plan = preset("qwen3-8b-numinamath-grpo", deepspeed={"full_zero_stage": stage, "offload_optimizer": offload},
@@ -167,16 +171,17 @@ def preset(name: str, **sections) -> Plan:
 @pytest.mark.parametrize(
     ("name", "sections", "cluster", "problem"),
     [
-        # 0.9 of 140.4 GiB; overlays of full (15.3) and two of the four layers (0.36) that train beside it; a context.
+        # 0.9 of 140.4 GiB; overlays of full (15.3) and two of the four layers (0.36) that train beside it, and the
+        # embedding (1.2) while it is received.
         ("qwen3-8b-numinamath-grpo", {"rollout": {"gpu_memory_utilization": 0.9}}, "8xH200",
-         "rollout.gpu_memory_utilization: 1 engine on one NVIDIA H200: 142.8 GiB"),
+         "rollout.gpu_memory_utilization: 1 engine on one NVIDIA H200: 143.5 GiB"),
         # Weights 15.3, overlays 16 and context 0.5 GiB fit into an L40S's 45.0, beside 0.8 of these they do not ...
         ("qwen3-8b-numinamath-grpo", {}, "8xL40S", "rollout.gpu_memory_utilization: 1 engine on one NVIDIA L40S"),
         # ... and more than an L4's 22.5.
         ("qwen3-8b-numinamath-grpo", {"rollout": {"gpu_memory_utilization": 0.9}}, "8xL4", "model: 1 engine on one"),
-        # 8.19e9 * 16 / 4 are 30.5 GiB, and the frozen base.
+        # 8.19e9 * 18 / 4 are 34.3 GiB, and the frozen base.
         ("qwen3-8b-numinamath-grpo", {}, "8xA100-40GB",
-         "resources.full_trainer_ranks: 1 whole-model trainer on one NVIDIA A100 40GB: 46.3 GiB"),
+         "resources.full_trainer_ranks: 1 whole-model trainer on one NVIDIA A100 40GB: 50.1 GiB"),
         ("qwen3-1.7b-numinamath-grpo", {"rollout": {"gpu_memory_utilization": 0.1}}, "8xL4",
          "rollout.gpu_memory_utilization: leaves 0.0 GiB of an NVIDIA L4 for the KV cache, and one sequence"),
         # 28 layers * 8 heads * 128 * 2 * 2 bytes are 112 KiB a token.
@@ -192,10 +197,13 @@ def test_what_does_not_fit_into_memory(name, sections, cluster, problem):
 
 
 def test_activations_alone_refuse_nothing():
-    """They are an estimate at its most: a plan over the edge by them is shown, not refused."""
-    found = plan_on(preset("qwen3-1.7b-numinamath-grpo-8gpu"), parse_cluster("8xA100-40GB"))
-    assert any(gpu.certain < found.cluster.gpu.memory < gpu.total for gpu in found.memory)
-    assert memory_problems(found.plan, found.memory, found.cluster.gpu) == []
+    """They are an estimate at its most: a plan over the edge by them is shown, not refused. Without activation
+    checkpointing the full run's would not fit; by default they are checkpointed, and do."""
+    for checkpointing, over in (("off", True), ("auto", False)):
+        plan = preset("qwen3-1.7b-numinamath-grpo-8gpu", training={"checkpointing": checkpointing})
+        found = plan_on(plan, parse_cluster("8xA100-40GB"))
+        assert any(gpu.certain < found.cluster.gpu.memory < gpu.total for gpu in found.memory) is over
+        assert memory_problems(found.plan, found.memory, found.cluster.gpu) == []
 
 
 def test_the_command(capsys):

@@ -10,11 +10,11 @@ from layersweep.cli import DEMO
 from layersweep.orchestrator.planning.cost_model import (
     Assumptions,
     GpuKind,
-    activation_bytes,
     block_flops,
     estimate,
     forward_flops,
     generation_seconds,
+    update_bytes,
     update_flops,
 )
 from layersweep.orchestrator.planning.plan import Plan, Run
@@ -72,6 +72,11 @@ def test_a_token_of_an_update(selection, reference, epochs, expected):
     assert update_flops(SHAPE, selection, 5, reference, epochs) == expected
 
 
+def test_old_logprobs_are_a_forward_of_the_upper_part():
+    """For three of four minibatches, once in two epochs: .75 * 3240."""
+    assert update_flops(SHAPE, Selection.layer(1), 5, True, 2, 0.75) == 2240 + 0.75 * 3240 + 2 * (3 * 3240 + 2040)
+
+
 def test_writing_waits_for_memory_while_few_are_written_at_once(plan):
     """Weights (2 * 1020 + 500) * 4 = 10,160 bytes. Prompt 4 and half of 2 tokens: context 5, whose cache is
     5 * 2 * 2 layers * 10 * 4 = 800 bytes a sequence. With 8 at once a pass takes (10,160 + 6400) / 1e5 = 0.1656 s,
@@ -114,9 +119,11 @@ def test_trials_of_learning_rates_are_counted(plan):
 
 
 def test_activations(plan):
-    """A block keeps 6 * 10 + 4 * 10 + 4 * 20 = 180 numbers a token, of 4 bytes."""
+    """Numbers a token: a block keeps 20 for norms, 4 * 10 + 3 * 20 besides, and as it trains 20 + 10 + 20 + 20 more;
+    the final norm 10: 200, 320 from layer 0 on, 390 of the whole. With 100 tokens two chunks of 100 * 50 logits come on
+    top, more than the backward pass of a block takes; and of the whole the embedding's gradient, of 500 numbers."""
     training = plan.spec.training.model_copy(update={"micro_batch_tokens": 100})
     plan = replace(plan, spec=plan.spec.model_copy(update={"training": training}))
-    assert activation_bytes(plan, Selection.layer(1)) == 100 * 180 * 4
-    assert activation_bytes(plan, Selection.layer(0)) == activation_bytes(plan, Selection.full())
-    assert activation_bytes(plan, Selection.full()) == 100 * 2 * 180 * 4
+    assert update_bytes(plan, Selection.layer(1)) == 4 * (100 * 200 + 10_000)
+    assert update_bytes(plan, Selection.layer(0)) == 4 * (100 * 320 + 10_000)
+    assert update_bytes(plan, Selection.full()) == 4 * (100 * 390 + 10_000 + 500)

@@ -1,8 +1,14 @@
-"""Model folders as people have them: each is planned, or refused before anything starts with field and reason."""
+"""Model folders as people have them: each is planned, or refused before anything starts with field and reason.
+
+Of twelve kinds: 32k positions, tied (with its head stored too), revisions of a hub model, added tokens with and without
+rows, no template, shards, the hub's cache of links, bfloat16 on a CPU, a sliding window off and on, LFS pointers, NaN,
+files that are no files. What runs compute from them is tested with engine and trainer.
+"""
 
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -85,6 +91,30 @@ def test_a_tied_model_that_stores_its_head_too_is_right(tmp_path):
     folder = make(tmp_path / "model", tie_word_embeddings=True)
     edit_weights(folder, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].clone()}))
     assert plan(folder).architecture.layers == 2
+
+
+def test_tokens_that_were_added_and_have_rows_are_right(tmp_path):
+    """The embedding was resized for them: 40 rows more than the characters' tokens."""
+    folder = make(tmp_path / "model", vocab_size=VOCABULARY + 40)
+    _add_token(folder)
+    assert plan(folder).architecture.vocabulary == VOCABULARY + 40
+
+
+@pytest.mark.parametrize("revision", [None, "older"])
+def test_of_a_hub_model_the_revision_is_planned_that_was_asked_for(tmp_path, monkeypatch, revision):
+    """open-r1 #85, transformers #27923. The hub's cache has two commits; 2 layers in one, and 3 in the other."""
+    repository = tmp_path / "models--someone--some-model"
+    commits = {"main": "a" * 40, "older": "b" * 40}
+    for layers, (name, commit) in enumerate(commits.items(), start=2):
+        make(repository / "snapshots" / commit, num_hidden_layers=layers)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / name).write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("layersweep.workers.startup.model_source.hub_resolves", lambda: False)
+    model = {"path": "someone/some-model"} | ({"revision": revision} if revision else {})
+    found = plan(tmp_path / "model", model=model)
+    assert found.architecture.layers == (3 if revision else 2)
+    assert found.source.revision == commits[revision or "main"]
 
 
 def _poison(folder: Path) -> None:
@@ -208,6 +238,51 @@ WRONG = {
         r"model\.path: .*the weights hold model\.layers\.1",
     ),
     "bare model": ({}, as_bare_model, r"model\.path: "),
+    "weights of whole numbers by its config": (
+        {},
+        lambda folder: edit_config(folder, torch_dtype="int8"),
+        r"model\.path: config\.json: torch_dtype: \"int8\" is not supported; supported are float32",
+    ),
+    "dtype that torch has not": (
+        {},
+        lambda folder: edit_config(folder, dtype="floaty16"),
+        r"model\.path: config\.json: dtype: \"floaty16\" is not supported",
+    ),
+    "no model_type": (
+        {},
+        lambda folder: edit_config(folder, model_type=None),
+        r"model\.path: config\.json lacks 'model_type'.*; of an Qwen3ForCausalLM it is \"qwen3\"",
+    ),
+    "end token below 0": (
+        {},
+        lambda folder: edit_config(folder, eos_token_id=-1),
+        r"model\.path: config\.json: eos_token_id: -1 is no number of a token",
+    ),
+    "end token that is text": (
+        {},
+        lambda folder: edit_config(folder, eos_token_id=[1, "</s>"]),
+        r"model\.path: config\.json: eos_token_id: \"</s>\" is no number of a token",
+    ),
+    "end token below 0 to generate with": (
+        {},
+        lambda folder: (folder / "generation_config.json").write_text('{"eos_token_id": [1, -1]}'),
+        r"model\.path: the tokenizer .* \(generation_config\.json: eos_token_id cannot be read: -1 is no number",
+    ),
+    "end token outside to generate with": (
+        {},
+        lambda folder: (folder / "generation_config.json").write_text(f'{{"eos_token_id": {VOCABULARY}}}'),
+        r"model\.path: eos_token_id \d+ is outside",
+    ),
+    "list to generate with": (
+        {},
+        lambda folder: (folder / "generation_config.json").write_text("[]"),
+        r"model\.path: .*generation_config\.json: eos_token_id cannot be read",
+    ),
+    "field that transformers refuses": (
+        {},
+        lambda folder: edit_config(folder, use_cache="sometimes"),
+        r"model\.path: .*/config\.json: transformers refuses it",
+    ),
 }
 
 
@@ -369,12 +444,25 @@ def test_files_of_a_model_that_hold_something_else(tmp_path, name):
         plan(folder, run=False)
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe", "link to nowhere"])
-def test_weights_that_are_no_file(tmp_path, kind):
-    file = make(tmp_path / "model") / "model.safetensors"
-    file.unlink()
-    {"folder": file.mkdir, "pipe": lambda: os.mkfifo(file), "link to nowhere": lambda: file.symlink_to("x")}[kind]()
-    with pytest.raises(SpecError, match=r"model\.path: "):
+@pytest.mark.parametrize("kind", ["folder", "pipe", "socket", "device", "link to nowhere"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja",
+     "vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json", "model.safetensors.index.json"],
+)  # fmt: skip
+def test_what_a_model_is_loaded_from_and_is_no_file(tmp_path, monkeypatch, name, kind):
+    """Readers of a pipe or of /dev/zero never end."""
+    file = make(tmp_path / "model") / name
+    file.unlink(missing_ok=True)
+    monkeypatch.chdir(file.parent)  # the path of a socket is short
+    {
+        "folder": file.mkdir,
+        "pipe": lambda: os.mkfifo(file),
+        "socket": lambda: socket.socket(socket.AF_UNIX).bind(name),
+        "device": lambda: file.symlink_to("/dev/zero"),
+        "link to nowhere": lambda: file.symlink_to("x"),
+    }[kind]()
+    with pytest.raises(SpecError, match=rf"^model\.path: .*{name}"):
         plan(file.parent, run=False)
 
 

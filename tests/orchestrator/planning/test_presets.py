@@ -103,7 +103,8 @@ def test_the_embeddings_that_are_tied():
 
 
 def test_a_folder_with_a_config_alone_is_enough(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(KNOWN_MODELS["Qwen/Qwen2.5-3B-Instruct"]))
+    config = KNOWN_MODELS["Qwen/Qwen2.5-3B-Instruct"] | {"model_type": "qwen2"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     spec = load_spec(FOLDER / "qwen3-4b-numinamath-grpo.yaml", {"model": str(tmp_path), "output": str(tmp_path)})
     plan = make_plan(spec, fetch=False)
     assert (plan.architecture.layers, plan.shape_source) == (36, "")

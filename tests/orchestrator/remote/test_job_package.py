@@ -7,12 +7,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from layersweep.cli import DEMO
 from layersweep.orchestrator.remote.job_package import job_environment, job_package
 from layersweep.orchestrator.spec.errors import SpecError
-from layersweep.orchestrator.spec.load import load_spec
+from layersweep.orchestrator.spec.load import load_spec, parse_spec
 from layersweep.orchestrator.spec.paths import with_absolute_paths
+from layersweep.policies.user_code import sources
 
 
 @pytest.fixture
@@ -194,3 +196,61 @@ def test_environment_variables(monkeypatch):
     assert job_environment(["HERE", "X=1=2", "Y="]) == {"HERE": "a=b", "X": "1=2", "Y": ""}
     with pytest.raises(SpecError, match="--env GONE: not set here; write GONE=VALUE"):
         job_environment(["GONE"])
+
+
+# Code of the user's own
+
+
+def own_code(folder: Path):
+    """A spec with a reward, two folders away from each other, and a task as a module of the working folder."""
+    (folder / "rewards.py").write_text("from beside import x\ndef score(solution_str): return x")
+    (folder / "beside.py").write_text("x = 1.0")
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "rewards.py").write_text("def other(solution_str): return 0.0")
+    (folder / "tasks_of_mine.py").write_text("class Mine: ...")
+    rewards = ["rewards.py:score", {"path": "elsewhere/rewards.py:other", "name": "b"}]
+    task = {"type": "prompts", "data": {"path": "/data/rows.jsonl", "prompt_format": "plain"}, "reward": rewards}
+    suite = {"name": "a", "task": {"type": "custom", "path": "tasks_of_mine.Mine"}}
+    return parse_spec(yaml.safe_load(open(DEMO)) | {"task": task, "evaluation": {"suites": [suite]}})
+
+
+def unpacked(spec, working_dir: str | None, out: Path):
+    """The spec in a package, and the names of the files beside it and the code."""
+    with job_package(with_absolute_paths(spec, working_dir), working_dir) as path, zipfile.ZipFile(path) as archive:
+        archive.extractall(out)
+        names = [name for name in archive.namelist() if name != "sweep.yaml" and not name.startswith("layersweep/")]
+    return load_spec(str(out / "sweep.yaml")), sorted(names)
+
+
+def test_rewards_and_tasks_travel_with_what_they_import(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    spec, names = unpacked(own_code(folder), None, tmp_path / "out")
+    assert names == [
+        "tasks_of_mine.py", "user_code/0/beside.py", "user_code/0/rewards.py", "user_code/1/rewards.py"
+    ]  # fmt: skip
+    assert [reward.path for reward in spec.task.reward] == [
+        "user_code/0/rewards.py:score",
+        "user_code/1/rewards.py:other",
+    ]
+    assert spec.evaluation.suites[0].task.path == "tasks_of_mine.Mine"
+    assert "takes along tasks_of_mine.py, beside.py, rewards.py, rewards.py" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path / "out")  # as the job does
+    there = with_absolute_paths(spec)
+    assert there.task.reward[0].path == f"{tmp_path}/out/user_code/0/rewards.py:score"
+    assert list(sources(there.task.reward[0].path)) == ["beside.py", "rewards.py"]
+
+
+def test_what_the_working_folder_has_travels_once(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    spec, names = unpacked(own_code(folder), str(folder), tmp_path / "out")
+    assert names == ["algorithm.py", "beside.py", "elsewhere/rewards.py", "rewards.py", "tasks_of_mine.py"]
+    assert [reward.path for reward in spec.task.reward] == ["rewards.py:score", "elsewhere/rewards.py:other"]
+
+
+def test_code_that_is_not_there_does_not_travel(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    spec = own_code(folder)
+    (folder / "tasks_of_mine.py").unlink()
+    with pytest.raises(SpecError, match=r"evaluation\.suites\[0\]\.task\.path: tasks_of_mine\.Mine: no module"):
+        with job_package(with_absolute_paths(spec), None):
+            pass

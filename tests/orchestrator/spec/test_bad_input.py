@@ -1,15 +1,18 @@
-"""Bad specs, data files, tables and model folders by the hundred: exit code 2 in seconds, a field, a reason, nothing
-written. Counted: 250 random specs, about 600 from every field times every wrong kind of value, and the lists below."""
+"""Bad specs, data files, tables and model folders by the hundred: exit code 2, a field, a reason, nothing written.
 
+Counted: 250 random specs, about 600 from every field times every wrong kind of value, and the lists below.
+"""
+
+import contextlib
 import copy
 import json
 import math
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
-import time
 import typing
 from collections.abc import Iterator
 
@@ -67,12 +70,27 @@ def broken(draw):
     return spec
 
 
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Fail the test where a command hangs."""
+
+    def hangs(*_) -> None:
+        raise AssertionError(f"no end after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, hangs)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def outcome(capsys, path, command: str = "plan") -> tuple[int, list[str]]:
-    """Exit code and lines of standard error; an exception fails the test by itself, and so do five seconds."""
+    """Exit code and lines of standard error; an exception fails the test by itself."""
     capsys.readouterr()
-    began = time.monotonic()
-    code = main([command, str(path)])
-    assert time.monotonic() - began < 5
+    with within(120):
+        code = main([command, str(path)])
     assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
     return code, capsys.readouterr().err.splitlines()
 
@@ -101,7 +119,7 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, list
         inner = models_of(model, name)
         if not inner:
             yield path, list(basic_types(field.annotation))
-        elif len(inner) == 1 and path not in ("layers", "combine", "evaluation.suites", "tracking.wandb",
+        elif len(inner) == 1 and path not in ("layers", "sweep", "combine", "evaluation.suites", "tracking.wandb",
                                               "tracking.mlflow"):  # fmt: skip
             yield from fields(inner[0], f"{path}.")
 
@@ -127,7 +145,7 @@ def wrong_values(types: list[type]) -> list[object]:
     if str not in types and tuple not in types:
         wrong += ["nothing of the kind", "1:4", -(10**30)]
     if int in types or float in types:
-        wrong += [math.nan, math.inf, -math.inf, -1, "one", "0x", ".", "1,5"]
+        wrong += [math.nan, math.inf, -math.inf, -1, "one", "0x", ".", "1,5", 2**63, 1e20, 10**18]
     if int in types and float not in types:
         wrong += [1.5, "1.5"]
     if bool in types:
@@ -151,10 +169,9 @@ def test_every_field_refuses_every_wrong_kind_of_value(tmp_path, capsys, path, t
         text = write_yaml(value).strip().removesuffix("...").strip()
         flow = yaml.safe_dump(value, default_flow_style=True, width=1000).strip().removesuffix("...").strip()
         capsys.readouterr()
-        began = time.monotonic()
-        code = main(["plan", f"{path}={flow}", f"output={tmp_path}/out"])
+        with within(120):
+            code = main(["plan", f"{path}={flow}", f"output={tmp_path}/out"])
         lines = capsys.readouterr().err.splitlines()
-        assert time.monotonic() - began < 5
         assert code == 2, (path, text)
         assert any(line.startswith(f"layersweep: {path}") for line in lines), (path, text, lines)
     assert not (tmp_path / "out").exists()
@@ -162,33 +179,64 @@ def test_every_field_refuses_every_wrong_kind_of_value(tmp_path, capsys, path, t
 
 BAD_VALUES = {
     "name": ["../x", "", ".hidden", "a b", "a/b", "x" * 101, "a\n", "ü", 3, None, ["a"], "-x", "~"],
-    "model": [3, [], {}, "", {"type": "pretrained"}, {"type": "nothing"}, {"path": "x"}, {"type": "tiny", "layers": 0},
+    "model": [3, [], {}, "", "a\nb", "file:///nowhere", "~nosuch/x", "/dev/null", {"type": "pretrained", "path": ""},
+              {"type": "pretrained", "path": "a/b", "revision": ""}, {"type": "tiny", "warmup_batch": 10**9},
+              {"type": "tiny", "warmup_steps": 2**63}, {"type": "pretrained", "path": "a\0b"},
+              {"type": "pretrained", "path": "/nowhere", "chat_template": "/dev/zero"},
+              {"type": "pretrained"}, {"type": "nothing"}, {"path": "x"}, {"type": "tiny", "layers": 0},
               {"type": "tiny", "layers": -1}, {"type": "pretrained", "path": 3}, None],
     "task": [None, 3, "math", {}, {"type": 3}, {"type": "maths"}, {"type": "math"}, {"type": "math", "data": {}},
-             {"type": "sort_digits", "x": 1}],
-    "algorithm": [None, "grpo", {"type": "gpro"}, {"type": "custom"}, {"type": "custom", "path": "nothing.There"},
+             {"type": "sort_digits", "x": 1}, {"type": "math", "data": {"path": ""}},
+             *({"type": "math", "data": {"path": path}} for path in ("foo://x", "a\nb", "x::foo://y.jsonl", "\x7f",
+               "fo o://x", "s4://bucket/x.jsonl", "file://", "/dev/zero", "http//x.jsonl")),
+             {"type": "math", "data": {"path": "x.jsonl"}, "processes": 10**6},
+             {"type": "math", "data": {"path": "x.jsonl", "subsample": 2**63}},
+             {"type": "math", "data": {"path": "x.jsonl", "subsample_seed": 2**32}},
+             {"type": "math", "data": {"path": "x.jsonl"}, "cpu_seconds": 1e20},
+             {"type": "textarena", "game": "a/b"}],
+    "algorithm": [None, "gpro", {"type": "gpro"}, {"type": "custom"}, {"type": "custom", "path": "nothing.There"},
                   {"type": "custom", "path": "os.path"}, {"type": "grpo", "clip_high": -1}],
     "layers": ["al", "", "1:2:0", "::", "-:", "middle:0", "middle:7", "middle:", "middle:x", "9:", "a:b", "1::2::3",
                "1:" + "9" * 5000, "٣:٤", [], [0, 0], [99], [-1], [1.5], ["a"], [True], [None], True, 6, -1, 10**30, {},
                {"a": 1}, {"search": 3}, {"search": {"budget": 0}}, {"search": {"budget": 1.1}},
                {"search": {"goal": "worst"}}, {"search": {"goal": "top 0"}}, {"search": {"budget": 1e-9}},
                {"search": {}, "x": 1}, {"search": {"goal": "top 99"}}, [[1]], "all ", "All"],
+    "sweep": [3, "all", {}, [{}], [[1]], [{"layers": []}], [{"layers": [[]]}], [{"layers": [[1, "x"]]}],
+              [{"layers": "blocks:0"}], [{"layers": 3, "modules": 3}], [{"layers": [[True]]}], [{"layers": [1]}],
+              [{"layers": [[1, 99]]}], [{"layers": [1], "modules": "nothing"}], [{"layers": [1], "modules": "["}],
+              [{"modules": ""}], [{"layers": [1], "modules": "mlp"}] * 2, [{"modules": "self_attn"}],
+              [{"layers": "all", "lora": 8}], [{"layers": [1], "modules": "x" * 5000}],
+              [{"layers": [[1, 2], [2, 1]]}], [{"layers": "9:"}]],
     "seeds": ["1:3", [], [-1], [2**32], [10**30], [0.5], ["a"], True, [True], [None], [0, 0], "0", {}, -1],
     "combine": [3, "only", {}, [{}], [{"only": "best"}], [{"only": "best 0"}], [{"only": "best -1"}], [{"middle": 0}],
                 [{"only": "best 99"}], [{"middle": 7}], [{"worst": 7}], [{"only": "best 2", "middle": 2}],
                 [{"boost": "middle 2"}], [{"only": "best 2"}, {"only": "best 2"}], [{"worst": 2}, {"only": "worst 2"}],
                 [{"best": 2}], [{"only": "best " + "9" * 5000}], [{"only": None}]],
     "output": ["", "/proc/nowhere", "~nosuch/x", "http://127.0.0.1:9/x", "https://nowhere.invalid/x", "foo://x", 3,
-               "/dev/null/x", "/etc/passwd", "\0", "x" * 5000, None, "s3://", "file:///proc/x"],
+               "/dev/null/x", "/etc/passwd", "\0", "x" * 5000, None, "s3://", "file:///proc/x", "memory://x", "memory://",
+               "simplecache::memory://x", "simplecache::file:///tmp/x", "a\nb", "a\rb", "a\x1b[31mb", "s3://b/a\nb",
+               "local:///dev/null/x", "file://~nosuch/x", "file://", "foo::bar://x"],
     "profile": ["/nowhere", "/etc/passwd", "/etc", "/dev/null", "~nosuch", "foo://x", "", 3, "\0", "/proc/self/mem",
                 "http://127.0.0.1:9/x", __file__],
     "evaluation": [3, {"suites": []}, {"suites": [{}]}, {"suites": [{"name": "a/b"}]}, {"suites": [SUITE, SUITE]},
                    {"suites": [SUITE | {"temperature": 0}]}, {"seed_sd": -0.1}, {"seed_sd": math.nan}, {"every": -1},
-                   {"suites": [SUITE | {"prompts": 10_000_000}]}, {"suites": {"name": "a"}}],
+                   {"suites": [SUITE | {"prompts": 10_000_000}]}, {"suites": {"name": "a"}},
+                *({"suites": [SUITE | {name: 2**63}]} for name in ("prompts", "final_prompts", "samples", "top_k",
+                  "max_response_tokens", "temperature")), {"suites": [SUITE | {"samples": 10**5}]},
+                {"suites": [SUITE | {"name": "a\n"}]}, {"every": 2**63}, {"finalists": 2**63}, {"seed_sd": 1e20}],
     "training": [None, [], {"steps": 3, "warmup_steps": 3}, {"group_size": 1}, {"minibatches": 5},
                  {"learning_rate": {"tune": [1e-4]}}, {"learning_rate": {"tune": [1e-4, 1e-4], "steps": 5}},
                  {"learning_rate": {"layer": 0}}, {"learning_rate": -1e-5}, {"learning_rate": math.inf},
-                 {"learning_rate": {}, "x": 1}, {"steps": 10**30}, {"steps": 10**9}],
+                 {"learning_rate": {}, "x": 1}, {"steps": 10**30}, {"steps": 10**9}, {"steps": 2**63},
+                 {"group_size": 1e10}, {"group_size": 10**5}, {"prompts_per_step": 10**9}, {"weight_decay": 1e20},
+                 {"learning_rate": 1e20}, {"learning_rate": {"full": 1e20}}, {"stop": [""]}, {"epochs": 2**63},
+                 {"learning_rate": {"tune": [1e-4, 1e20], "steps": 5}}, {"micro_batch_tokens": 10**18}],
+    "rollout": [{"max_num_seqs": 2**63}, {"kv_cache_memory_mib": 1e20}, {"tensor_parallel_size": 10**6},
+                {"max_model_len": 63}, {"max_model_len": 2**63}],
+    "resources": [{"engines": 10**6}, {"trainer": {"cpus": 1e20}}, {"trainer": {"cpus": -1}}, {"trainer_ranks": 2**63},
+                  {"engine": {"gpus": 1e20}}, {"engine": {"cpus": 1e-9}}, {"trainer": {"gpus": 1e-5}},
+                  {"wait_for_nodes": 1e20}, {"concurrent_runs": 10**9}],
+    "recovery": [{"patience": 1e20}, {"keep": 2**63}, {"retries": 10**10}, {"checkpoint_every": 2**63}],
 }  # fmt: skip
 
 
@@ -196,9 +244,11 @@ BAD_VALUES = {
 def test_values_that_are_refused(tmp_path, capsys, monkeypatch, field, value):
     monkeypatch.chdir(tmp_path)
     extra = {"combine": [{"only": "best 2"}]} if field == "profile" else {}
+    if field == "task" and isinstance(value, dict) and value.get("type") == "math":
+        extra = {"model": "Qwen/Qwen3-1.7B-Base"}
     if field == "evaluation" and isinstance(value, dict):
         value = {"suites": [SUITE]} | value
-    if field == "training" and isinstance(value, dict) and "steps" in value and value["steps"] > 10**6:
+    if value == {"steps": 10**9}:
         extra = {"evaluation": {"suites": [SUITE], "every": 1}}
     path = tmp_path / "spec.yaml"
     path.write_text(write_yaml(SPEC | {"output": "out"} | extra | {field: value}))
@@ -206,7 +256,7 @@ def test_values_that_are_refused(tmp_path, capsys, monkeypatch, field, value):
     assert code == 2, lines
     expected = "evaluation.every" if "evaluation" in extra else field
     assert all(re.match(rf"layersweep: ({expected}|s3://)", line) for line in lines) and lines, lines
-    assert all(len(line) < 1000 for line in lines)
+    assert all(len(line) < 1000 and "pattern" not in line and "^" not in line for line in lines)
     assert sorted(tmp_path.iterdir()) == [path]
 
 

@@ -43,6 +43,24 @@ def test_every_path_becomes_absolute_and_what_is_no_path_stays(folder):
     assert with_absolute_paths(spec(output="s3://bucket/runs")).output == "s3://bucket/runs"
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("file:///data/x", "/data/x"),
+        ("local:///data/x", "/data/x"),
+        ("file://x", "{here}/x"),
+        ("file://~/x", "/home/someone/x"),
+        ("a::b", "{here}/a::b"),
+    ],
+)
+def test_a_local_path_may_be_written_as_a_uri_and_hold_colons(folder, given, meant):
+    data = {"type": "math", "data": {"path": given}}
+    there = with_absolute_paths(spec(output=given, profile=given, task=data))
+    meant = meant.format(here=folder)
+    assert (there.output, there.profile, there.task.data.path) == (meant, meant, meant)
+    assert there.folder == f"{meant}/paths"
+
+
 def test_a_name_that_is_no_folder_here_is_a_hub_name(folder):
     assert with_absolute_paths(spec(model="models/mine")).model.path == "models/mine"
 

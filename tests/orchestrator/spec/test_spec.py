@@ -48,7 +48,8 @@ def test_layers_of_a_six_layer_model(chosen, expected):
         ({"training__prompt_per_step": 3}, "training.prompt_per_step: unknown key. Did you mean prompts_per_step?"),
         ({"learning_rate": 1e-3}, "learning_rate: unknown key. Did you mean training.learning_rate?"),
         ({"algorithm__clip_hi": 1}, "algorithm.clip_hi: unknown key. Did you mean clip_high?"),
-        ({"algorithm__type": "gpro"}, "Did you mean grpo?"),
+        ({"algorithm__type": "grp"}, "Did you mean grpo?"),
+        ({"algorithm": "gsp"}, "algorithm.type: no 'gsp' here; one of cispo, custom, dapo, "),
         ({"evaluation__suites": [{"name": "a", "samples": 0}]}, "evaluation.suites[0].samples: "),
         ({"evaluation__suites": [{"name": "a"}, {"name": "a"}]}, "suite names must differ, 'a' is used twice"),
         ({"layers": "al"}, "layers: cannot read 'al'; write all, a list such as [0, 7, 13], start:stop:step, middle:k"),
@@ -72,8 +73,27 @@ def test_layers_of_a_six_layer_model(chosen, expected):
             {"rollout__tensor_parallel_size": 2, "include_full": False, "combine": [{"boost": "best 2"}]},
             "no run of the whole model, and combine asks for one; set it to 1",
         ),
+        (
+            {"rollout__tensor_parallel_size": 2, "include_full": False, "sweep": [{"modules": "embed"}]},
+            "no run outside of layers, and sweep asks for one; set it to 1",
+        ),
+        ({"layers": None}, "layers: null leaves nothing to sweep"),
+        ({"sweep": [{"layers": "al"}]}, "sweep[0].layers: cannot read 'al'"),
+        ({"sweep": [{"layers": [[3, 3]]}]}, "sweep[0].layers: names a layer, or a set of layers, twice"),
+        ({"sweep": [{"layers": {"search": {}}}]}, "sweep[0].layers: a search is of whole layers"),
+        ({"sweep": [{"layers": [1], "modules": "("}]}, "sweep[0].modules: '(' is neither attention, mlp, norms nor"),
+        ({"sweep": [{"layers": [1], "module": "mlp"}]}, "sweep[0].module: unknown key. Did you mean modules?"),
+        ({"sweep": [{}]}, "sweep[0].layers: name some, or what outside of layers is trained"),
         ({"rollout": {"sleep": True}}, "rollout.sleep: makes room for trainers on an engine's GPU, and with"),
         ({"algorithm": {"type": "gigpo"}}, "algorithm.type: gigpo compares the steps of episodes"),
+        (
+            {"algorithm": "dapo", "task": {"type": "gridworld"}},
+            "algorithm.max_num_gen_batches: dynamic sampling replaces",
+        ),
+        (
+            {"training__optimizer": "muon", "deepspeed": {"full_zero_stage": 2}},
+            "deepspeed.full_zero_stage: 2: Muon works on whole matrices",
+        ),
     ],
 )
 def test_bad_specs_name_field_and_fix(changes, expected):
@@ -83,13 +103,19 @@ def test_bad_specs_name_field_and_fix(changes, expected):
     assert len(error.value.problems) == 1
 
 
+@pytest.mark.parametrize("name", ["dr_grpo", "dapo", "gspo", "cispo", "sapo", "rloo", "reinforce_plus_plus"])
+def test_an_algorithm_is_changed_by_its_name(name):
+    spec = parse_spec(demo(algorithm=name))
+    assert spec.algorithm.type == name and spec == parse_spec(demo(algorithm={"type": name}))
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({"layers": [99]}, "layers: the model has layers 0 to 5, not 99"),
         ({"model": "/nowhere/at/all"}, "model.path: there is no folder /nowhere/at/all"),
         ({"output": "/proc/nowhere"}, "output: cannot write to /proc/nowhere"),
-        ({"evaluation__suites": [{"name": "a", "prompts": 10_000_000}]}, "evaluation.suites[0]: "),
+        ({"evaluation__suites": [{"name": "a", "prompts": 100_000}]}, "evaluation.suites[0]: "),
     ],
 )
 def test_a_plan_refuses_what_is_not_there(changes, expected):

@@ -9,7 +9,7 @@ import torch
 from layersweep.policies.algorithms.base import PolicyGradient
 from layersweep.policies.algorithms.dr_grpo import DrGRPO
 from layersweep.policies.algorithms.grpo import GRPO
-from layersweep.policies.algorithms.loss import policy_loss, token_weights
+from layersweep.policies.algorithms.loss import LossTerms, LossTokens, token_weights
 from layersweep.policies.model.tree_batch import pack
 from layersweep.policies.model.trunk import Policy
 from layersweep.policies.selection import Selection
@@ -23,6 +23,12 @@ def advantages(algorithm: PolicyGradient, reward: list[float], group: list[int] 
     rows = np.arange(len(reward))
     groups = np.zeros_like(rows) if group is None else np.array(group)
     return algorithm.advantages(np.array(reward, np.float32), groups, rows, np.zeros_like(rows), [])
+
+
+def loss_of(algorithm, logp, old_logp, advantage, weight, ref_logp=None) -> LossTerms:
+    """The loss of tokens that are a response each, for losses that do not mind which is whose."""
+    response = torch.arange(len(logp))
+    return algorithm.loss(LossTokens(logp, old_logp, advantage, weight, response, ref_logp=ref_logp))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +92,7 @@ def test_aggregation(aggregation, weights, loss):
 def token(algorithm: PolicyGradient, ratio: float, advantage: float) -> tuple[float, float, int]:
     """Loss, its derivative by the log-probability, and the clip count, of one token of weight 1."""
     logp = torch.tensor([math.log(0.1 * ratio)], requires_grad=True)
-    terms = policy_loss(algorithm, logp, torch.tensor([math.log(0.1)]), torch.tensor([advantage]), torch.ones(1))
+    terms = loss_of(algorithm, logp, torch.tensor([math.log(0.1)]), torch.tensor([advantage]), torch.ones(1))
     terms.loss.backward()
     return terms.loss.item(), logp.grad.item(), int(terms.clipped)
 
@@ -141,7 +147,7 @@ def test_a_dual_clip_that_truncation_never_reaches_is_refused():
 def test_kl_to_the_base(probability, reference, kl, gradient):
     """Two tokens of weights 1 and 3, coefficient 0.1, advantage 0: the loss is 0.1 * 4 k3, the logged sum 2 k3."""
     logp = torch.tensor([math.log(probability)] * 2, requires_grad=True)
-    terms = policy_loss(
+    terms = loss_of(
         GRPO(kl_coefficient=0.1), logp, logp.detach(), torch.zeros(2), torch.tensor([1.0, 3.0]),
         torch.tensor([math.log(reference)] * 2),
     )  # fmt: skip
@@ -149,6 +155,17 @@ def test_kl_to_the_base(probability, reference, kl, gradient):
     assert terms.loss.item() == pytest.approx(0.4 * kl, abs=1e-7)
     assert terms.kl.item() == pytest.approx(2 * kl, abs=1e-6)
     assert logp.grad.tolist() == pytest.approx([0.1 * gradient, 0.3 * gradient], abs=1e-7)
+
+
+def test_kl_of_a_token_is_bounded():
+    """q = 3: e^3 - 4 = 16.1, which counts as 10 and has no gradient (verl clamps so); q = 200 overflows no more."""
+    logp = torch.tensor([-3.5, -200.5], requires_grad=True)
+    terms = loss_of(
+        GRPO(kl_coefficient=0.1), logp, logp.detach(), torch.zeros(2), torch.ones(2), torch.tensor([-0.5, -0.5])
+    )
+    terms.loss.backward()
+    assert terms.kl.item() == 20.0 and terms.loss.item() == pytest.approx(2.0)
+    assert logp.grad.tolist() == [0.0, 0.0]
 
 
 def test_overlong_shaping():
@@ -178,7 +195,7 @@ def test_what_a_token_of_a_wrong_answer_weighs(algorithm, expected):
     advantage = torch.from_numpy(advantages(algorithm, [1, 0, 0]))[row]
     weight = token_weights(lengths, algorithm.aggregation, max_length=8)[row]
     logp = torch.full((12,), -1.0, requires_grad=True)
-    policy_loss(algorithm, logp, logp.detach(), advantage, weight).loss.backward()
+    loss_of(algorithm, logp, logp.detach(), advantage, weight).loss.backward()
     assert logp.grad[2:4].tolist() == pytest.approx([expected[0]] * 2, rel=1e-4)
     assert logp.grad[4:].tolist() == pytest.approx([expected[1]] * 8, rel=1e-4)
 
@@ -200,7 +217,7 @@ def test_grpo_makes_wrong_answers_longer_and_dr_grpo_does_not(algorithm, grows):
     lead, wrong_length = [], []
     for _ in range(20):
         logp = torch.zeros(7).index_add(0, first, torch.log_softmax(logits, 0))
-        (gradient,) = torch.autograd.grad(policy_loss(algorithm, logp, logp.detach(), advantage, weight).loss, logits)
+        (gradient,) = torch.autograd.grad(loss_of(algorithm, logp, logp.detach(), advantage, weight).loss, logits)
         logits = (logits - gradient).detach().requires_grad_()
         wrong = torch.softmax(logits.detach()[1:], 0)
         lead.append((logits[2] - logits[1]).item())
@@ -261,7 +278,7 @@ def loss_and_gradients(policy, algorithm, data, micro_tokens, rows=None, noise=F
         logp, _ = policy(micro, hidden, 1.0)
         ref = policy.trunk.reference(micro, hidden, policy.start, 1.0)
         row = micro.response
-        terms = policy_loss(algorithm, logp, old_logp[micro.token], advantage[row], weight[row], ref)
+        terms = loss_of(algorithm, logp, old_logp[micro.token], advantage[row], weight[row], ref)
         terms.loss.backward()
         total += terms.loss.item()
     return total, {name: p.grad.clone() for name, p in policy.named_weights().items()}, padding

@@ -52,6 +52,20 @@ def test_values_and_gradients_are_those_of_whole_logits(chunks_of_seven, tempera
     assert results[0][0].dtype == torch.float32 and not results[0][1].requires_grad
 
 
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen head", "trained head"])
+def test_entropies_have_a_gradient_where_it_is_asked_for(chunks_of_seven, frozen):
+    results = []
+    for compute in (lambda *given: given[0](*given[1:], entropy_gradient=True), by_distribution):
+        head, hidden, target, weight = inputs()
+        head.weight.requires_grad_(not frozen)
+        hidden.requires_grad_()
+        logp, entropy = compute(head, hidden, target, 0.7)
+        (torch.exp(logp) * weight + entropy * weight.flip(0)).sum().backward()
+        results.append((logp, entropy, hidden.grad, torch.zeros(1) if frozen else head.weight.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
 def test_gradients_by_finite_differences(chunks_of_seven):
     """In float64: (f(x + e) - f(x - e)) / 2e."""
     head, hidden, target, _ = inputs(torch.float64)

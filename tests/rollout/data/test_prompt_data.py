@@ -134,7 +134,7 @@ REFUSED_LAYOUTS = {
     "two folders": (["main/a.jsonl", "socratic/a.jsonl"], {}, r"data\.subset: .* has data in main, socratic"),
     "no such subset": (["main/a.jsonl"], {"subset": "socratic"}, r"data\.subset: .* has no 'socratic'; .* main"),
     "beside inner folders": (["a.jsonl", "old/a.jsonl"], {}, r"data\.subset: .*the folder itself, old"),
-    "another format": (["a.jsonl", "b.csv"], {}, r"data\.path: .* holds b\.csv, which cannot be read: .*\.gz"),
+    "another format": (["a.jsonl", "b.xlsx"], {}, r"data\.path: .* holds b\.xlsx, which cannot be read: .*\.gz"),
     "another compression": (["a.jsonl", "b.jsonl.xz"], {}, r"data\.path: .* holds b\.jsonl\.xz, which cannot be read"),
     "compressed parquet": (["a.jsonl", "b.parquet.gz"], {}, r"data\.path: .* holds b\.parquet\.gz"),
 }  # fmt: skip
@@ -186,8 +186,15 @@ def test_a_path_may_begin_with_a_tilde_or_be_a_uri(tmp_path, monkeypatch):
     assert load("memory://set", **ALL_TRAIN).report.train == 3
     assert DataConfig(path="s3://bucket/set").fetched == "data set s3://bucket/set"
     assert DataConfig(path=(tmp_path / "a.jsonl").as_uri()).fetched is None
-    with pytest.raises(DataError, match=r"data\.path: nosuch://x: .*[Pp]rotocol"):
-        DataConfig(path="nosuch://x").files()
+    with pytest.raises(ValidationError, match=r"path: nosuch://x: nosuch:// is no protocol"):
+        DataConfig(path="nosuch://x")
+
+
+def test_a_file_may_be_called_what_looks_like_a_chain_of_filesystems(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    numbered(tmp_path / "a::b.jsonl", 3)
+    for path in ("a::b.jsonl", str(tmp_path / "a::b.jsonl"), str(tmp_path)):
+        assert load(path, **ALL_TRAIN).report.train == 3
 
 
 def test_a_file_that_ends_early_is_named(tmp_path):
@@ -296,7 +303,7 @@ def test_contradictions_are_refused(settings, says):
 def test_missing_path_and_folder_without_data(tmp_path):
     with pytest.raises(DataError, match=r"data\.path: .*nowhere\.jsonl does not exist"):
         DataConfig(path=str(tmp_path / "nowhere.jsonl")).files()
-    with pytest.raises(DataError, match=r"data\.path: .* is a folder without data: \.jsonl and \.parquet files"):
+    with pytest.raises(DataError, match=r"data\.path: .* is a folder without data: \.jsonl, \.json, \.csv, "):
         DataConfig(path=str(tmp_path)).files()
 
 

@@ -35,8 +35,8 @@ def in_block(change):
     """A fault in a block's overlay: `change` gets its weights and vLLM's block of the base."""
     build = LayerOverlay.build.__func__
 
-    def faulty(cls, layer, hf, like):
-        overlay = build(cls, layer, hf, like)
+    def faulty(cls, layer, *args):
+        overlay = build(cls, layer, *args)
         change(overlay.weights, layer)
         return overlay
 
@@ -104,8 +104,8 @@ def base_rows_to_a_run(routing):
 def positions_of_other_rows():
     project = LayerOverlay.project
 
-    def faulty(self, attention, positions, hidden, residual):
-        return project(self, attention, positions.roll(1), hidden, residual)
+    def faulty(self, positions, hidden, residual):
+        return project(self, positions.roll(1), hidden, residual)
 
     return patch.object(LayerOverlay, "project", faulty)
 

@@ -1,13 +1,21 @@
 """The routed vLLM engine against transformers: every run's responses through its own weights, in one batch."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
 from layersweep.policies.selection import Selection
-from layersweep.rollout.types import Sampling
+from layersweep.rollout.types import Sampling, StaleWeights, TransferFailed
+from layersweep.workers.transport.weight_transfer import in_parts
 
-SELECTIONS = [*(Selection.layer(k) for k in range(4)), Selection.several((0, 2)), Selection.full()]
+SELECTIONS = [
+    *(Selection.layer(k) for k in range(4)), Selection.several((0, 2)), Selection.full(),
+    Selection.part((1,), "attention"), Selection.part((0, 3), "mlp"), Selection.part((2,), "norms"),
+    Selection.part((3,), "q_proj"), Selection.part((2,), "v_proj|up_proj"), Selection.part((), r"^model\.norm"),
+    Selection.part((), "embed_tokens"),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +38,7 @@ def variants(model_folder):
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if selection.trains(name):
-                    parameter += 0.05 * torch.randn_like(parameter)
+                    parameter += (0.3 if "norm" in selection.name else 0.05) * torch.randn_like(parameter)
         models[selection.name] = model
     return models
 
@@ -56,13 +64,13 @@ def worst(model, prompts, completions, samples):
 
 
 def test_all_runs_in_one_batch_equal_transformers(engine, variants):
-    """8 paths at once, prompts shared between runs, prefix caching on: within 1e-5 of the run's own weights and
-    far from the base's (a wrong-run control)."""
+    """14 paths at once, of whole blocks, parts of them and what is outside of them, prompts shared between runs, prefix
+    caching on: within 1e-5 of the run's own weights and far from the base's (a wrong-run control)."""
     rng = np.random.default_rng(0)
     prompts = [rng.integers(2, 32, n).astype(np.int32) for n in (3, 40, 40, 70)]
     for selection in SELECTIONS:
         sent = engine.push(selection.name, 1, trained(variants[selection.name], selection)).result()
-        assert sent.bytes == sum(p.numel() * 4 for p in trained(variants[selection.name], selection).values())
+        assert sent.bytes == sum(p.numel() * 4 for p in trained(variants[selection.name], selection).values()) > 0
     sampling = Sampling(samples=3, max_tokens=12, stop_token_ids=(1,), logprobs=True)
     futures = {
         name: engine.generate(name, 0 if name is None else 1, prompts, [5, 6, 7, 8], sampling) for name in variants
@@ -73,6 +81,48 @@ def test_all_runs_in_one_batch_equal_transformers(engine, variants):
         assert worst(variants[name], prompts, completions, 3) < 1e-5, name
         if name is not None:
             assert worst(variants[None], prompts, completions, 3) > 1e-2, name
+
+
+def test_weights_that_come_in_parts(engine, variants):
+    """A whole model block by block: what is served is the same, and no more than one part is held meanwhile."""
+    weights, alive = trained(variants["full"], Selection.full()), []
+    prompts, sampling = [np.arange(2, 32).astype(np.int32)], Sampling(4, max_tokens=8, logprobs=True)
+
+    def parts():
+        for names in in_parts(weights):
+            assert not any(reference() is not None for reference in alive), "the part before is still held"
+            part = {name: weights[name].clone() for name in names}
+            alive.extend(map(weakref.ref, part.values()))
+            yield part
+            del part
+
+    sent = engine.push_parts("full", 5, parts())
+    assert sent.bytes == sum(weight.nbytes for weight in weights.values()) and len(alive) == len(weights)
+    done = engine.generate("full", 5, prompts, [1], sampling).result(60)
+    assert worst(variants["full"], prompts, done, 4) < 1e-5
+
+
+def test_a_push_that_breaks_off_leaves_no_weights_and_an_older_one_does_not_go_on(engine, variants):
+    weights = trained(variants["full"], Selection.full())
+    parts = [{name: weights[name] for name in names} for names in in_parts(weights)]
+
+    def broken():
+        yield parts[0]
+        raise TransferFailed("full: the trainer is gone")
+
+    with pytest.raises(TransferFailed):
+        engine.push_parts("full", 6, broken())
+    with pytest.raises(StaleWeights, match="the engine has 0"):
+        engine.generate("full", 6, [np.arange(2, 9)], [0], Sampling()).result(60)
+
+    def overtaken():
+        yield parts[0]
+        engine.push("full", 8, weights).result(60)
+        yield parts[1]
+
+    with pytest.raises(StaleWeights, match="other weights were pushed meanwhile"):
+        engine.push_parts("full", 7, overtaken())
+    assert engine.generate("full", 8, [np.arange(2, 9)], [0], Sampling()).result(60).version == 8
 
 
 def test_a_push_takes_effect_and_prefixes_are_not_shared_across_versions(engine, variants):
@@ -94,14 +144,14 @@ def test_stale_versions_are_refused(engine, variants):
         engine.generate("layer-00", 6, [np.array([3, 4], np.int32)], [0], Sampling()).result(timeout=60)
 
 
-def test_a_block_sent_in_part_is_refused(engine, variants):
+def test_what_no_block_has_is_refused(engine, variants):
     """And the run has no weights there any more: those before it made room."""
     from layersweep.rollout.types import StaleWeights
 
     weights = trained(variants["layer-00"], Selection.layer(0))
     engine.push("broken", 1, weights).result(timeout=60)
-    weights.pop("model.layers.0.mlp.down_proj.weight")
-    with pytest.raises(ValueError, match="mlp.down_proj.weight"):
+    weights["model.layers.0.mlp.side_proj.weight"] = weights["model.layers.0.mlp.down_proj.weight"]
+    with pytest.raises(ValueError, match="mlp.side_proj.weight"):
         engine.push("broken", 2, weights).result(timeout=60)
     with pytest.raises(StaleWeights, match="asked for version 1, the engine has 0"):
         engine.generate("broken", 1, [np.array([3, 4], np.int32)], [0], Sampling()).result(timeout=60)
@@ -210,8 +260,9 @@ def test_the_self_check_passes_and_catches_broken_routing(engine, model_folder, 
     assert check(engine, model_folder, "float32") < 1e-5
     build = LayerOverlay.build.__func__
 
-    def stale_norm(cls, layer, hf, like):
-        return build(cls, layer, dict(hf) | {"post_attention_layernorm.weight": layer.input_layernorm.weight}, like)
+    def stale_norm(cls, layer, prefix, hf, *args):
+        stale = dict(hf) | {"post_attention_layernorm.weight": layer.input_layernorm.weight}
+        return build(cls, layer, prefix, stale, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(LayerOverlay, "build", classmethod(stale_norm))

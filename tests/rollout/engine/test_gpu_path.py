@@ -4,14 +4,19 @@ import inspect
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
 from layersweep.policies.model import tensor_transport as tensors
+from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.model.trunk import Trunk
 from layersweep.policies.selection import Selection
+from layersweep.rollout.config import RolloutConfig
+from layersweep.rollout.engine.memory import gpu_cache_bytes
 from layersweep.workers.config import DeepSpeedConfig
 from tests.conftest import save_random_qwen3
 from tests.workers.training.test_update_loop import experience, one_rank, settings, update_loop  # noqa: F401
@@ -59,6 +64,27 @@ def test_an_engine_over_two_workers_serves_its_shards(wide_folder):
 @pytest.mark.slow
 def test_two_workers_with_one_shard_are_refused(wide_folder):
     assert "selfcheck-0: log-probabilities differ" in elsewhere("wrong_shard", wide_folder)["refused"]
+
+
+def test_a_request_whose_run_is_not_known_is_no_request_of_the_base():
+    """The state of vLLM's V2 runner alone knows which run a request belongs to."""
+    from layersweep.rollout.engine.model_state import RoutedModelState
+
+    state = RoutedModelState.__new__(RoutedModelState)
+    state.runs = {"known": None}
+    batch = SimpleNamespace(req_ids=["known", "lost"], num_reqs=2, query_start_loc_np=np.arange(3))
+    with pytest.raises(KeyError, match="lost"):
+        state.prepare_inputs(batch, None)
+
+
+def test_the_cache_of_a_gpu_is_counted_not_measured():
+    """Half of a GPU of 80e9 bytes, less: weights of 100 million parameters in two bytes, a pass of 8,192 rows of
+    2 * (2 * 512 + 3 * 2048) numbers, four float32 numbers for each of 1,024 rows of 32,000 logits, and a context.
+    """
+    shape = Architecture("Qwen3ForCausalLM", 10, 512, 2048, 8, 4, 64, 32_000, True, False, True, 8192)
+    expected = 40e9 - 2 * shape.parameters - 8192 * 2 * (2 * 512 + 3 * 2048) * 2 - 1024 * 32_000 * 16 - 2**29
+    assert gpu_cache_bytes(shape, RolloutConfig(), 2, 80e9) == expected
+    assert gpu_cache_bytes(shape, RolloutConfig(kv_cache_memory_mib=7), 2, 80e9) == 7 * 2**20
 
 
 def test_where_torch_has_the_parts_of_a_handle():

@@ -116,7 +116,7 @@ def test_what_an_environment_prints_is_no_reply(process):
     [
         ({"step_seconds": 1.0}, "hang", "no answer within 1 s"),
         ({}, "die", "the process ended with status 7"),
-        ({}, "raise", "ValueError: no such thing"),
+        ({}, "raise", "ValueError: no such thing (hostile_environment.py, line 59)"),
     ],
     indirect=["process"],
 )

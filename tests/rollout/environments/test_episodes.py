@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from layersweep.policies.algorithms.gigpo import GiGPO
 from layersweep.policies.algorithms.grpo import GRPO
-from layersweep.policies.algorithms.loss import policy_loss, token_weights
+from layersweep.policies.algorithms.loss import LossTokens, token_weights
 from layersweep.policies.model.tree_batch import pack
 from layersweep.rollout.environments.base import InitialState
 from layersweep.rollout.environments.demo_gridworld import GridWorldConfig
@@ -89,8 +89,10 @@ def test_scores_of_an_evaluation():
         "response_tokens": [6, 13, 6, 13],
         "truncated": [False, True, False, True],
         "format_ok": [True, False, True, False],
+        "answer": [None] * 4,
         "category": ["even", "even", "odd", "odd"],
         "losses": [0, 0, 0, 0],
+        "unjudged": [False, False, False, False],
     }
 
 
@@ -259,7 +261,7 @@ def test_observation_tokens_carry_no_gradient():
         logp = torch.log_softmax(logits[: batch.input_ids.numel()], -1)[batch.predictor, batch.target]
         weight = token_weights(torch.from_numpy(rows.lengths), "sequence_mean", 2)[batch.response]
         old = torch.from_numpy(rows.logprobs)[batch.token]
-        return batch, policy_loss(GiGPO(), logp, old, advantage[batch.response], weight).loss
+        return batch, GiGPO().loss(LossTokens(logp, old, advantage[batch.response], weight, batch.response)).loss
 
     size = sum(len(prompt) + length for prompt, length in zip(rows.prompts, rows.lengths, strict=True))
     logits = torch.randn(4 * size, 128, generator=torch.Generator().manual_seed(0), requires_grad=True)

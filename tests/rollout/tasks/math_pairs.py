@@ -107,6 +107,14 @@ NOTATION_RIGHT = [
     ("No solution", "\\boxed{\\text{no solution}}"),
     ("36", "\\boxed{x = \\boxed{36}}"),
     ("36", "The answer is 36. \\boxed{}"),
+    ("i", "\\boxed{\\sqrt{-1}}"),
+    ("1 + \\sqrt{-4}", "\\boxed{2i + 1}"),
+    ("3", "\\boxed{\\log_2 8}"),
+    ("\\log_3 81", "\\boxed{4}"),
+    ("\\log_2 3", "\\boxed{\\frac{\\ln 3}{\\ln 2}}"),
+    ("1 \\le x < 2", "\\boxed{[1,2)}"),
+    ("1 \\le x < 2", "\\boxed{x \\in [1, 2)}"),
+    ("x > 2", "\\boxed{(2, \\infty)}"),
 ]  # fmt: skip
 
 # What was right before, and is not
@@ -132,6 +140,13 @@ NOTATION_WRONG = [
     ("5", "\\boxed{5 \\text{ million}}"),
     ("D", "\\boxed{\\textbf{(C)}\\ 36}"),
     ("36", "\\boxed{35} or \\boxed{36}"),
+    ("i", "\\boxed{\\sqrt{-4}}"),
+    ("-1", "\\boxed{i}"),
+    ("3", "\\boxed{\\log_2 9}"),
+    ("16", "\\boxed{\\log_2 8}"),
+    ("1 \\le x < 2", "\\boxed{[1,2]}"),
+    ("1 \\le x < 2", "\\boxed{(1,2)}"),
+    ("x > 2", "\\boxed{[2, \\infty)}"),
 ]
 
 # Several boxes, thinking, tags

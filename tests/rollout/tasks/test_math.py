@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from decimal import Decimal
 
 import pytest
 
@@ -244,6 +245,13 @@ def test_prompts_come_with_the_final_answer(task):
         ('["[0,1]"]', ["[0,1]"]),
         ("[0, 1]", ["[0, 1]"]),
         (27.0, ["27"]),
+        (12, ["12"]),
+        (-3, ["-3"]),
+        ([12, 13.5], ["12", "13.5"]),
+        (10**30, ["1" + "0" * 30]),
+        (1e22, ["1" + "0" * 22]),
+        (Decimal("12.50"), ["12.50"]),
+        (Decimal("3.00"), ["3"]),
         ("½", ["1/2"]),
         ("2½", ["2 1/2"]),
         ("1\u200b2", ["12"]),
@@ -266,6 +274,9 @@ def test_ground_truths(value, truths):
         (True, "bool"),
         (float("nan"), "finite"),
         ({"a": 1}, "dict"),
+        ('{"answer": 12}', "dict"),
+        (float("-inf"), "finite"),
+        (Decimal("NaN"), "finite"),
         ([None], "NoneType"),
         ("\\boxed{}", "no final answer"),
         ("a proof " * 100, "no final answer in a solution of 799 characters"),

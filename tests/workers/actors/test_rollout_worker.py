@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,12 +12,13 @@ from layersweep.rollout.config import SuiteConfig
 from layersweep.rollout.environments.demo_gridworld import GridWorldConfig
 from layersweep.rollout.tasks.demo.sort_digits import SortDigitsConfig
 from layersweep.rollout.tasks.math import MathConfig
+from layersweep.rollout.tasks.prompts import PromptsConfig
 from layersweep.rollout.types import Completions, Prompt, Score
 from layersweep.workers.actors.rollout_worker import RolloutWorker
 from layersweep.workers.config import TrainingConfig
 from layersweep.workers.startup.model_source import ModelSource
 from layersweep.workers.startup.tiny_model_training import character_tokenizer
-from layersweep.workers.storage.tables import STEPS
+from layersweep.workers.storage.tables import SCORES, STEPS
 from tests.orchestrator.statistics.test_contribution import table_of
 
 ALPHABET = "0123456789="
@@ -196,5 +198,96 @@ def test_responses_without_a_verdict_are_a_column_of_the_steps(worker, tokenizer
     monkeypatch.setattr(worker.task, "score", score)
     worker.training = TrainingConfig(max_response_tokens=7, prompts_per_step=3, group_size=2)
     experience = asyncio.run(worker.experience(Engine(tokenizer, {("layer-01", 6): 1}), "layer-01", 0, 0, 0))
-    assert experience.metrics == {"unjudged_fraction": 0.5}
+    assert experience.metrics == {"unjudged_fraction": 0.5, "overlong_prompts": 0}
     STEPS.check(experience.metrics)
+
+
+def test_responses_without_a_verdict_are_a_column_of_scores_and_table(worker, tokenizer, monkeypatch):
+    """One of each prompt's four responses; full has a verdict on all. The table's share is a mean over prompts."""
+    judge, right = worker.suite_tasks["four"].score, {(None, 4): 1, ("full", 4): 4}
+    engine = Engine(tokenizer, right)
+
+    def score(prompts, responses):
+        return [replace(one, judged=i % 4 != 3) for i, one in enumerate(judge(prompts, responses))]
+
+    full = scores(worker, engine, "four", run="full")
+    monkeypatch.setattr(worker.suite_tasks["four"], "score", score)
+    base = scores(worker, engine, "four")
+    assert base["unjudged"].tolist() == [False, False, False, True] * 40 and not full["unjudged"].any()
+    table = table_of(SCORES.frame(pd.concat([base, full])), split="selection").set_index("selection")
+    assert table["unjudged_fraction"].to_dict() == {"base": 0.25, "full": 0.0}
+
+
+class Growing:
+    """An endless task whose batch `seed` holds prompts of 9, 10, 11 and 12 digits, none of them in another batch."""
+
+    def prompts(self, split, count, seed=0):
+        texts = [str(9 * 10**8 + seed % 10**7) + "0" * (i % 4) for i in range(count)]
+        return [Prompt(f"{split}-{text}", text=text, truth="") for text in texts]
+
+    def score(self, prompts, responses):
+        return [Score(0.0, True) for _ in responses]
+
+
+def test_overlong_prompts_of_a_later_batch_give_way_and_are_counted(worker, tokenizer):
+    """A window of 16 leaves 10 tokens, a digit each, beside a response of 6. Of the first draw's four two fit, and the
+    first two of the second draw take the others' places. Every run gets the same."""
+    worker.task, worker.window = Growing(), 16
+    worker.training = TrainingConfig(max_response_tokens=6, prompts_per_step=4, group_size=2)
+    engine = Engine(tokenizer, dict.fromkeys(((run, n) for run in ("a", "b") for n in (9, 10)), 0))
+    batches = [asyncio.run(worker.experience(engine, run, 0, 0, 5)) for run in ("a", "b")]
+    assert [batch.metrics["overlong_prompts"] for batch in batches] == [2, 2]
+    assert [len(prompt) for prompt in batches[0].prompts] == [9, 9, 10, 10] * 2
+    assert all((one == other).all() for one, other in zip(batches[0].prompts, batches[1].prompts, strict=True))
+    worker.window = 14  # 8 tokens: nothing fits
+    with pytest.raises(ValueError, match="only 0 of 4 train prompts fit the 8 tokens"):
+        asyncio.run(worker.experience(engine, "a", 0, 0, 5))
+
+
+REWARDS = """
+def right(solution_str, ground_truth):
+    if solution_str == "0" and ground_truth == "19":
+        raise ValueError("not a nought")
+    return float(solution_str == ground_truth)
+def length(solution_str, ground_truth):
+    return {"score": len(solution_str), "odd": len(solution_str) % 2}
+"""
+
+
+def test_rewards_of_ones_own_become_columns_and_failures_notices(tokenizer, tmp_path):
+    """`19` and `0` answer `91=`, `159` and `0` answer `951=`; the reward is right + 0.1 length, and fails on the first
+    wrong one. Base, first sample right: 1.2, lost, 1.3, 0.1."""
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    rows = [{"question": "91=", "answer": "19"}, {"question": "951=", "answer": "159"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"path": str(tmp_path / "rows.jsonl"), "prompt_format": "plain", "selection_share": 0, "final_share": 0,
+            "decontaminate_ngram": None}  # fmt: skip
+    rewards = [f"{tmp_path}/rewards.py:right", {"path": f"{tmp_path}/rewards.py:length", "weight": 0.1}]
+    task = PromptsConfig(data=data, reward=rewards, processes=1)
+    suite = SuiteConfig(name="all", prompts=2, samples=2, task=task.model_copy(
+        update={"data": task.data.model_copy(update={"selection_share": 1.0})}
+    ))  # fmt: skip
+    training = TrainingConfig(max_response_tokens=7, prompts_per_step=2, group_size=2)
+    worker = RolloutWorker(ModelSource(str(tmp_path / "model")), task, [suite], training)
+    engine = Engine(tokenizer, {(None, 2): 1, (None, 3): 1})
+    notices, experience = asyncio.run(worker.rollout(engine, None, 0, 0, 0))
+    assert sorted(experience.reward.tolist()) == pytest.approx([0, 0.1, 1.2, 1.3])
+    assert experience.metrics == {
+        "unjudged_fraction": 0.25,
+        "overlong_prompts": 0,
+        "reward.right": pytest.approx(2 / 3),  # of the three that were judged
+        "reward.length": 2.0,
+        "reward.length.odd": pytest.approx(2 / 3),
+    }
+    STEPS.check(experience.metrics)
+    [notice] = notices
+    assert "rewards.py:right failed on 1 of 4 responses" in notice and "ValueError: not a nought" in notice
+    frame = scores(worker, engine, "all").sort_values(["prompt", "sample"])
+    SCORES.check(frame.columns)
+    lost = frame[frame["unjudged"]]
+    assert len(frame) == 4 and lost["score"].tolist() == [0.0] and lost["reward.length"].isna().all()
+    assert sorted(frame["score"]) == pytest.approx([0, 0.1, 1.2, 1.3])
+    assert sorted(frame["reward.length"].dropna()) == [1, 2, 3]
+    assert worker._notices() != [] and worker._notices() == []
+    for each in (worker.task, *worker.suite_tasks.values()):
+        each.close()

@@ -62,6 +62,7 @@ def responses(right):
         answer=np.full(count, None),
         category=np.full(count, None),
         losses=np.zeros(count, int),
+        unjudged=np.zeros(count, bool),
     )
     named = {"suite": np.full(count, "a", object), "split": np.full(count, "selection", object)}
     return named | {"counts": np.full(count, True)} | vars(scored)
@@ -201,3 +202,22 @@ def test_a_store_with_a_metric_that_is_none_any_more(tmp_path):
     store.commit(CheckpointRecord(1, {}, [{"selection": "full", "seed": 0} | record], 1.0), 2)
     steps, _ = collector(tmp_path, "full")._frames()
     assert steps["reward_mean"].tolist() == [0.5]
+
+
+def test_named_rewards_are_columns_of_those_sweeps_that_have_them(tmp_path):
+    """Two evaluations, of which one has a reward; in a step; through the file, and through a restarted collector."""
+    mine = collector(tmp_path, "layer-01")
+    mine.record_scores("layer-01", 0, 0, responses([1, 0]) | {"reward.brief": np.array([0.5, np.nan])})
+    mine.record_scores("layer-01", 0, 2, responses([1, 1]))
+    mine.commit("layer-01", 0, 1, {}, [{"step": 0} | metrics(**{"reward.brief": 0.25})], 1.0, 2)
+    mine.write()
+    for again in (mine, collector(tmp_path, "layer-01")):
+        steps, scores = again._frames()
+        assert scores["reward.brief"].tolist()[:1] == [0.5] and scores["reward.brief"].isna().tolist()[1:] == [True] * 3
+        assert steps["reward.brief"].tolist() == [0.25]
+    read = SCORES.read(str(tmp_path / "scores.parquet"))
+    assert list(read) == [*SCORES.types, "reward.brief"] and read["reward.brief"].dtype == np.float64
+    field = pq.read_schema(tmp_path / "scores.parquet").field("reward.brief")
+    assert b"reward function" in field.metadata[b"meaning"]
+    with pytest.raises(UnknownColumn, match="contribution.parquet has no column reward.brief"):
+        CONTRIBUTION.frame([{"reward.brief": 1.0}])

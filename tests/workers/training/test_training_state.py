@@ -57,17 +57,19 @@ def _rank(rank: int, ranks: int, port: int, folder: str, selection: Selection, s
     [
         (Selection.layer(2), 1, 0, "float32"),
         (Selection.layer(2), 1, 1, "bfloat16"),
+        (Selection.part((1, 3), "attention"), 1, 0, "float32"),
+        (Selection.part((), "embed_tokens"), 1, 1, "bfloat16"),
         (Selection.full(), 2, 2, "float32"),
         (Selection.full(), 2, 3, "bfloat16"),
     ],
     ids=lambda x: getattr(x, "name", x),
 )
 def test_a_restored_run_goes_on_bit_for_bit(model_folder, selection, ranks, stage, dtype):
-    from layersweep.workers.training.distributed import free_port
+    from layersweep.workers.training.distributed import serve_store
 
     context = torch.multiprocessing.get_context("spawn")
-    out, port = context.SimpleQueue(), free_port()
-    arguments = (port, model_folder, selection, stage, dtype, out)
+    out, store = context.SimpleQueue(), serve_store()
+    arguments = (store.port, model_folder, selection, stage, dtype, out)
     processes = [context.Process(target=_rank, args=(rank, ranks, *arguments)) for rank in range(ranks)]
     for process in processes:
         process.start()

@@ -9,7 +9,11 @@ from layersweep.policies.selection import Selection
 from layersweep.rollout.types import Experience
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
 
-SELECTIONS = [Selection.layer(0), Selection.layer(2), Selection.layer(3), Selection.several((1, 3)), Selection.full()]
+SELECTIONS = [
+    Selection.layer(0), Selection.layer(2), Selection.layer(3), Selection.several((1, 3)), Selection.full(),
+    Selection.part((2,), "attention"), Selection.part((0, 3), "mlp"), Selection.part((1,), "norms"),
+    Selection.part((3,), r"[qk]_proj"), Selection.part((), r"^model\.norm"), Selection.part((), "embed_tokens"),
+]  # fmt: skip
 
 
 def experience(seed: int = 0, groups: int = 6, size: int = 4) -> Experience:
@@ -137,9 +141,11 @@ def update_loop(trunk, selection: Selection, algorithm, training, section=None, 
 
 @pytest.fixture(scope="session")
 def one_rank():
-    from layersweep.workers.training.distributed import free_port, prepare
+    from layersweep.workers.training.distributed import prepare, serve_store
 
-    prepare(0, 1, "127.0.0.1", free_port(), gpu=False)
+    store = serve_store()
+    prepare(0, 1, "127.0.0.1", store.port, gpu=False)
+    yield
 
 
 @pytest.mark.parametrize("selection", SELECTIONS, ids=lambda s: s.name)
@@ -257,12 +263,12 @@ def _rank(rank: int, port: int, folder: str, selection: Selection, stage: int, k
 
 def on_two_ranks(folder: str, selection: Selection, stage: int, kl: float):
     """Metrics and weights after `_rank`."""
-    from layersweep.workers.training.distributed import free_port
+    from layersweep.workers.training.distributed import serve_store
 
     context = torch.multiprocessing.get_context("spawn")
-    out, port = context.SimpleQueue(), free_port()
+    out, store = context.SimpleQueue(), serve_store()
     processes = [
-        context.Process(target=_rank, args=(rank, port, folder, selection, stage, kl, out)) for rank in range(2)
+        context.Process(target=_rank, args=(rank, store.port, folder, selection, stage, kl, out)) for rank in range(2)
     ]
     for process in processes:
         process.start()
@@ -321,9 +327,9 @@ def test_signal_without_any_gradient_is_an_error(trunk, one_rank):
     from layersweep.workers.training.update_loop import GradientMissing
 
     class Blind(GRPO):
-        def loss(self, logp, old_logp, advantage, weight, ref_logp=None):
+        def loss(self, tokens):
             zero = torch.zeros(())
-            return LossTerms((logp * 0).sum(), zero, zero)
+            return LossTerms((tokens.logp * 0).sum(), zero, zero)
 
     _, training = settings(0.0, 1e-3, 0.5, 40)
     loop = update_loop(trunk, Selection.layer(2), Blind(), training)

@@ -1,0 +1,89 @@
+"""The `sweep` field: sets of layers and parts of them that get a run each."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+
+from layersweep.policies.selection import MODULES, Selection
+from layersweep.policies.strict import StrictModel
+
+from .errors import shorten
+from .layers import LayerSearch, check_layers, read_layers, resolve_layers
+
+_BLOCKS = re.compile(r"blocks:([1-9]\d{0,8})", re.ASCII)
+_FORMS = "write all, numbers such as [0, 7], lists of layers that train together [[3, 7]], start:stop:step, middle:k " \
+    "or blocks:k"  # fmt: skip
+
+Sets = str | tuple[int | tuple[int, ...], ...]
+
+
+def _read(value: object) -> Sets:
+    if isinstance(value, list | tuple) and any(isinstance(item, list | tuple) for item in value):
+        items = [tuple(item) if isinstance(item, list | tuple) else item for item in value]
+        numbers = [k for item in items for k in (item if isinstance(item, tuple) else (item,))]
+        if not all(isinstance(k, int) and not isinstance(k, bool) for k in numbers) or () in items:
+            raise ValueError(f"cannot read {shorten(value)}; {_FORMS}")
+        return tuple(items)
+    if isinstance(read := read_layers(value), LayerSearch):
+        raise ValueError("a search is of whole layers: name it as `layers` of the sweep")
+    return read
+
+
+def _check(value: Sets) -> Sets:
+    if isinstance(value, tuple) and any(isinstance(item, tuple) for item in value):
+        sets = [item if isinstance(item, tuple) else (item,) for item in value]
+        if any(len(set(item)) < len(item) for item in sets) or len({frozenset(item) for item in sets}) < len(sets):
+            raise ValueError("names a layer, or a set of layers, twice")
+        return value
+    return value if isinstance(value, str) and _BLOCKS.fullmatch(value) else check_layers(value)
+
+
+class SweptSelections(StrictModel):
+    """Some of the sweep's selections: a run for each of these layers, or sets of layers, over what `modules` names."""
+
+    layers: Annotated[Sets, BeforeValidator(_read), AfterValidator(_check)] | None = None
+    """Layers that get a run each: `all`, numbers, `start:stop:step`, `middle:k`. Layers in a list of their own train
+    together, `[[3, 7], [0, 1]]`; `blocks:k` is all layers by k neighbours. null with `modules`: parameters outside of
+    layers, which are `embed_tokens`, `model.norm` and `lm_head`."""
+    modules: str | None = Field(None, min_length=1, max_length=80)
+    """The part of the layers that trains: `attention` (its projections), `mlp`, `norms`, or a regular expression that
+    is searched for in parameter names, such as `q_proj` or `mlp.(gate|up)`; null is all."""
+
+    @field_validator("modules")
+    @classmethod
+    def _is_an_expression(cls, modules: str | None) -> str | None:
+        try:
+            re.compile(modules or "")
+        except re.error as error:
+            names = ", ".join(MODULES)
+            raise ValueError(f"{modules!r} is neither {names} nor a regular expression ({error})") from error
+        return modules
+
+    @model_validator(mode="after")
+    def _names_something(self) -> "SweptSelections":
+        if self.layers is None and self.modules is None:
+            raise ValueError("layers: name some, or what outside of layers is trained as `modules`")
+        return self
+
+    def selections(self, count: int) -> list[Selection]:
+        """Return the selections in a model of `count` layers.
+
+        Raises:
+            ValueError: a layer that the model does not have, or none at all.
+        """
+        sets = [()] if self.layers is None else _sets(self.layers, count)
+        if self.modules is not None:
+            return [Selection.part(layers, self.modules) for layers in sets]
+        return [Selection.layer(*layers) if len(layers) == 1 else Selection.several(layers) for layers in sets]
+
+
+def _sets(chosen: Sets, count: int) -> list[tuple[int, ...]]:
+    if isinstance(chosen, str) and (match := _BLOCKS.fullmatch(chosen)):
+        size = int(match[1])
+        return [tuple(range(first, min(first + size, count))) for first in range(0, count, size)]
+    if isinstance(chosen, str):
+        return [(k,) for k in resolve_layers(chosen, count)]
+    sets = [item if isinstance(item, tuple) else (item,) for item in chosen]
+    resolve_layers(tuple({k for layers in sets for k in layers}), count)  # refuses those that the model does not have
+    return sets

@@ -1,0 +1,120 @@
+"""docs/bring-your-own.md: its files are written into an empty folder, and its commands run there."""
+
+import json
+import re
+import runpy
+import shlex
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+
+from layersweep.cli import main
+from layersweep.orchestrator.spec.load import load_spec
+from layersweep.rollout.data.prompt_data import DataConfig
+from layersweep.rollout.environments.custom import CustomEnvironmentConfig
+from layersweep.rollout.tasks.prompts import PromptsConfig
+from layersweep.rollout.types import Response
+
+PAGE = (Path(__file__).parents[2] / "docs" / "bring-your-own.md").read_text()
+FILES = dict(re.findall(r"^`([\w.]+)`:\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
+COMMANDS = [
+    line.removeprefix("$ ")
+    for block in re.findall(r"^```console\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+]
+LATER = ("layersweep run sweep.yaml",)
+"""Commands that start a sweep: tests/end_to_end/test_bring_your_own.py runs one."""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The page's files, and the rows that one of them makes."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    runpy.run_path("make_rows.py")
+    return tmp_path
+
+
+def test_the_page_has_the_files_and_commands_that_are_tested():
+    assert len(FILES) == 11 and len(COMMANDS) == 6, (sorted(FILES), COMMANDS)
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line not in LATER])
+def test_a_command_of_the_page_runs(folder, command, capsys):
+    program, *words = shlex.split(command)
+    if program == "python":
+        runpy.run_path(words[0])
+        return
+    assert program == "layersweep" and main(words) == 0
+    said = capsys.readouterr().out
+    if words[0] == "data":
+        assert "50 rows: " in said and re.search(r"(\d+) of \1 get reward 1 as they stand", said)
+
+
+def test_both_signatures_and_several_rewards_of_the_page(folder):
+    """Right, a wrong number, no number: 1, 0.1 and 0 by each; 1.5, 0.15 and 0 by both with their weights."""
+    data = {"path": "rows.jsonl", "prompt_format": "plain"}
+    expected = {
+        "my_rewards.py:score": [1, 0.1, 0],
+        "trl_rewards.py:score": [1, 0.1, 0],
+        "several": [1.5, 0.15000000000000002, 0],
+    }
+    for reward, rewards in expected.items():
+        named = yaml.safe_load(FILES["several.yaml"])["reward"] if reward == "several" else reward
+        task = PromptsConfig(data=data, reward=named).build()
+        task.check()
+        prompts = task.prompts("train", 1) * 3
+        responses = [Response(text, True) for text in (prompts[0].truth, "7", "x")]
+        assert [score.reward for score in task.score(prompts, responses)] == rewards
+        task.close()
+
+
+def test_the_environment_of_the_page(folder):
+    section = load_spec("world.yaml").task
+    assert isinstance(section, CustomEnvironmentConfig)
+    section.build().check()
+
+
+def test_the_judge_of_the_page(folder, monkeypatch):
+    """Asked once for equal responses, of which it says yes to the right one; where it does not answer, no verdict."""
+    asked = []
+
+    class Judge(BaseHTTPRequestHandler):
+        def do_POST(self):
+            question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+            asked.append(question)
+            right, answer = re.search(r"Right answer: (.*)\nAnswer: (.*)", question).groups()
+            content = json.dumps({"choices": [{"message": {"content": "Yes." if right == answer else "No."}}]}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Judge)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("JUDGE_ADDRESS", f"http://127.0.0.1:{server.server_port}/v1")
+    task = PromptsConfig(data={"path": "rows.jsonl", "prompt_format": "plain"}, reward="judge.py:score").build()
+    prompts = task.prompts("train", 1) * 3
+    responses = [Response(text, True) for text in (prompts[0].truth, "7", "7")]
+    assert [score.reward for score in task.score(prompts, responses)] == [1.0, 0.0, 0.0]
+    assert len(asked) == 2
+    server.shutdown()
+    server.server_close()
+    lost = task.score(prompts[:1], [Response("8", True)])
+    assert not lost[0].judged and "URLError" in task.notices()[0]
+    task.close()
+
+
+def test_the_data_section_of_the_page():
+    [section] = [
+        yaml.safe_load(block) for block in re.findall(r"```yaml\n(data:.*?)```", PAGE, re.DOTALL)
+    ]  # fmt: skip
+    assert DataConfig(**section["data"]).columns.answer == "extra_info.answer"

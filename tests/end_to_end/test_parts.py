@@ -1,0 +1,83 @@
+"""A whole sweep over parts of layers, taken apart and added up, through the command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+from tests.end_to_end.test_sweep import base_weights, sweep
+
+pytestmark = pytest.mark.slow
+
+SWEEP = [
+    {"layers": [1], "modules": "mlp"}, {"layers": [4], "modules": "attention"}, {"layers": [[0, 3]]},
+    {"layers": [2], "modules": "k_proj|up_proj"}, {"modules": "embed_tokens"},
+]  # fmt: skip
+BLOCK = 12_288 + 24_576 + 192
+# The embedding has a row for each digit, `=` and two special tokens.
+TRAINED = {"layer-01-mlp": 24_576, "layer-04-attention": 12_288, "layers-00-03": 2 * BLOCK,
+           "layer-02-k_proj-up_proj": 32 * 64 + 128 * 64, "outside-embed_tokens": 13 * 64}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return sweep(
+        tmp_path_factory.mktemp("parts"), 0, layers=None, sweep=SWEEP, training={"steps": 3, "warmup_steps": 1}
+    )
+
+
+def run(*command: str) -> str:
+    done = subprocess.run([sys.executable, "-m", "layersweep", *command], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_each_part_trains_and_travels_alone(finished):
+    table = pd.read_parquet(finished / "contribution.parquet").set_index("selection")
+    assert table.loc[list(TRAINED), "trainable_parameters"].to_dict() == TRAINED
+    assert table.loc["layer-01-mlp", ["kind", "layer", "modules"]].tolist() == ["part", 1, "mlp"]
+    assert table.loc["layers-00-03", "kind"] == "layers" and list(table.loc["layers-00-03", "layers"]) == [0, 3]
+    assert table["score"].notna().all() and (table["status"] == "completed").all()
+    steps = pd.read_parquet(finished / "steps.parquet")
+    assert steps.groupby("selection")["pushed_bytes"].unique().map(set).drop("full").to_dict() == {
+        name: {4 * count} for name, count in TRAINED.items()
+    }
+    base = base_weights(finished)
+    for name, count in TRAINED.items():
+        overlay = load_file(finished / "overlays" / f"{name}-seed0" / "model.safetensors")
+        assert sum(weight.size for weight in overlay.values()) == count
+        assert all((weight != base[name]).any() for name, weight in overlay.items())
+
+
+def test_a_variant_at_full_strength_is_its_run(finished):
+    """Scored from the base's weights and the run's change, with the run's prompts and seeds: response by response."""
+    printed = run("compose", str(finished), "layer-01-mlp", "layer-01-mlp+layer-04-attention", "--greedy", "2")
+    assert "stack-01-mlp-04-attention" in printed
+    scores = pd.read_parquet(finished / "variants" / "scores.parquet")
+    scores = scores[(scores["split"] == "selection") & (scores["suite"] == "sort")]
+    own, stack = (scores[scores["selection"] == name]["score"] for name in ("layer-01-mlp", "stack-01-mlp"))
+    assert len(own) == 48
+    assert np.array_equal(own, stack)
+    rows = pd.read_parquet(finished / "composition.parquet")
+    assert set(rows.loc[rows["rule"] == "greedy", "split"]) == {"final"}
+    assert set(rows.loc[rows["rule"] == "given", "size"]) == {1, 2}
+
+
+def test_dissection_goes_on_where_it_was(finished):
+    """Pieces of one run, then the table of the same without scoring anything again."""
+    first = run("dissect", str(finished), "layers-00-03")
+    path = finished / "dissection.parquet"
+    rows = pd.read_parquet(path).set_index("variant")
+    assert rows.loc["layers-00-03", "kept"] == 1.0 or "gained nothing" in rows.loc["layers-00-03", "kept_reason"]
+    assert {"layers-00-03.only-03", "layers-00-03.without-00", "layers-00-03.random"} <= set(rows.index)
+    only, without = rows.loc["layers-00-03.only-03"], rows.loc["layers-00-03.without-00"]
+    assert only["score"] == without["score"] and only["change_norm"] == without["change_norm"]  # the same weights
+    scored = {file: file.stat().st_mtime_ns for file in Path(finished, "variants").rglob("scores/*.parquet")}
+    assert run("dissect", str(finished), "layers-00-03") == first
+    assert {file: file.stat().st_mtime_ns for file in Path(finished, "variants").rglob("scores/*.parquet")} == scored
+    report = (finished / "report.html").read_text()
+    assert "What the gain is made of" in report

@@ -1,0 +1,76 @@
+"""The selections of a spec against a model's shape; counts by hand."""
+
+import pytest
+
+from layersweep.cli import DEMO
+from layersweep.orchestrator.planning.selections import count_trained, swept_selections
+from layersweep.orchestrator.spec.load import load_spec
+from layersweep.policies.model.architecture import Architecture
+from layersweep.policies.selection import Selection
+
+# The demo's: q and o 64 * 64, k and v 32 * 64; gate, up and down 64 * 128; norms 64, 64, 32, 32; 15 characters.
+SHAPE = Architecture(
+    name="Qwen3ForCausalLM", layers=6, hidden=64, intermediate=128, heads=2, kv_heads=1, head_dim=32, vocabulary=15,
+    tied=True, qkv_bias=False, qk_norm=True, max_positions=1024,
+)  # fmt: skip
+
+
+def names(sweep: list, **fields) -> list[str]:
+    return [s.name for s in swept_selections(load_spec(DEMO, {"sweep": sweep, **fields}), SHAPE)]
+
+
+def test_a_list_of_what_to_sweep():
+    assert names([{"layers": "all", "modules": "mlp"}, {"layers": [[3, 5]]}, {"layers": "0:2", "modules": "q_proj"},
+                  {"modules": "norm"}], layers=None) == [
+        "full", *(f"layer-0{k}-mlp" for k in range(6)), "layers-03-05", "layer-00-q_proj", "layer-01-q_proj",
+        "outside-norm",
+    ]  # fmt: skip
+    assert names([{"layers": "blocks:4"}], layers=None) == ["full", "layers-00-to-03", "layers-04-05"]
+    assert names([{"layers": [0, [1, 2]], "modules": "attention"}], layers=[1], include_full=False) == [
+        "layer-01", "layer-00-attention", "layers-01-02-attention",
+    ]  # fmt: skip
+
+
+def test_all_layers_are_the_short_form():
+    short, long = (load_spec({**load_spec(DEMO).model_dump(), **f}) for f in (
+        {"layers": "all"}, {"layers": None, "sweep": [{"layers": "all"}]},
+    ))  # fmt: skip
+    assert swept_selections(short, SHAPE) == swept_selections(long, SHAPE)
+    data = {key: value for key, value in load_spec(DEMO).model_dump().items() if key != "layers"}
+    assert load_spec({**data, "sweep": [{"layers": "all"}]}) == long
+
+
+@pytest.mark.parametrize(
+    ("selection", "count"),
+    [
+        (Selection.part((3,), "attention"), 2 * 64 * 64 + 2 * 32 * 64),
+        (Selection.part((3, 5), "mlp"), 2 * 3 * 64 * 128),
+        (Selection.part((3,), "norms"), 192),
+        (Selection.layer(3), 12_288 + 24_576 + 192),
+        (Selection.part((), "norm"), 64),
+        (Selection.full(), 6 * 37_056 + 15 * 64 + 64),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_trained_parameters_are_counted(selection, count):
+    assert count_trained(selection, SHAPE) == count
+
+
+@pytest.mark.parametrize(
+    ("sweep", "problem"),
+    [
+        ([{"layers": "all", "modules": "mpl"}], r"sweep\[0\].modules: 'mpl' matches no parameter; .*mlp.up_proj"),
+        ([{"layers": [2], "modules": "bias"}], r"sweep\[0\].modules: 'bias' matches no parameter"),
+        ([{"modules": "lm_head"}], r"'lm_head' matches no parameter; there are model.embed_tokens.weight, model.norm"),
+        ([{"layers": [2]}, {"layers": "all"}], r"sweep\[1\]: layer-02 trains the same parameters as layer-02 of sweep"),
+        ([{"layers": [2], "modules": "mlp"}, {"layers": [2], "modules": "(gate|up|down)_proj"}],
+         r"sweep\[1\]: layer-02-gate-up-down-_proj trains the same parameters as layer-02-mlp of sweep\[0\]"),
+        ([{"layers": [2], "modules": "^self_attn.q"}, {"layers": [2], "modules": "self_attn|q"}],
+         "would have the same name"),
+        ([{"layers": [7]}], r"sweep\[0\].layers: the model has layers 0 to 5, not 7"),
+        ([{"layers": [[1, 7]]}], r"sweep\[0\].layers: the model has layers 0 to 5, not 7"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_swept_is_refused(sweep, problem):
+    with pytest.raises(ValueError, match=problem):
+        names(sweep, layers=None)

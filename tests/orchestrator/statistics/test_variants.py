@@ -1,0 +1,72 @@
+"""Variants beside runs: C and the share of a run's gain that is kept, by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from layersweep.orchestrator.statistics.variants import kept_of_runs, variant_scores
+from tests.helpers.tables import selections_of
+
+SCORES = {
+    "base": [0.0, 0.1, 0.0, 0.1],
+    "full": [1.0, 0.9, 0.9, 1.0],
+    "layer-01": [0.5, 0.5, 0.6, 0.4],
+    "layer-01.mlp": [0.2, 0.3, 0.3, 0.2],
+    "layer-01.random": [0.0, 0.1, 0.1, 0.0],
+}
+
+
+def responses(split: str = "selection") -> pd.DataFrame:
+    rows = [
+        {"selection": name, "seed": 0, "step": 0 if name == "base" else 9, "suite": "s", "split": split,
+         "prompt": f"p{i}", "sample": 0, "score": score, "response_tokens": 3, "truncated": False, "format_ok": True}
+        for name, scores in SCORES.items()
+        for i, score in enumerate(scores)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def variants() -> pd.DataFrame:
+    names = ["layer-01", "layer-01.mlp", "layer-01.random"]
+    return pd.DataFrame({"selection": "layer-01", "variant": names, "change": ["whole", "part", "random"]})
+
+
+def test_contribution_is_that_of_the_table():
+    """Means .05, .95, .5, .25, .05: C = .45/.9, .2/.9, 0."""
+    facts = selections_of("base", "full", "layer-01", "layer-02")
+    found = variant_scores(responses(), facts, variants(), "selection")
+    np.testing.assert_allclose(found["score"], [0.5, 0.25, 0.05])
+    np.testing.assert_allclose(found["contribution"], [0.5, 2 / 9, 0.0], atol=1e-12)
+    assert (found["contribution_low"] <= found["contribution"]).all()
+    assert list(found["change"]) == ["whole", "part", "random"]
+
+
+def test_kept_is_against_the_run_itself():
+    """.2/.45 of the run's gain; the run keeps all of its own, whatever the full run did."""
+    scores = responses()
+    scores.loc[scores["selection"] == "full", "score"] = 0.0
+    found = kept_of_runs(scores, variants()).set_index("variant")
+    assert found.loc["layer-01", "kept"] == 1.0
+    assert found.loc["layer-01.mlp", "kept"] == pytest.approx(0.2 / 0.45)
+    assert found.loc["layer-01.mlp", "kept_low"] < 0.2 / 0.45 < found.loc["layer-01.mlp", "kept_high"]
+    assert found.loc["layer-01.random", "kept"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_what_gained_nothing_keeps_nothing_that_could_be_told():
+    scores = responses()
+    scores.loc[scores["selection"] == "layer-01", "score"] = [0.0, 0.1, 0.1, 0.0]
+    found = kept_of_runs(scores, variants()).set_index("variant")
+    assert pd.isna(found.loc["layer-01.mlp", "kept"])
+    assert "gained nothing" in found.loc["layer-01.mlp", "kept_reason"]
+
+
+def test_splits_are_apart():
+    """Final scores of the same variants are others, and the selection split's are not among them."""
+    final = responses("final")
+    final.loc[final["selection"] == "layer-01.mlp", "score"] = 0.5
+    both = pd.concat([responses(), final])
+    facts = selections_of("base", "full", "layer-01")
+    for split, expected in (("selection", 0.25), ("final", 0.5)):
+        assert (
+            variant_scores(both, facts, variants(), split).set_index("variant").loc["layer-01.mlp", "score"] == expected
+        )

@@ -1,0 +1,95 @@
+"""Memory of an update: what the plan counts against what torch allocates, recorded on the meta device at real sizes."""
+
+import gc
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from layersweep.policies.model.architecture import CHUNK_BYTES, Architecture
+from layersweep.policies.model.known_models import KNOWN_MODELS
+from layersweep.policies.model.token_logprobs import LogprobHead
+from layersweep.policies.model.tree_batch import MicroBatch
+from layersweep.policies.model.trunk import Policy, Trunk
+from layersweep.policies.selection import Selection
+from layersweep.workers.training.micro_batch_size import activation_bytes
+from tests.helpers.allocations import Allocations
+
+PROMPT, RESPONSE = 256, 3072
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Chunks of logits as on GPUs, and torch's own kernel for attention under a mask there."""
+    monkeypatch.setitem(CHUNK_BYTES, "meta", CHUNK_BYTES["cuda"])
+
+    def efficient(query, key, value, attn_mask, dropout_p, scale, is_causal):
+        added = attn_mask.expand(*query.shape[:-1], key.shape[-2])
+        return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, added, True, scale=scale)[0]
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", efficient)
+
+
+def trunk_of(name: str, layers: int) -> tuple[Trunk, Architecture]:
+    config = dict(KNOWN_MODELS[name]) | {"num_hidden_layers": layers}
+    kind = {"Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}[config["architectures"][0]]
+    config.pop("layer_types", None)
+    full = AutoConfig.for_model(kind, **{k: v for k, v in config.items() if k != "architectures"})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(full, dtype=torch.bfloat16)
+    return Trunk(model), Architecture.from_config(config)
+
+
+def test_the_head_of_a_large_vocabulary_takes_less_than_a_gibibyte(as_on_a_gpu):
+    """Of 3,072 tokens and 151,936 entries, whose logits in float32 are 1.74 GiB; the head's gradient apart."""
+    for trained in (False, True):
+        with torch.device("meta"):
+            head = LogprobHead(2048, 151_936, bias=False).to(torch.bfloat16).requires_grad_(trained)
+            hidden = torch.empty(3072, 2048, dtype=torch.bfloat16, requires_grad=True)
+            target = torch.zeros(3072, dtype=torch.long)
+        with Allocations() as made:
+            head(hidden, target)[0].sum().backward()
+        assert made.peak - trained * head.weight.nbytes < 2**30
+
+
+def batch() -> MicroBatch:
+    """One response."""
+    tokens = PROMPT + RESPONSE
+    ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+    flat = torch.zeros(RESPONSE, dtype=torch.long, device="meta")
+    mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device="meta")
+    return MicroBatch(ids, ids.clone(), mask, flat, flat.clone(), flat.clone(), flat.clone())
+
+
+def peak(trunk: Trunk, selection: Selection, checkpointing: bool) -> int:
+    """Bytes allocated at once by a forward and a backward pass, beside weights and their gradients."""
+    policy, given = Policy(trunk, selection), batch()
+    policy.checkpointing = checkpointing
+    hidden = None if selection.trains_all else trunk.prefix(given, policy.start)
+    for parameter in policy.parameters():
+        parameter.grad_dtype, parameter.grad = torch.float32, torch.zeros_like(parameter, dtype=torch.float32)
+    gc.collect()
+    with Allocations() as made:
+        logp, _ = policy(given, hidden, 1.0)
+        logp.sum().backward()
+    return made.peak
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("name", "selection"),
+    [
+        ("Qwen/Qwen3-1.7B-Base", Selection.layer(0)),
+        ("Qwen/Qwen3-1.7B-Base", Selection.layer(7)),
+        ("Qwen/Qwen3-1.7B-Base", Selection.full()),
+        ("Qwen/Qwen2.5-Math-1.5B", Selection.layer(4)),
+        ("Qwen/Qwen3-8B-Base", Selection.full()),
+    ],
+    ids=lambda x: getattr(x, "name", x),
+)
+def test_the_plan_counts_what_an_update_takes(as_on_a_gpu, name, selection, checkpointing):
+    trunk, shape = trunk_of(name, 8)
+    counted = activation_bytes(shape, selection, 2, PROMPT + RESPONSE, gpu=True, checkpointing=checkpointing)
+    found = peak(trunk, selection, checkpointing)
+    print(f"{name} {selection.name} {checkpointing} {found / 2**20:.0f} MiB, counted {counted / 2**20:.0f}")
+    assert counted == pytest.approx(found, rel=0.1)
