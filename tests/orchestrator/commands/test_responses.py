@@ -74,8 +74,7 @@ def sweep(tmp_path, tokenizer):  # noqa: F811
                 asked = (engine, run, step, suite.name, "selection", 0, suite.samples, greedy)
                 collector.record_scores(name, 0, step, asyncio.run(worker.evaluate(*asked)))
         if run is not None:
-            row = dict.fromkeys((column.name for column in STEPS.columns[3:]), 0.5) | {"lost_episodes": 0, "tokens": 9,
-                "overlong_prompts": 0, "pushed_bytes": 1, "given_up_episodes": 0, "cut_observations": 0}  # fmt: skip
+            row = {column.name: 0.5 if column.type == "float64" else 1 for column in STEPS.columns[3:]}
             collector.commit(name, 0, 2, {}, [{"step": k} | row for k in range(2)], 1.5, 2)
         collector.update_run(name, 0, status="completed")
     collector.write()
@@ -119,7 +118,8 @@ def test_another_grader_gives_the_tables_of_its_scores(sweep, monkeypatch, capsy
     """One that takes the first digit for enough: a lone 0 is right where the sorted digits begin with it."""
 
     def lenient(self, prompt, response):
-        return Score(float(response.text[:1] == prompt.truth[:1]), True, answer=response.text)
+        right, length = float(response.text[:1] == prompt.truth[:1]), float(len(response.text))
+        return Score(right, True, answer=response.text, numbers={"length": length})
 
     monkeypatch.setattr(SortDigits, "_score", lenient)
     found = rescore(str(sweep))
@@ -128,6 +128,7 @@ def test_another_grader_gives_the_tables_of_its_scores(sweep, monkeypatch, capsy
     assert found.changed == int(((scores["score"] == 0) & (zero == 1)).sum()) > 0
     expected = scores.assign(score=np.maximum(scores["score"], zero), format_ok=True)
     expected["answer"] = expected["answer"].fillna("0")
+    expected["reward.length"] = expected["response_tokens"] - 1.0
     pd.testing.assert_frame_equal(SCORES.read(f"{found.folder}/scores.parquet"), SCORES.frame(expected))
     runs = pd.DataFrame([run_facts(name) | {"status": "completed", "reason": None} for name in RIGHT])
     table = sweep_table(CONSTANTS, runs, STEPS.read(str(sweep / "steps.parquet")), expected)
