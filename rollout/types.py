@@ -189,6 +189,14 @@ def verdict_columns(scores: Sequence[Score]) -> dict[str, np.ndarray]:
     }
 
 
+def reward_columns(scores: Sequence[Score]) -> dict[str, np.ndarray]:
+    """The named numbers of scores by column, float64 [scores]; NaN where a response has none of this name."""
+    import numpy as np
+
+    names = sorted({name for score in scores for name in score.numbers})
+    return {f"reward.{name}": np.array([score.numbers.get(name, np.nan) for score in scores]) for name in names}
+
+
 def stable_seed(*parts: object) -> int:
     """A seed from a name: 48 bits of BLAKE2b, the same on every machine and in every process."""
     return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=6).digest())

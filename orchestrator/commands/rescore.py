@@ -21,7 +21,7 @@ from layersweep.orchestrator.statistics.contribution_table import sweep_table
 from layersweep.orchestrator.statistics.score_arrays import GREEDY
 from layersweep.orchestrator.statistics.suite_table import suite_table
 from layersweep.policies.selection import parse_run_name
-from layersweep.rollout.types import Response, verdict_columns
+from layersweep.rollout.types import Response, reward_columns, verdict_columns
 from layersweep.workers.storage.files import write_atomically
 from layersweep.workers.storage.responses import TRAIN, KeptFile, kept_files, kept_prompts
 from layersweep.workers.storage.run_store import RunStore, runs_of
@@ -67,9 +67,12 @@ def rescore(folder: str, overrides: Mapping[str, Any] | None = None) -> Rescored
     if not files:
         raise SpecError([f"{folder}: no evaluated responses are kept there; `responses` in the spec says which are"])
     judged = pd.concat([_judged(folder, file, graders) for file in files], ignore_index=True)
-    known = scores.drop(columns=JUDGED).merge(judged, on=KEY, how="left", indicator=True, validate="one_to_one")
+    decided = [
+        name for name in scores if name in JUDGED or name not in SCORES.types
+    ]  # named rewards have no line there
+    known = scores.drop(columns=decided).merge(judged, on=KEY, how="left", indicator=True, validate="one_to_one")
     there = (known.pop("_merge") == "both").to_numpy()
-    after_scores = SCORES.frame(known[there].reset_index(drop=True)[list(SCORES.types)])
+    after_scores = SCORES.frame(known[there].reset_index(drop=True))
     runs = _runs(folder, before)
     constants = {name: before[name].iloc[0] for name in CONSTANT}
     seed_sd = spec.evaluation.seed_sd
@@ -163,6 +166,7 @@ def _judged(folder: str, file: KeptFile, graders: dict[str, Any]) -> pd.DataFram
         {
             "selection": selection, "seed": seed, "step": file.step, "suite": file.suite, "split": file.split,
             "prompt": kept["prompt"], "sample": kept["sample"], **verdict_columns(given),
+            **reward_columns(given),
         }
     )  # fmt: skip
 

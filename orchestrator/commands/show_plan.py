@@ -85,7 +85,7 @@ def _seeds(plan: Plan) -> dict[str, str]:
         found = seeds_needed(scores, table, plan.spec.evaluation.seed_sd)
     except (OSError, ValueError) as error:
         return {"more seeds": f"cannot be told: {error}"}
-    return {"more seeds": seeds_text(found)}
+    return {"more seeds": seeds_text(found).removeprefix("Seeds needed: ")}
 
 
 def _search(plan: Plan) -> dict[str, str]:

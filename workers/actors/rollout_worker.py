@@ -28,6 +28,7 @@ from layersweep.rollout.types import (
     Score,
     ScoredResponses,
     Split,
+    reward_columns,
     seeds_for,
     verdict_columns,
 )
@@ -287,12 +288,6 @@ class RolloutWorker:
         responses = [Response(text, bool(end)) for text, end in zip(texts, done.finished, strict=True)]
         asked = [prompts[i // samples] for i in range(len(responses))]
         return texts, *await asyncio.to_thread(_timed_score, task, asked, responses)
-
-
-def reward_columns(scores: Sequence[Score]) -> dict[str, np.ndarray]:
-    """The named numbers of scores by column, float64 [scores]; NaN where a response has none of this name."""
-    names = sorted({name for score in scores for name in score.numbers})
-    return {f"reward.{name}": np.array([score.numbers.get(name, np.nan) for score in scores]) for name in names}
 
 
 def cut_at_stop(text: str, stop: Sequence[str], include: bool) -> str:

@@ -1,6 +1,7 @@
 """Kept responses: which are kept, what is printed of them, and the tables that come of scoring them once more."""
 
 import asyncio
+import shutil
 from functools import partial
 
 import numpy as np
@@ -73,7 +74,11 @@ def sweep(tmp_path, tokenizer):  # noqa: F811
                 asked = (engine, run, step, suite.name, "selection", 0, suite.samples, greedy)
                 collector.record_scores(name, 0, step, asyncio.run(worker.evaluate(*asked)))
         if run is not None:
+<<<<<<< HEAD
             row = {column.name: 0.5 if column.type == NUMBER else 9 for column in STEPS.columns[3:]}
+=======
+            row = {column.name: 0.5 if column.type == "float64" else 1 for column in STEPS.columns[3:]}
+>>>>>>> stats
             collector.commit(name, 0, 2, {}, [{"step": k} | row for k in range(2)], 1.5, 2)
         collector.update_run(name, 0, status="completed")
     collector.write()
@@ -117,7 +122,8 @@ def test_another_grader_gives_the_tables_of_its_scores(sweep, monkeypatch, capsy
     """One that takes the first digit for enough: a lone 0 is right where the sorted digits begin with it."""
 
     def lenient(self, prompt, response):
-        return Score(float(response.text[:1] == prompt.truth[:1]), True, answer=response.text)
+        right, length = float(response.text[:1] == prompt.truth[:1]), float(len(response.text))
+        return Score(right, True, answer=response.text, numbers={"length": length})
 
     monkeypatch.setattr(SortDigits, "_score", lenient)
     found = rescore(str(sweep))
@@ -126,6 +132,7 @@ def test_another_grader_gives_the_tables_of_its_scores(sweep, monkeypatch, capsy
     assert found.changed == int(((scores["score"] == 0) & (zero == 1)).sum()) > 0
     expected = scores.assign(score=np.maximum(scores["score"], zero), format_ok=True)
     expected["answer"] = expected["answer"].fillna("0")
+    expected["reward.length"] = expected["response_tokens"] - 1.0
     pd.testing.assert_frame_equal(SCORES.read(f"{found.folder}/scores.parquet"), SCORES.frame(expected))
     runs = pd.DataFrame([run_facts(name) | {"status": "completed", "reason": None} for name in RIGHT])
     table = sweep_table(CONSTANTS, runs, STEPS.read(str(sweep / "steps.parquet")), expected)
@@ -199,6 +206,15 @@ def test_only_wrong_ones(sweep, capsys):
     assert main(["responses", str(sweep), "--suite", "six"]) == 2
     assert main(["responses", str(sweep.parent)]) == 2
     assert "no responses are kept there" in capsys.readouterr().err
+
+
+def test_the_last_evaluation_is_shown_unless_another_is_named(sweep):
+    run = sweep / "responses" / "run=layer-03-seed0"
+    shutil.copytree(run / "step=000003", run / "step=000002")
+    for step, shown in ((None, 3), (2, 2), (3, 3)):
+        found = find_responses(str(sweep), ["layer-03-seed0"], step=step)
+        assert set(found["step"]) == {shown} and len(found) == 40 * 4 + 40 + 20 * 2 + 20
+    assert set(find_responses(str(sweep), ["base"], split="selection")["selection"]) == {"base"}
 
 
 @pytest.mark.parametrize(
