@@ -74,11 +74,7 @@ def sweep(tmp_path, tokenizer):  # noqa: F811
                 asked = (engine, run, step, suite.name, "selection", 0, suite.samples, greedy)
                 collector.record_scores(name, 0, step, asyncio.run(worker.evaluate(*asked)))
         if run is not None:
-<<<<<<< HEAD
             row = {column.name: 0.5 if column.type == NUMBER else 9 for column in STEPS.columns[3:]}
-=======
-            row = {column.name: 0.5 if column.type == "float64" else 1 for column in STEPS.columns[3:]}
->>>>>>> stats
             collector.commit(name, 0, 2, {}, [{"step": k} | row for k in range(2)], 1.5, 2)
         collector.update_run(name, 0, status="completed")
     collector.write()
