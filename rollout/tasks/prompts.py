@@ -4,10 +4,11 @@ import json
 import random
 from collections.abc import Sequence
 from contextlib import closing
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from layersweep.policies.strict import written_as
 from layersweep.policies.user_code import UserCode
 from layersweep.rollout.data.prompt_data import DataConfig, PromptData, ground_truth, json_like
 from layersweep.rollout.subprocess_pool import Failure, LimitedCalls
@@ -30,7 +31,7 @@ class RewardConfig(UserCode):
     """Further keyword arguments of every call."""
     weight: float = 1.0
     """Factor of its score in the reward."""
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    name: Annotated[str, written_as(r"[A-Za-z0-9_.-]{1,64}", "1 to 64 letters, digits, `_`, `.`, `-`")] | None = None
     """Name in the tables, where there are several; null is the function's own."""
 
     @property
