@@ -217,13 +217,19 @@ def test_a_search_without_room_for_all_and_the_best_of_it_together(tmp_path):
 
 
 def test_a_run_that_collapses_fails_alone(tmp_path):
-    """A learning rate of 1e30 makes the layer's weights overflow at the second optimizer step: marked failed with
-    the reason, the full run completes, exit code 1."""
+    """A learning rate of 1e9 and a weight decay of 1 multiply the layer's weights by 1e9 at each optimizer step, and
+    the fifth of eight overflows: marked failed with the reason, the full run completes, exit code 1."""
     folder = sweep(
         tmp_path,
         1,
         layers=[2],
-        training={"steps": 2, "warmup_steps": 0, "learning_rate": {"layer": 1e30, "full": 3e-4}},
+        training={
+            "steps": 2,
+            "warmup_steps": 0,
+            "epochs": 8,
+            "weight_decay": 1.0,
+            "learning_rate": {"layer": 1e9, "full": 1e-5},
+        },
     )
     table = pd.read_parquet(folder / "contribution.parquet").set_index("selection")
     assert table["status"].to_dict() == {"base": "completed", "full": "completed", "layer-02": "failed"}

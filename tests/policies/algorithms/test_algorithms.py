@@ -274,9 +274,9 @@ def loss_and_gradients(policy, algorithm, data, micro_tokens, rows=None, noise=F
         padding += int(unused.sum())
         if noise:
             micro.input_ids[unused] = torch.randint(2, 32, (int(unused.sum()),))
-        hidden = policy.trunk.prefix(micro, policy.start)
-        logp, _ = policy(micro, hidden, 1.0)
-        ref = policy.trunk.reference(micro, hidden, policy.start, 1.0)
+        below = policy.trunk.prefix(micro, policy.start or 0)
+        logp, _ = policy(micro, None if policy.start is None else below, 1.0)
+        ref = policy.trunk.reference(micro, below, policy.start or 0, 1.0)
         row = micro.response
         terms = loss_of(algorithm, logp, old_logp[micro.token], advantage[row], weight[row], ref)
         terms.loss.backward()
