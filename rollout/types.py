@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # tasks import this module, and import nothing heavy
@@ -45,6 +45,7 @@ class Score:
     """Reward, in [0, 1] for the tasks of the study (binary: right or wrong)."""
     format_ok: bool
     """Whether an answer could be read from the response at all, right or wrong."""
+    _: KW_ONLY
     judged: bool = True
     """Whether there was a verdict; False where judging ran out of time or memory, or failed, and the reward is 0."""
     numbers: dict[str, float] = field(default_factory=dict)

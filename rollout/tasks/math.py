@@ -76,7 +76,7 @@ class MathTask:
             right = any(verdicts[pair] is True for pair in each or ()) or _stated(prompt, response)
             judged = right or not failed.keys() & set(each or ())
             answer = canonical(each[0][1]) if each else None
-            scores.append(Score(float(right), right or each is not None, judged, answer))
+            scores.append(Score(float(right), right or each is not None, judged=judged, answer=answer))
         return scores
 
     def _pairs(self, prompt: Prompt, response: Response) -> list[tuple[str, str]] | None:

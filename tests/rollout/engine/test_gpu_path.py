@@ -63,7 +63,7 @@ def test_an_engine_over_two_workers_serves_its_shards(wide_folder):
 
 @pytest.mark.slow
 def test_two_workers_with_one_shard_are_refused(wide_folder):
-    assert "selfcheck-0: log-probabilities differ" in elsewhere("wrong_shard", wide_folder)["refused"]
+    assert ": log-probabilities differ" in elsewhere("wrong_shard", wide_folder)["refused"]
 
 
 def test_a_request_whose_run_is_not_known_is_no_request_of_the_base():
