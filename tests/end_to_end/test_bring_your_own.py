@@ -84,6 +84,7 @@ def test_a_reward_rows_and_a_spec_are_enough(finished):
         assert said.count("RuntimeError: not this one") == 1 and "my_rewards.py" in said
 
 
+@pytest.mark.long
 def test_the_same_reward_in_trls_signature_gives_the_same_table(finished):
     folder, _ = finished
     other = folder_with(folder.parent / "trl", TRL)

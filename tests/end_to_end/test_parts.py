@@ -67,6 +67,7 @@ def test_a_variant_at_full_strength_is_its_run(finished):
     assert set(rows.loc[rows["rule"] == "given", "size"]) == {1, 2}
 
 
+@pytest.mark.long
 def test_dissection_goes_on_where_it_was(finished):
     """Pieces of one run, then the table of the same without scoring anything again."""
     first = run("dissect", str(finished), "layers-00-03")

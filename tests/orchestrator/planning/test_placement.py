@@ -113,6 +113,7 @@ def test_a_gang_is_placed_together_or_not_at_all():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_crew_that_waits_for_two_places_is_not_overtaken(tmp_path):
     """Both of two CPUs are taken when full asks for two ranks of 0.95, and after it a layer for 0.9. Once one CPU is
     free it stays free; once both are, full has them, and then the layer."""
