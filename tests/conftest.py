@@ -39,11 +39,8 @@ def trunk(model_folder):
 @pytest.fixture(scope="session")
 def one_rank():
     """The process group of a trainer with one rank; here, since a process can have one only."""
-    import torch
-
     from layersweep.workers.training.distributed import prepare, serve_store
 
     store = serve_store()
-    if not torch.distributed.is_initialized():  # by vLLM, where its engine runs in this process
-        prepare(0, 1, "127.0.0.1", store.port, gpu=False)
+    prepare(0, 1, "127.0.0.1", store.port, gpu=False)
     yield

@@ -37,8 +37,10 @@ def prepare(rank: int, ranks: int, address: str, port: int, gpu: bool) -> None:
         # init_distributed would compile a shared-memory op for over a minute, and a process killed meanwhile leaves a
         # lock that hangs the next one; gloo does the same work.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    store, backend = dist.TCPStore(address, port, is_master=False, timeout=timeout), "nccl" if gpu else "gloo"
-    # A group of one has no peer: bound to a device, torch would split a communicator for every group made later.
-    device = torch.device("cuda", 0) if gpu and ranks > 1 else None
-    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout, device_id=device)
+    backend = "nccl" if gpu else "gloo"
+    if not dist.is_initialized():  # as it is where an engine runs in the same process
+        store = dist.TCPStore(address, port, is_master=False, timeout=timeout)
+        # A group of one has no peer: bound to a device, torch would split a communicator for every group made later.
+        device = torch.device("cuda", 0) if gpu and ranks > 1 else None
+        dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout, device_id=device)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)  # takes the group over
