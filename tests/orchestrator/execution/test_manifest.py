@@ -31,3 +31,10 @@ def test_a_store_that_does_not_answer_is_refused_with_the_advice_to_resume(folde
 def test_a_damaged_manifest_is_refused_with_the_advice_to_start_again(folder):
     with pytest.raises(SpecError, match="is damaged: .*; the sweep cannot go on, start it again"):
         resume_sweep(folder, None, None)
+
+
+def test_a_folder_of_another_name_than_the_spec_is_refused(folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(manifest.SweepManifest, "load", lambda folder: "a manifest")
+    (tmp_path / "demo").rename(tmp_path / "copy")
+    with pytest.raises(SpecError, match="copy holds the sweep 'copy', the spec is of 'demo'; name both alike"):
+        resume_sweep(str(tmp_path / "copy"), None, None)
