@@ -74,7 +74,7 @@ def open_sweep(folder: str, overrides: Mapping[str, Any] | None = None) -> Finis
     spec = load_spec(f"{folder}/sweep.yaml", overrides)
     output, _, name = folder.rpartition("/")
     if name != spec.name:
-        raise SpecError([f"name: {folder} holds the sweep {name!r}, its spec is of {spec.name!r}"])
+        raise SpecError([f"name: the sweep in {folder} is {spec.name!r} by its spec; name the folder so too"])
     spec = spec.model_copy(update={"output": output})  # where it is now: it may have been moved
     try:
         table = read_profile(folder)

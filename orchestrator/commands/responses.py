@@ -41,11 +41,11 @@ def find_responses(
     if strange := [name for name in runs if not any(name in (run, selections[run][0]) for run in known)]:
         names = ", ".join(dict.fromkeys(selection for selection, _ in selections.values()))
         raise SpecError([f"{strange[0]}: no responses of it are kept; there are {names}"])
+    of_runs = [file for file in files if not runs or file.run in runs or selections[file.run][0] in runs]
     wanted = [
         file
-        for file in files
-        if (not runs or file.run in runs or selections[file.run][0] in runs)
-        and (suite is None or file.suite == suite)
+        for file in of_runs
+        if (suite is None or file.suite == suite)
         and (split is None or file.split == split)
         and (seed is None or selections[file.run][1] == seed)
         and (step is None or file.step == step)
@@ -61,7 +61,17 @@ def find_responses(
     if prompt is not None:
         found = found[found["prompt"] == prompt]
     if not len(found):
-        raise SpecError([f"{folder}: no kept response is of that description"])
+        kept = {
+            "split": {file.split for file in of_runs},
+            "suite": {file.suite for file in of_runs if file.suite},
+            "seed": {selections[file.run][1] for file in of_runs},
+            "step": {file.step for file in of_runs},
+        }
+        there = "; ".join(f"--{option} {', '.join(map(str, sorted(values)))}" for option, values in kept.items())
+        raise SpecError([
+            f"{folder}: no kept response is of that description; of these runs there are {there} "
+            "(`responses` in the spec says what is kept)"
+        ])  # fmt: skip
     place = {name: at for at, name in enumerate(runs)}
     order = [place.get(name, len(place)) for name in found["selection"]]
     found = found.assign(order=order).sort_values(

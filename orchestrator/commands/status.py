@@ -13,7 +13,7 @@ from rich.text import Text
 from layersweep.orchestrator.remote.ray_jobs import Job
 from layersweep.orchestrator.remote.sweep_view import SweepView
 from layersweep.orchestrator.report.format import interval_text, number_text, wide_console
-from layersweep.orchestrator.report.terminal_table import interval_title
+from layersweep.orchestrator.report.terminal_table import interval_title, without_contribution
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.yaml_core import read_yaml
 from layersweep.policies.selection import parse_run_name
@@ -104,7 +104,10 @@ def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
         lines.append(f"engines {'; '.join(engines)}")
     shown = [Text("\n".join(lines))]
     if table is not None:
+        steps = STEPS.frame([]) if steps is None else steps  # a copied table alone
         shown.append(overview(table, steps, _spec(sweep, spec)["training"]["steps"], locations))
+        if over and (said := without_contribution(table)):
+            shown.append(Text(said))
     return Group(*shown), over, failed
 
 

@@ -92,7 +92,7 @@ def resume_sweep(
         raise SpecError([f"{folder}: no sweep has begun there; start it with `layersweep run`"])
     output, _, name = folder.rpartition("/")
     if name != wanted.name:
-        raise SpecError([f"name: {folder} holds the sweep {name!r}, the spec is of {wanted.name!r}"])
+        raise SpecError([f"name: {folder} holds the sweep {name!r}, the spec is of {wanted.name!r}; name both alike"])
     wanted = wanted.model_copy(update={"output": output})  # where it is now: it may have been moved
     plan = make_plan(wanted)
     check_owner(folder)

@@ -105,7 +105,9 @@ class SweepManifest:
         """
         if problems := list(self._differences(plan)):
             raise SpecError(problems)
-        return self.finished and _dump(plan.spec) == with_moved_code(self.spec, _dump(plan.spec))
+        asked = _dump(plan.spec)
+        done = with_moved_code(self.spec, asked) | {"output": asked["output"]}  # its folder may have been moved
+        return self.finished and asked == done
 
     def record_base_digest(self, digest: str) -> None:
         """Record the digest of the base's weights, which the first trainer reports."""

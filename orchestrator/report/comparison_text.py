@@ -25,8 +25,8 @@ def explanation(pairs: pd.DataFrame, profiles: Sequence[Profile]) -> str:
             f"{low} to {high} in {name}" if low < high else f"{low} in {name}" for name, (low, high) in taken.items()
         )
         said += (
-            f" The layers' runs took unequal numbers of optimizer steps: {', '.join(ranges)}. A batch whose responses "
-            "are all scored alike takes none, so this is part of what differs."
+            f" The layers' runs took unequal numbers of optimizer steps: {', '.join(ranges)}. This is part of what "
+            "differs, whether the specs ask for it or batches were left out whose responses are all scored alike."
         )
     return said
 

@@ -14,6 +14,13 @@ def interval_title(table: Any) -> str:
     return "95 %" if not (said := one_run_each(seeds_trained(table))) else "95 %,\n" + said.replace(" run", "\nrun")
 
 
+def without_contribution(table: Any) -> str:
+    """Say why completed runs have no C; empty where all have one."""
+    bare = table[(table["status"] == "completed") & (table["kind"] != "trial") & table["contribution"].isna()]
+    reasons = bare["contribution_reason"].dropna().unique()
+    return f"No contribution: {'; '.join(reasons)}." if len(reasons) else ""
+
+
 def show_table(table: Any) -> None:
     """The contribution table on the terminal."""
     interval = interval_title(table)
@@ -29,3 +36,5 @@ def show_table(table: Any) -> None:
     console.print(shown)
     if (table["status"] == "pruned").any():
         console.print("The contribution of a pruned layer is an extrapolation, from the step where it stopped.")
+    if said := without_contribution(table):
+        console.print(said)

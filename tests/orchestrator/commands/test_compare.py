@@ -98,6 +98,7 @@ def test_unequal_numbers_of_optimizer_steps_are_said(tmp_path, capsys):
     assert main(["compare", paths[0], paths[1]]) == 0
     words = " ".join(capsys.readouterr().out.split())
     assert "took unequal numbers of optimizer steps: 30 in one, 28 to 30 in two." in words
+    assert "whether the specs ask for it or batches were left out" in words
     assert main(["compare", paths[0], paths[2]]) == 0
     assert "optimizer steps" not in capsys.readouterr().out
 

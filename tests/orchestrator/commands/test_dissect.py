@@ -86,6 +86,12 @@ def test_completed_runs_with_their_weights_are_found(finished):
     assert found.order(["layer-01", "layer-04"]) == ["layer-04", "layer-01"]
 
 
+def test_a_sweep_s_folder_that_was_renamed_is_refused(finished, capsys):
+    renamed = finished.rename(finished.parent / "copy")
+    assert main(["dissect", str(renamed)]) == 2
+    assert f"the sweep in {renamed} is 'demo' by its spec; name the folder so too" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [

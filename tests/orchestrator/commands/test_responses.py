@@ -199,6 +199,9 @@ def test_only_wrong_ones(sweep, capsys):
     assert "40 of 160 responses, to 40 prompts" in printed and "right (" not in printed
     assert main(["responses", str(sweep), "--run", "layer-04"]) == 2
     assert "layer-04: no responses of it are kept; there are base, full, layer-00, layer-03" in capsys.readouterr().err
+    assert main(["responses", str(sweep), "--run", "layer-03", "--split", "train"]) == 2
+    there = "there are --split selection; --suite five, five@greedy, four, four@greedy; --seed 0; --step 3 "
+    assert there in capsys.readouterr().err
     assert main(["responses", str(sweep), "--suite", "six"]) == 2
     assert main(["responses", str(sweep.parent)]) == 2
     assert "no responses are kept there" in capsys.readouterr().err

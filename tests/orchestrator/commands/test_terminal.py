@@ -36,6 +36,29 @@ def test_the_final_table_of_a_failed_sweep(capsys, reason):
     assert f"failed: {reason} " in shown and f"layers{reason} " in shown
 
 
+def test_why_there_is_no_contribution(tmp_path, capsys):
+    """Said once, of completed runs alone: a full run that gained nothing leaves empty cells."""
+    rows = [
+        {"sweep": "s", "selection": name, "kind": kind, "status": status, "contribution_reason": reason}
+        for name, kind, status, reason in (
+            ("base", "base", "completed", "the full run [/] gained nothing"),
+            ("full", "full", "completed", "the full run [/] gained nothing"),
+            ("layer-00", "layer", "failed", "no scores"),
+            ("layer-trial", "trial", "completed", "a trial of a learning rate"),
+        )
+    ]
+    table = CONTRIBUTION.frame(rows)
+    show_table(table)
+    assert capsys.readouterr().out.endswith("\nNo contribution: the full run [/] gained nothing.\n")
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"name": "demo", "training": {"steps": 3}}))
+    with open(tmp_path / "contribution.parquet", "wb") as file:
+        CONTRIBUTION.write(table, file)
+    assert main(["status", str(tmp_path)]) == 1  # a run failed; there is no steps.parquet
+    assert capsys.readouterr().out.count("No contribution: the full run [/] gained nothing.") == 1
+    show_table(table.assign(contribution=0.5))
+    assert "No contribution" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("reason", REASONS)
 def test_status_in_a_folder_with_brackets(tmp_path, capsys, reason):
     folder = tmp_path / "lr[2e-3]" / "demo"

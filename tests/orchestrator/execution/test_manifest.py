@@ -4,6 +4,7 @@ import pytest
 
 from layersweep.orchestrator.execution import manifest
 from layersweep.orchestrator.execution.launch import resume_sweep
+from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import load_spec
 from layersweep.orchestrator.spec.yaml_core import write_yaml
@@ -31,3 +32,27 @@ def test_a_store_that_does_not_answer_is_refused_with_the_advice_to_resume(folde
 def test_a_damaged_manifest_is_refused_with_the_advice_to_start_again(folder):
     with pytest.raises(SpecError, match="is damaged: .*; the sweep cannot go on, start it again"):
         resume_sweep(folder, None, None)
+
+
+def test_a_folder_of_another_name_than_the_spec_is_refused(folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(manifest.SweepManifest, "load", lambda folder: "a manifest")
+    (tmp_path / "demo").rename(tmp_path / "copy")
+    with pytest.raises(SpecError, match="copy holds the sweep 'copy', the spec is of 'demo'; name both alike"):
+        resume_sweep(str(tmp_path / "copy"), None, None)
+
+
+def test_a_finished_sweep_that_was_moved_has_nothing_left_to_do(tmp_path, capsys):
+    """The same folder elsewhere is done; a seed more is not."""
+    plan = make_plan(load_spec("deploy/sweeps/demo.yaml", {"output": str(tmp_path / "before")}))
+    manifest.SweepManifest.begin(plan).finish()
+    (tmp_path / "before" / "demo" / "sweep.yaml").write_text(write_yaml(plan.spec.model_dump(mode="json")))
+    (tmp_path / "before").rename(tmp_path / "after")
+    moved = str(tmp_path / "after" / "demo")
+    same, more = (
+        make_plan(load_spec("deploy/sweeps/demo.yaml", {"output": str(tmp_path / "after"), "seeds": seeds}))
+        for seeds in ([0], [0, 1])
+    )
+    found = manifest.SweepManifest.load(moved)
+    assert found.asks_no_more_than_done(same) and not found.asks_no_more_than_done(more)
+    assert resume_sweep(moved, None, None) == 0
+    assert f"nothing to do: all of {moved} is done" in capsys.readouterr().out
