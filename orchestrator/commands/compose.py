@@ -98,7 +98,7 @@ def composition_table(finished: FinishedSweep, stacks: Sequence[Stack], scores: 
     Args:
         scores: the content of scores.parquet, of base, runs and variants.
     """
-    rows = []
+    rows, seed_sd = [], finished.spec.evaluation.seed_sd
     for split in ("selection", "final"):
         own = [stack for stack in stacks if stack.split == split]
         columns = {
@@ -107,7 +107,9 @@ def composition_table(finished: FinishedSweep, stacks: Sequence[Stack], scores: 
             "size": [len(stack.members) for stack in own], "strength": [stack.strength for stack in own],
         }  # fmt: skip
         if own:
-            rows.append(variant_scores(scores, finished.table, pd.DataFrame(columns), split).assign(split=split))
+            rows.append(
+                variant_scores(scores, finished.table, pd.DataFrame(columns), split, seed_sd).assign(split=split)
+            )
     table = pd.concat(rows, ignore_index=True)
     facts = finished.change_facts(list(table["variant"].unique()))
     return table.join(facts, on="variant").drop(columns="variant").drop_duplicates(["stack", "rule", "split"])

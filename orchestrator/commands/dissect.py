@@ -102,7 +102,9 @@ def dissection_table(finished: FinishedSweep, pieces: Sequence[Piece], scores: p
     variants = pd.DataFrame(rows, columns=["selection", "variant", "change", "part", "amount"])
     order = variants["selection"].map(whole.index)
     variants = variants.iloc[order.argsort(kind="stable")].reset_index(drop=True)
-    variants = kept_of_runs(scores, variant_scores(scores, finished.table, variants, "selection"))
+    runs, seed_sd = finished.table, finished.spec.evaluation.seed_sd
+    variants = variant_scores(scores, runs, variants, "selection", seed_sd)
+    variants = kept_of_runs(scores, runs, variants, "selection", seed_sd)
     table = variants.join(finished.change_facts(list(variants["variant"])), on="variant")
     of_runs = table["variant"].map(finished.table.set_index("selection")["update_norm"])
     return table.assign(change_norm=table["change_norm"].fillna(of_runs))

@@ -111,7 +111,7 @@ class ScoredRuns:
         self.runs, self.seeds, self.response_stats = scored.runs, scored.seeds, scored.response_stats
         self.means = intervals.seed_means(scored.suites)
         self.untruncated_means = intervals.seed_means(scored.untruncated_suites)
-        trained = [self.runs[run] for run in last.items() if run[0] != "base"]
+        trained = [self.runs[run] for run in last.items() if facts[run[0]].kind not in ("base", "variant")]
         self.seed = intervals.seed_variance(scored.suites, trained, seed_sd)
         self.t = intervals.critical(self.seed.dof)
 

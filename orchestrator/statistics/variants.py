@@ -10,41 +10,53 @@ SCORED = (
 )  # fmt: skip
 
 
-def variant_scores(scores: pd.DataFrame, facts: pd.DataFrame, variants: pd.DataFrame, split: str) -> pd.DataFrame:
+def variant_scores(
+    scores: pd.DataFrame, facts: pd.DataFrame, variants: pd.DataFrame, split: str, seed_sd: float | None = None
+) -> pd.DataFrame:
     """Add the columns SCORED to a table of variants: as the contribution table has them for runs.
 
+    What training runs differ by between seeds is taken from the sweep's runs alone: all of them, as in its own table.
+
     Args:
-        scores: the content of scores.parquet, with base, full, runs and variants.
-        facts: selection, kind and layer of base, full and runs.
+        scores: the content of scores.parquet, with base, runs and variants.
+        facts: selection, kind and layer of base and runs.
         variants: with a column `variant`, names that `scores` has as selections; those of runs may be among them.
         split: whose prompts.
+        seed_sd: as for `contribution_table`.
     """
-    others = pd.DataFrame({"selection": sorted(set(variants["variant"]) - set(facts["selection"]))})
-    known = pd.concat([facts[["selection", "kind", "layer"]], others.assign(kind="layers", layer=None)])
-    wanted = {"base", "full", *variants["variant"]}
-    table = contribution_table(scores[scores["selection"].isin(wanted)], known, split=split).set_index("selection")
+    known = _known(facts, set(variants["variant"]))
+    rows = scores[scores["selection"].isin(known["selection"])]
+    table = contribution_table(rows, known, split=split, seed_sd=seed_sd).set_index("selection")
     return variants.join(table[list(SCORED)], on="variant")
 
 
-def kept_of_runs(scores: pd.DataFrame, variants: pd.DataFrame, split: str = "selection") -> pd.DataFrame:
+def kept_of_runs(
+    scores: pd.DataFrame, facts: pd.DataFrame, variants: pd.DataFrame, split: str, seed_sd: float | None = None
+) -> pd.DataFrame:
     """Add what each variant keeps of its run's own gain: (S - S_base) / (S_run - S_base), with Fieller's interval.
 
     It is the contribution of the variant in a sweep whose full run is that run.
 
     Args:
-        scores: the content of scores.parquet, with base, runs and variants.
+        scores, facts, split, seed_sd: as for `variant_scores`.
         variants: with columns `variant` and `selection`, the run; a run is its own variant.
-        split: whose prompts.
     """
     found = []
     for selection, own in variants.groupby("selection"):
-        names = sorted(set(own["variant"]) - {selection})
-        rows = scores[scores["selection"].isin(["base", selection, *names])]
-        rows = rows.assign(selection=rows["selection"].replace(selection, "full"))
-        known = pd.DataFrame(
-            {"selection": ["base", "full", *names], "kind": ["base", "full", *["layers"] * len(names)]}
-        )
-        table = contribution_table(rows, known.assign(layer=None), split=split).set_index("selection")
+        as_full = {selection: "full"} | ({} if selection == "full" else {"full": "the full run itself"})
+        known = _known(facts, set(own["variant"]))
+        kinds = known["kind"].where(known["kind"].isin(["base", "variant"]), "layers")
+        known = known.assign(selection=known["selection"].replace(as_full), layer=None)
+        known["kind"] = kinds.where(known["selection"] != "full", "full")
+        rows = scores.assign(selection=scores["selection"].replace(as_full))
+        rows = rows[rows["selection"].isin(known["selection"])]
+        table = contribution_table(rows, known, split=split, seed_sd=seed_sd).set_index("selection")
         table = table.rename(index={"full": selection}, columns=lambda name: name.replace("contribution", "kept"))
-        found.append(table[["kept", "kept_low", "kept_high", "kept_reason"]])
+        found.append(table.loc[sorted(set(own["variant"])), ["kept", "kept_low", "kept_high", "kept_reason"]])
     return variants.join(pd.concat(found), on="variant") if found else variants
+
+
+def _known(facts: pd.DataFrame, variants: set[str]) -> pd.DataFrame:
+    """Return selection, kind and layer of the sweep's runs, and of the variants that are none of them."""
+    others = pd.DataFrame({"selection": sorted(variants - set(facts["selection"]))})
+    return pd.concat([facts[["selection", "kind", "layer"]], others.assign(kind="variant", layer=None)])

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from layersweep.orchestrator.statistics.contribution import contribution_table
 from layersweep.orchestrator.statistics.variants import kept_of_runs, variant_scores
 from tests.helpers.tables import selections_of
 
@@ -14,6 +15,9 @@ SCORES = {
     "layer-01.mlp": [0.2, 0.3, 0.3, 0.2],
     "layer-01.random": [0.0, 0.1, 0.1, 0.0],
 }
+
+
+RUNS = selections_of("base", "full", "layer-01")
 
 
 def responses(split: str = "selection") -> pd.DataFrame:
@@ -45,7 +49,7 @@ def test_kept_is_against_the_run_itself():
     """.2/.45 of the run's gain; the run keeps all of its own, whatever the full run did."""
     scores = responses()
     scores.loc[scores["selection"] == "full", "score"] = 0.0
-    found = kept_of_runs(scores, variants()).set_index("variant")
+    found = kept_of_runs(scores, RUNS, variants(), "selection").set_index("variant")
     assert found.loc["layer-01", "kept"] == 1.0
     assert found.loc["layer-01.mlp", "kept"] == pytest.approx(0.2 / 0.45)
     assert found.loc["layer-01.mlp", "kept_low"] < 0.2 / 0.45 < found.loc["layer-01.mlp", "kept_high"]
@@ -55,7 +59,7 @@ def test_kept_is_against_the_run_itself():
 def test_what_gained_nothing_keeps_nothing_that_could_be_told():
     scores = responses()
     scores.loc[scores["selection"] == "layer-01", "score"] = [0.0, 0.1, 0.1, 0.0]
-    found = kept_of_runs(scores, variants()).set_index("variant")
+    found = kept_of_runs(scores, RUNS, variants(), "selection").set_index("variant")
     assert pd.isna(found.loc["layer-01.mlp", "kept"])
     assert "gained nothing" in found.loc["layer-01.mlp", "kept_reason"]
 
@@ -70,3 +74,34 @@ def test_splits_are_apart():
         assert (
             variant_scores(both, facts, variants(), split).set_index("variant").loc["layer-01.mlp", "score"] == expected
         )
+
+
+def test_seeds_of_runs_alone_say_how_training_runs_differ():
+    """Two seeds of full and two layers: 3 degrees of freedom, whatever number of variants is scored beside them. A run
+    as its own variant has the interval of the sweep's own table, and a known seed_sd replaces the estimate."""
+    rng = np.random.default_rng(0)
+    level = {"base": 0.1, "full": 0.9, "layer-01": 0.5, "layer-02": 0.6, "layer-01.mlp": 0.3, "layer-01.random": 0.1}
+    rows = [
+        {"selection": name, "seed": seed, "step": 0 if name == "base" else 9, "suite": "s", "split": "selection",
+         "prompt": f"p{i}", "sample": 0, "score": mean + 0.1 * seed * (name != "base") + noise, "response_tokens": 3,
+         "truncated": False, "format_ok": True}
+        for name, mean in level.items()
+        for seed in range(1 if name == "base" else 2)
+        for i, noise in enumerate(rng.normal(0, 0.02, 20))
+    ]  # fmt: skip
+    scores, runs = pd.DataFrame(rows), selections_of("base", "full", "layer-01", "layer-02")
+    for seed_sd in (None, 0.05):
+        own = contribution_table(
+            scores[scores["selection"].isin(runs["selection"])], runs, split="selection", seed_sd=seed_sd
+        ).set_index("selection")
+        found = variant_scores(scores, runs, variants(), "selection", seed_sd).set_index("variant")
+        for column in ("score_low", "score_high", "contribution_low", "contribution_high"):
+            assert found.loc["layer-01", column] == own.loc["layer-01", column], column
+        # As wide as its run's: the same variance between seeds, t of as many degrees of freedom.
+        half = [found.loc[name, "score_high"] - found.loc[name, "score"] for name in ("layer-01", "layer-01.mlp")]
+        assert half[0] == pytest.approx(half[1], rel=0.05)
+    kept = kept_of_runs(scores, runs, variants(), "selection").set_index("variant")
+    assert kept.loc["layer-01", "kept"] == 1.0
+    few = variant_scores(scores, runs, variants()[:2], "selection").set_index("variant")
+    many = variant_scores(scores, runs, variants(), "selection").set_index("variant")
+    assert few.loc["layer-01.mlp", "score_low"] == many.loc["layer-01.mlp", "score_low"]
