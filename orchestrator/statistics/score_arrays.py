@@ -17,8 +17,8 @@ RESPONSE_STATS = ["response_tokens", "truncated", "format_ok", "unjudged"]
 
 
 KINDS = ("base", "full", "layer", "layers", "part", "trial", "variant")
-"""Kinds of selections, in the order of the table: `layers` train or boost several, `part` a part of some; a `variant` is
-made of other runs' weights, so it tells nothing of how training runs differ."""
+"""Kinds of selections, in the order of the table: `layers` train or boost several, `part` a part of some; a `variant`
+is made of other runs' weights, so it tells nothing of how training runs differ."""
 
 
 @dataclass(frozen=True)
