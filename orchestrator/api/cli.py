@@ -8,6 +8,7 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -349,28 +350,28 @@ def _rescore(args: argparse.Namespace) -> int:
 
 def _dissect(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.commands.dissect import dissect
-    from layersweep.orchestrator.execution.variant_scoring import VariantsFailed
 
     wanted = [word for word in args.words if not _is_override(word)]
     overrides = parse_overrides(filter(_is_override, args.words))
-    try:
-        print(dissect(args.sweep, wanted, overrides, args.address))
-    except VariantsFailed as error:
-        print(f"layersweep: {error}; what is scored is kept, the same command goes on", file=sys.stderr)
-        return 1
-    return 0
+    return _scored(lambda: dissect(args.sweep, wanted, overrides, args.address))
 
 
 def _compose(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.commands.compose import Wanted, compose
-    from layersweep.orchestrator.execution.variant_scoring import VariantsFailed
 
     stacks = [word.split("+") for word in args.words if not _is_override(word)]
     given = tuple(tuple(f"layer-{int(k):02d}" if k.isdigit() else k for k in stack) for stack in stacks)
     wanted = Wanted(given, args.best, args.pairs, args.greedy, tuple(args.strength))
     overrides = parse_overrides(filter(_is_override, args.words))
+    return _scored(lambda: compose(args.sweep, wanted, overrides, args.address))
+
+
+def _scored(score: Callable[[], object]) -> int:
+    """Print what scoring variants of finished runs gives; the exit code."""
+    from layersweep.orchestrator.execution.variant_scoring import VariantsFailed
+
     try:
-        print(compose(args.sweep, wanted, overrides, args.address))
+        print(score())
     except VariantsFailed as error:
         print(f"layersweep: {error}; what is scored is kept, the same command goes on", file=sys.stderr)
         return 1

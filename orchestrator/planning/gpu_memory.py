@@ -1,7 +1,7 @@
 """Memory of each GPU of a plan, by what takes it.
 
 Weights, gradients, moments, KV cache and overlays are counted exactly from the model's shape, activations of a trainer
-within a tenth (tests/workers/training/test_activations.py counts what torch allocates), those of an engine at most; a
+within 11 % (tests/workers/training/test_activations.py counts what torch allocates), those of an engine at most; a
 process's CUDA context is taken as half a GiB. Left out: fragmentation of torch's allocator, NCCL's buffers, and what an
 engine keeps besides its overlays while it sleeps (`rollout.sleep`).
 """

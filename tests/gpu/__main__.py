@@ -1,6 +1,6 @@
 """Run the check: each part in a process of its own, a table at the end; exit code 1 where one has failed.
 
-python -m tests.gpu                        # on a GPU: a random model of Qwen3-1.7B's shape, under five minutes
+python -m tests.gpu                        # on a GPU: a random model of Qwen3-1.7B's shape, some five minutes
 python -m tests.gpu engine trainer         # these parts alone
 python -m tests.gpu --device cpu           # small sizes, without a GPU: finds the check's own mistakes
 """

@@ -24,7 +24,8 @@ FEWEST, MOST = 128, 16384
 class BlockActivations:
     """Bytes of one token in one block of a Llama-type decoder, as transformers computes it on a GPU.
 
-    Measured by counting allocations (tests/workers/training/test_activations.py), which is within a tenth.
+    Measured by counting allocations (tests/workers/training/test_activations.py), which is within a tenth,
+    11 % for a lower layer of an 8B model with activation checkpointing.
     """
 
     frozen: int
