@@ -20,6 +20,7 @@ from layersweep.rollout.data.prompt_data import decontaminate_across
 from layersweep.rollout.data.window import Encode, fit_prompts, prompt_uses
 from layersweep.workers.storage.files import is_object_store, resolve_uri
 
+from .controls import controlled_selections
 from .model_architecture import ResolvedModel, resolve_model
 from .model_checks import config_problems, field_of_messages, model_problems, template_problems, tokenizer_problems
 from .plan import Plan, Run
@@ -69,6 +70,7 @@ def check_sweep(spec: SweepSpec, fetch: bool, fetch_data: bool) -> CheckedSweep:
         code = code_texts(spec)  # before the model: a tiny one is made for its task
         model = resolve_model(spec, from_table=not fetch)
         selections = swept_selections(spec, model.architecture)
+        controlled_selections(spec, selections)
     except ValueError as error:
         problems.append(str(error))
     if model is not None:

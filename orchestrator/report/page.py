@@ -21,6 +21,7 @@ from layersweep.orchestrator.statistics.seeds_needed import seeds_needed, seeds_
 from layersweep.orchestrator.statistics.solved_prompts import solved_overlap
 
 from .chart import Chart
+from .controls import control_section
 from .format import format_number
 from .results import Results
 from .sampling_charts import curves_shown, sampling_charts, sampling_rows, sampling_sentence
@@ -78,6 +79,7 @@ def render_page(results: Results) -> str:
         suites=suite_section(results),
         sampling=_sampling(results),
         seeds_needed=_seeds_needed(results),
+        controls=control_section(results),
         written=now(),
     )  # fmt: skip
 

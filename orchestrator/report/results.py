@@ -38,7 +38,8 @@ class Results:
     @property
     def several(self) -> pd.DataFrame:
         """Rows of combined runs, which train or boost several layers, that have a score."""
-        return self.table[~self.table["kind"].isin(["base", "full", "layer", "trial"]) & self.table["score"].notna()]
+        other = ["base", "full", "layer", "control", "trial"]
+        return self.table[~self.table["kind"].isin(other) & self.table["score"].notna()]
 
     def only(self, kind: str) -> pd.Series | None:
         """The row of base or full, once it has a score."""
@@ -57,7 +58,7 @@ class Results:
         return int(known.max()) if len(known) else 0
 
     def kind(self, selection: str) -> str:
-        """Kind of a selection: base, full, layer, layers or trial."""
+        """Kind of a selection: one of statistics.score_arrays.KINDS."""
         return self._rows[selection]["kind"]
 
     def depth(self, selection: str) -> float:

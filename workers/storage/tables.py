@@ -241,9 +241,9 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("algorithm", TEXT, "RL algorithm"),
     Column("task", TEXT, "task that is trained on"),
     Column("selection", TEXT, "what was trained", required=True),
-    Column("kind", TEXT, "base, full, layer, layers (several, or boosted), part (of layers or outside), or trial (of a "
-           "learning rate)", required=True),
-    Column("layer", COUNT, "index of a single layer, or of the one that a part is of, from 0"),
+    Column("kind", TEXT, "base, full, layer, layers (several, or boosted), part (of layers or outside), control, or "
+           "trial (of a learning rate)", required=True),
+    Column("layer", COUNT, "index of a single layer, or of the one that a part or a control is of, from 0"),
     Column("depth", NUMBER, "layer / (model_layers - 1): 0 the first layer, 1 the last"),
     Column("seeds", COUNT, "training runs of the selection"),
     Column("score", NUMBER, "mean over the suites that count of the mean over prompts, on the selection split",
@@ -286,6 +286,9 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("learning_rate_policy", TEXT, "how the learning rates were found"),
     Column("unjudged_fraction", NUMBER, "share of responses whose answer got no verdict in time, and counts as wrong"),
     Column("optimizer_steps", COUNT, "optimizer steps taken, the fewest over seeds", "steps"),
+    Column("control", TEXT, "type of a control: random_reward, constant_reward, random_direction, supervised or "
+           "learning_rate"),
+    Column("control_of", TEXT, "selection that it is a control of"),
 ))  # fmt: skip
 
 BY_SUITE = TableSchema("contribution_by_suite", (
