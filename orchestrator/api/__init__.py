@@ -79,6 +79,14 @@ class Sweep:
         """
         return self._table("contribution_by_suite")
 
+    def by_base_success(self) -> "pd.DataFrame":
+        """contribution_by_base_success.parquet: gain and C on prompts that the base never, sometimes, always solves.
+
+        Raises:
+            FileNotFoundError: there is no report yet, or the base has one sample to a prompt.
+        """
+        return self._table("contribution_by_base_success")
+
     def scores(self) -> "pd.DataFrame":
         """scores.parquet: a row per evaluated response.
 

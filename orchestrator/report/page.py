@@ -20,6 +20,7 @@ from layersweep.orchestrator.statistics.early_signals import early_signals
 from layersweep.orchestrator.statistics.seeds_needed import seeds_needed, seeds_text
 from layersweep.orchestrator.statistics.solved_prompts import solved_overlap
 
+from .base_success import base_success_section
 from .chart import Chart
 from .controls import control_section
 from .format import format_number
@@ -80,6 +81,7 @@ def render_page(results: Results) -> str:
         sampling=_sampling(results),
         seeds_needed=_seeds_needed(results),
         controls=control_section(results),
+        base_success=base_success_section(results),
         written=now(),
     )  # fmt: skip
 
