@@ -246,10 +246,11 @@ def run(spec: SpecSource, *, address: str | None = None, fresh: bool = False) ->
         for event in running:
             print(event)
         return running
-    from layersweep.orchestrator.execution.launch import OUTCOME, run_sweep
+    from layersweep.orchestrator.execution import factorial
+    from layersweep.orchestrator.execution.launch import OUTCOME
 
     loaded = load_spec(spec)
-    code = run_sweep(loaded, address, fresh)
+    code = factorial.run(loaded, address, fresh)
     return Sweep(_absolute(loaded.folder), OUTCOME[code])
 
 

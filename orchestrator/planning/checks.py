@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.factorial import sweeps_of
 from layersweep.orchestrator.spec.folders import absolute_folder
 from layersweep.orchestrator.spec.layers import CombinedRun
 from layersweep.orchestrator.spec.paths import with_absolute_paths
@@ -62,6 +63,9 @@ def make_plan(spec: SweepSpec, fetch: bool = True) -> Plan:
 
 def check_sweep(spec: SweepSpec, fetch: bool, fetch_data: bool) -> CheckedSweep:
     """Make a plan as `make_plan` does, with `fetch_data` in place of `fetch` for prompts; keep what it took."""
+    if spec.factors:
+        names = ", ".join(sweep.name for sweep in sweeps_of(spec))
+        raise SpecError([f"factors: a plan is of one sweep, and these are several: {names}"])
     spec = with_absolute_paths(spec)
     problems: list[str] = []
     model = None

@@ -19,6 +19,7 @@ from layersweep.workers.config import (
 from layersweep.workers.trackers.config import TrackingConfig
 
 from .controls import ControlConfig
+from .factors import FieldPath, Levels
 from .layers import CombinedRun, LayerSet
 from .selections import SweptSelections
 
@@ -59,6 +60,10 @@ class SweepSpec(StrictModel):
     [full, 3]}`: `random_reward`, `constant_reward`, `random_direction`, `supervised`, `learning_rate`. Each has a row
     of kind `control` in the tables, and no part in ranks, searches and claims. They train once the runs are finished;
     `resume` adds more."""
+    factors: dict[FieldPath, Levels] = {}
+    """Fields in which several sweeps differ, each with its values: `{algorithm: [grpo, gspo]}`, or by name,
+    `{task: {short: {...}, long: {...}}}`. Every value of each field with every one of the others is a sweep of its own,
+    in `<output>/<name>/<name>-<value>`; they run one after the other and are compared at the end."""
     profile: Location | None = None
     """A finished sweep's folder or contribution.parquet to pick `combine`'s layers from; null is this sweep itself."""
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
