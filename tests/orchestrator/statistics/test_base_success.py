@@ -150,3 +150,14 @@ def test_the_report_writes_and_shows_it(tmp_path):
     assert section["rows"][1]["cells"][0]["value"] == f"+{full['gain']:.3f}"
     page = (tmp_path / "report.html").read_text()
     assert "Something new, or more reliable?" in page and section["sentence"] in page
+
+
+def test_a_layer_that_stopped_early_is_set_against_full_at_its_own_step():
+    """Forty prompts that the base never solves. The layer stopped at step 2 with half of them; full had all of them
+    there, and lost half of these by the end: C is 1/2, not 1, and no part of full's gain is counted twice."""
+    never, half = [[0, 0, 0]] * 40, [[float(p % 2)] for p in range(40)]
+    early = scored({"full": [[1.0]] * 40, "layer-01": half}).assign(step=2)
+    frame = SCORES.frame(pd.concat([scored({"base": never, "full": half}), early], ignore_index=True))
+    found = base_success_table("s", selections_in(frame), frame).set_index("selection")
+    assert found.loc["layer-01", "contribution"] == pytest.approx(0.5)
+    assert found.loc["full", "gain_part"] == pytest.approx(0.5)
