@@ -228,6 +228,8 @@ def run_metadata(plan: Plan, run: Run) -> dict[str, Any]:
         "depth": None if layer is None else layer / max(1, count - 1),
         "layers": list(selection.layers),
         "modules": selection.modules,
+        "lora_rank": selection.lora and selection.lora.rank,
+        "lora_alpha": selection.lora and selection.lora.alpha,
         "learning_rate": None,
         "trainable_parameters": 0 if selection.kind == "base" else None,
         "seconds": 0.0,

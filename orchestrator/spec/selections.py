@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from layersweep.policies.selection import MODULES, Selection
+from layersweep.policies.selection import MODULES, LowRank, Selection
 from layersweep.policies.strict import StrictModel
 
 from .errors import shorten
@@ -39,6 +39,17 @@ def _check(value: Sets) -> Sets:
     return value if isinstance(value, str) and _BLOCKS.fullmatch(value) else check_layers(value)
 
 
+class LowRankConfig(StrictModel):
+    """Low-rank adapters (LoRA, arXiv 2106.09685) that train in place of the matrices: W is served as W + alpha / rank *
+    B A, with A [rank, in] and B [out, rank]."""
+
+    rank: int = Field(ge=1, le=65536)
+    """Rank of the change of every matrix."""
+    alpha: float | None = Field(None, gt=0)
+    """Numerator of the factor alpha / rank; null is the rank, a factor of 1. Under AdamW the change of W grows with the
+    factor as it does with the learning rate."""
+
+
 class SweptSelections(StrictModel):
     """Some of the sweep's selections: a run for each of these layers, or sets of layers, over what `modules` names."""
 
@@ -49,6 +60,9 @@ class SweptSelections(StrictModel):
     modules: str | None = Field(None, min_length=1, max_length=80)
     """The part of the layers that trains: `attention` (its projections), `mlp`, `norms`, or a regular expression that
     is searched for in parameter names, such as `q_proj` or `mlp.(gate|up)`; null is all."""
+    lora: LowRankConfig | None = None
+    """Train low-rank adapters of the matrices of these layers and `modules`, such as `{rank: 8}`, instead of the
+    parameters themselves; norms and biases stay frozen. Engines get the matrices with their adapters merged."""
 
     @field_validator("modules")
     @classmethod
@@ -64,6 +78,8 @@ class SweptSelections(StrictModel):
     def _names_something(self) -> "SweptSelections":
         if self.layers is None and self.modules is None:
             raise ValueError("layers: name some, or what outside of layers is trained as `modules`")
+        if self.layers is None and self.lora is not None:
+            raise ValueError("lora: adapters are of matrices in layers; name some as `layers`")
         return self
 
     def selections(self, count: int) -> list[Selection]:
@@ -73,8 +89,9 @@ class SweptSelections(StrictModel):
             ValueError: a layer that the model does not have, or none at all.
         """
         sets = [()] if self.layers is None else _sets(self.layers, count)
-        if self.modules is not None:
-            return [Selection.part(layers, self.modules) for layers in sets]
+        lora = self.lora and LowRank(self.lora.rank, float(self.lora.alpha or self.lora.rank))
+        if self.modules is not None or lora:
+            return [Selection.part(layers, self.modules, lora) for layers in sets]
         return [Selection.layer(*layers) if len(layers) == 1 else Selection.several(layers) for layers in sets]
 
 

@@ -16,11 +16,13 @@ pytestmark = pytest.mark.slow
 SWEEP = [
     {"layers": [1], "modules": "mlp"}, {"layers": [4], "modules": "attention"}, {"layers": [[0, 3]]},
     {"layers": [2], "modules": "k_proj|up_proj"}, {"modules": "embed_tokens"},
+    {"layers": [5], "modules": "mlp", "lora": {"rank": 4, "alpha": 64}},
 ]  # fmt: skip
 BLOCK = 12_288 + 24_576 + 192
 # The embedding has a row for each digit, `=` and two special tokens.
 TRAINED = {"layer-01-mlp": 24_576, "layer-04-attention": 12_288, "layers-00-03": 2 * BLOCK,
            "layer-02-k_proj-up_proj": 32 * 64 + 128 * 64, "outside-embed_tokens": 13 * 64}  # fmt: skip
+LORA = "layer-05-mlp-lora-4-alpha-64"
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +40,24 @@ def run(*command: str) -> str:
 
 def test_each_part_trains_and_travels_alone(finished):
     table = pd.read_parquet(finished / "contribution.parquet").set_index("selection")
-    assert table.loc[list(TRAINED), "trainable_parameters"].to_dict() == TRAINED
+    assert table.loc[[*TRAINED, LORA], "trainable_parameters"].to_dict() == TRAINED | {LORA: 3 * 4 * (64 + 128)}
+    assert table.loc[LORA, ["kind", "layer", "modules", "lora_rank", "lora_alpha"]].tolist() == [
+        "part",
+        5,
+        "mlp",
+        4,
+        64,
+    ]
     assert table.loc["layer-01-mlp", ["kind", "layer", "modules"]].tolist() == ["part", 1, "mlp"]
     assert table.loc["layers-00-03", "kind"] == "layers" and list(table.loc["layers-00-03", "layers"]) == [0, 3]
     assert table["score"].notna().all() and (table["status"] == "completed").all()
+    served = TRAINED | {LORA: 24_576}  # the matrices, adapters merged
     steps = pd.read_parquet(finished / "steps.parquet")
     assert steps.groupby("selection")["pushed_bytes"].unique().map(set).drop("full").to_dict() == {
-        name: {4 * count} for name, count in TRAINED.items()
+        name: {4 * count} for name, count in served.items()
     }
     base = base_weights(finished)
-    for name, count in TRAINED.items():
+    for name, count in served.items():
         overlay = load_file(finished / "overlays" / f"{name}-seed0" / "model.safetensors")
         assert sum(weight.size for weight in overlay.values()) == count
         assert all((weight != base[name]).any() for name, weight in overlay.items())

@@ -286,6 +286,8 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("learning_rate_policy", TEXT, "how the learning rates were found"),
     Column("unjudged_fraction", NUMBER, "share of responses whose answer got no verdict in time, and counts as wrong"),
     Column("optimizer_steps", COUNT, "optimizer steps taken, the fewest over seeds", "steps"),
+    Column("lora_rank", COUNT, "rank of the adapters that were trained; null where weights themselves were"),
+    Column("lora_alpha", NUMBER, "alpha of the adapters; their product counts alpha / rank times"),
 ))  # fmt: skip
 
 BY_SUITE = TableSchema("contribution_by_suite", (

@@ -383,9 +383,11 @@ class UpdateLoop:
 
     @torch.no_grad()
     def update_norm(self) -> float:
-        """Return the L2 norm of the change of the trained parameters since the base model."""
+        """Return the L2 norm of the change of the served weights since the base model."""
         base = dict(self.trunk.model.named_parameters())
-        return math.sqrt(sum(float((w - base[n]).float().square().sum()) for n, w in self.backend.gathered()))
+        adapted = self.selection.lora is not None  # adapters are whole on every rank
+        served = self.policy.served(self.backend.weights()).items() if adapted else self.backend.gathered()
+        return math.sqrt(sum(float((w - base[n]).float().square().sum()) for n, w in served))
 
 
 def _mean(total: float, tokens: float) -> float | None:

@@ -30,6 +30,10 @@ def test_a_list_of_what_to_sweep():
     assert names([{"layers": [0, [1, 2]], "modules": "attention"}], layers=[1], include_full=False) == [
         "layer-01", "layer-00-attention", "layers-01-02-attention",
     ]  # fmt: skip
+    assert names([{"layers": "middle:2", "lora": {"rank": 8}}, {"layers": [2], "lora": {"rank": 8, "alpha": 32}},
+                  {"layers": [[2, 3]], "modules": "mlp", "lora": {"rank": 4}}, {"layers": [2]}], layers=None) == [
+        "full", "layer-02-lora-8", "layer-03-lora-8", "layer-02-lora-8-alpha-32", "layers-02-03-mlp-lora-4", "layer-02",
+    ]  # fmt: skip
 
 
 def test_all_layers_are_the_short_form():
@@ -57,6 +61,18 @@ def test_trained_parameters_are_counted(selection, count):
     assert count_trained(selection, SHAPE) == count
 
 
+def test_adapters_train_few_parameters_and_travel_merged():
+    """Rank 8: 8 * (out + in) of q and o 64 x 64, k and v 32 x 64, gate and up 128 x 64, down 64 x 128. Pushed are the
+    matrices in float32, without the norms; a trainer has these too, and 16 bytes for each parameter that trains."""
+    spec = load_spec(DEMO, {"layers": None, "sweep": [{"layers": [3], "lora": {"rank": 8}}], "include_full": False})
+    (selection,) = swept_selections(spec, SHAPE)
+    plan = Plan(spec, SHAPE, (Run(selection, 0),))
+    trained = 8 * (2 * 128 + 2 * 96 + 3 * 192)
+    assert plan.trainable_parameters(selection) == trained
+    assert plan.push_bytes(selection) == 4 * (12_288 + 24_576)
+    assert plan.trainer_bytes(selection) == 16 * trained + 4 * (12_288 + 24_576)
+
+
 @pytest.mark.parametrize(
     ("sweep", "problem"),
     [
@@ -68,6 +84,11 @@ def test_trained_parameters_are_counted(selection, count):
          r"sweep\[1\]: layer-02-gate-up-down-_proj trains the same parameters as layer-02-mlp of sweep\[0\]"),
         ([{"layers": [2], "modules": "^self_attn.q"}, {"layers": [2], "modules": "self_attn|q"}],
          "would have the same name"),
+        ([{"layers": [2], "lora": {"rank": 8}}, {"layers": "all", "modules": "proj", "lora": {"rank": 8, "alpha": 8}}],
+         r"sweep\[1\]: layer-02-proj-lora-8 trains the same parameters as layer-02-lora-8 of sweep\[0\]"),
+        ([{"layers": [2], "modules": "norms", "lora": {"rank": 8}}], r"sweep\[0\].modules: 'norms' matches no matrix"),
+        ([{"layers": [2], "lora": {"rank": 33}}], r"rank: 33 is more than model.layers.2.self_attn.k_proj.weight has, "
+         "which is 32 x 64"),
         ([{"layers": [7]}], r"sweep\[0\].layers: the model has layers 0 to 5, not 7"),
         ([{"layers": [[1, 7]]}], r"sweep\[0\].layers: the model has layers 0 to 5, not 7"),
     ],

@@ -206,6 +206,8 @@ BAD_VALUES = {
               [{"layers": [[1, 99]]}], [{"layers": [1], "modules": "nothing"}], [{"layers": [1], "modules": "["}],
               [{"modules": ""}], [{"layers": [1], "modules": "mlp"}] * 2, [{"modules": "self_attn"}],
               [{"layers": "all", "lora": 8}], [{"layers": [1], "modules": "x" * 5000}],
+              [{"layers": [1], "lora": {}}], [{"layers": [1], "lora": {"rank": 0}}], [{"lora": {"rank": 8}}],
+              [{"layers": [1], "lora": {"rank": 8, "alpha": 0}}], [{"layers": [1], "lora": {"rank": 10**30}}],
               [{"layers": [[1, 2], [2, 1]]}], [{"layers": "9:"}]],
     "seeds": ["1:3", [], [-1], [2**32], [10**30], [0.5], ["a"], True, [True], [None], [0, 0], "0", {}, -1],
     "combine": [3, "only", {}, [{}], [{"only": "best"}], [{"only": "best 0"}], [{"only": "best -1"}], [{"middle": 0}],

@@ -83,6 +83,10 @@ def test_layers_of_a_six_layer_model(chosen, expected):
         ({"sweep": [{"layers": {"search": {}}}]}, "sweep[0].layers: a search is of whole layers"),
         ({"sweep": [{"layers": [1], "modules": "("}]}, "sweep[0].modules: '(' is neither attention, mlp, norms nor"),
         ({"sweep": [{"layers": [1], "module": "mlp"}]}, "sweep[0].module: unknown key. Did you mean modules?"),
+        (
+            {"sweep": [{"modules": "lm_head", "lora": {"rank": 8}}]},
+            "sweep[0].lora: adapters are of matrices in layers; name some as `layers`",
+        ),
         ({"sweep": [{}]}, "sweep[0].layers: name some, or what outside of layers is trained"),
         ({"rollout": {"sleep": True}}, "rollout.sleep: makes room for trainers on an engine's GPU, and with"),
         ({"algorithm": {"type": "gigpo"}}, "algorithm.type: gigpo compares the steps of episodes"),
