@@ -36,6 +36,28 @@ def test_a_list_of_what_to_sweep():
     ]  # fmt: skip
 
 
+def test_layers_that_are_left_out():
+    assert names([{"layers": {"all_but": [3]}}, {"layers": {"all_but": [0, 5]}, "modules": "mlp"}], layers=None) == [
+        "full", "layers-00-to-02-04-05", "layers-01-to-04-mlp",
+    ]  # fmt: skip
+    assert names([{"layers": {"all_but": [0, 1, 2, 3, 4]}}], layers=None) == ["full", "layer-05"]
+
+
+def test_random_sets():
+    """As many as wanted, of the size, no two the same; more of them begin with the same ones; of 6 layers there are 15
+    pairs, and asked for 15 all of them come."""
+    drawn = [names([{"layers": {"random": {"size": 3, "sets": n}}}], layers=None)[1:] for n in (4, 9)]
+    assert drawn[1][:4] == drawn[0] and len(set(drawn[1])) == 9
+    selections = swept_selections(
+        load_spec(DEMO, {"layers": None, "sweep": [{"layers": {"random": {"size": 2, "sets": 15, "seed": 5}}}]}), SHAPE
+    )
+    pairs = [selection.layers for selection in selections[1:]]
+    assert sorted(pairs) == [(i, j) for i in range(6) for j in range(i + 1, 6)]
+    assert all(selection.kind == "layers" for selection in selections[1:])
+    one, other = (names([{"layers": {"random": {"size": 3, "sets": 9, "seed": s}}}], layers=None) for s in (0, 1))
+    assert one[1:] == drawn[1] != other[1:]
+
+
 def test_all_layers_are_the_short_form():
     short, long = (load_spec({**load_spec(DEMO).model_dump(), **f}) for f in (
         {"layers": "all"}, {"layers": None, "sweep": [{"layers": "all"}]},
@@ -89,6 +111,12 @@ def test_adapters_train_few_parameters_and_travel_merged():
         ([{"layers": [2], "modules": "norms", "lora": {"rank": 8}}], r"sweep\[0\].modules: 'norms' matches no matrix"),
         ([{"layers": [2], "lora": {"rank": 33}}], r"rank: 33 is more than model.layers.2.self_attn.k_proj.weight has, "
          "which is 32 x 64"),
+        ([{"layers": {"all_but": [6]}}], r"sweep\[0\].layers: the model has layers 0 to 5, not 6"),
+        ([{"layers": {"all_but": [0, 1, 2, 3, 4, 5]}}], r"sweep\[0\].layers.all_but: leaves none of the model's 6"),
+        ([{"layers": {"all_but": [1]}}, {"layers": [[0, 2, 3, 4, 5]]}], "the same parameters as layers-00-02-to-05"),
+        ([{"layers": {"random": {"size": 7}}}], r"sweep\[0\].layers.random.size: 7 is more than the model's 6 layers"),
+        ([{"layers": {"random": {"size": 5, "sets": 7}}}], "random.sets: 6 layers have 6 sets of 5, not 7"),
+        ([{"layers": {"random": {"size": 1, "sets": 6}}}, {"layers": [0]}], "layer-00 trains the same parameters as"),
         ([{"layers": [7]}], r"sweep\[0\].layers: the model has layers 0 to 5, not 7"),
         ([{"layers": [[1, 7]]}], r"sweep\[0\].layers: the model has layers 0 to 5, not 7"),
     ],
