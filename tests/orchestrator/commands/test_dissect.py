@@ -211,6 +211,11 @@ def test_greedy_stacks_are_chosen_on_one_split_and_scored_on_the_other(finished)
     ]  # fmt: skip
     assert asked == [("selection", ["stack-01", "stack-01-mlp", "stack-04"]),
                      ("selection", ["stack-01-04", "stack-01-mlp-04"])]  # fmt: skip
+    wanted = compose.Wanted(best=9, pairs=3, greedy=3)
+    assert compose.fewer_than_wanted(wanted, grown + compose._planned(found, plan, wanted)) == [
+        "--best 9: only 2 completed runs of this sweep can be added up",
+        "--greedy 3: only 2 completed runs of this sweep can be added up",
+    ]
     pairs = compose._planned(found, plan, compose.Wanted(pairs=3, best=2))
     assert {(stack.rule, stack.name, stack.split) for stack in pairs} == {
         ("pair", "stack-01-04", "selection"), ("pair", "stack-01-mlp-04", "selection"),
