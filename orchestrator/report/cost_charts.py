@@ -53,7 +53,7 @@ def totals(results: Results) -> list[tuple[str, str]]:
         ("pushed to engines", size(pushed)),
     ]
     whole = steps.loc[steps["selection"] == "full", "pushed_bytes"].mean()
-    if full is not None and whole > 0:
+    if full is not None and pd.notna(whole) and whole > 0:
         facts.append(("had every push been a whole model", size(float(whole) * len(steps))))
     return facts
 

@@ -92,3 +92,17 @@ def test_dissection_goes_on_where_it_was(finished):
     assert {file: file.stat().st_mtime_ns for file in Path(finished, "variants").rglob("scores/*.parquet")} == scored
     report = (finished / "report.html").read_text()
     assert "What the gain is made of" in report
+
+
+@pytest.mark.long
+def test_a_probe_sees_the_batch_that_the_runs_began_with(finished):
+    """The gradients of the prompts' halves agree as much as those of the runs' own first updates."""
+    run("probe", str(finished / "sweep.yaml"))
+    rows = pd.read_parquet(finished / "probe.parquet").set_index("selection")
+    assert len(rows) == 6 * 4
+    steps = pd.read_parquet(finished / "steps.parquet").set_index(["selection", "step"])
+    for name in ("layer-01-mlp", "layer-04-attention"):
+        assert rows.loc[name, "gradient_agreement"] == pytest.approx(
+            steps.loc[(name, 0), "gradient_agreement"], abs=1e-4
+        )
+    assert (rows["skip_loss"].dropna() != 0).all() and (rows["parameters"] == [37_056, 12_288, 24_576, 192] * 6).all()
