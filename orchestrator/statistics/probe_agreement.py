@@ -18,6 +18,7 @@ MEASURES = {
     "gradient_norm": "gradient norm",
     "gradient_agreement": "gradient agreement",
     "first_order_gain": "first-order gain",
+    "fisher_trace": "Fisher trace",
     "skip_loss": "loss when skipped",
 }
 """Columns of probe.parquet, by what they are called."""

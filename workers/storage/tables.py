@@ -371,6 +371,7 @@ PROBE = TableSchema("probe", (
     Column("gradient_agreement", NUMBER, "cosine between the gradients of even and of odd prompts"),
     Column("first_order_gain", NUMBER, "fall of the loss of one half of the prompts at AdamW's first step on the other "
            "half, to first order, for a learning rate of 1"),
+    Column("fisher_trace", NUMBER, "trace of its block of the policy's Fisher information, E |grad log p(response)|^2"),
     Column("skip_loss", NUMBER, "rise of the negative log-likelihood of the base's responses when it adds nothing to "
            "the residual stream; null of norms", "nats"),
 ))  # fmt: skip

@@ -20,6 +20,8 @@ from .update_loop import UpdateLoop
 
 SKIPPED = {"attention": "self_attn", "mlp": "mlp"}
 """Modules of a block that add to the residual stream, by part."""
+FISHER_PROMPTS = 32
+"""Prompts that the Fisher information is measured on, each with a backward pass of its own."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,19 @@ def probe(
     Returns:
         Rows of probe.parquet without sweep and seed.
     """
-    gradients = gradient_sums(UpdateLoop(trunk, _Untrained(Policy(trunk, Selection.full())), algorithm, training),
-                              experience)  # fmt: skip
+    policy = Policy(trunk, Selection.full())
+    gradients = gradient_sums(UpdateLoop(trunk, _Untrained(policy), algorithm, training), experience)
+    fisher = fisher_traces(policy, training, experience)
     skipped = skip_losses(trunk, training, experience)
     rows = []
     for k in range(len(trunk.layers)):
         for part in (None, *MODULES):
             selection = Selection.layer(k) if part is None else Selection.part((k,), part)
-            own = [sums for name, sums in gradients.items() if selection.trains(name)]
+            own = [name for name in gradients if selection.trains(name)]
             rows.append({
                 "selection": selection.name, "layer": k, "modules": part,
-                **gradient_facts(np.sum(own, axis=0)), "skip_loss": skipped.get((k, part)),
+                **gradient_facts(np.sum([gradients[name] for name in own], axis=0)),
+                "fisher_trace": sum(fisher[name] for name in own), "skip_loss": skipped.get((k, part)),
             })  # fmt: skip
     return rows
 
@@ -87,11 +91,30 @@ def gradient_facts(sums: np.ndarray) -> dict[str, float]:
     }
 
 
+def fisher_traces(policy: Policy, training: TrainingConfig, experience: Experience) -> dict[str, float]:
+    """Return by parameter the trace of its block of the Fisher information of the policy, E |grad log p(response)|^2: on
+    the first response to each of at most FISHER_PROMPTS prompts."""
+    rows, weights = first_responses(experience)[:FISHER_PROMPTS], policy.named_weights()
+    total = dict.fromkeys(weights, 0.0)
+    for row in rows:
+        (packed,) = pack(experience.prompts, experience.tokens, experience.lengths, [row], training.micro_batch_tokens)
+        batch = packed.to(policy.trunk.model.device)
+        logp, _ = policy(batch, None, training.temperature)
+        for name, gradient in zip(weights, torch.autograd.grad(logp.sum(), list(weights.values())), strict=True):
+            total[name] += float(gradient.float().square().sum()) / len(rows)
+    return total
+
+
+def first_responses(experience: Experience) -> np.ndarray:
+    """Return the rows of the first response to each prompt."""
+    return np.unique(experience.group, return_index=True)[1]
+
+
 @torch.no_grad()
 def skip_losses(trunk: Trunk, training: TrainingConfig, experience: Experience) -> dict[tuple[int, str | None], float]:
     """Return by layer and part the rise of the mean negative log-likelihood of the base's responses, in nats a token,
     when it adds nothing to the residual stream: on the first response to each prompt."""
-    rows = np.unique(experience.group, return_index=True)[1]
+    rows = first_responses(experience)
     batches = pack(experience.prompts, experience.tokens, experience.lengths, rows, training.micro_batch_tokens)
     risen: dict[tuple[int, str | None], float] = {}
     for packed in batches:

@@ -76,6 +76,20 @@ def test_the_gain_is_what_a_small_step_of_adamw_gains(trunk, model_folder):
     assert row["first_order_gain"] == pytest.approx(gained, rel=0.02)
 
 
+def test_the_fisher_trace_is_the_mean_of_squared_gradients(rows, model_folder):
+    """Of each first response's log-probability by itself."""
+    exp, selection = experience(), Selection.part((1,), "mlp")
+    model, trained, _ = plain_models(model_folder, selection)
+    ends, traces = np.cumsum(exp.lengths), []
+    for row in np.unique(exp.group, return_index=True)[1]:
+        answer = torch.from_numpy(exp.tokens[ends[row] - exp.lengths[row] : ends[row]]).long()
+        ids = torch.cat([torch.from_numpy(exp.prompts[row]).long(), answer])[None]
+        logp = torch.log_softmax(model(ids).logits[0, -len(answer) - 1 : -1], -1)[range(len(answer)), answer]
+        traces.append(sum(float(g.square().sum()) for g in torch.autograd.grad(logp.sum(), trained)))
+    found = next(row["fisher_trace"] for row in rows if row["selection"] == "layer-01-mlp")
+    assert found == pytest.approx(np.mean(traces), rel=1e-4)
+
+
 @pytest.mark.parametrize(("layer", "part"), [(0, None), (2, "attention"), (3, "mlp"), (1, None)])
 def test_a_skipped_layer_is_one_whose_projections_are_zero(rows, model_folder, layer, part):
     exp = experience()
