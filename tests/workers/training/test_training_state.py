@@ -60,7 +60,7 @@ def _rank(rank: int, ranks: int, port: int, folder: str, selection: Selection, s
         (Selection.part((1, 3), "attention"), 1, 0, "float32"),
         (Selection.part((), "embed_tokens"), 1, 1, "bfloat16"),
         (Selection.part((1,), "mlp", LowRank(4, 8.0)), 1, 0, "float32"),
-        (Selection.part((1, 2), None, LowRank(4, 4.0)), 1, 1, "bfloat16"),
+        (Selection.part((1, 2), None, LowRank(4, 4.0)), 2, 1, "bfloat16"),
         (Selection.full(), 2, 2, "float32"),
         (Selection.full(), 2, 3, "bfloat16"),
     ],
