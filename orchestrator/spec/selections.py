@@ -134,8 +134,8 @@ class SweptSelections(StrictModel):
     is searched for in parameter names, such as `q_proj` or `mlp.(gate|up)`; null is all."""
     lora: LowRankConfig | None = None
     """Train low-rank adapters of the matrices of these layers and `modules`, such as `{rank: 8}`, instead of the
-    parameters themselves; norms and biases stay frozen. Engines get the matrices with their adapters merged; in bfloat16
-    these are rounded, which the trainer's are not (`logprob_mismatch` in steps.parquet shows by how much)."""
+    parameters themselves; norms and biases stay frozen. Engines get the matrices with their adapters merged; these are
+    rounded in bfloat16, which the trainer's are not (`logprob_mismatch` in steps.parquet shows by how much)."""
 
     @field_validator("modules")
     @classmethod

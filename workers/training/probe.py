@@ -92,8 +92,8 @@ def gradient_facts(sums: np.ndarray) -> dict[str, float]:
 
 
 def fisher_traces(policy: Policy, training: TrainingConfig, experience: Experience) -> dict[str, float]:
-    """Return by parameter the trace of its block of the Fisher information of the policy, E |grad log p(response)|^2: on
-    the first response to each of at most FISHER_PROMPTS prompts."""
+    """Return by parameter the trace of its block of the policy's Fisher information, E |grad log p(response)|^2: on the
+    first response to each of at most FISHER_PROMPTS prompts."""
     rows, weights = first_responses(experience)[:FISHER_PROMPTS], policy.named_weights()
     total = dict.fromkeys(weights, 0.0)
     for row in rows:
