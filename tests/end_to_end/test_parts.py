@@ -63,6 +63,17 @@ def test_each_part_trains_and_travels_alone(finished):
         assert all((weight != base[name]).any() for name, weight in overlay.items())
 
 
+def test_adapters_are_exported_merged(finished, tmp_path):
+    """The base, and three matrices that differ from it by a matrix of rank 4."""
+    run("export", str(finished), LORA, "-o", str(tmp_path / "merged"))
+    base, merged = base_weights(finished), load_file(tmp_path / "merged" / "model.safetensors")
+    changed = {name: merged[name] - weight for name, weight in base.items() if (merged[name] != weight).any()}
+    assert sorted(changed) == [f"model.layers.5.mlp.{name}_proj.weight" for name in ("down", "gate", "up")]
+    for change in changed.values():
+        values = np.linalg.svd(change.astype(np.float64), compute_uv=False)
+        assert values[3] > 1e-5 and values[4] < 1e-3 * values[3]
+
+
 def test_a_variant_at_full_strength_is_its_run(finished):
     """Scored from the base's weights and the run's change, with the run's prompts and seeds: response by response."""
     printed = run("compose", str(finished), "layer-01-mlp", "layer-01-mlp+layer-04-attention", "--greedy", "2")

@@ -53,7 +53,8 @@ def probe(
     for k in range(len(trunk.layers)):
         for part in (None, *MODULES):
             selection = Selection.layer(k) if part is None else Selection.part((k,), part)
-            own = [name for name in gradients if selection.trains(name)]
+            if not (own := [name for name in gradients if selection.trains(name)]):
+                continue
             rows.append({
                 "selection": selection.name, "layer": k, "modules": part,
                 **gradient_facts(np.sum([gradients[name] for name in own], axis=0)),
