@@ -26,7 +26,7 @@ def sweep_table(
     Args:
         sweep: the constant columns: sweep, model, algorithm, task, learning_rate_policy, model_layers.
         runs: one row per run (and base): selection, seed, kind, layer, depth, trainable_parameters,
-            layers, modules, learning_rate, seconds, status, reason.
+            layers, modules, lora_rank, lora_alpha, learning_rate, seconds, status, reason.
         steps, scores: the content of steps.parquet and scores.parquet.
         seed_sd: standard deviation of S between RL seeds, known from elsewhere; None estimates it from the seeds.
     """
@@ -53,7 +53,8 @@ def _of_runs(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
         generated_tokens=("generated", "sum"),
         optimizer_steps=("optimizer_steps", lambda s: s.sum(min_count=1)),
     )
-    runs = runs.assign(modules=runs.get("modules"))  # which runs of an earlier version lack
+    # Which runs of an earlier version lack.
+    runs = runs.assign(**{name: runs.get(name) for name in ("modules", "lora_rank", "lora_alpha")})
     runs = runs.merge(last, how="left", on=["selection", "seed"])
     grouped = runs.groupby("selection", sort=False)
     table = grouped.agg(
@@ -62,6 +63,8 @@ def _of_runs(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
         depth=("depth", "first"),
         layers=("layers", "first"),
         modules=("modules", "first"),
+        lora_rank=("lora_rank", "first"),
+        lora_alpha=("lora_alpha", "first"),
         seeds=("seed", "size"),
         trainable_parameters=("trainable_parameters", "first"),
         learning_rate=("learning_rate", "first"),
