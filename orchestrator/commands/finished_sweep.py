@@ -82,7 +82,8 @@ def open_sweep(folder: str, overrides: Mapping[str, Any] | None = None) -> Finis
         raise SpecError([str(error).removeprefix("profile: ")]) from error
     there = {overlay.selection for overlay in overlays(folder)}
     boosts = {run.name for run in spec.combine if run.how == "boost"}
-    completed = table[(table["status"] == "completed") & table["selection"].isin(there) & (table["kind"] != "trial")]
+    own = ~table["kind"].isin(["trial", "control"])
+    completed = table[(table["status"] == "completed") & table["selection"].isin(there) & own]
     if completed.empty:
         raise SpecError([f"{folder}: no run of this sweep has completed and left its weights"])
     selections = {row["selection"]: _selection(row, boosts) for row in completed.to_dict("records")}

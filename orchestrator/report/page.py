@@ -22,7 +22,9 @@ from layersweep.orchestrator.statistics.probe_agreement import LOOKED_AT, MEASUR
 from layersweep.orchestrator.statistics.seeds_needed import seeds_needed, seeds_text
 from layersweep.orchestrator.statistics.solved_prompts import solved_overlap
 
+from .base_success import base_success_section
 from .chart import Chart
+from .controls import control_section
 from .format import format_number
 from .results import Results
 from .sampling_charts import curves_shown, sampling_charts, sampling_rows, sampling_sentence
@@ -84,6 +86,8 @@ def render_page(results: Results) -> str:
         suites=suite_section(results),
         sampling=_sampling(results),
         seeds_needed=_seeds_needed(results),
+        controls=control_section(results),
+        base_success=base_success_section(results),
         written=now(),
     )  # fmt: skip
 

@@ -4,6 +4,7 @@
     scores.parquet                 a row per evaluated response
     contribution.parquet           a row per selection
     contribution_by_suite.parquet  a row per selection, split and suite, and per group of suites
+    contribution_by_base_success.parquet  a row per selection, split and class of prompts, with the report
     responses/                     a row per response that is kept, see `workers.storage.responses`
     dissection.parquet             a row per variant of a finished run (`layersweep dissect`)
     composition.parquet            a row per stack of finished runs (`layersweep compose`)
@@ -242,9 +243,9 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("algorithm", TEXT, "RL algorithm"),
     Column("task", TEXT, "task that is trained on"),
     Column("selection", TEXT, "what was trained", required=True),
-    Column("kind", TEXT, "base, full, layer, layers (several, or boosted), part (of layers or outside), or trial (of a "
-           "learning rate)", required=True),
-    Column("layer", COUNT, "index of a single layer, or of the one that a part is of, from 0"),
+    Column("kind", TEXT, "base, full, layer, layers (several, or boosted), part (of layers or outside), control, or "
+           "trial (of a learning rate)", required=True),
+    Column("layer", COUNT, "index of a single layer, or of the one that a part or a control is of, from 0"),
     Column("depth", NUMBER, "layer / (model_layers - 1): 0 the first layer, 1 the last"),
     Column("seeds", COUNT, "training runs of the selection"),
     Column("score", NUMBER, "mean over the suites that count of the mean over prompts, on the selection split",
@@ -289,6 +290,9 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("optimizer_steps", COUNT, "optimizer steps taken, the fewest over seeds", "steps"),
     Column("lora_rank", COUNT, "rank of the adapters that were trained; null where weights themselves were"),
     Column("lora_alpha", NUMBER, "alpha of the adapters; their product counts alpha / rank times"),
+    Column("control", TEXT, "type of a control: random_reward, constant_reward, random_direction, supervised or "
+           "learning_rate"),
+    Column("control_of", TEXT, "selection that it is a control of"),
 ))  # fmt: skip
 
 BY_SUITE = TableSchema("contribution_by_suite", (
@@ -318,6 +322,33 @@ BY_SUITE = TableSchema("contribution_by_suite", (
     Column("response_tokens", NUMBER, "mean response length", "tokens"),
     Column("truncated_fraction", NUMBER, "share of responses cut at the token limit"),
     Column("format_fraction", NUMBER, "share of responses with a readable answer"),
+))  # fmt: skip
+
+BY_BASE_SUCCESS = TableSchema("contribution_by_base_success", (
+    Column("sweep", TEXT, "name of the sweep"),
+    Column("selection", TEXT, "what was trained", required=True),
+    Column("kind", TEXT, "as in contribution.parquet", required=True),
+    Column("layer", COUNT, "index of a single layer, from 0"),
+    Column("split", TEXT, "selection or final", required=True),
+    Column("base_success", TEXT, "how often the base solves the prompt: never, sometimes, always, each of its samples "
+           "sorted by the others", required=True),
+    Column("share", NUMBER, "share of the prompts that are of this class, a mean over the suites that count"),
+    Column("suites", COUNT, "suites with such prompts"),
+    Column("step", COUNT, "training steps done when scored"),
+    Column("seeds", COUNT, "training runs of the selection"),
+    Column("score", NUMBER, "mean over these prompts, then over suites that have any", "reward"),
+    Column("score_low", NUMBER, "lower end of its 95 % interval", "reward"),
+    Column("score_high", NUMBER, "upper end", "reward"),
+    Column("gain", NUMBER, "score - base", "reward"),
+    Column("gain_low", NUMBER, "lower end of its 95 % interval", "reward"),
+    Column("gain_high", NUMBER, "upper end", "reward"),
+    Column("gain_part", NUMBER, "what these prompts add to the gain over all; the classes' sum is the gain", "reward"),
+    Column("contribution", NUMBER, "C = gain / gain of the full run, on these prompts"),
+    Column("contribution_low", NUMBER, "lower end of its 95 % interval"),
+    Column("contribution_high", NUMBER, "upper end"),
+    Column("contribution_reason", REASON, "why C is null"),
+    Column("contribution_note", REASON, "what to know about C"),
+    Column("imprecise", FLAG, "the full run's gain is below 4 standard errors"),
 ))  # fmt: skip
 
 RESPONSES = TableSchema("responses", (
