@@ -166,7 +166,7 @@ class Driver:
         self.stopping = self.failed = False
         """Flags: the sweep is told to stop; something besides a run has failed."""
         self.controllers: dict[str, Controller] = {}
-        """Of the runs that have begun, by name."""
+        """Controllers of the runs that have begun, by name."""
         limit = actors.max_concurrent_runs()
         rates = self.spec.training.learning_rate
         self.context = SweepContext(
