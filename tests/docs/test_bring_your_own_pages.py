@@ -9,10 +9,12 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import torch
 import yaml
 
 from layersweep.cli import main
 from layersweep.orchestrator.spec.load import load_spec
+from layersweep.policies.algorithms.loss import LossTokens
 from layersweep.rollout.data.prompt_data import DataConfig
 from layersweep.rollout.environments.custom import CustomEnvironmentConfig
 from layersweep.rollout.tasks.prompts import PromptsConfig
@@ -77,6 +79,18 @@ def test_the_environment_of_the_pages(folder):
     section = load_spec("world.yaml").task
     assert isinstance(section, CustomEnvironmentConfig)
     section.build().check()
+
+
+def test_the_loss_of_the_pages(folder):
+    """Ratios 1, e^.5, e^-.5 and e^.1 with a region of 1.5: the middle two have no gradient, the others rho A's."""
+    names = runpy.run_path("my_loss.py")
+    logp = torch.tensor([0.0, 0.5, -0.5, 0.1], requires_grad=True)
+    advantage = torch.tensor([1.0, 1.0, 1.0, -2.0])
+    tokens = LossTokens(logp, torch.zeros(4), advantage, torch.ones(4), torch.arange(4))
+    objective, clipped = names["Trusted"]().surrogate(tokens)
+    (gradient,) = torch.autograd.grad(objective.sum(), logp)
+    assert clipped.tolist() == [False, True, True, False]
+    assert gradient.tolist() == pytest.approx([1.0, 0.0, 0.0, -2 * 1.1051709])
 
 
 def test_the_judge_of_the_pages(folder, monkeypatch):

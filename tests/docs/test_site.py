@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 import yaml
@@ -55,3 +56,12 @@ def test_the_workflow_builds_by_make_and_publishes():
     steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
     assert "make docs" in [step.get("run") for step in steps]
     assert [step["with"]["path"] for step in steps if "upload-pages-artifact" in step.get("uses", "")] == ["site"]
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation.keys() >= {"cff-version", "message", "title", "authors"}
+    assert (citation["title"], citation["version"], citation["license"]) == tuple(
+        project[name] for name in ("name", "version", "license")
+    )
