@@ -123,13 +123,15 @@ class SweepActors:
         engines = EnginePool(plan, first_engines, create_engine, model, collector)
         await engines.start()
         shared_gpus = None
-        if resources.on_gpu() and (shares := allocate(plan, resources_of(nodes)).shared_gpus):
-            shared_gpus = await SharedGpuPool.create(shares, resources.trainer, model, spec.training.dtype)
+        if resources.on_gpu() and (found := allocate(plan, resources_of(nodes))).shared_gpus:
+            shared_gpus = await SharedGpuPool.create(
+                found.shared_gpus, found.joining, resources.trainer, model, spec.training.dtype
+            )
         return cls(plan, actor_environment, engines, collector, rollout_worker, model, shared_gpus)
 
     def max_concurrent_runs(self) -> int:
         """Count the runs that can train at the same time now."""
-        return max_concurrent_runs(self.plan)
+        return max_concurrent_runs(self.plan, joined=self.shared_gpus is not None and self.shared_gpus.joined.is_set())
 
     def all_runs_fit(self) -> bool:
         """Tell whether all runs can train at the same time now: a search may then keep trainers while runs wait."""
@@ -192,6 +194,9 @@ class SweepActors:
                 factory = create_actor(Trainer, name, needs, **options)
                 trainers.append(factory.remote(run.selection, run.seed, rank, ranks, needs.gpus))
                 held.callback(ray.kill, trainers[-1])
+                if shared_gpu:
+                    shared_gpu.trainers.append(trainers[-1])
+                    held.callback(shared_gpu.trainers.remove, trainers[-1])
             nodes = await asyncio.gather(*(trainer.node.remote() for trainer in trainers))
             base_weights = shared_gpu.base_weights if shared_gpu else None
             return TrainerGroup(trainers, [] if resources.on_gpu() else nodes, held.pop_all(), base_weights)
@@ -201,9 +206,13 @@ class SweepActors:
         return not placement_problems(self.plan, resources_of(alive_nodes()))
 
 
-def max_concurrent_runs(plan: Plan) -> int:
+def max_concurrent_runs(plan: Plan, joined: bool = False) -> int:
     """Count the runs of a plan that can train at the same time: as its spec says, else what the cluster has room for
-    now, at least 1."""
+    now, at least 1.
+
+    Args:
+        joined: whether the GPUs of whole-model runs take layer runs by now.
+    """
     resources = plan.spec.resources
     if resources.concurrent_runs:
         return resources.concurrent_runs
@@ -211,7 +220,10 @@ def max_concurrent_runs(plan: Plan) -> int:
         found = allocate(plan, resources_of(alive_nodes()))
     except PlacementError:  # nodes were lost, and others may come
         return 1
-    fitting = found.runs if resources.on_gpu() else found.layer_ranks // resources.trainer_ranks
+    if resources.on_gpu():
+        fitting = joined and found.last_layer_runs or found.runs
+    else:
+        fitting = found.layer_ranks // resources.trainer_ranks
     return max(1, min(len(plan.runs), fitting))
 
 

@@ -23,7 +23,9 @@
       |
       +-- HealthMonitor.run()  every timeout / 4: do engines, collector, rollout worker and this node answer?
       |
-      +-- _follow_cluster()    every 5 s: as many run slots as the cluster has room for
+      +-- SharedGpuPool.run()  every 5 s: is the base still on the GPUs that layer trainers share?
+      |
+      +-- _follow_cluster()    every 5 s: as many run slots as the cluster has room for; GPUs of ended whole-model runs
 
 What each loop waits for, and what unblocks it:
 
@@ -161,6 +163,8 @@ class Driver:
         """Tasks of runs and of scoring, which a stop cancels."""
         self.stopping = self.failed = False
         """Flags: the sweep is told to stop; something besides a run has failed."""
+        self.controllers: dict[str, RunController] = {}
+        """Of the runs that have begun, by name."""
         limit = actors.max_concurrent_runs()
         rates = self.spec.training.learning_rate
         self.context = SweepContext(
@@ -188,6 +192,8 @@ class Driver:
     async def run(self) -> tuple[Outcome, Any]:
         """Train, evaluate, write: how it ended, and the contribution table."""
         background = [self.tasks.create_task(self._watch_health()), self.tasks.create_task(self._follow_cluster())]
+        if self.actors.shared_gpus:
+            background.append(self.tasks.create_task(self.actors.shared_gpus.run(self.progress.say)))
         try:
             outcome = await self._run_everything()
         except StoreUnavailable as error:  # of the manifest: no run's own
@@ -231,9 +237,13 @@ class Driver:
             raise
 
     async def _follow_cluster(self) -> None:
-        """Adapt the run slots to what the cluster has room for, while it grows and shrinks."""
+        """Adapt the run slots to what the cluster has room for, while nodes come and go and whole-model runs end."""
+        wholes = [run.name for run in self.plan.runs if run.selection.trains_all]
         while True:
             await asyncio.sleep(CLUSTER_CHECK_SECONDS)
+            ended = [run in self.controllers and self.controllers[run].state.ended for run in wholes]
+            if self.actors.shared_gpus and all(ended):
+                self.actors.shared_gpus.join()
             self.context.max_concurrent_runs = await asyncio.to_thread(self.actors.max_concurrent_runs)
             self.context.run_slots.refresh()
 
@@ -261,6 +271,7 @@ class Driver:
     async def _run_all(self, runs: Sequence[Run]) -> list[RunController]:
         """Run these side by side, each to its own end."""
         controllers = [RunController(run, self.context) for run in runs]
+        self.controllers |= {controller.name: controller for controller in controllers}
         async with asyncio.TaskGroup() as tasks:
             for controller in controllers:
                 self._stoppable(tasks, controller.run(), controller.name)

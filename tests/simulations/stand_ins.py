@@ -259,10 +259,16 @@ class SharedGpu:
     base_weights = None
 
     def __init__(self, capacity: int):
-        self.gpu, self.capacity = Server(), capacity
+        self.gpu, self.capacity, self.trainers = Server(), capacity, []
 
     def strategy(self) -> Server:
         return self.gpu
+
+    def reserve(self) -> None:
+        """There is nobody to ask."""
+
+    async def check(self) -> None:
+        """It never fails."""
 
 
 class World:
@@ -298,7 +304,9 @@ class World:
         """Runs that had trainers at the same time, at most."""
         self.engines: list[Server] = []
         self.shared: list[Server] = []
-        """GPUs of layer trainers."""
+        """GPUs of layer trainers, without those that join."""
+        self.joined: list[float] = []
+        """Times at which GPUs of whole-model runs began to take layer runs."""
         self.whole: list[Server] = []
         """GPUs of whole-model trainers, as many as there have been."""
 
@@ -343,9 +351,16 @@ class World:
 
         class SimulatedSharedGpuPool(SharedGpuPool):
             @classmethod
-            async def create(cls, shares: Sequence[float], trainer: ActorResources, *args: Any) -> SharedGpuPool:
-                pool = cls([SharedGpu(trainers_per_gpu(share, trainer.gpus)) for share in shares])
-                world.shared = [gpu.gpu for gpu in pool.gpus]
+            async def create(
+                cls, shares: Sequence[float], joining: Sequence[float], trainer: ActorResources, *args: Any
+            ) -> SharedGpuPool:
+                async def load(gpu: SharedGpu, number: int) -> None:
+                    gpu.capacity = trainers_per_gpu(joining[number - len(shares)], trainer.gpus)
+                    world.joined.append(asyncio.get_running_loop().time())
+
+                now = [SharedGpu(trainers_per_gpu(share, trainer.gpus)) for share in shares]
+                pool = cls(now, [SharedGpu(0) for _ in joining], load)
+                world.shared = [gpu.gpu for gpu in now]
                 return pool
 
         return SimulatedSharedGpuPool
