@@ -14,6 +14,9 @@ DOCS_STAMP := $(STAMP)-docs
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INSTALL := .venv/bin/pip install --quiet --disable-pip-version-check --no-deps
 
+# Two processes, a module of tests at a time, in the order of the folders: whole sweeps come first.
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: demo demo-llm test long fast gpu-check lint docs setup lock clean
 
 demo: setup
@@ -23,13 +26,13 @@ demo-llm: setup
 	.venv/bin/layersweep run deploy/sweeps/smollm2-arithmetic.yaml --fresh
 
 test: setup
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest $(PARALLEL)
 
 long: setup
 	.venv/bin/python -m pytest -m long
 
 fast: setup
-	.venv/bin/python -m pytest -m "not slow"
+	.venv/bin/python -m pytest $(PARALLEL) -m "not slow"
 
 gpu-check:
 	$(PYTHON) -m tests.gpu
