@@ -110,10 +110,13 @@ def _parser() -> argparse.ArgumentParser:
     for command, required in ((submit, True), (status, False), (stop, True), (logs, True), (pull, False)):
         command.add_argument("--address", required=required, metavar="URL", help="of the cluster's dashboard, such as "
                              "http://head:8265")  # fmt: skip
+    probe = add("probe", _probe, "Measure every layer of the untrained base on one rollout batch per seed (gradients, "
+                "first-order gain, loss without the layer), and hold it against C once that is there.")  # fmt: skip
+    probe.add_argument("--address", help="of a running Ray cluster (default: start Ray here)")
     resume = add("resume", _resume, "Go on with a sweep after a crash or a stop, or with layers, seeds or steps added.")
     resume.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME), or its spec")
     for command, default in ((plan, "the demo"), (data, "the demo"), (run, "the demo"), (submit, "the demo"),
-                             (resume, "sweep.yaml in the folder")):  # fmt: skip
+                             (probe, "the demo"), (resume, "sweep.yaml in the folder")):  # fmt: skip
         command.add_argument("words", nargs="*", metavar="SPEC | FIELD=VALUE", help=f"YAML file (default: {default}), "
                              "and values that replace its own, such as training.steps=50 'seeds=[0,1]'")  # fmt: skip
     resume.add_argument("--address", help="of a running Ray cluster (default: start Ray here)")
@@ -354,6 +357,18 @@ def _rescore(args: argparse.Namespace) -> int:
     if strange:
         raise SpecError([f"{strange}: a value is written FIELD=VALUE"])
     show_rescored(rescore(args.sweep, overrides))
+    return 0
+
+
+def _probe(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.commands.probe import probe
+    from layersweep.orchestrator.execution.probing import ProbeFailed
+
+    try:
+        print(probe(_spec(args.words), args.address))
+    except ProbeFailed as error:
+        print(f"layersweep: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -12,7 +12,7 @@ from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.folders import absolute_folder
 from layersweep.orchestrator.spec.load import load_spec
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
-from layersweep.policies.selection import Selection, run_name
+from layersweep.policies.selection import LowRank, Selection, run_name
 from layersweep.workers.storage.files import read_bytes, write_atomically
 from layersweep.workers.storage.run_store import RunStore
 from layersweep.workers.storage.tables import TableSchema
@@ -96,4 +96,5 @@ def _selection(row: dict[str, Any], boosts: set[str]) -> Selection:
         return Selection.full()
     if name in boosts:
         return Selection.boost(layers, name)
-    return Selection(name, row["kind"], layers, None if pd.isna(row["modules"]) else row["modules"])
+    lora = None if pd.isna(row["lora_rank"]) else LowRank(int(row["lora_rank"]), float(row["lora_alpha"]))
+    return Selection(name, row["kind"], layers, None if pd.isna(row["modules"]) else row["modules"], lora)

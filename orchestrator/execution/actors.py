@@ -109,7 +109,7 @@ class SweepActors:
                 plan.folder, metadata, table, by_suite, spec.training.steps, spec.name, spec.tracking
             )
         )  # fmt: skip
-        model = await _base_model(plan, say)
+        model = await base_model(plan, say)
         rollout_options["max_concurrency"] = 10_000
         rollout_worker = RolloutClient(
             create_actor(RolloutWorker, "RolloutWorker", SUPPORT_ACTOR, **rollout_options).remote(
@@ -253,6 +253,8 @@ def run_metadata(plan: Plan, run: Run) -> dict[str, Any]:
         "depth": None if layer is None else layer / max(1, count - 1),
         "layers": list(selection.layers),
         "modules": selection.modules,
+        "lora_rank": selection.lora and selection.lora.rank,
+        "lora_alpha": selection.lora and selection.lora.alpha,
         "control": run.control and run.control.type,
         "control_of": run.control_of,
         "learning_rate": None,
@@ -272,7 +274,8 @@ def _remote(cls: type) -> Any:
     return ray.remote(cls)
 
 
-async def _base_model(plan: Plan, say: Callable[[str], None]) -> ModelSource:
+async def base_model(plan: Plan, say: Callable[[str], None]) -> ModelSource:
+    """Have the base at hand for every actor; a tiny one is made first."""
     model, task = plan.spec.model, plan.spec.task
     if isinstance(model, PretrainedModel):
         return plan.source

@@ -182,6 +182,17 @@ class VariantClient:
         return await self.actor.write_overlay.remote(variant, seed, folder)
 
 
+class ProberClient:
+    """The prober (layersweep.workers.actors.prober)."""
+
+    def __init__(self, actor: Any):
+        self.actor = actor
+
+    async def probe(self, experience: Reference) -> list[dict[str, Any]]:
+        """Ask for rows of probe.parquet from a batch of the base's responses."""
+        return await self.actor.probe.remote(experience)
+
+
 class CollectorClient(RestartableClient):
     """The collector (layersweep.workers.actors.collector)."""
 

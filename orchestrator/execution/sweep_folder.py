@@ -7,8 +7,8 @@ from .manifest import manifest_file
 
 FILES = (
     "sweep.yaml", "contribution.parquet", "contribution_by_suite.parquet", "contribution_by_base_success.parquet",
-    "scores.parquet", "steps.parquet", "dissection.parquet", "composition.parquet", "report.html", "profile.png",
-    "report.png",
+    "scores.parquet", "steps.parquet", "dissection.parquet", "composition.parquet", "probe.parquet", "report.html",
+    "profile.png", "report.png",
 )  # fmt: skip
 FOLDERS = ("checkpoints", "overlays", "rescored", "responses", "tensorboard", "variants")
 LOCK = "lock"

@@ -14,7 +14,7 @@ from layersweep.workers.config import LearningRates, LearningRateTuning
 from layersweep.workers.startup.model_source import ModelSource
 
 from .controls import controlled_selections
-from .selections import count_trained
+from .selections import count_served, count_trained
 
 if TYPE_CHECKING:  # scipy, which most plans do without
     from layersweep.orchestrator.statistics.halving_schedule import Rung
@@ -142,13 +142,14 @@ class Plan:
 
     def push_bytes(self, selection: Selection) -> int:
         """Bytes that travel from trainer to engine after each step."""
-        return self.trainable_parameters(selection) * self.element_bytes
+        return count_served(selection, self.architecture) * self.element_bytes
 
     def trainer_bytes(self, selection: Selection) -> int:
         """A trainer's own memory beside the shared trunk and activations: weights, gradients in float32, Adam's two
-        moments, and with bfloat16 the float32 master weights."""
+        moments, and with bfloat16 the float32 master weights; with adapters also the merged weights."""
         per_parameter = self.element_bytes + 4 + 8 + (4 if self.element_bytes == 2 else 0)
-        return self.trainable_parameters(selection) * per_parameter
+        merged = self.push_bytes(selection) if selection.lora else 0
+        return self.trainable_parameters(selection) * per_parameter + merged
 
     @property
     def rungs(self) -> "list[Rung]":

@@ -16,7 +16,9 @@ from layersweep.orchestrator.report import gain_charts as gains
 from layersweep.orchestrator.report import matrix_chart as agreement
 from layersweep.orchestrator.report import profile_chart as profile
 from layersweep.orchestrator.report import table_rows as rows
+from layersweep.orchestrator.report.module_chart import module_chart
 from layersweep.orchestrator.statistics.early_signals import early_signals
+from layersweep.orchestrator.statistics.probe_agreement import LOOKED_AT, MEASURES, probe_agreement
 from layersweep.orchestrator.statistics.seeds_needed import seeds_needed, seeds_text
 from layersweep.orchestrator.statistics.solved_prompts import solved_overlap
 
@@ -45,6 +47,7 @@ def render_page(results: Results) -> str:
         running=bool(results.table["status"].eq("running").any()),
         measure=profile.measure(results),
         legend=profile.legend(results),
+        modules=module_chart(results),
         profile=_both(lambda width, height: profile.profile_chart(results, width, height), 330, 270),
         learning=_both(
             lambda width, height: curves.curve_chart(results, "reward_mean", "mean training reward", (width, height)),
@@ -67,6 +70,9 @@ def render_page(results: Results) -> str:
             "beyond": agreement.mean_overlap(shared.beyond_base),
         },
         signals=signals,
+        probe=probe_agreement(results.probe, results.table).to_dict("records"),
+        measures=MEASURES,
+        looked_at=LOOKED_AT,
         predicted=next((signal for signal in signals if signal.spearman == signal.spearman), None),
         costs=costs.cost_charts(results),
         totals=costs.totals(results),

@@ -17,6 +17,7 @@ from layersweep.workers.storage.tables import (
     COMPOSITION,
     CONTRIBUTION,
     DISSECTION,
+    PROBE,
     SCORES,
     STEPS,
     TableSchema,
@@ -37,6 +38,8 @@ class Results:
     """Rows of dissection.parquet, where the sweep was dissected."""
     composition: pd.DataFrame = field(default_factory=partial(COMPOSITION.frame, []))
     """Rows of composition.parquet."""
+    probe: pd.DataFrame = field(default_factory=partial(PROBE.frame, []))
+    """Rows of probe.parquet, where the base was probed."""
 
     @property
     def layers(self) -> pd.DataFrame:
@@ -143,7 +146,8 @@ def read(source: str) -> tuple[Results, str]:
     except ValueError as error:
         raise SpecError([f"{folder}/scores.parquet: {error}"]) from error
     spec = (read_bytes(f"{folder}/sweep.yaml") or b"").decode(errors="replace")
-    made = {schema.name: _read(f"{folder}/{schema.name}.parquet", schema) for schema in (DISSECTION, COMPOSITION)}
+    further = (DISSECTION, COMPOSITION, PROBE)
+    made = {schema.name: _read(f"{folder}/{schema.name}.parquet", schema) for schema in further}
     made = {name: frame for name, frame in made.items() if frame is not None}
     return Results(table, steps, scores, spec, **made), folder
 

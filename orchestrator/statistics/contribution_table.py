@@ -9,7 +9,7 @@ from .score_arrays import KINDS
 
 FINAL = ("score", "score_low", "score_high", "contribution", "contribution_low", "contribution_high")
 """Repeated for the `final` split as final_score, ..."""
-ADDED = ("modules", "control", "control_of", "change_norm")
+ADDED = ("modules", "lora_rank", "lora_alpha", "control", "control_of", "change_norm")
 """Columns of runs that earlier versions lack; `change_norm` is of those that are made without training."""
 STATUSES = ("failed", "running", "pruned", "completed")
 """Status of a selection; of several seeds the first of these that one has, the worst news first."""
@@ -28,7 +28,7 @@ def sweep_table(
     Args:
         sweep: the constant columns: sweep, model, algorithm, task, learning_rate_policy, model_layers.
         runs: one row per run (and base): selection, seed, kind, layer, depth, trainable_parameters,
-            layers, modules, learning_rate, seconds, status, reason.
+            layers, modules, lora_rank, lora_alpha, learning_rate, seconds, status, reason.
         steps, scores: the content of steps.parquet and scores.parquet.
         seed_sd: standard deviation of S between RL seeds, known from elsewhere; None estimates it from the seeds.
     """
@@ -64,6 +64,8 @@ def _of_runs(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
         depth=("depth", "first"),
         layers=("layers", "first"),
         modules=("modules", "first"),
+        lora_rank=("lora_rank", "first"),
+        lora_alpha=("lora_alpha", "first"),
         control=("control", "first"),
         control_of=("control_of", "first"),
         seeds=("seed", "size"),

@@ -158,7 +158,7 @@ class Trainer:
         return metrics, self.weights()
 
     def weights(self) -> "TransportTensors | WeightManifest":
-        """Return the trained parameters by Hugging Face name (rank 0; other ranks return none).
+        """Return the trained weights by Hugging Face name, adapters merged (rank 0; other ranks return none).
 
         On the engine's own GPU these are handles, with direct transfer a manifest; both are valid until the next call.
         """
@@ -167,6 +167,7 @@ class Trainer:
         weights = self.backend.weights()  # gathered: every rank takes part
         if self.rank != 0:
             return {}
+        weights = self.backend.policy.served(weights)
         if self.transport == "direct":
             return self.sender.offer(weights)
         if self.transport == "object_store":
@@ -219,7 +220,7 @@ class Trainer:
         self.steps = record.step
 
     def finish(self, folder: str) -> None:
-        """Write the trained parameters to `<folder>/model.safetensors` under their Hugging Face names.
+        """Write the trained weights, adapters merged, to `<folder>/model.safetensors` under their Hugging Face names.
 
         Raises:
             TrunkChanged: the frozen weights are not what they were at the start; the run is worthless.
@@ -230,4 +231,5 @@ class Trainer:
             raise TrunkChanged("the frozen weights changed while this run trained")
         weights = self.backend.weights()  # gathered: every rank takes part
         if self.rank == 0:
+            weights = self.backend.policy.served(weights)
             write_atomically(f"{folder}/model.safetensors", lambda file: write_tensors(file, weights), durable=True)

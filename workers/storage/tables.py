@@ -8,6 +8,7 @@
     responses/                     a row per response that is kept, see `workers.storage.responses`
     dissection.parquet             a row per variant of a finished run (`layersweep dissect`)
     composition.parquet            a row per stack of finished runs (`layersweep compose`)
+    probe.parquet                  a row per layer, part and seed (`layersweep probe`)
 
 A new metric of a training step takes two places: where it is computed, and its line in STEPS. A name without a line is
 refused where the row arrives. Files carry the schema's version and, with each column, its unit and meaning (parquet
@@ -291,6 +292,8 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("learning_rate_policy", TEXT, "how the learning rates were found"),
     Column("unjudged_fraction", NUMBER, "share of responses whose answer got no verdict in time, and counts as wrong"),
     Column("optimizer_steps", COUNT, "optimizer steps taken, the fewest over seeds", "steps"),
+    Column("lora_rank", COUNT, "rank of the adapters that were trained; null where weights themselves were"),
+    Column("lora_alpha", NUMBER, "alpha of the adapters; their product counts alpha / rank times"),
     Column("control", TEXT, "type of a control: random_reward, constant_reward, random_direction, supervised or "
            "learning_rate"),
     Column("control_of", TEXT, "selection that it is a control of"),
@@ -391,6 +394,22 @@ _CHANGE = (
     Column("change_norm", NUMBER, "L2 norm of its change of the base's weights, mean over seeds"),
     Column("changed_parameters", NUMBER, "entries in which it differs from the base, mean over seeds"),
 )
+
+PROBE = TableSchema("probe", (
+    Column("sweep", TEXT, "name of the sweep"),
+    Column("selection", TEXT, "the layer, or the part of it, as a run over it is called", required=True),
+    Column("layer", COUNT, "index of the layer, from 0", required=True),
+    Column("modules", TEXT, "part of the layer: attention, mlp or norms; null is all of it"),
+    Column("seed", INDEX, "seed whose first rollout batch it was measured on", required=True),
+    Column("parameters", COUNT, "number of its parameters"),
+    Column("gradient_norm", NUMBER, "L2 norm of the loss's gradient at the base, the mean of both halves'"),
+    Column("gradient_agreement", NUMBER, "cosine between the gradients of even and of odd prompts"),
+    Column("first_order_gain", NUMBER, "fall of the loss of one half of the prompts at AdamW's first step on the other "
+           "half, to first order, for a learning rate of 1"),
+    Column("fisher_trace", NUMBER, "trace of its block of the policy's Fisher information, E |grad log p(response)|^2"),
+    Column("skip_loss", NUMBER, "rise of the negative log-likelihood of the base's responses when it adds nothing to "
+           "the residual stream; null of norms", "nats"),
+))  # fmt: skip
 
 DISSECTION = TableSchema("dissection", (
     Column("selection", TEXT, "the run that was taken apart", required=True),
