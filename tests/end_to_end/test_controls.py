@@ -130,4 +130,3 @@ def test_two_algorithms_share_the_base(tmp_path):
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*stores, strict=True))
     firsts = [pd.read_parquet(one / "steps.parquet").query("step == 0") for one in sweeps]
     assert firsts[0]["reward_mean"].unique() == firsts[1]["reward_mean"].unique()
-    assert (folder / "compare.html").exists()
