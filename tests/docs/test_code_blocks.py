@@ -26,8 +26,6 @@ COMMANDS = [(page, words) for page in PAGES for words in commands(page)]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-OTHERS = {"sums.yaml"}
-"""YAML files of other programs: a task of lm-eval."""
 BASE = {
     "name": "base",
     "model": "somewhere",
@@ -115,7 +113,7 @@ def test_what_pip_is_given_is_there(page, words):
             assert (ROOT / word).is_file()
 
 
-@pytest.mark.parametrize("block", [b for b in blocks("yaml") if b.name not in OTHERS], ids=lambda block: block.id)
+@pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.id)
 def test_yaml_is_a_spec_or_a_part_of_one(block, tmp_path, monkeypatch):
     """A whole spec loads; a part loads within one that is whole: of the spec's own fields, or of its task's."""
     for file in blocks("python"):
