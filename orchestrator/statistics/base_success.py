@@ -59,8 +59,7 @@ def base_success_table(
     for split in ("selection", "final"):
         there = responses_of_split(scores, split)
         there = there[there["selection"].isin(list(facts))]
-        base = there[there["selection"] == "base"]
-        classes = sort_samples(base[base["seed"] == base["seed"].min()])  # a sweep scores it with its first seed
+        classes = sort_samples(there[there["selection"] == "base"])
         if not len(classes):
             continue
         suites = sorted(classes["suite"].unique())
