@@ -13,6 +13,10 @@ def show_cluster_plan(found: ClusterPlan) -> None:
     resources, gpu = plan.spec.resources, cluster.gpu
     own = "sharing GPUs with trainers" if resources.engine.gpus < 1 else "on GPUs of their own"
     waves = f"layer runs in waves of {schedule.layer_runs}: {schedule.layer_waves}"
+    if found.allocation.joining:
+        waves = (
+            f"{schedule.layer_runs} layer runs at a time, {schedule.last_layer_runs} once whole-model runs have ended"
+        )
     if found.allocation.whole_runs:
         waves += " in turn with" if found.allocation.in_turn else ";"
         waves += f" whole-model runs in waves of {found.allocation.whole_runs}: {schedule.whole_waves}"

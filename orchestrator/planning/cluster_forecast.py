@@ -28,7 +28,9 @@ class RunSchedule:
     """Waves in which the runs train, and the least duration."""
 
     layer_runs: int
-    """Layer runs at a time."""
+    """Layer runs at a time, at first."""
+    last_layer_runs: int
+    """Layer runs at a time once the whole-model runs have ended."""
     layer_waves: int
     """Waves of layer runs, one after the other."""
     whole_waves: int
@@ -104,21 +106,25 @@ def _schedule(
     updates = {s: share * update_seconds(plan, s, cluster.gpu, assumed) for s, share in trained.items()}
     layer_gpus = sum(gpu.layer_ranks > 0 for gpu in allocation.gpus)
     whole_gpus = sum(gpu.whole_ranks > 0 for gpu in allocation.gpus)
+    layer_work, whole_work = sum(updates[s] for s in layers), sum(updates[s] for s in wholes)
+    layer_share, whole_share = layer_work / max(1, layer_gpus), whole_work / max(1, whole_gpus)
+    if joining := len(allocation.joining):
+        layer_share = (layer_work + whole_share * joining) / (layer_gpus + joining)
     generation = 3600 * (cost.rollout + cost.evaluation) / (resources.engines * spans)
     bounds: dict[str, float] = {}
     for gpu in allocation.gpus:
         work = {
             "engines": len(gpu.engines) * generation,
-            "layer trainers": sum(updates[s] for s in layers) / layer_gpus if gpu.layer_ranks else 0,
-            "whole-model trainers": sum(updates[s] for s in wholes) / whole_gpus if gpu.whole_ranks else 0,
+            "layer trainers": layer_share if gpu.layer_ranks else 0,
+            "whole-model trainers": whole_share if gpu.whole_ranks else 0,
         }
         bounds["the GPUs of " + " and ".join(actors for actors, seconds in work.items() if seconds)] = sum(
             work.values()
         )
     responses = training.steps * training.prompts_per_step * training.group_size
     alone = rollout_seconds(plan, responses, cluster.gpu, assumed) + 3600 * cost.evaluation / (1 + len(plan.runs))
-    at_once = layer_runs_at_once(plan, allocation)
-    layer_waves = -(-len(layers) // at_once)
+    at_once, at_last = (layer_runs_at_once(plan, allocation, joined) for joined in (False, True))
+    layer_waves = -(-len(layers) // max(at_once, at_last))
     whole_waves = -(-len(wholes) // allocation.whole_runs) if wholes else 0
     layer_runs = [trained[s] * alone / spans + updates[s] / resources.trainer_ranks for s in layers]
     whole_runs = [alone / spans + updates[s] / resources.full_trainer_ranks for s in wholes]
@@ -127,7 +133,7 @@ def _schedule(
     if allocation.in_turn:
         bounds["whole-model and layer runs that take turns"] = sum(layer_runs + whole_runs) / allocation.runs
     bound_by = max(bounds, key=bounds.__getitem__)
-    return RunSchedule(at_once, layer_waves, whole_waves, bounds[bound_by] / 3600, bound_by)
+    return RunSchedule(at_once, at_last, layer_waves, whole_waves, bounds[bound_by] / 3600, bound_by)
 
 
 def _network(plan: Plan, allocation: GpuAllocation, assumed: Assumptions) -> tuple[Network, ...]:

@@ -77,7 +77,7 @@ def estimate(plan: Plan, gpu: GpuKind = H200, assumed: Assumptions | None = None
         )
     update = sum(
         update_seconds(plan, run.selection, gpu, assumed) * plan.expected_steps(run) / spec.training.steps
-        for run in (*plan.runs, *plan.trials, *plan.combined)
+        for run in plan.trained
     )
     rollout = rollout_seconds(plan, plan.training_responses, gpu, assumed, together)
     return GpuHours(rollout / 3600, update / 3600, evaluation / 3600)

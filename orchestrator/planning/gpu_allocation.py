@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from layersweep.workers.actors.gpu_share import BASE_WEIGHTS_SHARE, EPSILON, shared_gpu_cpus, trainers_per_gpu
 from layersweep.workers.config import ActorResources, ResourcesConfig
@@ -75,6 +75,10 @@ class GpuAllocation:
     """Whether whole-model runs and layer runs use the same GPUs one after the other, instead of others side by side."""
     support_nodes: tuple[int, ...] = ()
     """Node index of each support actor (collector, rollout worker)."""
+    joining: tuple[float, ...] = ()
+    """Part of each further GPU that layer trainers share as soon as the whole-model runs have ended."""
+    last_layer_runs: int = 0
+    """Layer runs that train at the same time from then on; 0 where nothing joins."""
 
     @property
     def runs(self) -> int:
@@ -94,19 +98,24 @@ class GpuAllocation:
 
 
 def allocate_gpus(
-    resources: ResourcesConfig, whole_runs: int, node_gpus: Sequence[int], node_cpus: Sequence[float] | None = None
+    resources: ResourcesConfig,
+    whole_runs: int,
+    node_gpus: Sequence[int],
+    node_cpus: Sequence[float] | None = None,
+    boosts: bool = False,
 ) -> GpuAllocation:
     """Allocate engines and support actors first; then as many whole-model runs at the same time as leave capacity for a
     layer run; then layer runs in all that is left.
 
     A fraction goes to the fullest GPU that can take it, as Ray places it. Layer trainers of at most half a GPU share
-    GPUs that are held for the whole sweep: every GPU that is still empty, or where none is, the rest of one. Larger
-    trainers come and go with their run, so where both kinds do not fit side by side, whole-model and layer runs take
-    turns.
+    GPUs that are held for the whole sweep: every GPU that is still empty, or where none is, the rest of one. Those of
+    whole-model runs join them when these have ended. Larger trainers come and go with their run, so where both kinds do
+    not fit side by side, whole-model and layer runs take turns.
 
     Args:
         whole_runs: runs of the whole model in the plan.
         node_gpus, node_cpus: numbers by node; CPUs count as unlimited where they are not given.
+        boosts: whether some of the whole-model runs come after the layer runs, so that their GPUs stay free.
 
     Raises:
         PlacementError: not even one run of each kind fits beside the engines.
@@ -114,7 +123,7 @@ def allocate_gpus(
     gpus = [Gpu(node) for node, count in enumerate(node_gpus) for _ in range(count)]
     free_resources = FreeResources(gpus, list(node_cpus) if node_cpus else [float("inf")] * len(node_gpus))
     try:
-        return _allocate(free_resources, resources, whole_runs)
+        return _allocate(free_resources, resources, whole_runs, boosts)
     except PlacementError as error:
         if node_cpus is None:
             raise
@@ -122,14 +131,17 @@ def allocate_gpus(
         raise PlacementError(_missing_cpus(resources, whole_runs, node_cpus)) from error
 
 
-def _allocate(free_resources: FreeResources, resources: ResourcesConfig, whole_runs: int) -> GpuAllocation:
+def _allocate(
+    free_resources: FreeResources, resources: ResourcesConfig, whole_runs: int, boosts: bool
+) -> GpuAllocation:
     _place_engines(free_resources, resources)
     support = _place_support_actors(free_resources)
     for at_once in range(whole_runs, min(whole_runs, 1) - 1, -1):
         tried = copy.deepcopy(free_resources)
         seated = _place_whole_runs(tried, resources, at_once)
         if seated and (runs := _place_layer_runs(tried, resources)):
-            return GpuAllocation(tuple(tried.gpus), at_once, runs, support_nodes=support)
+            found = GpuAllocation(tuple(tried.gpus), at_once, runs, support_nodes=support)
+            return _join(found, free_resources, resources) if at_once and not boosts else found
     if resources.trainer.gpus > LARGEST_SHARE:
         tried, alone = copy.deepcopy(free_resources), copy.deepcopy(free_resources)
         whole, runs = _place_whole_runs(tried, resources, 1), _place_layer_runs(alone, resources)
@@ -138,6 +150,21 @@ def _allocate(free_resources: FreeResources, resources: ResourcesConfig, whole_r
                 gpu.layer_ranks = other.layer_ranks
             return GpuAllocation(tuple(tried.gpus), 1, runs, in_turn=True, support_nodes=support)
     raise PlacementError(_missing_gpus(free_resources.gpus, resources, whole_runs))
+
+
+def _join(found: GpuAllocation, free_resources: FreeResources, resources: ResourcesConfig) -> GpuAllocation:
+    """Add the GPUs that layer trainers share once the whole-model runs have ended.
+
+    Args:
+        free_resources: beside engines and support actors.
+    """
+    alone = copy.deepcopy(free_resources)
+    runs = _place_layer_runs(alone, resources)
+    pairs = list(zip(found.gpus, alone.gpus, strict=True))
+    joining = tuple(later.shared for now, later in pairs if later.shared and not now.shared)
+    if not joining or any(now.shared and now.shared != later.shared for now, later in pairs):
+        return found  # trainers hold the rest of one GPU, which cannot grow
+    return replace(found, joining=joining, last_layer_runs=runs)
 
 
 def _place_engines(free_resources: FreeResources, resources: ResourcesConfig) -> None:

@@ -68,7 +68,11 @@ def gpu_memories(plan: Plan, allocation: GpuAllocation, kind: GpuKind) -> Counte
     """Memory of the allocated GPUs, and how many have each; where runs take turns, that of the larger."""
     layer_runs = layer_runs_at_once(plan, allocation) - (allocation.in_turn and allocation.whole_runs > 0)
     largest = max(map(plan.push_bytes, _partial(plan)))
-    overlays = [plan.push_bytes(Selection.full())] * allocation.whole_runs + [largest] * layer_runs
+    overlays = max(
+        [plan.push_bytes(Selection.full())] * allocation.whole_runs + [largest] * layer_runs,
+        [largest] * layer_runs_at_once(plan, allocation, joined=True),
+        key=sum,
+    )
     gpus = []
     for gpu in allocation.gpus:
         if allocation.in_turn and gpu.whole_ranks and gpu.layer_ranks:

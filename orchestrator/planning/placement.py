@@ -72,7 +72,7 @@ def all_runs_fit(plan: Plan, nodes: Sequence[Node]) -> bool:
 def allocate_gpus_on(plan: Plan, nodes: Sequence[Node]) -> GpuAllocation:
     """Allocate to GPUs; see `allocate`."""
     gpus, cpus = [int(node.get("GPU", 0)) for node in nodes], [node.get("CPU", 0.0) for node in nodes]
-    return allocate_gpus(plan.spec.resources, whole_runs(plan), gpus, cpus)
+    return allocate_gpus(plan.spec.resources, whole_runs(plan), gpus, cpus, boosts=_wholes_come_later(plan))
 
 
 def allocate_cpus_on(plan: Plan, nodes: Sequence[Node]) -> CpuAllocation:
@@ -102,16 +102,30 @@ def allocate_cpus_on(plan: Plan, nodes: Sequence[Node]) -> CpuAllocation:
 
 def whole_runs(plan: Plan) -> int:
     """Number of runs that train the whole model: `full`, and boosts of `combine`."""
-    boosts = sum(run.how == "boost" for run in plan.spec.combine)
-    return sum(run.selection.trains_all for run in plan.runs) + boosts * len(plan.spec.seeds)
+    return sum(run.selection.trains_all for run in plan.runs) + _boosts(plan)
 
 
-def layer_runs_at_once(plan: Plan, allocation: GpuAllocation) -> int:
-    """Number of layer runs that train at the same time: as many as there are, as fit, and as the spec allows."""
-    wanted = sum(not run.selection.trains_all for run in plan.runs)
-    beside = 0 if allocation.in_turn else allocation.whole_runs
+def _boosts(plan: Plan) -> int:
+    """Number of whole-model runs that come after the layer runs."""
+    return sum(run.how == "boost" for run in plan.spec.combine) * len(plan.spec.seeds)
+
+
+def _wholes_come_later(plan: Plan) -> bool:
+    """Whether whole-model runs come after the layer runs: boosts, or controls that train everything."""
+    return _boosts(plan) > 0 or any(run.selection.trains_all and run.control.trained for run in plan.controls)
+
+
+def layer_runs_at_once(plan: Plan, allocation: GpuAllocation, joined: bool = False) -> int:
+    """Number of layer runs that train at the same time: as many as there are, as fit, and as the spec allows.
+
+    Args:
+        joined: whether the whole-model runs have ended, and their GPUs take layer runs where they can.
+    """
+    wanted, joined = sum(not run.selection.trains_all for run in plan.runs), joined and bool(allocation.joining)
+    beside = 0 if allocation.in_turn or joined else allocation.whole_runs
     limit = plan.spec.resources.concurrent_runs or wanted + beside
-    return max(1, min(wanted, allocation.layer_runs, limit - beside))
+    fitting = allocation.last_layer_runs if joined else allocation.layer_runs
+    return max(1, min(wanted, fitting, limit - beside))
 
 
 def _actors(resources: ResourcesConfig) -> dict[str, ActorResources]:

@@ -7,6 +7,7 @@ one stands for all). CPU seconds are the whole process's.
 
     python -m tests.benchmarks.rollouts            # tiny, and hidden 512 (about 20 minutes)
     python -m tests.benchmarks.rollouts tiny 8     # one model and number of runs
+    python -m tests.benchmarks.rollouts smollm2 8  # SmolLM2-135M, M = 8 and 32 only, 3 rounds
 """
 
 import sys
@@ -14,9 +15,19 @@ import time
 
 from tests.benchmarks.common import median, print_table, random_model
 
-ROUNDS = 5
 SHAPES = {"tiny": (6, 64, 2), "hidden-512": (12, 512, 8)}
-RESPONSES = (4, 16, 64)
+RESPONSES = {"smollm2": (8, 32)}
+ROUNDS = {"smollm2": 3}
+
+
+def folder_of(shape: str) -> tuple[str, str]:
+    """A model's folder and the name of its class."""
+    if shape != "smollm2":
+        return random_model(*SHAPES[shape]), "Qwen3ForCausalLM"
+    from layersweep.policies.config import PretrainedModel
+    from layersweep.workers.startup.model_source import resolve_source
+
+    return str(resolve_source(PretrainedModel(path="smollm2"))[1]), "LlamaForCausalLM"
 
 
 def measure(shape: str, runs: int) -> list[list[object]]:
@@ -28,12 +39,12 @@ def measure(shape: str, runs: int) -> list[list[object]]:
     from layersweep.rollout.engine.engine import RolloutEngine
     from layersweep.rollout.types import Sampling
 
-    layers, hidden, heads = SHAPES[shape]
-    folder = random_model(layers, hidden, heads)
+    folder, architecture = folder_of(shape)
     config = RolloutConfig(max_model_len=64, batching="auto", kv_cache_memory_mib=256)
     state = dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
+    layers = max(int(n.split(".")[2]) for n in state if n.startswith("model.layers.")) + 1
     block = [{n: p.detach() for n, p in state.items() if n.startswith(f"model.layers.{k}.")} for k in range(layers)]
-    engine = RolloutEngine(folder, "Qwen3ForCausalLM", config, "float32", 0)
+    engine = RolloutEngine(folder, architecture, config, "float32", 0)
     rng = np.random.default_rng(0)
     version = 0
 
@@ -49,19 +60,19 @@ def measure(shape: str, runs: int) -> list[list[object]]:
             done = [engine.generate(None, 0, prompts, seeds, sampling).result() for _ in range(runs)]
         else:
             for i in range(runs):
-                engine.push(f"run-{i}", version, block[i % layers]).result()
+                engine.push(f"run-{i}", version, block[i * layers // runs]).result()
             waiting = [engine.generate(f"run-{i}", version, prompts, seeds, sampling) for i in range(runs)]
             done = [future.result() for future in waiting]
         return sum(len(completions.tokens) for completions in done) / (time.process_time() - began)
 
     rows = []
-    for responses in RESPONSES:
+    for responses in RESPONSES.get(shape, (4, 16, 64)):
         rates: dict[str, list[float]] = {"mixed": [], "swap": [], "each": [], "auto": []}
         engine.batching = type(engine.batching)()
         while not engine.batching.decided:
             one_round("auto", responses)
         auto = engine.batching.mixed
-        for _ in range(ROUNDS):
+        for _ in range(ROUNDS.get(shape, 5)):
             for mode, mixed in (("mixed", True), ("swap", False), ("auto", auto), ("each", auto)):
                 engine.batching.mixed, engine.batching.decided = mixed, True
                 rates[mode].append(one_round(mode, responses))
@@ -77,7 +88,7 @@ if __name__ == "__main__":
     shapes = sys.argv[1:2] or list(SHAPES)
     counts = [int(c) for c in sys.argv[2:]] or [8, 16]
     print_table(
-        "Rollout tokens per CPU second, medians of 5 rounds",
+        "Rollout tokens per CPU second, medians of 5 rounds (smollm2: 3)",
         [
             "model",
             "runs",

@@ -14,6 +14,7 @@ import ray
 
 from layersweep.orchestrator.execution.shared_gpus import SharedGpuPool
 from layersweep.policies.selection import Selection
+from layersweep.policies.variant import Variant
 from layersweep.rollout.types import StaleWeights
 from layersweep.workers.actors.collector import WRITE_COST_FACTOR
 from layersweep.workers.actors.gpu_share import trainers_per_gpu
@@ -145,6 +146,13 @@ class RolloutWorker(Actor):
         await engine.generate(run, version, self.world.durations.evaluation)
 
 
+class VariantMaker(Actor):
+    """Writes weights of no length."""
+
+    async def do_write_overlay(self, variant: Variant, seed: int, folder: str) -> dict[str, float]:
+        return {"change_norm": 2.0}
+
+
 class Trainer(Actor):
     """On a GPU that it may share with others; they take turns."""
 
@@ -259,10 +267,16 @@ class SharedGpu:
     base_weights = None
 
     def __init__(self, capacity: int):
-        self.gpu, self.capacity = Server(), capacity
+        self.gpu, self.capacity, self.trainers = Server(), capacity, []
 
     def strategy(self) -> Server:
         return self.gpu
+
+    def reserve(self) -> None:
+        """There is nobody to ask."""
+
+    async def check(self) -> None:
+        """It never fails."""
 
 
 class World:
@@ -298,7 +312,9 @@ class World:
         """Runs that had trainers at the same time, at most."""
         self.engines: list[Server] = []
         self.shared: list[Server] = []
-        """GPUs of layer trainers."""
+        """GPUs of layer trainers, without those that join."""
+        self.joined: list[float] = []
+        """Times at which GPUs of whole-model runs began to take layer runs."""
         self.whole: list[Server] = []
         """GPUs of whole-model trainers, as many as there have been."""
 
@@ -310,6 +326,7 @@ class World:
             "Engine": lambda number: Engine(self, number),
             "Collector": lambda *args: Collector(self),
             "RolloutWorker": lambda *args: RolloutWorker(self),
+            "VariantMaker": lambda *args: VariantMaker(self),
             "Trainer": lambda selection, seed, rank, ranks, gpu: Trainer(
                 self, scheduling_strategy, selection, seed, ranks
             ),
@@ -343,9 +360,16 @@ class World:
 
         class SimulatedSharedGpuPool(SharedGpuPool):
             @classmethod
-            async def create(cls, shares: Sequence[float], trainer: ActorResources, *args: Any) -> SharedGpuPool:
-                pool = cls([SharedGpu(trainers_per_gpu(share, trainer.gpus)) for share in shares])
-                world.shared = [gpu.gpu for gpu in pool.gpus]
+            async def create(
+                cls, shares: Sequence[float], joining: Sequence[float], trainer: ActorResources, *args: Any
+            ) -> SharedGpuPool:
+                async def load(gpu: SharedGpu, number: int) -> None:
+                    gpu.capacity = trainers_per_gpu(joining[number - len(shares)], trainer.gpus)
+                    world.joined.append(asyncio.get_running_loop().time())
+
+                now = [SharedGpu(trainers_per_gpu(share, trainer.gpus)) for share in shares]
+                pool = cls(now, [SharedGpu(0) for _ in joining], load)
+                world.shared = [gpu.gpu for gpu in now]
                 return pool
 
         return SimulatedSharedGpuPool

@@ -14,6 +14,9 @@ class BaseWeightsActor:
     def __repr__(self) -> str:
         return "BaseWeightsActor()"
 
+    def alive(self) -> None:
+        """Answer a health check."""
+
     def load(self, model: ModelSource, dtype: str) -> dict[str, Any]:
         """Load the base onto the GPU; return what Trunk.attach needs."""
         from layersweep.policies.model.trunk import Trunk

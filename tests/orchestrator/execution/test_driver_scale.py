@@ -69,6 +69,18 @@ def test_three_runs_and_one_engine(tmp_path):
     assert seen.collector_wait == 0 and seen.replaced == seen.restarts == 0
 
 
+def test_gpus_of_the_full_run_train_layers_after_it(tmp_path):
+    """With an engine that takes no time, full's 8 updates of 64 s on 4 GPUs end at 128, seen at 200. Until then 11 GPUs
+    train 22 layer runs beside full, and 15 GPUs train 30 from then on. Of 36 x 8 updates of 20 s 110 are done at 200,
+    and the other 178 take 15 GPUs another 240 s at least; 11 GPUs alone would need 524 s for all."""
+    plan = study(str(tmp_path), 1, 8, layers=36, resources={"engines": 1}, recovery={"patience": 1e6})
+    world = World(16, replace(TIMES, rollout=0, evaluation=0, push=0, start=0), FREE)
+    seen = simulate(plan, world, worked=lambda world: 0.0)
+    assert seen.ends == Counter(completed=38)
+    assert world.joined == [200] * 4 and world.most_runs == 30
+    assert 440 <= seen.seconds < 524
+
+
 def test_a_driver_that_is_too_slow_makes_the_sweep_longer(tmp_path):
     """At 10 s a call, of which there are more than 50, most of them one after the other."""
     plan = study(str(tmp_path), 1, 2, layers=2, resources={"engines": 1}, recovery={"patience": 1e6})

@@ -45,6 +45,18 @@ def test_engines_full_run_and_berths_side_by_side():
     assert [gpu.whole_ranks for gpu in found.gpus] == [0, 0, 0, 0, 1, 1, 0, 0]
 
 
+def test_gpus_of_whole_model_runs_join_the_layer_trainers():
+    """The same eight: once full has ended, four GPUs take three layer trainers each. Not if boosts come after the layer
+    runs, and not where trainers share the rest of one GPU, which cannot grow."""
+    asked = {"engines": 2, "engine": {"gpus": 2}, "trainer": {"gpus": 0.3}, "full_trainer": {"gpus": 1}}
+    found = allocate_gpus(resources(**asked, full_trainer_ranks=2), 1, (4, 4))
+    assert (found.joining, found.last_layer_runs) == ((1.0, 1.0), 12)
+    found = allocate_gpus(resources(**asked, full_trainer_ranks=2), 1, (4, 4), boosts=True)
+    assert (found.layer_runs, found.joining, found.last_layer_runs) == (6, (), 0)
+    one = resources(engine={"gpus": 0.3}, trainer={"gpus": 0.25}, full_trainer={"gpus": 0.4})
+    assert allocate_gpus(one, 1, (1,)).joining == ()
+
+
 def test_an_engine_spans_no_nodes():
     """Three GPUs a node: two engines of two leave one on either node, and a third one does not fit into these two."""
     asked = {"engine": {"gpus": 2}, "trainer": {"gpus": 1}}
@@ -159,7 +171,10 @@ def test_a_boost_trains_the_whole_model():
     """Without a full run eight GPUs have four shared GPUs; a boost takes one of these."""
     node = {"CPU": 100.0, "GPU": 8.0}
     layers_alone, boost = (plan_with(include_full=False, combine=runs) for runs in ([], [{"boost": "best 5"}]))
-    assert [len(allocate_gpus_on(plan, [node]).shared_gpus) for plan in (layers_alone, boost)] == [4, 3]
+    found = [allocate_gpus_on(plan, [node]) for plan in (layers_alone, boost)]
+    assert [len(allocation.shared_gpus) for allocation in found] == [4, 3]
+    assert [allocation.joining for allocation in found] == [(), ()]
+    assert allocate_gpus_on(plan_with(), [node]).joining == (1.0,)
 
 
 def test_the_demo_on_cpus():

@@ -1,87 +1,16 @@
-"""Trainers around one GPU: placement on a Ray that believes in GPUs which are not there."""
+"""Gangs: all ranks of a run are placed together, or none."""
 
 import asyncio
-import contextlib
 from pathlib import Path
 
 import pytest
-from ray.util import placement_group, remove_placement_group
+from ray.util import remove_placement_group
 
 from layersweep.cli import DEMO
-from layersweep.orchestrator.execution.shared_gpus import SharedGpu, SharedGpuPool, gpu_bundle
 from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.spec.load import load_spec
-from layersweep.workers.actors.gpu_share import trainers_per_gpu
 from layersweep.workers.actors.ray_placement import bundle_of, gang
 from layersweep.workers.config import ActorResources
-
-
-@pytest.mark.slow
-def test_trainers_share_a_gpu(monkeypatch):
-    """Two GPUs, trainers of 0.3: a GPU takes (1 - 0.05) / 0.3 = 3. Six hold one, three on each; the seventh waits
-    until one is released."""
-    import ray
-
-    class Probe:
-        def gpus(self) -> list[int]:
-            return ray.get_gpu_ids()
-
-    async def scenario() -> None:
-        needs = ActorResources(cpus=0.1, gpus=0.3)
-        groups = [placement_group([gpu_bundle(1.0, needs)], strategy="PACK") for _ in range(2)]
-        await asyncio.gather(*(group.ready() for group in groups))
-        pool = SharedGpuPool([SharedGpu(group, trainers_per_gpu(1.0, needs.gpus), None, None) for group in groups])
-        assert [gpu.capacity for gpu in pool.gpus] == [3, 3]
-        held = [contextlib.AsyncExitStack() for _ in range(7)]
-        gpus = [await hold.enter_async_context(pool.hold()) for hold in held[:6]]
-        probes = [
-            ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.3, scheduling_strategy=gpu.strategy()).remote()
-            for gpu in gpus
-        ]
-        where = [await probe.gpus.remote() for probe in probes]
-        for gpu in pool.gpus:
-            assert len({tuple(ids) for ids, at in zip(where, gpus, strict=True) if at is gpu}) == 1
-        assert sorted(ids[0] for ids in where) == [0, 0, 0, 1, 1, 1]
-        late = asyncio.create_task(held[6].enter_async_context(pool.hold()))
-        await asyncio.sleep(0.05)
-        assert not late.done()
-        await held[4].aclose()
-        assert await asyncio.wait_for(late, 5) is gpus[4]
-
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    try:
-        asyncio.run(scenario())
-    finally:
-        ray.shutdown()
-
-
-@pytest.mark.slow
-def test_all_actors_on_one_gpu(monkeypatch):
-    """Engine 0.3, a shared 0.3 with one trainer of 0.25, full 0.4: what gpu_allocation puts on one GPU, Ray does."""
-    import ray
-
-    class Probe:
-        def gpus(self) -> list[int]:
-            return ray.get_gpu_ids()
-
-    async def scenario() -> None:
-        engine = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.3).remote()
-        group = placement_group([gpu_bundle(0.3, ActorResources(cpus=0.1, gpus=0.25))], strategy="PACK")
-        await asyncio.wait_for(group.ready(), 20)
-        shared = SharedGpu(group, trainers_per_gpu(0.3, 0.25), None, None).strategy()
-        base = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.05, scheduling_strategy=shared).remote()
-        layer = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.25, scheduling_strategy=shared).remote()
-        full = ray.remote(Probe).options(num_cpus=0.1, num_gpus=0.4).remote()
-        asked = asyncio.gather(*(probe.gpus.remote() for probe in (engine, base, layer, full)))
-        assert await asyncio.wait_for(asked, 20) == [[0]] * 4
-
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    try:
-        asyncio.run(scenario())
-    finally:
-        ray.shutdown()
 
 
 @pytest.mark.slow

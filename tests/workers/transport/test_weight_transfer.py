@@ -176,8 +176,8 @@ def test_a_trainer_that_stands_still_is_waited_for_until_the_time_limit(trainer,
 
 @pytest.mark.slow
 def test_trainers_that_die_at_any_moment(trainer):
-    """Twenty, from before they are asked to about when the last tensor arrives: all weights or TransferFailed, and never
-    a wait for the time limit (seen before: a store that connects, a group that is joined, and Gloo's first tensor)."""
+    """Twenty, from before they are asked to about when the last tensor is there: all weights or TransferFailed, and
+    never a wait for the time limit (seen before: a store that connects, a group joined, and Gloo's first tensor)."""
     receiver, outcomes = WeightReceiver(), []
     _, offer = trainer(large(50))
     began = time.monotonic()
