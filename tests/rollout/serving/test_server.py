@@ -173,9 +173,9 @@ def test_streaming(client):
 
 
 def test_samples_and_seeds(client):
-    """`n` samples differ from each other, and come again with the same seed alone."""
+    """`n` samples differ from each other, and come again with the same seed. vLLM adds a sample's number to the seed."""
     asked = dict(model="layer-00", prompt=PROMPT, max_tokens=16, n=3, logit_bias=NO_SPECIAL)
-    drawn = [[c.text for c in client.completions.create(**asked, seed=seed).choices] for seed in (1, 1, 2)]
+    drawn = [[c.text for c in client.completions.create(**asked, seed=seed).choices] for seed in (1, 1, 9)]
     assert drawn[0] == drawn[1] and len({*drawn[0], *drawn[2]}) == 6
 
 
@@ -213,7 +213,7 @@ def test_errors_have_openai_s_form(client, server):
     assert unknown.value.body["param"] == "model" and unknown.value.body["code"] == 404
     with pytest.raises(openai.NotFoundError, match="there are base"):
         client.chat.completions.create(model="layer-09", messages=[{"role": "user", "content": "1"}])
-    with pytest.raises(openai.BadRequestError, match="256"):
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 64 tokens"):
         client.completions.create(model="full", prompt="1" * 300)
     with pytest.raises(openai.BadRequestError, match="temperature"):
         client.completions.create(model="full", prompt="1", temperature=-1)
@@ -245,7 +245,7 @@ def test_ctrl_c_ends_it_and_all_its_processes(server, client):
     """As a terminal sends it, to the whole process group, while a response is streamed. Last: no server after."""
     processes = [server.process.pid, *(p.pid for p in psutil.Process(server.process.pid).children(recursive=True))]
     assert len(processes) > 2
-    events = client.completions.create(model="full", prompt="1", max_tokens=200, stream=True)
+    events = client.completions.create(model="full", prompt="1", max_tokens=60, stream=True)
     next(iter(events))
     os.killpg(server.process.pid, signal.SIGINT)
     assert server.process.wait(60) == 0
