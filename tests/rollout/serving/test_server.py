@@ -173,7 +173,7 @@ def test_streaming(client):
 
 
 def test_samples_and_seeds(client):
-    """`n` samples differ from each other, and come again with the same seed. vLLM adds a sample's number to the seed."""
+    """`n` samples differ from each other, and come again with the same seed; sample i draws with seed + i."""
     asked = dict(model="layer-00", prompt=PROMPT, max_tokens=16, n=3, logit_bias=NO_SPECIAL)
     drawn = [[c.text for c in client.completions.create(**asked, seed=seed).choices] for seed in (1, 1, 9)]
     assert drawn[0] == drawn[1] and len({*drawn[0], *drawn[2]}) == 6
