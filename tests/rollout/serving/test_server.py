@@ -165,6 +165,17 @@ def test_64_requests_at_once_over_8_runs_get_their_own_model_s_answer(server, ex
     assert len(texts) > 32  # else the runs could not be told apart
 
 
+def test_a_prompt_s_cache_is_not_shared_by_models(client, exported, tokenizer):
+    """36 tokens fill a block of the KV cache, which each model but the first would find there."""
+    tokens = tokenizer(PROMPT * 3)["input_ids"]
+    for name in ("base", "layer-00", "layer-02", "full", "base"):
+        answer = client.completions.create(model=name, prompt=PROMPT * 3, max_tokens=6, temperature=0, logprobs=1,
+                                           extra_body={"ignore_eos": True})  # fmt: skip
+        wanted = [*tokens, *greedy(exported(name), tokens, 6)]
+        own = logprobs(exported(name), wanted)[-6:]
+        assert answer.choices[0].logprobs.token_logprobs == pytest.approx(own, abs=1e-4), name
+
+
 def test_streaming(client):
     asked = dict(model="layer-02", prompt=PROMPT, max_tokens=20, seed=3, logit_bias=NO_SPECIAL)
     whole = client.completions.create(**asked).choices[0].text
