@@ -37,6 +37,13 @@ def _merge(groups: list[RowGroup], pieces: list[tuple[Tensor, ...]], rows: int) 
     return merged
 
 
+def _first_row(part: Tensor, whole: Tensor | None) -> int | None:
+    """Return the number of the row of `whole` at which `part`, a view of it, begins; None where it is a copy."""
+    if whole is None or part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+        return None
+    return (part.storage_offset() - whole.storage_offset()) // whole.stride(0)
+
+
 def _project_base(layer: nn.Module, positions: Tensor, hidden: Tensor, residual: Tensor | None):
     """Compute the first half of vLLM's own block, as LayerOverlay.project does for an overlay."""
     attention = layer.self_attn
@@ -81,11 +88,13 @@ class RoutedMixin:
 
     overlays: dict[str, EngineOverlay]
     routing: RowRouting | None
+    hidden: Tensor | None
+    """Output [tokens, hidden] of the last forward."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.overlays = {}
-        self.routing = None
+        self.routing = self.hidden = None
 
     @staticmethod
     def get_model_state_cls() -> type:
@@ -107,7 +116,8 @@ class RoutedMixin:
             hidden, residual = _block(layer, groups, positions, hidden, residual)
         groups = routing.split(self.overlays, lambda overlay: overlay.norm, rows)
         pieces = [(self._final_norm(_take(at, hidden), _take(at, residual), own),) for at, own in groups]
-        return _merge(groups, pieces, rows)[0]
+        (self.hidden,) = _merge(groups, pieces, rows)
+        return self.hidden
 
     def _final_norm(self, hidden: Tensor, residual: Tensor, own: Tensor | None) -> Tensor:
         norm = self.model.norm
@@ -120,8 +130,10 @@ class RoutedMixin:
         if routing is None or not routing.names:
             return super().compute_logits(hidden_states)
         rows = hidden_states.shape[0]
-        # One row a request here: the last scheduled token of each.
-        groups = routing.split(self.overlays, lambda overlay: overlay.head, rows)
+        # One row a request, copied: the last scheduled token of each. Of log-probabilities of prompts: a view of
+        # neighbouring tokens' rows.
+        first = _first_row(hidden_states, self.hidden)
+        groups = routing.split(self.overlays, lambda overlay: overlay.head, rows, first)
         compute = super().compute_logits
         pieces = []
         for at, own in groups:

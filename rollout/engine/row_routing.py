@@ -35,7 +35,9 @@ class RowRouting:
         self.of_token = np.repeat(self.of_request, lengths)
         self.device = device
 
-    def split(self, overlays: Mapping[str, object], part: Callable[..., T | None], rows: int) -> list[RowGroup]:
+    def split(
+        self, overlays: Mapping[str, object], part: Callable[..., T | None], rows: int, first: int | None = None
+    ) -> list[RowGroup]:
         """Group the rows by the overlay that computes them at one point of the model.
 
         Args:
@@ -43,11 +45,14 @@ class RowRouting:
             part: returns what an overlay has for this point, or None.
             rows: how many rows there are; as many as requests means one row a request (the sampled ones),
                 anything from the number of scheduled tokens on means token rows, padded with base rows.
+            first: number of the token whose row is the first; the others are those of the tokens after it.
         """
         owners = [(i, own) for i, name in enumerate(self.names) if (own := part(overlays[name])) is not None]
         if not owners:
             return [(None, None)]
         of_row = self.of_token if rows >= len(self.of_token) else self.of_request
+        if first is not None:
+            of_row = self.of_token[first : first + rows]
         if rows > len(of_row):
             of_row = np.concatenate([of_row, np.full(rows - len(of_row), -1, np.int32)])
         elif rows != len(of_row):
