@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 TOKEN = "LAYERSWEEP_TOKEN"
 """Environment variable of the token; where it is not set one is drawn."""
-THREADS = "OMP_NUM_THREADS"
-"""Environment variable of the engine's threads on a CPU: kept where it is set, since there are no other actors."""
+DEFAULTS = {"OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+"""Environment variables that are kept where they are set: the engine's threads on a CPU, and what vLLM logs."""
 GRACE = 5
 """Seconds that requests have to end once the server is asked to stop."""
 
@@ -86,8 +86,8 @@ def serve(
     token = (os.environ.get(TOKEN) or f"sk-{secrets.token_urlsafe(24)}") if address.token else None
     with bound_socket(address) as listening:
         print(f"starting the engine: {base}, {dtype}", flush=True)
-        threads = {THREADS: os.environ[THREADS]} if THREADS in os.environ else {}
-        os.environ.update(worker_environment(spec.resources.on_gpu()) | threads)
+        kept = {name: os.environ.get(name, value) for name, value in DEFAULTS.items()}
+        os.environ.update(worker_environment(spec.resources.on_gpu()) | kept)
         with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory() as scratch:
             served = local_models(finished, models, Path(scratch))
             if not asyncio.run(_serve(spec, base, architecture.name, dtype, served, listening, token)):
