@@ -8,7 +8,7 @@ Kind = Literal["base", "full", "layer", "layers", "part", "boost"]
 
 EMBEDDING = "model.embed_tokens.weight"
 MODULES = {
-    "attention": r"self_attn\.[qkvo]_proj\.",
+    "attention": r"self_attn\.([qkvo]|qkv)_proj\.",
     "mlp": r"mlp\.",
     "norms": r"norm\.weight",
 }

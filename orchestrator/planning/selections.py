@@ -48,6 +48,12 @@ def trained_weights(selection: Selection, shape: Architecture) -> dict[str, tupl
 
 
 @cache
-def count_trained(selection: Selection, shape: Architecture) -> int:
-    """Return the number of parameters that a selection trains."""
-    return sum(map(prod, trained_weights(selection, shape).values()))
+def count_trained(selection: Selection, shape: Architecture, active: bool = False) -> int:
+    """Return the number of parameters that a selection trains.
+
+    Args:
+        active: count of a block's experts only as many as compute a token.
+    """
+    share = shape.active_experts / shape.experts if active and shape.experts else 1
+    weights = trained_weights(selection, shape).items()
+    return sum(int(prod(size) * (share if ".experts." in name else 1)) for name, size in weights)
