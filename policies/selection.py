@@ -14,7 +14,27 @@ MODULES = {
 }
 """Parts of a block by name, as patterns that are searched for in parameter names. Together they are the whole block:
 `norms` are those before attention and MLP, and of queries and keys."""
+_MATRIX = re.compile(r"(?<!norm)(?<!mlp\.gate)\.weight$")
+"""Weights of linear modules: neither norms nor biases, nor experts and their router."""
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Low-rank adapters: a matrix W is served as W + alpha / rank * B A, and B and A train (LoRA, arXiv 2106.09685)."""
+
+    rank: int
+    alpha: float
+
+    @property
+    def scale(self) -> float:
+        """Factor of B A."""
+        return self.alpha / self.rank
+
+    @property
+    def label(self) -> str:
+        """Text in a selection's name: lora-8, or with an alpha other than the rank lora-8-alpha-16."""
+        return f"lora-{self.rank}" + (f"-alpha-{self.alpha:g}" if self.alpha != self.rank else "")
 
 
 @dataclass(frozen=True)
@@ -28,6 +48,8 @@ class Selection:
     modules: str | None = None
     """A name of MODULES, or a regular expression that is searched for in the parameter names within a block (without
     layers: in the names outside of blocks); None is all of them."""
+    lora: LowRank | None = None
+    """Adapters that train in place of the matrices themselves; norms and biases stay frozen then."""
 
     @classmethod
     def base(cls) -> "Selection":
@@ -51,14 +73,19 @@ class Selection:
         return cls(name or f"layers-{'-'.join(_numbers(ordered))}", "layers", ordered)
 
     @classmethod
-    def part(cls, layers: tuple[int, ...], modules: str) -> "Selection":
+    def part(cls, layers: tuple[int, ...], modules: str | None, lora: LowRank | None = None) -> "Selection":
         """Return the selection that trains what `modules` names of several blocks, or without layers outside of them.
 
-        Its name is that of the layers and the letters and digits of `modules`: layer-07-mlp, layers-03-07-q_proj.
+        Its name is that of the layers and the letters and digits of `modules`: layer-07-mlp, layers-03-07-q_proj; then
+        that of `lora`: layer-07-mlp-lora-8.
         """
         whole = cls.layer(*layers) if len(layers) == 1 else cls.several(layers)
-        label = "-".join(re.findall(r"\w+", modules, re.ASCII)) or "part"
-        return cls(f"{whole.name if layers else 'outside'}-{label}", "part", whole.layers, modules)
+        labels = [whole.name if layers else "outside"]
+        if modules is not None:
+            labels.append("-".join(re.findall(r"\w+", modules, re.ASCII)) or "part")
+        if lora is not None:
+            labels.append(lora.label)
+        return cls("-".join(labels), "part", whole.layers, modules, lora)
 
     @classmethod
     def boost(cls, layers: tuple[int, ...], name: str) -> "Selection":
@@ -71,7 +98,7 @@ class Selection:
         return self.kind in ("full", "boost")
 
     def trains(self, parameter: str) -> bool:
-        """Return whether the parameter of this Hugging Face name trains.
+        """Return whether the parameter of this Hugging Face name trains, or its adapters do.
 
         Layers train their block's tensors and nothing else: embeddings, final norm and LM head stay frozen. A tied LM
         head goes by the name of the embedding.
@@ -82,6 +109,8 @@ class Selection:
         """Return whether the parameter of this Hugging Face name belongs to `modules` of one of `layers`."""
         match = _LAYER.fullmatch(parameter)
         if (int(match[1]) not in self.layers) if match else (self.layers or self.modules is None):
+            return False
+        if self.lora and not _MATRIX.search(parameter):
             return False
         pattern = MODULES.get(self.modules, self.modules)
         return pattern is None or re.search(pattern, match[2] if match else parameter) is not None

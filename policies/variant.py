@@ -23,6 +23,8 @@ class RunChange:
     """Share of all entries that are kept, those that changed most."""
     random: bool = False
     """Replace each tensor's change by a normally distributed one of the same L2 norm."""
+    draw: int = 0
+    """Number of the random draw."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
-"""The distribution: pyproject's lists against the tree, and a wheel that works from a folder of its own."""
+"""The distribution: pyproject's lists against the tree, and a wheel that works in an empty environment."""
 
 import os
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
@@ -48,8 +50,8 @@ def test_every_data_file_of_the_tree_is_listed():
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """A folder with what a plain install of the tree's wheel puts into site-packages."""
-    wheels, target = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("site")
+    """An empty environment into which the tree's wheel is installed, as the README says, without its dependencies."""
+    wheels, target = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("environment")
     source = tmp_path_factory.mktemp("source") / "layersweep"
     tracked = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", *CODE, "pyproject.toml", "README.md",
                               "LICENSE"], cwd=ROOT, capture_output=True, text=True, check=True)  # fmt: skip
@@ -64,14 +66,22 @@ def installed(tmp_path_factory) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         (top_level,) = (name for name in archive.namelist() if name.endswith("top_level.txt"))
         assert archive.read(top_level).decode().split() == ["layersweep"]
-    install = ["install", "--no-deps", "--no-compile", "--target", str(target), str(wheel)]
+    venv.create(target)
+    install = ["--python", str(target / "bin" / "python"), "install", "--no-deps", "--no-compile", str(wheel)]
     subprocess.run([*pip, *install], check=True, timeout=300)
     return target
 
 
-def run(installed: Path, *command: str) -> str:
-    """Standard output of a command that finds layersweep in the folder alone, started elsewhere."""
-    env = os.environ | {"PYTHONPATH": str(installed), "PYTHONDONTWRITEBYTECODE": "1"}
+def site_packages(environment: Path) -> Path:
+    return Path(sysconfig.get_path("purelib", "venv", {"base": str(environment)}))
+
+
+def run(installed: Path, program: str, *arguments: str) -> str:
+    """Standard output of a program of the environment, started elsewhere. It sees the packages that these tests run on,
+    but not the layersweep among them: an editable install is a hook, which PYTHONPATH does not bring."""
+    there = [path for path in sys.path if path.endswith("site-packages") and not (Path(path) / "layersweep").exists()]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(there), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [str(installed / "bin" / program), *arguments]
     done = subprocess.run(command, env=env, cwd=installed.parent, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -79,18 +89,18 @@ def run(installed: Path, *command: str) -> str:
 
 @pytest.mark.slow
 def test_an_install_leaves_nothing_else_at_the_top(installed):
-    entries = {path.name for path in installed.iterdir()}
-    assert {name for name in entries if not name.endswith(".dist-info")} == {"layersweep", "bin"}
+    entries = {path.name for path in site_packages(installed).iterdir()}
+    assert {name for name in entries if not name.endswith(".dist-info")} == {"layersweep"}
     where = "import layersweep, layersweep.policies as p; print(layersweep.__file__); print(p.__file__)"
-    for line in run(installed, sys.executable, "-c", where).splitlines():
+    for line in run(installed, "python", "-c", where).splitlines():
         assert line.startswith(str(installed))
 
 
 @pytest.mark.slow
 def test_the_command_works_from_there(installed):
-    assert "layersweep run" in run(installed, sys.executable, str(installed / "bin" / "layersweep"), "--help")
-    assert run(installed, sys.executable, "-m", "layersweep", "schema").startswith("name\n")
-    assert "7 to train" in run(installed, sys.executable, "-m", "layersweep", "plan")
+    assert "layersweep run" in run(installed, "layersweep", "--help")
+    assert run(installed, "python", "-m", "layersweep", "schema").startswith("name\n")
+    assert "7 to train" in run(installed, "layersweep", "plan")
 
 
 @pytest.mark.slow
@@ -101,4 +111,4 @@ def test_users_folders_may_bear_our_folders_names(installed, tmp_path):
         (tmp_path / name / "__init__.py").write_text("mine = True\n")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import {', '.join(CODE)}, layersweep.cli as c; "
     code += f"assert all(module.mine for module in ({', '.join(CODE)})); c.main(['plan'])"
-    assert "7 to train" in run(installed, sys.executable, "-c", code)
+    assert "7 to train" in run(installed, "python", "-c", code)

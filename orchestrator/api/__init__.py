@@ -79,6 +79,14 @@ class Sweep:
         """
         return self._table("contribution_by_suite")
 
+    def by_base_success(self) -> "pd.DataFrame":
+        """contribution_by_base_success.parquet: gain and C on prompts that the base never, sometimes, always solves.
+
+        Raises:
+            FileNotFoundError: there is no report yet, or the base has one sample to a prompt.
+        """
+        return self._table("contribution_by_base_success")
+
     def scores(self) -> "pd.DataFrame":
         """scores.parquet: a row per evaluated response.
 
@@ -238,10 +246,11 @@ def run(spec: SpecSource, *, address: str | None = None, fresh: bool = False) ->
         for event in running:
             print(event)
         return running
-    from layersweep.orchestrator.execution.launch import OUTCOME, run_sweep
+    from layersweep.orchestrator.execution import factorial
+    from layersweep.orchestrator.execution.launch import OUTCOME
 
     loaded = load_spec(spec)
-    code = run_sweep(loaded, address, fresh)
+    code = factorial.run(loaded, address, fresh)
     return Sweep(_absolute(loaded.folder), OUTCOME[code])
 
 

@@ -110,10 +110,13 @@ def _parser() -> argparse.ArgumentParser:
     for command, required in ((submit, True), (status, False), (stop, True), (logs, True), (pull, False)):
         command.add_argument("--address", required=required, metavar="URL", help="of the cluster's dashboard, such as "
                              "http://head:8265")  # fmt: skip
+    probe = add("probe", _probe, "Measure every layer of the untrained base on one rollout batch per seed (gradients, "
+                "first-order gain, loss without the layer), and hold it against C once that is there.")  # fmt: skip
+    probe.add_argument("--address", help="of a running Ray cluster (default: start Ray here)")
     resume = add("resume", _resume, "Go on with a sweep after a crash or a stop, or with layers, seeds or steps added.")
     resume.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME), or its spec")
     for command, default in ((plan, "the demo"), (data, "the demo"), (run, "the demo"), (submit, "the demo"),
-                             (resume, "sweep.yaml in the folder")):  # fmt: skip
+                             (probe, "the demo"), (resume, "sweep.yaml in the folder")):  # fmt: skip
         command.add_argument("words", nargs="*", metavar="SPEC | FIELD=VALUE", help=f"YAML file (default: {default}), "
                              "and values that replace its own, such as training.steps=50 'seeds=[0,1]'")  # fmt: skip
     resume.add_argument("--address", help="of a running Ray cluster (default: start Ray here)")
@@ -211,27 +214,31 @@ def _spec(words: list[str]) -> "SweepSpec":
 
 def _plan(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.commands.show_plan import show_plan
+    from layersweep.orchestrator.spec.factorial import sweeps_of
 
     overrides = _spec_and_overrides(args.words)[1]
-    plan = layersweep.plan(_spec(args.words))
-    if args.cluster is None:
-        show_plan(plan, overrides)
-        return 0
-    from layersweep.orchestrator.commands.show_forecast import show_cluster_plan
-    from layersweep.orchestrator.planning.cluster_forecast import plan_on
-    from layersweep.orchestrator.planning.cluster_shape import parse_cluster
+    for spec in sweeps_of(_spec(args.words)):
+        plan = layersweep.plan(spec)
+        if args.cluster is None:
+            show_plan(plan, overrides)
+            continue
+        from layersweep.orchestrator.commands.show_forecast import show_cluster_plan
+        from layersweep.orchestrator.planning.cluster_forecast import plan_on
+        from layersweep.orchestrator.planning.cluster_shape import parse_cluster
 
-    forecast = plan_on(plan, parse_cluster(args.cluster))
-    show_plan(plan, overrides, hours=False)
-    show_cluster_plan(forecast)
+        forecast = plan_on(plan, parse_cluster(args.cluster))
+        show_plan(plan, overrides, hours=False)
+        show_cluster_plan(forecast)
     return 0
 
 
 def _data(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.commands.show_data import show_data
     from layersweep.orchestrator.planning.checks import check_sweep
+    from layersweep.orchestrator.spec.factorial import sweeps_of
 
-    show_data(check_sweep(_spec(args.words), fetch=False, fetch_data=True))
+    for spec in sweeps_of(_spec(args.words)):
+        show_data(check_sweep(spec, fetch=False, fetch_data=True))
     return 0
 
 
@@ -242,10 +249,10 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _resume(args: argparse.Namespace) -> int:
-    from layersweep.orchestrator.execution.launch import resume_sweep
+    from layersweep.orchestrator.execution.factorial import resume
 
     spec, overrides = _spec_and_overrides(args.words)
-    return resume_sweep(args.sweep, spec, args.address, overrides)
+    return resume(args.sweep, spec, args.address, overrides)
 
 
 def _submit(args: argparse.Namespace) -> int:
@@ -253,6 +260,8 @@ def _submit(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.spec.paths import with_absolute_paths
 
     spec = with_absolute_paths(_spec(args.words), taken_along=args.working_dir)
+    if spec.factors:
+        raise SpecError(["factors: a job is one sweep; run them from here with `layersweep run SPEC --address ...`"])
     cluster = Cluster(args.address)
     job = cluster.submit(spec, args.resume, args.fresh, args.env, args.working_dir)
     print(f"submitted as {job.id}, output {job.folder}", flush=True)
@@ -273,8 +282,11 @@ def _submit(args: argparse.Namespace) -> int:
 def _status(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.commands.status import show_status
     from layersweep.orchestrator.remote.sweep_view import SweepView
+    from layersweep.orchestrator.spec.factorial import folders_of
 
-    return 0 if show_status(SweepView(args.sweep, args.address), args.watch) else 1
+    folders = folders_of(args.sweep) if args.address is None else [args.sweep]
+    fine = [show_status(SweepView(folder, args.address), args.watch) for folder in folders]
+    return 0 if all(fine) else 1
 
 
 def _stop(args: argparse.Namespace) -> int:
@@ -345,6 +357,18 @@ def _rescore(args: argparse.Namespace) -> int:
     if strange:
         raise SpecError([f"{strange}: a value is written FIELD=VALUE"])
     show_rescored(rescore(args.sweep, overrides))
+    return 0
+
+
+def _probe(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.commands.probe import probe
+    from layersweep.orchestrator.execution.probing import ProbeFailed
+
+    try:
+        print(probe(_spec(args.words), args.address))
+    except ProbeFailed as error:
+        print(f"layersweep: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

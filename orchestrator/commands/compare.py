@@ -10,12 +10,15 @@ from rich.table import Table
 
 from layersweep.orchestrator.report.comparison_text import explanation, interval, number, shared
 from layersweep.orchestrator.report.format import wide_console
+from layersweep.orchestrator.report.probe_table import show_agreement
 from layersweep.orchestrator.report.suite_comparison import HEADS, suite_rows
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.statistics.layer_profile import Profile, load_profile
+from layersweep.orchestrator.statistics.probe_agreement import probe_agreement
 from layersweep.orchestrator.statistics.profile_agreement import compare_all, concentrations, matrix
 from layersweep.rollout.data.locations import local_path
-from layersweep.workers.storage.files import resolve_uri
+from layersweep.workers.storage.files import read_bytes, resolve_uri
+from layersweep.workers.storage.tables import CONTRIBUTION, PROBE
 
 FEW = 8
 """Tables of which every pair is printed as a matrix too; more do not fit a terminal."""
@@ -94,11 +97,25 @@ def compare_tables(paths: Sequence[str], top: int, noise: float | None, folder: 
     suites = suite_rows([(profile.name, _table_of(path)) for profile, path in zip(profiles, paths, strict=True)])
     show_comparison(profiles, pairs, shares, top)
     show_suites(suites)
+    show_agreement(_probes(profiles, paths))
     if folder is None:
         return []
     from layersweep.orchestrator.report.comparison_page import write_comparison
 
     return write_comparison(folder, profiles, pairs, shares, top, suites)
+
+
+def _probes(profiles: Sequence[Profile], paths: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Return how measures of a probe agree with C, by the name of each sweep whose base was probed."""
+    found = {}
+    for profile, path in zip(profiles, paths, strict=True):
+        table = _table_of(path)
+        folder, _, name = table.rpartition("/")
+        if name != f"{CONTRIBUTION.name}.parquet":
+            continue
+        if (content := read_bytes(f"{folder}/{PROBE.name}.parquet")) is not None:
+            found[profile.name] = probe_agreement(PROBE.parse(content), CONTRIBUTION.read(table))
+    return found
 
 
 def show_comparison(profiles: Sequence[Profile], pairs: pd.DataFrame, shares: pd.DataFrame, top: int) -> None:

@@ -85,9 +85,10 @@ def compose(sweep: str, wanted: Wanted, overrides: Mapping[str, Any] | None = No
             scores = await scorer.score(variants, finished.spec.seeds, split)
         return stacks, scores
 
-    rows = _together(finished, composition_table(finished, *score_variants(finished.spec, work, address)))
+    stacks, scores = score_variants(finished.spec, work, address)
+    rows = _together(finished, composition_table(finished, stacks, scores))
     target = finished.write(COMPOSITION, rows, ["stack", "rule", "split"])
-    _show(rows)
+    _show(rows, fewer_than_wanted(wanted, stacks))
     write_report(finished.folder)
     return target
 
@@ -210,7 +211,18 @@ def _apart(finished: FinishedSweep, plan: Plan, members: tuple[str, ...]) -> boo
     return len(set(trained)) == len(trained)
 
 
-def _show(rows: pd.DataFrame) -> None:
+def fewer_than_wanted(wanted: Wanted, stacks: Sequence[Stack]) -> list[str]:
+    """Say of which rules there are fewer runs, trained apart from each other, than were asked for."""
+    said = []
+    for rule, asked in (("best", wanted.best), ("pair", wanted.pairs), ("greedy", wanted.greedy)):
+        found = len({member for stack in stacks if stack.rule == rule for member in stack.members})
+        if found < asked:
+            option = "pairs" if rule == "pair" else rule
+            said.append(f"--{option} {asked}: only {found} completed runs of this sweep can be added up")
+    return said
+
+
+def _show(rows: pd.DataFrame, notes: Sequence[str] = ()) -> None:
     shown = Table("rule", "stack", "strength", "split", "score", "C", "95 %")
     for row in rows.to_dict("records"):
         shown.add_row(
@@ -218,3 +230,5 @@ def _show(rows: pd.DataFrame) -> None:
             number_text(row["contribution"]), interval_text(row["contribution_low"], row["contribution_high"]),
         )  # fmt: skip
     wide_console().print(shown)
+    for note in notes:
+        wide_console().print(note, markup=False)

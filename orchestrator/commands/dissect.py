@@ -74,6 +74,8 @@ def pieces_of(selection: Selection, count: int) -> list[Piece]:
     layers = tuple(range(count)) if selection.trains_all else selection.layers
     if selection.modules is None:
         for part in MODULES:
+            if selection.lora and part == "norms":
+                continue  # which adapters leave as they are
             piece(part, "part", part, keep=Selection.part(layers, part))
     for rank in RANKS:
         piece(f"rank-{rank}", "rank", amount=rank, rank=rank)

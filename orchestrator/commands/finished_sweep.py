@@ -12,7 +12,7 @@ from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.folders import absolute_folder
 from layersweep.orchestrator.spec.load import load_spec
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
-from layersweep.policies.selection import Selection, run_name
+from layersweep.policies.selection import LowRank, Selection, run_name
 from layersweep.workers.storage.files import read_bytes, write_atomically
 from layersweep.workers.storage.run_store import RunStore
 from layersweep.workers.storage.tables import TableSchema
@@ -82,7 +82,8 @@ def open_sweep(folder: str, overrides: Mapping[str, Any] | None = None) -> Finis
         raise SpecError([str(error).removeprefix("profile: ")]) from error
     there = {overlay.selection for overlay in overlays(folder)}
     boosts = {run.name for run in spec.combine if run.how == "boost"}
-    completed = table[(table["status"] == "completed") & table["selection"].isin(there) & (table["kind"] != "trial")]
+    own = ~table["kind"].isin(["trial", "control"])
+    completed = table[(table["status"] == "completed") & table["selection"].isin(there) & own]
     if completed.empty:
         raise SpecError([f"{folder}: no run of this sweep has completed and left its weights"])
     selections = {row["selection"]: _selection(row, boosts) for row in completed.to_dict("records")}
@@ -95,4 +96,5 @@ def _selection(row: dict[str, Any], boosts: set[str]) -> Selection:
         return Selection.full()
     if name in boosts:
         return Selection.boost(layers, name)
-    return Selection(name, row["kind"], layers, None if pd.isna(row["modules"]) else row["modules"])
+    lora = None if pd.isna(row["lora_rank"]) else LowRank(int(row["lora_rank"]), float(row["lora_alpha"]))
+    return Selection(name, row["kind"], layers, None if pd.isna(row["modules"]) else row["modules"], lora)

@@ -122,7 +122,11 @@ def _show_right_answers(
     """Say what the rows' own answers get: 1, unless data and reward do not fit together."""
     if not hasattr(task, "right_response"):
         return
-    answers = [task.right_response(prompt).text for prompt in prompts]
+    responses = [(prompt, task.right_response(prompt)) for prompt in prompts]
+    known = [(prompt, response.text) for prompt, response in responses if response is not None]
+    if not known:
+        return _fact(console, "right answers", "none of the rows brings a program, so none was tried")
+    prompts, answers = zip(*known, strict=True)
     best: tuple[float, str, list[Any]] | None = None
     for name, form in FORMS.items():
         scores = task.score(prompts, [Response(form.format(answer), True) for answer in answers])

@@ -1,5 +1,6 @@
 """Output of `layersweep plan`."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,7 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
         **_seeds(plan),
         **_search(plan),
         **_trials(plan),
+        **_controls(plan),
         "to generate": f"{plan.training_responses:,} training and {plan.evaluation_responses:,} evaluation responses",
         "shared trunk": f"{size(plan.trunk_bytes)} once per node, in {training.dtype}",
         "an engine": engine_memory(plan),
@@ -52,9 +54,10 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
     for name, fact in facts.items():
         console.print(f"{name:>14}  {fact}", markup=False)
     table = Table("run", "trains", "learning rate", "pushed per step", "trainer's own memory", "activations at most")
-    for run in (*plan.runs, *plan.combined):
+    for run in (*plan.runs, *plan.combined, *plan.controls):
         selection = run.selection
-        rate = "by trial" if plan.trials else f"{training.learning_rate.of(selection.trains_all):g}"
+        trained = run.control is None or run.control.trained
+        rate = "by trial" if plan.trials else f"{run.peak_rate(training.learning_rate):g}" if trained else "not trained"
         table.add_row(
             run.name, f"{plan.trainable_parameters(selection):,}", rate, size(plan.push_bytes(selection)),
             size(plan.trainer_bytes(selection)), size(update_bytes(plan, selection)),
@@ -111,6 +114,13 @@ def _trials(plan: Plan) -> dict[str, str]:
     return {
         "learning rate": f"the best of {rates}, tried on {tried}: {len(trials)} trials of {tuning.steps} steps first"
     }
+
+
+def _controls(plan: Plan) -> dict[str, str]:
+    """Number of the controls, by type."""
+    counts = Counter(run.control.type for run in plan.controls)
+    named = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return {"controls": f"{len(plan.controls)} once the runs are finished: {named}"} if counts else {}
 
 
 def engine_memory(plan: Plan) -> str:

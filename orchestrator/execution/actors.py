@@ -14,6 +14,7 @@ from layersweep.orchestrator.planning.placement import all_runs_fit, allocate, p
 from layersweep.orchestrator.planning.plan import Plan, Run
 from layersweep.orchestrator.statistics.contribution_table import sweep_table
 from layersweep.orchestrator.statistics.suite_table import suite_table
+from layersweep.policies.algorithms.rejection_sampling import RejectionSampling
 from layersweep.policies.config import PretrainedModel, TinyModel
 from layersweep.policies.selection import Selection
 from layersweep.workers.actors.collector import Collector
@@ -21,13 +22,14 @@ from layersweep.workers.actors.engine import Engine
 from layersweep.workers.actors.ray_placement import bundle_of, gang, node_affinity, wait_until_placed
 from layersweep.workers.actors.rollout_worker import RolloutWorker
 from layersweep.workers.actors.trainer import Trainer
+from layersweep.workers.actors.variant_maker import VariantMaker
 from layersweep.workers.config import ActorResources, LearningRates
 from layersweep.workers.startup.model_cache import exists
 from layersweep.workers.startup.model_source import ModelSource, read_folder
 from layersweep.workers.startup.tiny_model import cache_folder
 from layersweep.workers.storage.responses import ResponseKeeper
 
-from .clients import CollectorClient, EngineClient, RolloutClient, TrainerGroup, TrainerInfo
+from .clients import CollectorClient, EngineClient, RolloutClient, TrainerGroup, TrainerInfo, VariantClient
 from .engine_pool import EnginePool, engine_dtype
 from .engine_slot import EngineSlot
 from .ray_nodes import alive_nodes, cpus_of, resources_of
@@ -99,7 +101,7 @@ class SweepActors:
             {"scheduling_strategy": node, **RESTARTABLE} for node in support_nodes or ["DEFAULT"] * 2
         )
         base = Run(Selection.base(), spec.seeds[0])
-        metadata = [run_metadata(plan, run) for run in (base, *plan.runs, *plan.trials)]
+        metadata = [run_metadata(plan, run) for run in (base, *plan.runs, *plan.trials, *plan.controls)]
         table = partial(sweep_table, _table_constants(plan), seed_sd=spec.evaluation.seed_sd)
         by_suite = partial(suite_table, spec.name, seed_sd=spec.evaluation.seed_sd)
         collector = CollectorClient(
@@ -107,7 +109,7 @@ class SweepActors:
                 plan.folder, metadata, table, by_suite, spec.training.steps, spec.name, spec.tracking
             )
         )  # fmt: skip
-        model = await _base_model(plan, say)
+        model = await base_model(plan, say)
         rollout_options["max_concurrency"] = 10_000
         rollout_worker = RolloutClient(
             create_actor(RolloutWorker, "RolloutWorker", SUPPORT_ACTOR, **rollout_options).remote(
@@ -152,9 +154,10 @@ class SweepActors:
         trainers = await self.create_trainers(run)
         try:
             device = await engine.engine.device()
+            supervised, reward = (run.control.supervised, run.control.reward) if run.control else (False, None)
             info = await trainers.start(
-                self.model, spec.algorithm, training, spec.deepspeed, device, engine_dtype(self.plan),
-                spec.rollout.weight_transfer,
+                self.model, RejectionSampling() if supervised else spec.algorithm, training, spec.deepspeed, device,
+                engine_dtype(self.plan), spec.rollout.weight_transfer, reward,
             )  # fmt: skip
         except BaseException:
             await trainers.stop()
@@ -201,6 +204,11 @@ class SweepActors:
             base_weights = shared_gpu.base_weights if shared_gpu else None
             return TrainerGroup(trainers, [] if resources.on_gpu() else nodes, held.pop_all(), base_weights)
 
+    def create_variant_maker(self, folder: str) -> VariantClient:
+        """Create the actor that makes weights from the overlays in a sweep's folder."""
+        create = create_actor(VariantMaker, "VariantMaker", SUPPORT_ACTOR, **RESTARTABLE)
+        return VariantClient(create.remote(self.model, folder))
+
     def _could_be_placed(self) -> bool:
         """Tell whether only other actors are in the way of the plan's trainers."""
         return not placement_problems(self.plan, resources_of(alive_nodes()))
@@ -230,8 +238,13 @@ def max_concurrent_runs(plan: Plan, joined: bool = False) -> int:
 def run_metadata(plan: Plan, run: Run) -> dict[str, Any]:
     """Describe a run (or the base) before it starts, for the collector."""
     selection, count = run.selection, plan.architecture.layers
-    kind = "trial" if run.trial else "layers" if selection.kind == "boost" else selection.kind
-    layer = selection.layers[0] if len(selection.layers) == 1 and kind in ("layer", "part") else None
+    kind = (
+        "trial" if run.trial else
+        "control" if run.control else
+        "layers" if selection.kind == "boost" else selection.kind
+    )  # fmt: skip
+    one = len(selection.layers) == 1 and kind in ("layer", "part", "control")
+    layer = selection.layers[0] if one else None
     return {
         "selection": selection.name,
         "seed": run.seed,
@@ -240,6 +253,10 @@ def run_metadata(plan: Plan, run: Run) -> dict[str, Any]:
         "depth": None if layer is None else layer / max(1, count - 1),
         "layers": list(selection.layers),
         "modules": selection.modules,
+        "lora_rank": selection.lora and selection.lora.rank,
+        "lora_alpha": selection.lora and selection.lora.alpha,
+        "control": run.control and run.control.type,
+        "control_of": run.control_of,
         "learning_rate": None,
         "trainable_parameters": 0 if selection.kind == "base" else None,
         "seconds": 0.0,
@@ -257,7 +274,8 @@ def _remote(cls: type) -> Any:
     return ray.remote(cls)
 
 
-async def _base_model(plan: Plan, say: Callable[[str], None]) -> ModelSource:
+async def base_model(plan: Plan, say: Callable[[str], None]) -> ModelSource:
+    """Have the base at hand for every actor; a tiny one is made first."""
     model, task = plan.spec.model, plan.spec.task
     if isinstance(model, PretrainedModel):
         return plan.source

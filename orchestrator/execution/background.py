@@ -20,7 +20,8 @@ from layersweep.orchestrator.spec.errors import REFUSED, SpecError
 from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.workers.storage.files import NoStore
 
-from .launch import EXIT, OUTCOME, resume_sweep, run_sweep
+from . import factorial
+from .launch import EXIT, OUTCOME
 from .progress import ProgressEvent
 
 _CHILD = f"""
@@ -138,8 +139,8 @@ def carry_out_request(request: dict[str, Any], pipe: int) -> int:
     try:
         if "sweep" in request:
             more = request["spec_file"], request["address"], request["overrides"]
-            return resume_sweep(request["sweep"], *more, listen)
-        return run_sweep(parse_spec(request["spec"]), request["address"], request["fresh"], listen)
+            return factorial.resume(request["sweep"], *more, listen)
+        return factorial.run(parse_spec(request["spec"]), request["address"], request["fresh"], listen)
     except (SpecError, NoStore) as error:
         write({"problems": getattr(error, "problems", [str(error)])})
         return REFUSED

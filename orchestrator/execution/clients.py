@@ -21,6 +21,7 @@ from layersweep.rollout.types import Pushed
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
 from layersweep.workers.startup.model_source import ModelSource
 from layersweep.workers.storage.run_store import CheckpointRecord
+from layersweep.workers.training.drawn_reward import DrawnReward
 
 Reference = NewType("Reference", object)
 """ray.ObjectRef of something that does not pass through the driver."""
@@ -176,6 +177,21 @@ class VariantClient:
         call = self.actor.make.options(num_returns=2, name=f"VariantMaker.make {run_name(variant.name, seed)}")
         return MadeVariant(*call.remote(variant, seed))
 
+    async def write_overlay(self, variant: Variant, seed: int, folder: str) -> dict[str, float]:
+        """Have a variant's weights written as an overlay; facts about its change of the base."""
+        return await self.actor.write_overlay.remote(variant, seed, folder)
+
+
+class ProberClient:
+    """The prober (layersweep.workers.actors.prober)."""
+
+    def __init__(self, actor: Any):
+        self.actor = actor
+
+    async def probe(self, experience: Reference) -> list[dict[str, Any]]:
+        """Ask for rows of probe.parquet from a batch of the base's responses."""
+        return await self.actor.probe.remote(experience)
+
 
 class CollectorClient(RestartableClient):
     """The collector (layersweep.workers.actors.collector)."""
@@ -251,7 +267,7 @@ class TrainerGroup:
 
     async def start(
         self, model: ModelSource, algorithm: AlgorithmConfig, training: TrainingConfig, deepspeed: DeepSpeedConfig,
-        engine_device: str, engine_dtype: str, weight_transfer: str,
+        engine_device: str, engine_dtype: str, weight_transfer: str, reward: DrawnReward | None,
     ) -> TrainerInfo:  # fmt: skip
         """Join the ranks to a process group, load the base and build the DeepSpeed engines."""
         address = await self.trainers[0].address.remote()
@@ -259,7 +275,7 @@ class TrainerGroup:
             *(
                 trainer.start.remote(
                     model, address, algorithm, training, deepspeed, engine_device, engine_dtype, weight_transfer,
-                    self.base_weights,
+                    self.base_weights, reward,
                 )
                 for trainer in self.trainers
             )

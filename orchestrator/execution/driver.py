@@ -3,7 +3,7 @@
     drive()                    signals: the first stops every run at a checkpoint, the second ends at once
       |                        creates the actors, then owns every loop below (one TaskGroup)
       v
-    Driver.run()               learning-rate trials -> runs -> combined runs -> final scoring -> contribution table
+    Driver.run()               learning-rate trials -> runs -> combined runs, controls -> final scoring -> table
       |
       +-- score(base)          once, beside the runs' first steps
       |
@@ -52,7 +52,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import ray
@@ -60,7 +60,7 @@ import ray
 from layersweep.orchestrator.planning.plan import Plan, Run
 from layersweep.orchestrator.spec.layers import LayerSearch
 from layersweep.orchestrator.statistics.halving_schedule import FINAL_SAMPLES, Rung, survivors
-from layersweep.policies.selection import Selection
+from layersweep.policies.selection import Selection, run_name
 from layersweep.workers.config import LearningRates, LearningRateTuning
 from layersweep.workers.storage.run_store import RunStore, runs_of
 
@@ -81,6 +81,7 @@ from .failures import (
 )
 from .halving_barrier import SuccessiveHalvingBarrier
 from .health import HealthMonitor
+from .made_run import MadeRun
 from .manifest import SweepManifest
 from .own_session import STOP_SIGNALS, leave_terminal, restore_handlers, stop_handlers
 from .progress import Progress
@@ -88,6 +89,7 @@ from .run_controller import RunController
 from .run_state import RunState
 
 Outcome = Literal["completed", "failed", "stopped"]
+Controller = RunController | MadeRun
 CLUSTER_CHECK_SECONDS = 5.0
 """Seconds between looks at the cluster's size."""
 
@@ -163,8 +165,8 @@ class Driver:
         """Tasks of runs and of scoring, which a stop cancels."""
         self.stopping = self.failed = False
         """Flags: the sweep is told to stop; something besides a run has failed."""
-        self.controllers: dict[str, RunController] = {}
-        """Of the runs that have begun, by name."""
+        self.controllers: dict[str, Controller] = {}
+        """Controllers of the runs that have begun, by name."""
         limit = actors.max_concurrent_runs()
         rates = self.spec.training.learning_rate
         self.context = SweepContext(
@@ -206,13 +208,13 @@ class Driver:
         return outcome, table
 
     async def _run_everything(self) -> Outcome:
-        controllers: list[RunController] = []
+        controllers: list[Controller] = []
         if await self._tune_learning_rates():
             controllers = await self._run_all(self.plan.runs)
             if not self.stopping:
                 await self._wait_for_base()
             if not self.stopping:
-                controllers += await self._run_all(await self._combined_runs())
+                controllers += await self._run_all(await self._combined_runs(), self._controls(controllers))
             if not self.stopping:
                 await self._score_finalists(controllers)
         elif not self.stopping:
@@ -268,14 +270,28 @@ class Driver:
 
     # -- runs -------------------------------------------------------------------------------------------------
 
-    async def _run_all(self, runs: Sequence[Run]) -> list[RunController]:
-        """Run these side by side, each to its own end."""
-        controllers = [RunController(run, self.context) for run in runs]
+    async def _run_all(self, runs: Sequence[Run], more: Sequence[Controller] = ()) -> list[Controller]:
+        """Run these side by side, each to its own end, and more that have a controller already."""
+        controllers = [*(RunController(run, self.context) for run in runs), *more]
         self.controllers |= {controller.name: controller for controller in controllers}
         async with asyncio.TaskGroup() as tasks:
             for controller in controllers:
                 self._stoppable(tasks, controller.run(), controller.name)
         return controllers
+
+    def _controls(self, finished: Sequence[Controller]) -> list[Controller]:
+        """Make controllers of the controls: of those that train, and of those made of finished runs' weights."""
+        controls = self.plan.controls
+        for run in controls:
+            self.progress.add(run.name, self.plan.steps(run) if run.control.trained else 0)
+        maker = cache(partial(self.actors.create_variant_maker, self.plan.folder))
+        completed = {run.name for run in finished if run.state is RunState.COMPLETED}
+        return [
+            RunController(run, self.context)
+            if run.control.trained
+            else MadeRun(run, self.context, maker, run_name(run.control_of, run.seed) in completed)
+            for run in controls
+        ]
 
     async def _tune_learning_rates(self) -> bool:
         """Find learning rates: the spec's, those of an earlier start, or the trials'. False where there are none."""
@@ -387,8 +403,9 @@ class Driver:
         """Wait until the base is scored, or `stop` has cancelled that."""
         await asyncio.wait({self.base})
 
-    async def _score_finalists(self, controllers: Sequence[RunController]) -> None:
-        """Score base, full and the best once more, on prompts that picked none of them, with four times the samples."""
+    async def _score_finalists(self, controllers: Sequence[Controller]) -> None:
+        """Score base, full, the best, and their controls once more, on prompts that picked none of them, with four
+        times the samples."""
         if not any(suite.final_prompts for suite in self.spec.evaluation.suites):
             return
         table = await self.actors.collector.table()
@@ -397,6 +414,7 @@ class Driver:
         best = swept.sort_values("score", ascending=False, kind="stable").groupby("kind")
         combined = scored.loc[(scored["kind"] == "layers") & ~scored["selection"].isin(swept["selection"]), "selection"]
         chosen = {"full", *best.head(self.spec.evaluation.finalists)["selection"], *combined}
+        chosen |= {run.selection.name for run in self.plan.controls if run.control_of in chosen}
         self.progress.say(f"scoring base and {', '.join(sorted(chosen))} on the final split")
         completed = [run.planned for run in controllers if run.state is RunState.COMPLETED]
         finalists = [run for run in completed if run.selection.name in chosen]

@@ -64,6 +64,10 @@ class BaseNotScored(RunFailure):
     """The base model has no score, so that nothing can be compared with it."""
 
 
+class NothingToMakeFrom(RunFailure):
+    """A run that is made from another one's weights, which has not completed."""
+
+
 class RungDecisionFailed(RunFailure):
     """A search could not choose the layers that train on."""
 

@@ -76,12 +76,7 @@ def resume_sweep(
     Raises:
         SpecError: there is no such sweep, or it would become another experiment.
     """
-    if sweep.endswith((".yaml", ".yml")):
-        wanted = load_spec(spec or sweep, overrides)
-        folder = absolute_folder(load_spec(sweep).folder)
-    else:
-        folder = absolute_folder(sweep.rstrip("/"))
-        wanted = load_spec(spec or f"{folder}/sweep.yaml", overrides)
+    folder, wanted = find_sweep(sweep, spec, overrides)
     try:
         manifest = SweepManifest.load(folder)
     except CorruptFile as error:
@@ -90,12 +85,36 @@ def resume_sweep(
         raise SpecError([f"{folder}: cannot be read now: {error}; nothing is lost, resume it once it can"]) from error
     if manifest is None:
         raise SpecError([f"{folder}: no sweep has begun there; start it with `layersweep run`"])
+    plan = make_plan(wanted)
+    check_owner(folder)
+    return continue_sweep(plan, manifest, address, listen)
+
+
+def find_sweep(sweep: str, spec: str | None, overrides: Mapping[str, Any] | None) -> tuple[str, SweepSpec]:
+    """Return a sweep's folder, and the spec that it is to go on with, in that folder; arguments as for `resume_sweep`.
+
+    Raises:
+        SpecError: there is no such spec, or it is another sweep's.
+    """
+    if sweep.endswith((".yaml", ".yml")):
+        wanted = load_spec(spec or sweep, overrides)
+        folder = absolute_folder(load_spec(sweep).folder)
+    else:
+        folder = absolute_folder(sweep.rstrip("/"))
+        wanted = load_spec(spec or f"{folder}/sweep.yaml", overrides)
     output, _, name = folder.rpartition("/")
     if name != wanted.name:
         raise SpecError([f"name: {folder} holds the sweep {name!r}, the spec is of {wanted.name!r}; name both alike"])
-    wanted = wanted.model_copy(update={"output": output})  # where it is now: it may have been moved
-    plan = make_plan(wanted)
-    check_owner(folder)
+    return folder, wanted.model_copy(update={"output": output})  # where it is now: it may have been moved
+
+
+def continue_sweep(plan: Plan, manifest: SweepManifest, address: str | None, listen: Listener | None = None) -> int:
+    """Do what a plan asks for and its sweep has not done yet: the exit code.
+
+    Raises:
+        SpecError: the sweep would become another experiment.
+    """
+    folder = plan.folder
     check_home()
     if manifest.asks_no_more_than_done(plan):
         print(f"nothing to do: all of {folder} is done, see {folder}/contribution.parquet")

@@ -12,7 +12,9 @@ from typing import Any
 
 import xxhash
 
+from layersweep.orchestrator.planning.controls import controlled_selections
 from layersweep.orchestrator.planning.plan import Plan
+from layersweep.orchestrator.planning.selections import swept_selections
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.layers import LayerSearch, resolve_layers
 from layersweep.orchestrator.spec.load import parse_spec
@@ -29,7 +31,7 @@ MAY_CHANGE = (
 """Fields that may differ from one start to the next: they say where and how fast, not what."""
 MUST_NOT_CHANGE = ("rollout.dtype", "resources.trainer_ranks", "resources.full_trainer_ranks")
 """Except these: the numbers depend on them, or the layout of checkpoints."""
-MAY_GROW = ("layers", "sweep", "seeds", "training.steps", "combine", "include_full")
+MAY_GROW = ("layers", "sweep", "seeds", "training.steps", "combine", "controls", "include_full")
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*.json",
                "tokenizer.model", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
                "chat_template*")  # fmt: skip
@@ -146,6 +148,7 @@ class SweepManifest:
                     "experiments: restore it, or choose another name"
                 )
         yield from _shrunk(old, new, plan.architecture.layers)
+        yield from _changed_controls(old, plan)
         for what, were, are in (("model", self.model, model_files(new)), ("data", self.data, plan.fingerprints)):
             for name in sorted(were.keys() & are.keys()):
                 if were[name] != are[name]:
@@ -186,6 +189,16 @@ def _shrunk(old: SweepSpec, new: SweepSpec, count: int) -> Iterator[str]:
         yield f"combine: {_shown(sorted(gone))} belong to the sweep; runs can be added, not taken away"
     if old.include_full and not new.include_full:
         yield "include_full: the full run belongs to the sweep and cannot be taken away"
+
+
+def _changed_controls(old: SweepSpec, plan: Plan) -> Iterator[str]:
+    """Yield the controls that the sweep had and the plan lacks, or has in another way."""
+    before = controlled_selections(old, swept_selections(old, plan.architecture))
+    now = {run.selection.name: run.control for run in plan.controls}
+    for selection, _, control in before:
+        if now.get(selection.name) != control:
+            what = "is another now" if selection.name in now else "belongs to the sweep"
+            yield f"controls: {selection.name} {what}; controls can be added, not changed or taken away"
 
 
 def _first_change(was: str, now: str) -> str:

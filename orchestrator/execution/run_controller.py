@@ -72,9 +72,12 @@ class RunController:
         self.evaluator = Evaluator(run, context, self.engine_slot, self.weights)
         self.checkpoints = RunCheckpointer(run, context, self._elapsed)
         self.recovery = RunRecovery(run, context, self.engine_slot)
-        self.checks = StepChecks(spec.training.dtype, engine_dtype(context.plan))
+        collapse = run.control is not None
+        self.checks = StepChecks(spec.training.dtype, engine_dtype(context.plan), may_collapse=collapse)
         self.last_step = context.plan.steps(run)
-        self.evaluation_steps = set() if run.trial else context.plan.evaluation_steps
+        self.evaluation_steps = set() if run.trial or run.control else context.plan.evaluation_steps
+        self.by_base = run.control is not None and run.control.supervised
+        """Whether it trains on the base's responses."""
 
     @property
     def state(self) -> RunState:
@@ -145,7 +148,8 @@ class RunController:
         async with actors.engines.phases.hold("generation"):
             engine = self.engine_slot.engine
             if step:
-                experience = actors.rollout_worker.rollout(engine, self.name, step, seed, step)
+                sampler = (None, 0) if self.by_base else (self.name, step)
+                experience = actors.rollout_worker.rollout(engine, *sampler, seed, step)
             else:
                 experience = self.context.first_rollout(seed, engine)
             self.context.tell(await timeouts.wait("rollout", experience.done))
@@ -250,7 +254,7 @@ class RunController:
             return
         context = self.context
         self.lifecycle.enter(RunState.STARTING)
-        rate = self.planned.learning_rate or context.learning_rates.of(self.planned.selection.trains_all)
+        rate = self.planned.peak_rate(context.learning_rates)
         trainers, info = await context.actors.start_trainers(self.planned, self.engine_slot, rate)
         try:
             context.actors.collector.set_location(self.name, info.hosts)

@@ -40,6 +40,8 @@ class SharedGpu:
         """Reference to what Trunk.attach needs; None while there is none."""
         self.trainers: list[Any] = []
         """Actors that have mapped the base weights, or will."""
+        self.loads = 0
+        """Times that the base has been loaded."""
         self._group: PlacementGroup | None = None
         self._actor: Any = None  # the base weights live as long as this handle
 
@@ -53,10 +55,17 @@ class SharedGpu:
         self._group = placement_group([gpu_bundle(self.share, self.trainer)], strategy="PACK")
 
     async def load(self, model: ModelSource, dtype: str, name: str) -> None:
-        """Have the base loaded, once Ray has given the GPU and its node is there."""
+        """Have the base loaded, once Ray has given the GPU and its node is there.
+
+        Args:
+            name: of the first actor that holds it; others are called name-again-1, ...
+        """
         await self._group.ready()
         while not await asyncio.to_thread(self._is_placed):
             await asyncio.sleep(1)
+        if self.loads:  # Ray gives a name free some time after its actor's end
+            name += f"-again-{self.loads}"
+        self.loads += 1
         options = {"name": name, "num_gpus": BASE_WEIGHTS_SHARE, "num_cpus": BASE_WEIGHTS_CPUS,
                    "scheduling_strategy": self.strategy()}  # fmt: skip
         self._actor = ray.remote(BaseWeightsActor).options(**options).remote()

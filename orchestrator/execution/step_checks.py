@@ -30,9 +30,11 @@ class StepChecks:
     Args:
         dtype: the trainers'.
         engine_dtype: the engine's.
+        may_collapse: whether a run without any reward goes on: a control's collapse is a result.
     """
 
-    def __init__(self, dtype: str, engine_dtype: str):
+    def __init__(self, dtype: str, engine_dtype: str, may_collapse: bool = False):
+        self.may_collapse = may_collapse
         self.dtype, self.limit = dtype, mismatch_limit(dtype, engine_dtype)
         self.without_reward = 0
         """Steps in a row."""
@@ -53,7 +55,7 @@ class StepChecks:
             UpdateWithoutEffect: the update had a signal and left every weight as it was.
         """
         self.without_reward = self.without_reward + 1 if steps_without_reward([row]) else 0
-        if self.without_reward >= MAX_STEPS_WITHOUT_REWARD:
+        if self.without_reward >= MAX_STEPS_WITHOUT_REWARD and not self.may_collapse:
             raise RewardCollapse(f"collapsed: no reward at all for {MAX_STEPS_WITHOUT_REWARD} steps")
         mismatch = row["logprob_mismatch"]
         # A batch without signal has none; one that is not a number is a fault.

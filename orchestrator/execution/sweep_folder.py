@@ -5,8 +5,11 @@ from layersweep.workers.storage.files import find_files, remove_folder, resolve_
 
 from .manifest import manifest_file
 
-FILES = ("sweep.yaml", "contribution.parquet", "contribution_by_suite.parquet", "scores.parquet", "steps.parquet",
-         "dissection.parquet", "composition.parquet", "report.html", "profile.png", "report.png")  # fmt: skip
+FILES = (
+    "sweep.yaml", "contribution.parquet", "contribution_by_suite.parquet", "contribution_by_base_success.parquet",
+    "scores.parquet", "steps.parquet", "dissection.parquet", "composition.parquet", "probe.parquet", "report.html",
+    "profile.png", "report.png",
+)  # fmt: skip
 FOLDERS = ("checkpoints", "overlays", "rescored", "responses", "tensorboard", "variants")
 LOCK = "lock"
 """Folder of sweep_lock, which outlives a sweep that is started afresh."""

@@ -15,17 +15,15 @@ import pandas as pd
 from ray.exceptions import RayError
 
 from layersweep.orchestrator.planning.checks import make_plan
-from layersweep.orchestrator.planning.gpu_allocation import SUPPORT_ACTOR
 from layersweep.orchestrator.planning.plan import Plan, Run
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.orchestrator.statistics.halving_schedule import FINAL_SAMPLES
 from layersweep.policies.selection import Selection
 from layersweep.policies.variant import Variant
-from layersweep.workers.actors.variant_maker import VariantMaker
 from layersweep.workers.storage.run_store import RunStore, runs_of
 from layersweep.workers.trackers.config import TrackingConfig
 
-from .actors import RESTARTABLE, SweepActors, create_actor, run_metadata
+from .actors import SweepActors, run_metadata
 from .clients import Reference, VariantClient
 from .context import SweepContext
 from .evaluation import score
@@ -131,7 +129,7 @@ async def _score_variants(
     plan, progress = replace(sweep, spec=inner), Progress([], 0)
     await asyncio.to_thread(_copy_scores, sweep.folder, plan.folder)
     actors = await SweepActors.create(plan, actor_environment, progress.say)
-    maker = create_actor(VariantMaker, "VariantMaker", SUPPORT_ACTOR, **RESTARTABLE).remote(actors.model, sweep.folder)
+    maker = actors.create_variant_maker(sweep.folder)
     patience = sweep.spec.recovery.patience
     monitor = HealthMonitor(actors.engines.slots, actors.restartable, patience, progress.say)
     try:
@@ -139,7 +137,7 @@ async def _score_variants(
             watch = tasks.create_task(monitor.run())
             context = SweepContext(plan, actors, progress, tasks, AdaptiveTimeouts(patience), 1, lambda digest: None)
             slots = asyncio.Semaphore(AT_ONCE * sweep.spec.resources.engines)
-            result = await work(VariantScorer(context, VariantClient(maker), slots), sweep)
+            result = await work(VariantScorer(context, maker, slots), sweep)
             watch.cancel()
         await actors.collector.close()
     except BaseExceptionGroup as group:

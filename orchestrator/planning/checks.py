@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.factorial import sweeps_of
 from layersweep.orchestrator.spec.folders import absolute_folder
 from layersweep.orchestrator.spec.layers import CombinedRun
 from layersweep.orchestrator.spec.paths import with_absolute_paths
@@ -20,6 +21,7 @@ from layersweep.rollout.data.prompt_data import decontaminate_across
 from layersweep.rollout.data.window import Encode, fit_prompts, prompt_uses
 from layersweep.workers.storage.files import is_object_store, resolve_uri
 
+from .controls import controlled_selections
 from .model_architecture import ResolvedModel, resolve_model
 from .model_checks import config_problems, field_of_messages, model_problems, template_problems, tokenizer_problems
 from .plan import Plan, Run
@@ -61,6 +63,9 @@ def make_plan(spec: SweepSpec, fetch: bool = True) -> Plan:
 
 def check_sweep(spec: SweepSpec, fetch: bool, fetch_data: bool) -> CheckedSweep:
     """Make a plan as `make_plan` does, with `fetch_data` in place of `fetch` for prompts; keep what it took."""
+    if spec.factors:
+        names = ", ".join(sweep.name for sweep in sweeps_of(spec))
+        raise SpecError([f"factors: a plan is of one sweep, and these are several: {names}"])
     spec = with_absolute_paths(spec)
     problems: list[str] = []
     model = None
@@ -69,6 +74,7 @@ def check_sweep(spec: SweepSpec, fetch: bool, fetch_data: bool) -> CheckedSweep:
         code = code_texts(spec)  # before the model: a tiny one is made for its task
         model = resolve_model(spec, from_table=not fetch)
         selections = swept_selections(spec, model.architecture)
+        controlled_selections(spec, selections)
     except ValueError as error:
         problems.append(str(error))
     if model is not None:

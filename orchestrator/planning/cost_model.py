@@ -20,7 +20,7 @@ from layersweep.workers.training.micro_batch_size import (
 
 from .cluster_shape import H200, GpuKind
 from .plan import Plan
-from .selections import count_trained
+from .selections import count_active
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def estimate(plan: Plan, gpu: GpuKind = H200, assumed: Assumptions | None = None
         )
     update = sum(
         update_seconds(plan, run.selection, gpu, assumed) * plan.expected_steps(run) / spec.training.steps
-        for run in (*plan.runs, *plan.trials, *plan.combined)
+        for run in plan.trained
     )
     rollout = rollout_seconds(plan, plan.training_responses, gpu, assumed, together)
     return GpuHours(rollout / 3600, update / 3600, evaluation / 3600)
@@ -186,7 +186,7 @@ def update_flops(
         below, upper, trained = 0, shape.layers, shape.layers * 2 * shape.active_layer_parameters + head
     else:
         below = selection.first_block(shape.layers)
-        upper, trained = shape.layers - below, 2 * count_trained(selection, shape, active=True)
+        upper, trained = shape.layers - below, 2 * count_active(selection, shape)
     suffix = upper * block + head
     return below * block + old_logprobs * suffix + epochs * ((3 if reference else 2) * suffix + trained)
 

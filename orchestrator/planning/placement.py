@@ -72,7 +72,7 @@ def all_runs_fit(plan: Plan, nodes: Sequence[Node]) -> bool:
 def allocate_gpus_on(plan: Plan, nodes: Sequence[Node]) -> GpuAllocation:
     """Allocate to GPUs; see `allocate`."""
     gpus, cpus = [int(node.get("GPU", 0)) for node in nodes], [node.get("CPU", 0.0) for node in nodes]
-    return allocate_gpus(plan.spec.resources, whole_runs(plan), gpus, cpus, boosts=_boosts(plan) > 0)
+    return allocate_gpus(plan.spec.resources, whole_runs(plan), gpus, cpus, boosts=_wholes_come_later(plan))
 
 
 def allocate_cpus_on(plan: Plan, nodes: Sequence[Node]) -> CpuAllocation:
@@ -108,6 +108,11 @@ def whole_runs(plan: Plan) -> int:
 def _boosts(plan: Plan) -> int:
     """Number of whole-model runs that come after the layer runs."""
     return sum(run.how == "boost" for run in plan.spec.combine) * len(plan.spec.seeds)
+
+
+def _wholes_come_later(plan: Plan) -> bool:
+    """Whether whole-model runs come after the layer runs: boosts, or controls that train everything."""
+    return _boosts(plan) > 0 or any(run.selection.trains_all and run.control.trained for run in plan.controls)
 
 
 def layer_runs_at_once(plan: Plan, allocation: GpuAllocation, joined: bool = False) -> int:

@@ -4,15 +4,17 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from layersweep.orchestrator.spec.controls import Control
 from layersweep.orchestrator.spec.layers import LayerSearch, middle_layers
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.selection import Selection, run_name
 from layersweep.rollout.data.prompt_data import DataReport
-from layersweep.workers.config import LearningRateTuning
+from layersweep.workers.config import LearningRates, LearningRateTuning
 from layersweep.workers.startup.model_source import ModelSource
 
-from .selections import count_trained
+from .controls import controlled_selections
+from .selections import count_served, count_trained
 
 if TYPE_CHECKING:  # scipy, which most plans do without
     from layersweep.orchestrator.statistics.halving_schedule import Rung
@@ -26,6 +28,10 @@ class Run:
     seed: int
     learning_rate: float | None = None
     """Learning rate of a trial; None is that of the run's kind."""
+    control: Control | None = None
+    """Difference from the run that it is a control of; None for the sweep's own runs."""
+    control_of: str | None = None
+    """Name of the selection that it is a control of."""
 
     @property
     def trial(self) -> bool:
@@ -35,6 +41,16 @@ class Run:
     @property
     def name(self) -> str:
         return run_name(self.selection.name, self.seed)
+
+    def peak_rate(self, rates: LearningRates | None) -> float:
+        """Return its peak learning rate.
+
+        Args:
+            rates: of the sweep; None while trials look for them.
+        """
+        if self.trial:
+            return self.learning_rate
+        return rates.of(self.selection.trains_all) * (self.control.rate_factor if self.control else 1.0)
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,22 @@ class Plan:
             for wanted in self.spec.combine
         )
 
+    @property
+    def controls(self) -> tuple[Run, ...]:
+        """Runs that the sweep's own are held against, once these are finished."""
+        selections = list(dict.fromkeys(run.selection for run in self.runs))
+        return tuple(
+            Run(selection, seed, control=control, control_of=of)
+            for seed in self.spec.seeds
+            for selection, of, control in controlled_selections(self.spec, selections)
+        )
+
+    @property
+    def trained(self) -> tuple[Run, ...]:
+        """Every run that trains at some time."""
+        controls = (run for run in self.controls if run.control.trained)
+        return (*self.runs, *self.trials, *self.combined, *controls)
+
     def steps(self, run: Run) -> int:
         """Training steps of a run."""
         return self.spec.training.learning_rate.steps if run.trial else self.spec.training.steps
@@ -110,13 +142,14 @@ class Plan:
 
     def push_bytes(self, selection: Selection) -> int:
         """Bytes that travel from trainer to engine after each step."""
-        return self.trainable_parameters(selection) * self.element_bytes
+        return count_served(selection, self.architecture) * self.element_bytes
 
     def trainer_bytes(self, selection: Selection) -> int:
         """A trainer's own memory beside the shared trunk and activations: weights, gradients in float32, Adam's two
-        moments, and with bfloat16 the float32 master weights."""
+        moments, and with bfloat16 the float32 master weights; with adapters also the merged weights."""
         per_parameter = self.element_bytes + 4 + 8 + (4 if self.element_bytes == 2 else 0)
-        return self.trainable_parameters(selection) * per_parameter
+        merged = self.push_bytes(selection) if selection.lora else 0
+        return self.trainable_parameters(selection) * per_parameter + merged
 
     @property
     def rungs(self) -> "list[Rung]":
@@ -148,7 +181,7 @@ class Plan:
     def expected_steps(self, run: Run) -> float:
         """Expected training steps of a run. For layers in a search this is the mean over all of them, since each may be
         pruned."""
-        if run.selection.kind != "layer" or run.trial or not self.rungs:
+        if run.selection.kind != "layer" or run.trial or run.control or not self.rungs:
             return self.steps(run)
         from layersweep.orchestrator.statistics.halving_schedule import cost
 
@@ -157,7 +190,7 @@ class Plan:
     @property
     def training_responses(self) -> int:
         """Training responses over all runs and trials; the first step's batch is shared by those of a seed."""
-        training, runs = self.spec.training, (*self.runs, *self.trials, *self.combined)
+        training, runs = self.spec.training, self.trained
         steps = round(sum(self.expected_steps(run) for run in runs))
         return training.prompts_per_step * training.group_size * (steps - len(runs) + len(self.spec.seeds))
 
@@ -168,7 +201,7 @@ class Plan:
         evaluation, seeds, rungs = self.spec.evaluation, len(self.spec.seeds), self.rungs
         layers = sum(run.selection.kind == "layer" for run in self.runs)
         others = len(self.runs) - layers + len(self.combined)
-        scored = [(1 + len(self.trials), 1)]
+        scored = [(1 + len(self.trials) + len(self.controls), 1)]
         """Runs that are scored at some time, and the times the usual samples that they get."""
         for step in (*self.evaluation_steps, self.spec.training.steps):
             rung = next((rung for rung in rungs if step <= rung.step), None)
@@ -176,7 +209,7 @@ class Plan:
             scored += [(others, 1), (seeds * rung.layers if rung else layers, rung.samples if searched else 1)]
         swept = Counter(run.selection.kind for run in self.runs if run.selection.kind not in ("full", "layer"))
         best = sum(min(evaluation.finalists, runs // seeds) for runs in (scored[-1][0], *swept.values()))
-        finalists = 1 + seeds * (self.spec.include_full + best) + len(self.combined)
+        finalists = 1 + seeds * (self.spec.include_full + best) + len(self.combined) + len(self.controls)
         return [
             s.prompts * sum(runs * (s.samples * factor + evaluation.greedy) for runs, factor in scored)
             + 4 * s.final_prompts * s.samples * finalists

@@ -24,36 +24,58 @@ def swept_selections(spec: SweepSpec, shape: Architecture) -> list[Selection]:
             raise ValueError(f"sweep[{i}].{error}") from error
     seen: dict[object, tuple[str, str]] = {}
     for field, selection in fields:
-        names = frozenset(trained_weights(selection, shape))
-        if not names:
+        weights = trained_weights(selection, shape)
+        if not weights:
             known = shape.block_weights if selection.layers else shape.outer_weights
-            raise ValueError(
-                f"{field}.modules: {selection.modules!r} matches no parameter; there are {', '.join(known)}"
-            )
-        for what in (names, selection.name):
+            what = "matrix" if selection.lora else "parameter"
+            raise ValueError(f"{field}.modules: {selection.modules!r} matches no {what}; there are {', '.join(known)}")
+        if problem := _rank_problem(selection, weights):
+            raise ValueError(f"{field}.lora.rank: {problem}")
+        trained = frozenset(weights), selection.lora
+        for what in (trained, selection.name):
             if what in seen:
                 other, name = seen[what]
-                same = "trains the same parameters as" if what is names else "would have the same name as"
-                fix = "leave one out" if what is names else "write one of the expressions in other words"
+                same = "trains the same parameters as" if what is trained else "would have the same name as"
+                fix = "leave one out" if what is trained else "write one of the expressions in other words"
                 raise ValueError(f"{field}: {selection.name} {same} {name} of {other}; {fix}")
             seen[what] = field, selection.name
     return [selection for _, selection in fields]
 
 
+def _rank_problem(selection: Selection, weights: dict[str, tuple[int, ...]]) -> str | None:
+    """Say where adapters have a higher rank than the matrix that they change; None where none have."""
+    for name, size in weights.items() if selection.lora else ():
+        if selection.lora.rank > min(size):
+            return f"{selection.lora.rank} is more than {name} has, which is {size[0]} x {size[1]}"
+    return None
+
+
 def trained_weights(selection: Selection, shape: Architecture) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the parameters that a selection trains, by Hugging Face name."""
+    """Return the shapes of the parameters that a selection trains, or of the matrices that its adapters change, by
+    Hugging Face name."""
     layers = range(shape.layers) if selection.trains_all else selection.layers
     weights = shape.outer_weights | shape.weights_of(layers)
     return {name: size for name, size in weights.items() if selection.trains(name)}
 
 
 @cache
-def count_trained(selection: Selection, shape: Architecture, active: bool = False) -> int:
-    """Return the number of parameters that a selection trains.
+def count_served(selection: Selection, shape: Architecture) -> int:
+    """Return the number of entries of the weights that travel to an engine: adapters merged into their matrices."""
+    return sum(map(prod, trained_weights(selection, shape).values()))
 
-    Args:
-        active: count of a block's experts only as many as compute a token.
-    """
-    share = shape.active_experts / shape.experts if active and shape.experts else 1
-    weights = trained_weights(selection, shape).items()
-    return sum(int(prod(size) * (share if ".experts." in name else 1)) for name, size in weights)
+
+@cache
+def count_trained(selection: Selection, shape: Architecture) -> int:
+    """Return the number of parameters that a selection trains; of adapters rank * (out + in) a matrix."""
+    if selection.lora is None:
+        return count_served(selection, shape)
+    return selection.lora.rank * sum(map(sum, trained_weights(selection, shape).values()))
+
+
+@cache
+def count_active(selection: Selection, shape: Architecture) -> float:
+    """Return the number of a selection's parameters that compute a token: of experts those that are chosen."""
+    if not shape.experts:
+        return count_trained(selection, shape)
+    of_experts = sum(prod(size) for name, size in trained_weights(selection, shape).items() if ".experts." in name)
+    return count_trained(selection, shape) - of_experts * (1 - shape.active_experts / shape.experts)

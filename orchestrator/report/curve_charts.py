@@ -35,7 +35,7 @@ HEALTH = {
 
 
 def curves(results: Results, column: str) -> dict[str, pd.Series]:
-    """The mean over seeds by step (counted from 1), of each selection but trials of a learning rate.
+    """The mean over seeds by step (counted from 1), of each selection but controls and trials.
 
     Long ones are averaged down; full comes last, on top.
     """
@@ -43,7 +43,7 @@ def curves(results: Results, column: str) -> dict[str, pd.Series]:
     means = steps.groupby(["selection", "step"])[column].mean().astype(float)
     found = {}
     for selection in means.index.unique("selection"):
-        if results.kind(selection) == "trial":
+        if results.kind(selection) in ("control", "trial"):
             continue
         curve = means[selection]
         curve.index = curve.index.astype(int) + 1

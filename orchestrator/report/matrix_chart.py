@@ -10,33 +10,33 @@ from layersweep.orchestrator.statistics.solved_prompts import SolvedOverlap
 from .chart import Blend, Chart
 
 
-def matrix_chart(square: pd.DataFrame, title: str, labels: Sequence[str] | None = None, signed: bool = False) -> Chart:
-    """A square table of numbers as shaded cells.
+def matrix_chart(table: pd.DataFrame, title: str, labels: Sequence[str] | None = None, signed: bool = False) -> Chart:
+    """A table of numbers as shaded cells.
 
     Args:
-        square: [names, names] the numbers.
+        table: [rows, columns] the numbers.
         title: read out where the chart cannot be seen.
-        labels: for the margins, where they differ from the names.
+        labels: for both margins of a square table, where they differ from the names.
         signed: numbers run from -1 to 1 instead of from 0 to 1.
     """
-    names = [str(name) for name in square.columns]
-    short = [_short(name) for name in labels or names]
-    cell = 42 if len(names) <= 12 else max(9, 420 // len(names))
-    left = min(10 + int(6.2 * max(map(len, short))), 150)
-    top = 18 if left < 60 else left
-    side = cell * len(names)
-    size, axis = (left + side + 4, top + side + 4), (0, len(names))
-    chart = Chart(title, size, axis, axis[::-1], (left, 4, top, 4), "chart matrix", natural=True)
+    rows, columns = ([str(name) for name in names] for names in (table.index, table.columns))
+    beside, above = ([_short(name) for name in labels or names] for names in (rows, columns))
+    cell = 42 if len(columns) <= 12 else max(9, 420 // len(columns))
+    left, upper = (min(10 + int(6.2 * max(map(len, short))), 150) for short in (beside, above))
+    top = 18 if upper < 60 else upper
+    size = (left + cell * len(columns) + 4, top + cell * len(rows) + 4)
+    chart = Chart(title, size, (0, len(columns)), (len(rows), 0), (left, 4, top, 4), "chart matrix", natural=True)
     every = -(-18 // cell)
-    for i, name in enumerate(short):
+    for i, name in enumerate(beside):
         if i % every == 0:
-            middle = cell * (i + 0.5)
-            chart.add("text", "tick", name, x=left - 5, y=top + middle + 4, text_anchor="end")
-            anchor, slant = ("middle", None) if left < 60 else ("start", -50)
-            chart.add("text", "tick", name, x=left + middle, y=top - 6, text_anchor=anchor, rotate=slant)
-    for i, row in enumerate(names):
-        for j, column in enumerate(names):
-            value = float(square.iat[i, j])
+            chart.add("text", "tick", name, x=left - 5, y=top + cell * (i + 0.5) + 4, text_anchor="end")
+    for j, name in enumerate(above):
+        if j % every == 0:
+            anchor, slant = ("middle", None) if upper < 60 else ("start", -50)
+            chart.add("text", "tick", name, x=left + cell * (j + 0.5), y=top - 6, text_anchor=anchor, rotate=slant)
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            value = float(table.iat[i, j])
             _cell(chart, left + cell * j, top + cell * i, cell, value, f"{row} and {column}", signed)
     return chart
 

@@ -16,11 +16,15 @@ from layersweep.orchestrator.report import gain_charts as gains
 from layersweep.orchestrator.report import matrix_chart as agreement
 from layersweep.orchestrator.report import profile_chart as profile
 from layersweep.orchestrator.report import table_rows as rows
+from layersweep.orchestrator.report.module_chart import module_chart
 from layersweep.orchestrator.statistics.early_signals import early_signals
+from layersweep.orchestrator.statistics.probe_agreement import LOOKED_AT, MEASURES, probe_agreement
 from layersweep.orchestrator.statistics.seeds_needed import seeds_needed, seeds_text
 from layersweep.orchestrator.statistics.solved_prompts import solved_overlap
 
+from .base_success import base_success_section
 from .chart import Chart
+from .controls import control_section
 from .format import format_number
 from .results import Results
 from .sampling_charts import curves_shown, sampling_charts, sampling_rows, sampling_sentence
@@ -43,6 +47,7 @@ def render_page(results: Results) -> str:
         running=bool(results.table["status"].eq("running").any()),
         measure=profile.measure(results),
         legend=profile.legend(results),
+        modules=module_chart(results),
         profile=_both(lambda width, height: profile.profile_chart(results, width, height), 330, 270),
         learning=_both(
             lambda width, height: curves.curve_chart(results, "reward_mean", "mean training reward", (width, height)),
@@ -65,6 +70,9 @@ def render_page(results: Results) -> str:
             "beyond": agreement.mean_overlap(shared.beyond_base),
         },
         signals=signals,
+        probe=probe_agreement(results.probe, results.table).to_dict("records"),
+        measures=MEASURES,
+        looked_at=LOOKED_AT,
         predicted=next((signal for signal in signals if signal.spearman == signal.spearman), None),
         costs=costs.cost_charts(results),
         totals=costs.totals(results),
@@ -78,6 +86,8 @@ def render_page(results: Results) -> str:
         suites=suite_section(results),
         sampling=_sampling(results),
         seeds_needed=_seeds_needed(results),
+        controls=control_section(results),
+        base_success=base_success_section(results),
         written=now(),
     )  # fmt: skip
 

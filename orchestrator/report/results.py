@@ -7,11 +7,21 @@ import pandas as pd
 
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.yaml_core import read_yaml
+from layersweep.orchestrator.statistics.base_success import base_success_table
 from layersweep.orchestrator.statistics.contribution_table import table_problem
 from layersweep.orchestrator.statistics.score_arrays import responses_of_split
 from layersweep.orchestrator.statistics.seeds import interval_covers, one_run_each, seeds_trained
 from layersweep.workers.storage.files import read_bytes
-from layersweep.workers.storage.tables import COMPOSITION, CONTRIBUTION, DISSECTION, SCORES, STEPS, TableSchema
+from layersweep.workers.storage.tables import (
+    BY_BASE_SUCCESS,
+    COMPOSITION,
+    CONTRIBUTION,
+    DISSECTION,
+    PROBE,
+    SCORES,
+    STEPS,
+    TableSchema,
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,8 @@ class Results:
     """Rows of dissection.parquet, where the sweep was dissected."""
     composition: pd.DataFrame = field(default_factory=partial(COMPOSITION.frame, []))
     """Rows of composition.parquet."""
+    probe: pd.DataFrame = field(default_factory=partial(PROBE.frame, []))
+    """Rows of probe.parquet, where the base was probed."""
 
     @property
     def layers(self) -> pd.DataFrame:
@@ -38,7 +50,8 @@ class Results:
     @property
     def several(self) -> pd.DataFrame:
         """Rows of combined runs, which train or boost several layers, that have a score."""
-        return self.table[~self.table["kind"].isin(["base", "full", "layer", "trial"]) & self.table["score"].notna()]
+        other = ["base", "full", "layer", "control", "trial"]
+        return self.table[~self.table["kind"].isin(other) & self.table["score"].notna()]
 
     def only(self, kind: str) -> pd.Series | None:
         """The row of base or full, once it has a score."""
@@ -57,7 +70,7 @@ class Results:
         return int(known.max()) if len(known) else 0
 
     def kind(self, selection: str) -> str:
-        """Kind of a selection: base, full, layer, layers or trial."""
+        """Kind of a selection: one of statistics.score_arrays.KINDS."""
         return self._rows[selection]["kind"]
 
     def depth(self, selection: str) -> float:
@@ -82,6 +95,14 @@ class Results:
     def seed_sd(self) -> float | None:
         """Standard deviation of S between RL seeds that the spec gives."""
         return (read_yaml(self.spec) or {}).get("evaluation", {}).get("seed_sd")
+
+    @cached_property
+    def by_base_success(self) -> pd.DataFrame:
+        """Rows of contribution_by_base_success.parquet, from the scores; none without them."""
+        if not len(self.scores):
+            return BY_BASE_SUCCESS.frame([])
+        name = self.table["sweep"].iloc[0]
+        return base_success_table(name, self.table, self.scores, seed_sd=self.seed_sd)
 
     @property
     def covers(self) -> str:
@@ -125,7 +146,8 @@ def read(source: str) -> tuple[Results, str]:
     except ValueError as error:
         raise SpecError([f"{folder}/scores.parquet: {error}"]) from error
     spec = (read_bytes(f"{folder}/sweep.yaml") or b"").decode(errors="replace")
-    made = {schema.name: _read(f"{folder}/{schema.name}.parquet", schema) for schema in (DISSECTION, COMPOSITION)}
+    further = (DISSECTION, COMPOSITION, PROBE)
+    made = {schema.name: _read(f"{folder}/{schema.name}.parquet", schema) for schema in further}
     made = {name: frame for name, frame in made.items() if frame is not None}
     return Results(table, steps, scores, spec, **made), folder
 

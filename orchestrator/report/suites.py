@@ -43,7 +43,7 @@ def suite_section(results: Results) -> SuiteSection | None:
             "selection": row["selection"],
             "mark": row_class(row),
             "kl": format_number(kl.get(row["selection"]), 4),
-            "cells": [_cell(cells.get((row["selection"], name))) for name in columns],
+            "cells": [score_cell(cells.get((row["selection"], name))) for name in columns],
         }
         for row in results.table.to_dict("records")
         if (row["selection"], columns[0]) in cells
@@ -60,7 +60,7 @@ def last_kl(results: Results) -> dict[str, float]:
     return last.groupby("selection").mean().to_dict()
 
 
-def _cell(row: dict | None) -> dict:
+def score_cell(row: dict | None) -> dict:
     """Text of one selection on one suite: the base's score, the others' gain and C, each with its interval."""
     if row is None:
         return {"value": "–", "interval": "", "contribution": ""}

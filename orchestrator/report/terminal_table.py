@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.table import Table
 
+from layersweep.orchestrator.statistics.null_controls import null_sentence
 from layersweep.orchestrator.statistics.seeds import one_run_each, seeds_trained
 
 from .format import interval_text, number_text, plain_text, wide_console
@@ -36,5 +37,6 @@ def show_table(table: Any) -> None:
     console.print(shown)
     if (table["status"] == "pruned").any():
         console.print("The contribution of a pruned layer is an extrapolation, from the step where it stopped.")
-    if said := without_contribution(table):
-        console.print(said)
+    for said in (without_contribution(table), null_sentence(table)):
+        if said:
+            console.print(said)

@@ -18,6 +18,8 @@ from layersweep.workers.config import (
 )
 from layersweep.workers.trackers.config import TrackingConfig
 
+from .controls import ControlConfig
+from .factors import FieldPath, Levels
 from .layers import CombinedRun, LayerSet
 from .selections import SweptSelections
 
@@ -53,6 +55,15 @@ class SweepSpec(StrictModel):
     combine: tuple[CombinedRun, ...] = ()
     """Runs over several layers, trained once the layer runs are finished: `only: best 5`, `boost: best 10`,
     `middle: 5`, `worst: 5`. Picked on the selection split, scored on the final split too."""
+    controls: tuple[ControlConfig, ...] = ()
+    """Runs beside those of the sweep that say what else could explain their gain, such as `{type: random_reward, of:
+    [full, 3]}`: `random_reward`, `constant_reward`, `random_direction`, `supervised`, `learning_rate`. Each has a row
+    of kind `control` in the tables, and no part in ranks, searches and claims. They train once the runs are finished;
+    `resume` adds more."""
+    factors: dict[FieldPath, Levels] = {}
+    """Fields in which several sweeps differ, each with its values: `{algorithm: [grpo, gspo]}`, or by name,
+    `{task: {short: {...}, long: {...}}}`. Every value of each field with every one of the others is a sweep of its own,
+    in `<output>/<name>/<name>-<value>`; they run one after the other and are compared at the end."""
     profile: Location | None = None
     """A finished sweep's folder or contribution.parquet to pick `combine`'s layers from; null is this sweep itself."""
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)

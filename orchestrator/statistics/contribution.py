@@ -13,7 +13,7 @@ import pandas as pd
 from layersweep.orchestrator.statistics import depth_gp, intervals
 from layersweep.workers.storage.tables import CONTRIBUTION
 
-from .score_arrays import KINDS, ScoreArrays, SelectionFacts, last_steps, responses_of_split, selection_facts
+from .score_arrays import KINDS, UNPOOLED, ScoreArrays, SelectionFacts, last_steps, responses_of_split, selection_facts
 from .seeds import interval_covers, seeds_trained
 
 DRAWS = 4000
@@ -111,7 +111,7 @@ class ScoredRuns:
         self.runs, self.seeds, self.response_stats = scored.runs, scored.seeds, scored.response_stats
         self.means = intervals.seed_means(scored.suites)
         self.untruncated_means = intervals.seed_means(scored.untruncated_suites)
-        trained = [self.runs[run] for run in last.items() if facts[run[0]].kind not in ("base", "variant")]
+        trained = [self.runs[run] for run in last.items() if facts[run[0]].kind not in UNPOOLED]
         self.seed = intervals.seed_variance(scored.suites, trained, seed_sd)
         self.t = intervals.critical(self.seed.dof)
 

@@ -9,6 +9,8 @@ from .score_arrays import KINDS
 
 FINAL = ("score", "score_low", "score_high", "contribution", "contribution_low", "contribution_high")
 """Repeated for the `final` split as final_score, ..."""
+ADDED = ("modules", "lora_rank", "lora_alpha", "control", "control_of", "change_norm")
+"""Columns of runs that earlier versions lack; `change_norm` is of those that are made without training."""
 STATUSES = ("failed", "running", "pruned", "completed")
 """Status of a selection; of several seeds the first of these that one has, the worst news first."""
 
@@ -26,7 +28,7 @@ def sweep_table(
     Args:
         sweep: the constant columns: sweep, model, algorithm, task, learning_rate_policy, model_layers.
         runs: one row per run (and base): selection, seed, kind, layer, depth, trainable_parameters,
-            layers, modules, learning_rate, seconds, status, reason.
+            layers, modules, lora_rank, lora_alpha, learning_rate, seconds, status, reason.
         steps, scores: the content of steps.parquet and scores.parquet.
         seed_sd: standard deviation of S between RL seeds, known from elsewhere; None estimates it from the seeds.
     """
@@ -53,7 +55,7 @@ def _of_runs(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
         generated_tokens=("generated", "sum"),
         optimizer_steps=("optimizer_steps", lambda s: s.sum(min_count=1)),
     )
-    runs = runs.assign(modules=runs.get("modules"))  # which runs of an earlier version lack
+    runs = runs.assign(**{name: runs.get(name) for name in ADDED})
     runs = runs.merge(last, how="left", on=["selection", "seed"])
     grouped = runs.groupby("selection", sort=False)
     table = grouped.agg(
@@ -62,17 +64,23 @@ def _of_runs(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
         depth=("depth", "first"),
         layers=("layers", "first"),
         modules=("modules", "first"),
+        lora_rank=("lora_rank", "first"),
+        lora_alpha=("lora_alpha", "first"),
+        control=("control", "first"),
+        control_of=("control_of", "first"),
         seeds=("seed", "size"),
         trainable_parameters=("trainable_parameters", "first"),
         learning_rate=("learning_rate", "first"),
         steps=("steps", "min"),
         optimizer_steps=("optimizer_steps", "min"),
         update_norm=("update_norm", "mean"),
+        change_norm=("change_norm", "mean"),
         generated_tokens=("generated_tokens", "sum"),
         seconds=("seconds", "sum"),
         status=("status", _together),
         reason=("reason", lambda r: "; ".join(dict.fromkeys(r.dropna())) or None),
     ).reset_index()
+    table["update_norm"] = table["update_norm"].fillna(table.pop("change_norm"))
     return table.astype({name: CONTRIBUTION.types[name] for name in table})
 
 

@@ -111,7 +111,7 @@ def _layers(table: pd.DataFrame, name: str) -> np.ndarray:
     """
     named = table["layer"].astype(object)
     if "kind" in table:
-        named = named.where(~table["kind"].isin(["base", "full", "layers", "part", "trial"]), None)
+        named = named.where(~table["kind"].isin(["base", "full", "layers", "part", "control", "trial"]), None)
     layer = np.full(len(named), np.nan)
     for row, (value, known) in enumerate(zip(named, named.notna(), strict=True)):
         if not known or str(value).strip().lower() in ("", "base", "full"):

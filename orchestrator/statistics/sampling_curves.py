@@ -77,7 +77,9 @@ def sampling_curves(scores: pd.DataFrame, selections: pd.DataFrame, split: str) 
     Returns:
         A row per selection, measure and k, with COLUMNS; selections in the order of `selections`.
     """
-    facts = {name: known for name, known in selection_facts(selections).items() if known.kind != "trial"}
+    facts = {
+        name: known for name, known in selection_facts(selections).items() if known.kind not in ("control", "trial")
+    }
     rows = responses_of_split(scores, split)
     rows = rows[rows["selection"].isin(list(facts))]
     suites = sorted(rows["suite"].unique())

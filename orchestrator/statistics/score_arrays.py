@@ -16,9 +16,11 @@ RESPONSE_STATS = ["response_tokens", "truncated", "format_ok", "unjudged"]
 """Columns about responses beside their scores; unknown where a table lacks them."""
 
 
-KINDS = ("base", "full", "layer", "layers", "part", "trial", "variant")
-"""Kinds of selections, in the order of the table: `layers` train or boost several, `part` a part of some; a `variant`
-is made of other runs' weights, so it tells nothing of how training runs differ."""
+KINDS = ("base", "full", "layer", "layers", "part", "control", "trial", "variant")
+"""Kinds of selections, in the order of the table: `layers` train or boost several, `part` a part of some; a `control`
+trains otherwise than the sweep does, and a `variant` is made of other runs' weights."""
+UNPOOLED = ("base", "control", "variant")
+"""Kinds that tell nothing of how the sweep's training runs differ between seeds."""
 
 
 @dataclass(frozen=True)

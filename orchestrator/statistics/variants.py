@@ -3,6 +3,7 @@
 import pandas as pd
 
 from .contribution import contribution_table
+from .score_arrays import UNPOOLED
 
 SCORED = (
     "seeds", "prompts", "score", "score_low", "score_high", "contribution", "contribution_low", "contribution_high",
@@ -45,7 +46,7 @@ def kept_of_runs(
     for selection, own in variants.groupby("selection"):
         as_full = {selection: "full"} | ({} if selection == "full" else {"full": "the full run itself"})
         known = _known(facts, set(own["variant"]))
-        kinds = known["kind"].where(known["kind"].isin(["base", "variant"]), "layers")
+        kinds = known["kind"].where(known["kind"].isin(UNPOOLED), "layers")
         known = known.assign(selection=known["selection"].replace(as_full), layer=None)
         known["kind"] = kinds.where(known["selection"] != "full", "full")
         rows = scores.assign(selection=scores["selection"].replace(as_full))

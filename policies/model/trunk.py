@@ -1,7 +1,7 @@
 """The frozen base and the policy over it: nothing below the trained blocks has a graph, nothing frozen a copy."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from layersweep.policies.selection import EMBEDDING, Selection
 
 from .block_inputs import BlockInputs
 from .fused_cpu import fuse
+from .low_rank import add_adapters, merged
 from .pretrained import load_pretrained
 from .tensor_transport import to_handles, to_tensors
 from .token_logprobs import LogprobHead
@@ -104,6 +105,7 @@ class Policy(nn.Module):
         self.trained = trained_copy(trunk.model, selection)
         self.start = None if selection.trains(EMBEDDING) else selection.first_block(len(trunk.layers))
         """The first block that gradients pass through; None where they reach the embedding."""
+        self._served: dict[str, Tensor] = {}
 
     @property
     def trunk(self) -> Trunk:
@@ -124,22 +126,41 @@ class Policy(nn.Module):
         return response_logprobs(self.trained, batch, hidden, temperature, self.entropy_gradient)
 
     def named_weights(self) -> dict[str, nn.Parameter]:
-        """Return the trained parameters by Hugging Face name; a tied LM head appears once, as the embedding."""
+        """Return the trained parameters by Hugging Face name; a tied LM head appears once, as the embedding. Adapters
+        are named as peft names them, after their module: model.layers.3.mlp.up_proj.lora_A."""
         return dict(self.trained.named_parameters())
+
+    @torch.no_grad()
+    def served(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights that engines serve and folders keep, by Hugging Face name, valid until the next call.
+
+        Args:
+            trained: the trained parameters by the names of `named_weights`. Adapters are merged into their matrices,
+                in the same memory at every call; all others are what is served.
+        """
+        if self.selection.lora is None:
+            return dict(trained)
+        base = dict(self.trunk.model.named_parameters())
+        for name, weight in merged(trained, base, self.selection.lora.scale):
+            self._served.setdefault(name, torch.empty_like(weight)).copy_(weight)
+        return self._served
 
 
 def trained_copy(model: nn.Module, selection: Selection) -> nn.Module:
-    """Return a copy of a model in which a selection's parameters are new and train.
+    """Return a copy of a model in which a selection's parameters, or adapters beside them, are new and train.
 
     All other weights are the tensors of `model`, as plain attributes of the copy's modules.
     """
-    frozen = {id(weight): weight for name, weight in model.named_parameters() if not selection.trains(name)}
+    own = () if selection.lora else [name for name, _ in model.named_parameters() if selection.trains(name)]
+    frozen = {id(weight): weight for name, weight in model.named_parameters() if name not in own}
     copied = copy.deepcopy(model, dict(frozen))  # which takes what the memo holds for copied already
     for module in copied.modules():
         for name, weight in list(module._parameters.items()):
             if id(weight) in frozen:
                 del module._parameters[name]
                 setattr(module, name, weight.detach())
+    if selection.lora:
+        add_adapters(copied, selection)
     return copied.requires_grad_(True)
 
 

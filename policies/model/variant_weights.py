@@ -42,7 +42,8 @@ def changed(change: RunChange, base: Mapping[str, Tensor], overlay: Mapping[str,
     if change.largest is not None:
         deltas = largest_entries(deltas, change.largest)
     if change.random:
-        deltas = {name: random_like(delta, f"{change.selection} {name}") for name, delta in deltas.items()}
+        draw = f" {change.draw}" if change.draw else ""
+        deltas = {name: random_like(delta, f"{change.selection} {name}{draw}") for name, delta in deltas.items()}
     return deltas
 
 

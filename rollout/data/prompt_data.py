@@ -28,6 +28,9 @@ from .row_readers import file_rows, hub_rows, messages_of, value_at
 logger = logging.getLogger(__name__)
 
 SHOWN_BAD_ROWS = 5
+REFERENCE_SOLUTION = "reference_solution"
+"""Name in a prompt's `info` of a program that is right, where a row brings one."""
+_KEPT = ("data_source", "ability", REFERENCE_SOLUTION)
 
 
 class Columns(StrictModel):
@@ -434,7 +437,7 @@ def _prompt(raw: Any, truth: Callable[[dict[str, Any]], Any], config: DataConfig
     except UnicodeEncodeError as error:
         raise ValueError(f"the prompt is no valid Unicode text ({error.reason})") from error
     answer = truth(raw)
-    info = {"question": question} | {k: raw[k] for k in ("data_source", "ability") if isinstance(raw.get(k), str)}
+    info = {"question": question} | {k: raw[k] for k in _KEPT if isinstance(raw.get(k), str)}
     if keep_columns:
         others = {name: value for name, value in raw.items() if name != columns.prompt}
         info["columns"] = json_like(others)

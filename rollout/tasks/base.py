@@ -20,10 +20,10 @@ class Task(Protocol):
 
     Optional: `data` (prompts read from files; then suites over other data keep their questions out of training);
     `check()`, which the plan calls to try the user's own code; `notices()`, what to tell the user since the last call;
-    `right_response(prompt)`, for `layersweep data`; `drops_overlong` of a task without data (its prompts that are too
-    long for the model's window are left out instead of refused before the start); and for a tiny model `tiny` on the
-    section, `alphabet` and `demonstrations(count, seed)`, which its warm-up calls. A section with `multi_turn` makes an
-    environment (`rollout.environments.base`) in place of a task.
+    `right_response(prompt)`, for `layersweep data` (None where a row has no answer to try); `drops_overlong` of a task
+    without data (its prompts that are too long for the model's window are left out instead of refused before the
+    start); and for a tiny model `tiny` on the section, `alphabet` and `demonstrations(count, seed)`, which its warm-up
+    calls. A section with `multi_turn` makes an environment (`rollout.environments.base`) in place of a task.
     """
 
     def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:

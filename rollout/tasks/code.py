@@ -9,11 +9,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from layersweep.policies.strict import Processes, StrictModel
-from layersweep.rollout.data.prompt_data import DataConfig, PromptData
+from layersweep.rollout.data.prompt_data import REFERENCE_SOLUTION, DataConfig, PromptData
 from layersweep.rollout.sandbox import Limits, Sandbox, Setting
 from layersweep.rollout.types import Prompt, Response, Score, Split
 
-from .code_data import COLUMNS, functions_of, parse_tests, question_of, with_program
+from .code_data import COLUMNS, functions_of, parse_tests, question_of, reference_solution, with_program
 
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*[{.]*([^\s`{}:,=]*)[^`]*$")
 _PYTHON = re.compile(r"(i?python|py|pypy)[\d.]*", re.IGNORECASE)
@@ -80,13 +80,20 @@ class CodeTask:
             for key in written
         ]
 
+    def right_response(self, prompt: Prompt) -> Response | None:
+        """Return the row's own program; None where it has none."""
+        program = prompt.info.get(REFERENCE_SOLUTION)
+        return None if program is None else Response(program, True)
+
 
 class _CodeData(PromptData):
-    """Prompt data whose question is made of several columns."""
+    """Prompt data whose question is made of several columns, with the row's own program where it has one."""
 
     def _raw_rows(self) -> Iterator[tuple[str, Any]]:
         for where, raw in super()._raw_rows():
-            yield where, question_of(raw, self._config.columns) if isinstance(raw, dict) else raw
+            if isinstance(raw, dict):
+                raw = question_of(raw, self._config.columns) | {REFERENCE_SOLUTION: reference_solution(raw)}
+            yield where, raw
 
 
 def extract_program(text: str, functions: Collection[str] = ()) -> str | None:

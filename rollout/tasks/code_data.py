@@ -20,7 +20,7 @@ from layersweep.rollout.sandbox import AssertTests, CallTests, Program, ScriptTe
 
 COLUMNS = ("question_content", "problem", "text", "starter_code", "fn_name", "metadata", "public_test_cases",
            "private_test_cases", "input_output", "tests", "test", "entry_point", "test_list", "test_imports",
-           "test_setup_code", "code", "inputs", "outputs")  # fmt: skip
+           "test_setup_code", "code", "canonical_solution", "solutions", "inputs", "outputs")  # fmt: skip
 """Read of a row beside `data.columns`."""
 _MAX_UNPACKED = 1 << 28
 _TEXT_OPCODES = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
@@ -40,6 +40,19 @@ def question_of(raw: dict[str, Any], columns: Columns) -> dict[str, Any]:
     if isinstance(raw.get("starter_code"), str) and raw["starter_code"].strip():
         text += f"\n\nStart from this code:\n```python\n{raw['starter_code'].rstrip()}\n```"
     return raw | {columns.prompt: text}
+
+
+def reference_solution(raw: dict[str, Any]) -> str | None:
+    """Return the row's own right program: HumanEval's, MBPP's, or the first of APPS's and DeepCoder's."""
+    found = raw.get("canonical_solution") or raw.get("code") or raw.get("solutions")
+    if isinstance(found, str) and found is raw.get("solutions"):
+        try:
+            found = json.loads(found)
+        except ValueError:
+            return None
+    if isinstance(found, list):
+        found = next(iter(found), None)
+    return found if isinstance(found, str) else None
 
 
 def parse_tests(raw: dict[str, Any], columns: Columns) -> dict[str, Any]:

@@ -16,11 +16,13 @@ pytestmark = pytest.mark.slow
 SWEEP = [
     {"layers": [1], "modules": "mlp"}, {"layers": [4], "modules": "attention"}, {"layers": [[0, 3]]},
     {"layers": [2], "modules": "k_proj|up_proj"}, {"modules": "embed_tokens"},
+    {"layers": [5], "modules": "mlp", "lora": {"rank": 4, "alpha": 64}},
 ]  # fmt: skip
 BLOCK = 12_288 + 24_576 + 192
 # The embedding has a row for each digit, `=` and two special tokens.
 TRAINED = {"layer-01-mlp": 24_576, "layer-04-attention": 12_288, "layers-00-03": 2 * BLOCK,
            "layer-02-k_proj-up_proj": 32 * 64 + 128 * 64, "outside-embed_tokens": 13 * 64}  # fmt: skip
+LORA = "layer-05-mlp-lora-4-alpha-64"
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +40,38 @@ def run(*command: str) -> str:
 
 def test_each_part_trains_and_travels_alone(finished):
     table = pd.read_parquet(finished / "contribution.parquet").set_index("selection")
-    assert table.loc[list(TRAINED), "trainable_parameters"].to_dict() == TRAINED
+    assert table.loc[[*TRAINED, LORA], "trainable_parameters"].to_dict() == TRAINED | {LORA: 3 * 4 * (64 + 128)}
+    assert table.loc[LORA, ["kind", "layer", "modules", "lora_rank", "lora_alpha"]].tolist() == [
+        "part",
+        5,
+        "mlp",
+        4,
+        64,
+    ]
     assert table.loc["layer-01-mlp", ["kind", "layer", "modules"]].tolist() == ["part", 1, "mlp"]
     assert table.loc["layers-00-03", "kind"] == "layers" and list(table.loc["layers-00-03", "layers"]) == [0, 3]
     assert table["score"].notna().all() and (table["status"] == "completed").all()
+    served = TRAINED | {LORA: 24_576}  # the matrices, adapters merged
     steps = pd.read_parquet(finished / "steps.parquet")
     assert steps.groupby("selection")["pushed_bytes"].unique().map(set).drop("full").to_dict() == {
-        name: {4 * count} for name, count in TRAINED.items()
+        name: {4 * count} for name, count in served.items()
     }
     base = base_weights(finished)
-    for name, count in TRAINED.items():
+    for name, count in served.items():
         overlay = load_file(finished / "overlays" / f"{name}-seed0" / "model.safetensors")
         assert sum(weight.size for weight in overlay.values()) == count
         assert all((weight != base[name]).any() for name, weight in overlay.items())
+
+
+def test_adapters_are_exported_merged(finished, tmp_path):
+    """The base, and three matrices that differ from it by a matrix of rank 4."""
+    run("export", str(finished), LORA, "-o", str(tmp_path / "merged"))
+    base, merged = base_weights(finished), load_file(tmp_path / "merged" / "model.safetensors")
+    changed = {name: merged[name] - weight for name, weight in base.items() if (merged[name] != weight).any()}
+    assert sorted(changed) == [f"model.layers.5.mlp.{name}_proj.weight" for name in ("down", "gate", "up")]
+    for change in changed.values():
+        values = np.linalg.svd(change.astype(np.float64), compute_uv=False)
+        assert values[3] > 1e-5 and values[4] < 1e-3 * values[3]
 
 
 def test_a_variant_at_full_strength_is_its_run(finished):
@@ -82,3 +103,17 @@ def test_dissection_goes_on_where_it_was(finished):
     assert {file: file.stat().st_mtime_ns for file in Path(finished, "variants").rglob("scores/*.parquet")} == scored
     report = (finished / "report.html").read_text()
     assert "What the gain is made of" in report
+
+
+@pytest.mark.long
+def test_a_probe_sees_the_batch_that_the_runs_began_with(finished):
+    """The gradients of the prompts' halves agree as much as those of the runs' own first updates."""
+    run("probe", str(finished / "sweep.yaml"))
+    rows = pd.read_parquet(finished / "probe.parquet").set_index("selection")
+    assert len(rows) == 6 * 4
+    steps = pd.read_parquet(finished / "steps.parquet").set_index(["selection", "step"])
+    for name in ("layer-01-mlp", "layer-04-attention"):
+        assert rows.loc[name, "gradient_agreement"] == pytest.approx(
+            steps.loc[(name, 0), "gradient_agreement"], abs=1e-4
+        )
+    assert (rows["skip_loss"].dropna() != 0).all() and (rows["parameters"] == [37_056, 12_288, 24_576, 192] * 6).all()

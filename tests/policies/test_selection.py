@@ -2,7 +2,7 @@
 
 import pytest
 
-from layersweep.policies.selection import Selection
+from layersweep.policies.selection import LowRank, Selection
 
 BLOCK = [
     "input_layernorm.weight", "self_attn.q_proj.weight", "self_attn.q_proj.bias", "self_attn.k_proj.weight",
@@ -35,6 +35,13 @@ def in_block(k: int, *numbers: int) -> list[str]:
         (Selection.part((1,), "q_proj"), "layer-01-q_proj", in_block(1, 1, 2)),
         (Selection.part((1,), r"mlp\.(gate|up)"), "layer-01-mlp-gate-up", in_block(1, 9, 10)),
         (Selection.part((1,), r"^norm"), "layer-01-norm", []),
+        (Selection.part((1,), None, LowRank(8, 8.0)), "layer-01-lora-8", in_block(1, 1, 3, 4, 5, 9, 10, 11)),
+        (
+            Selection.part((2, 12), "attention", LowRank(4, 16.0)),
+            "layers-02-12-attention-lora-4-alpha-16",
+            in_block(2, 1, 3, 4, 5) + in_block(12, 1, 3, 4, 5),
+        ),
+        (Selection.part((1,), "norms", LowRank(8, 8.0)), "layer-01-norms-lora-8", []),
         (Selection.part((), "norm"), "outside-norm", ["model.norm.weight"]),
         (Selection.part((), "embed|head"), "outside-embed-head", [OUTER[0], OUTER[2]]),
     ],

@@ -14,6 +14,7 @@ import ray
 
 from layersweep.orchestrator.execution.shared_gpus import SharedGpuPool
 from layersweep.policies.selection import Selection
+from layersweep.policies.variant import Variant
 from layersweep.rollout.types import StaleWeights
 from layersweep.workers.actors.collector import WRITE_COST_FACTOR
 from layersweep.workers.actors.gpu_share import trainers_per_gpu
@@ -143,6 +144,13 @@ class RolloutWorker(Actor):
 
     async def do_evaluation(self, engine: Engine, run: str | None, version: int, *args: Any) -> None:
         await engine.generate(run, version, self.world.durations.evaluation)
+
+
+class VariantMaker(Actor):
+    """Writes weights of no length."""
+
+    async def do_write_overlay(self, variant: Variant, seed: int, folder: str) -> dict[str, float]:
+        return {"change_norm": 2.0}
 
 
 class Trainer(Actor):
@@ -318,6 +326,7 @@ class World:
             "Engine": lambda number: Engine(self, number),
             "Collector": lambda *args: Collector(self),
             "RolloutWorker": lambda *args: RolloutWorker(self),
+            "VariantMaker": lambda *args: VariantMaker(self),
             "Trainer": lambda selection, seed, rank, ranks, gpu: Trainer(
                 self, scheduling_strategy, selection, seed, ranks
             ),

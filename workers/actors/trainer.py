@@ -13,6 +13,7 @@ from layersweep.workers.storage.files import write_atomically
 from layersweep.workers.storage.run_store import CheckpointRecord, CorruptFile, RunStore, rank_file
 from layersweep.workers.storage.tables import STEPS
 from layersweep.workers.training.distributed import prepare, serve_store
+from layersweep.workers.training.drawn_reward import DrawnReward
 from layersweep.workers.training.memory import release_unused
 
 from .portable_errors import portable_errors
@@ -71,6 +72,7 @@ class Trainer:
         engine_dtype: str,
         transfer: str,
         shared_trunk: dict[str, Any] | None,
+        reward: DrawnReward | None = None,
     ) -> dict[str, Any]:
         """Join the run's process group, map the trunk, make the training backend.
 
@@ -82,6 +84,7 @@ class Trainer:
             engine_dtype: in which the engine computes; decides the rollout correction where the spec leaves it.
             transfer: `rollout.weight_transfer` of the spec.
             shared_trunk: from the BaseWeightsActor of this GPU; None loads the checkpoint (mapped, on CPUs).
+            reward: of a control, in place of the task's.
 
         Returns:
             Number of trainable parameters, process id, digest of the trunk's weights, and host with GPUs.
@@ -114,7 +117,7 @@ class Trainer:
             self.sender = WeightSender(address[0], torch.device("cuda", 0) if self.gpu else torch.device("cpu"))
         self.handles = Handles()
         self.digest = trunk.digest()
-        self.steps = 0
+        self.steps, self.reward = 0, reward
         shape = Architecture.from_config(trunk.model.config.to_dict())
         gpu_bytes = min(1.0, self.gpus) * torch.cuda.get_device_properties(0).total_memory if self.gpu else 0.0
         chosen = micro_batch_tokens(training, shape, self.selection, gpu_bytes)
@@ -142,14 +145,19 @@ class Trainer:
         Raises:
             UnknownColumn: a metric that steps.parquet has no column for.
         """
-        metrics = experience.seconds | experience.metrics | self.loop.update(experience, step)
+        trained_on = self.reward.instead(experience, self.seed, step) if self.reward else experience
+        metrics = experience.seconds | experience.metrics | self.loop.update(trained_on, step)
+        # The learning curve is one of the task's reward, whatever was trained on.
+        metrics |= {"reward_mean": float(experience.reward.mean()), "reward_std": float(experience.reward.std())}
+        if experience.version != step:  # another model's responses: how far apart the two are is no mismatch
+            metrics["logprob_mismatch"] = None
         STEPS.check(metrics)
         release_unused(self.gpu)
         self.steps = step + 1
         return metrics, self.weights()
 
     def weights(self) -> "TransportTensors | WeightManifest":
-        """Return the trained parameters by Hugging Face name (rank 0; other ranks return none).
+        """Return the trained weights by Hugging Face name, adapters merged (rank 0; other ranks return none).
 
         On the engine's own GPU these are handles, with direct transfer a manifest; both are valid until the next call.
         """
@@ -158,6 +166,7 @@ class Trainer:
         weights = self.backend.weights()  # gathered: every rank takes part
         if self.rank != 0:
             return {}
+        weights = self.backend.policy.served(weights)
         if self.transport == "direct":
             return self.sender.offer(weights)
         if self.transport == "object_store":
@@ -210,7 +219,7 @@ class Trainer:
         self.steps = record.step
 
     def finish(self, folder: str) -> None:
-        """Write the trained parameters to `<folder>/model.safetensors` under their Hugging Face names.
+        """Write the trained weights, adapters merged, to `<folder>/model.safetensors` under their Hugging Face names.
 
         Raises:
             TrunkChanged: the frozen weights are not what they were at the start; the run is worthless.
@@ -221,4 +230,5 @@ class Trainer:
             raise TrunkChanged("the frozen weights changed while this run trained")
         weights = self.backend.weights()  # gathered: every rank takes part
         if self.rank == 0:
+            weights = self.backend.policy.served(weights)
             write_atomically(f"{folder}/model.safetensors", lambda file: write_tensors(file, weights), durable=True)

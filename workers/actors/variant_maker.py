@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from layersweep.policies.selection import run_name
 from layersweep.policies.variant import Variant
 from layersweep.workers.startup.model_source import ModelSource
-from layersweep.workers.storage.files import resolve_uri
+from layersweep.workers.storage.files import resolve_uri, write_atomically
 
 from .portable_errors import portable_errors
 
@@ -48,13 +48,30 @@ class VariantMaker:
         Facts: `change_norm`, its L2 norm; `changed_parameters`, entries other than 0.
         """
         from layersweep.policies.model.tensor_transport import to_arrays
+
+        facts, weights = self._weights(variant, seed)
+        return facts, to_arrays(weights)
+
+    def write_overlay(self, variant: Variant, seed: int, folder: str) -> dict[str, float]:
+        """Write a variant's weights to `<folder>/model.safetensors`, as a run's; return facts about its change.
+
+        Raises:
+            OSError: they could not be written.
+        """
+        from layersweep.workers.storage.tensor_file import write_tensors
+
+        facts, weights = self._weights(variant, seed)
+        write_atomically(f"{folder}/model.safetensors", lambda file: write_tensors(file, weights), durable=True)
+        return facts
+
+    def _weights(self, variant: Variant, seed: int) -> "tuple[dict[str, float], dict[str, Tensor]]":
         from layersweep.policies.model.variant_weights import variant_weights
 
         overlays = {change.selection: self.overlay(run_name(change.selection, seed)) for change in variant.changes}
         weights, deltas = variant_weights(variant, self.base, overlays)
         norm = sum(float(delta.square().sum()) for delta in deltas.values()) ** 0.5
         count = sum(int(delta.count_nonzero()) for delta in deltas.values())
-        return {"change_norm": norm, "changed_parameters": count}, to_arrays(weights)
+        return {"change_norm": norm, "changed_parameters": count}, weights
 
     def _overlay(self, run: str) -> "dict[str, Tensor]":
         from safetensors.torch import load

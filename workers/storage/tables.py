@@ -4,9 +4,11 @@
     scores.parquet                 a row per evaluated response
     contribution.parquet           a row per selection
     contribution_by_suite.parquet  a row per selection, split and suite, and per group of suites
+    contribution_by_base_success.parquet  a row per selection, split and class of prompts, with the report
     responses/                     a row per response that is kept, see `workers.storage.responses`
     dissection.parquet             a row per variant of a finished run (`layersweep dissect`)
     composition.parquet            a row per stack of finished runs (`layersweep compose`)
+    probe.parquet                  a row per layer, part and seed (`layersweep probe`)
 
 A new metric of a training step takes two places: where it is computed, and its line in STEPS. A name without a line is
 refused where the row arrives. Files carry the schema's version and, with each column, its unit and meaning (parquet
@@ -241,9 +243,9 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("algorithm", TEXT, "RL algorithm"),
     Column("task", TEXT, "task that is trained on"),
     Column("selection", TEXT, "what was trained", required=True),
-    Column("kind", TEXT, "base, full, layer, layers (several, or boosted), part (of layers or outside), or trial (of a "
-           "learning rate)", required=True),
-    Column("layer", COUNT, "index of a single layer, or of the one that a part is of, from 0"),
+    Column("kind", TEXT, "base, full, layer, layers (several, or boosted), part (of layers or outside), control, or "
+           "trial (of a learning rate)", required=True),
+    Column("layer", COUNT, "index of a single layer, or of the one that a part or a control is of, from 0"),
     Column("depth", NUMBER, "layer / (model_layers - 1): 0 the first layer, 1 the last"),
     Column("seeds", COUNT, "training runs of the selection"),
     Column("score", NUMBER, "mean over the suites that count of the mean over prompts, on the selection split",
@@ -286,6 +288,11 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("learning_rate_policy", TEXT, "how the learning rates were found"),
     Column("unjudged_fraction", NUMBER, "share of responses whose answer got no verdict in time, and counts as wrong"),
     Column("optimizer_steps", COUNT, "optimizer steps taken, the fewest over seeds", "steps"),
+    Column("lora_rank", COUNT, "rank of the adapters that were trained; null where weights themselves were"),
+    Column("lora_alpha", NUMBER, "alpha of the adapters; their product counts alpha / rank times"),
+    Column("control", TEXT, "type of a control: random_reward, constant_reward, random_direction, supervised or "
+           "learning_rate"),
+    Column("control_of", TEXT, "selection that it is a control of"),
 ))  # fmt: skip
 
 BY_SUITE = TableSchema("contribution_by_suite", (
@@ -315,6 +322,33 @@ BY_SUITE = TableSchema("contribution_by_suite", (
     Column("response_tokens", NUMBER, "mean response length", "tokens"),
     Column("truncated_fraction", NUMBER, "share of responses cut at the token limit"),
     Column("format_fraction", NUMBER, "share of responses with a readable answer"),
+))  # fmt: skip
+
+BY_BASE_SUCCESS = TableSchema("contribution_by_base_success", (
+    Column("sweep", TEXT, "name of the sweep"),
+    Column("selection", TEXT, "what was trained", required=True),
+    Column("kind", TEXT, "as in contribution.parquet", required=True),
+    Column("layer", COUNT, "index of a single layer, from 0"),
+    Column("split", TEXT, "selection or final", required=True),
+    Column("base_success", TEXT, "how often the base solves the prompt: never, sometimes, always, each of its samples "
+           "sorted by the others", required=True),
+    Column("share", NUMBER, "share of the prompts that are of this class, a mean over the suites that count"),
+    Column("suites", COUNT, "suites with such prompts"),
+    Column("step", COUNT, "training steps done when scored"),
+    Column("seeds", COUNT, "training runs of the selection"),
+    Column("score", NUMBER, "mean over these prompts, then over suites that have any", "reward"),
+    Column("score_low", NUMBER, "lower end of its 95 % interval", "reward"),
+    Column("score_high", NUMBER, "upper end", "reward"),
+    Column("gain", NUMBER, "score - base", "reward"),
+    Column("gain_low", NUMBER, "lower end of its 95 % interval", "reward"),
+    Column("gain_high", NUMBER, "upper end", "reward"),
+    Column("gain_part", NUMBER, "what these prompts add to the gain over all; the classes' sum is the gain", "reward"),
+    Column("contribution", NUMBER, "C = gain / gain of the full run, on these prompts"),
+    Column("contribution_low", NUMBER, "lower end of its 95 % interval"),
+    Column("contribution_high", NUMBER, "upper end"),
+    Column("contribution_reason", REASON, "why C is null"),
+    Column("contribution_note", REASON, "what to know about C"),
+    Column("imprecise", FLAG, "the full run's gain is below 4 standard errors"),
 ))  # fmt: skip
 
 RESPONSES = TableSchema("responses", (
@@ -356,6 +390,22 @@ _CHANGE = (
     Column("change_norm", NUMBER, "L2 norm of its change of the base's weights, mean over seeds"),
     Column("changed_parameters", NUMBER, "entries in which it differs from the base, mean over seeds"),
 )
+
+PROBE = TableSchema("probe", (
+    Column("sweep", TEXT, "name of the sweep"),
+    Column("selection", TEXT, "the layer, or the part of it, as a run over it is called", required=True),
+    Column("layer", COUNT, "index of the layer, from 0", required=True),
+    Column("modules", TEXT, "part of the layer: attention, mlp or norms; null is all of it"),
+    Column("seed", INDEX, "seed whose first rollout batch it was measured on", required=True),
+    Column("parameters", COUNT, "number of its parameters"),
+    Column("gradient_norm", NUMBER, "L2 norm of the loss's gradient at the base, the mean of both halves'"),
+    Column("gradient_agreement", NUMBER, "cosine between the gradients of even and of odd prompts"),
+    Column("first_order_gain", NUMBER, "fall of the loss of one half of the prompts at AdamW's first step on the other "
+           "half, to first order, for a learning rate of 1"),
+    Column("fisher_trace", NUMBER, "trace of its block of the policy's Fisher information, E |grad log p(response)|^2"),
+    Column("skip_loss", NUMBER, "rise of the negative log-likelihood of the base's responses when it adds nothing to "
+           "the residual stream; null of norms", "nats"),
+))  # fmt: skip
 
 DISSECTION = TableSchema("dissection", (
     Column("selection", TEXT, "the run that was taken apart", required=True),

@@ -125,15 +125,10 @@ class UpdateLoop:
         self._check_tokens(experience)
         self.policy.checkpointing = self._largest_micro_batch(experience) > self.unchecked_tokens
         rate = learning_rate(self.training, self.peak, step)
-        algorithm, limit = self.algorithm, self.training.max_response_tokens
-        reward = algorithm.shaped(experience.reward, experience.lengths, limit)
-        advantage = algorithm.advantages(
-            reward, experience.group, experience.trajectory, experience.step, experience.anchor
-        )
-        advantage = algorithm.normalised(advantage, experience.lengths)
+        advantage = self._advantages(experience)
         batch = self._rollout_batch(experience, advantage)
         agreement = {"gradient_agreement": self._agreement(experience, advantage, batch)} if step == 0 else {}
-        kl = algorithm.kl_coefficient > 0
+        kl = self.algorithm.kl_coefficient > 0
         sampled = {}
         if not kl and (step % SAMPLED_STEPS == 0 or step == self.training.steps - 1):
             sampled = {"kl": self._sampled_kl(experience, advantage, step)}
@@ -150,6 +145,21 @@ class UpdateLoop:
                 first = epoch == 0 and number == 0
                 self._optimizer_step(micro_batches, batch, sums, rate, first)
         return self._metrics(experience, advantage, sums, rate, began, cpu) | agreement | sampled
+
+    def half_gradients(self, experience: Experience) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the loss's gradients of the even and of the odd prompts at the present weights, float32, a tensor per
+        parameter; 0 where a half has no signal."""
+        self._check_tokens(experience)
+        advantage = self._advantages(experience)
+        return self._halves(experience, advantage, self._rollout_batch(experience, advantage))
+
+    def _advantages(self, experience: Experience) -> np.ndarray:
+        algorithm = self.algorithm
+        reward = algorithm.shaped(experience.reward, experience.lengths, self.training.max_response_tokens)
+        advantage = algorithm.advantages(
+            reward, experience.group, experience.trajectory, experience.step, experience.anchor
+        )
+        return algorithm.normalised(advantage, experience.lengths)
 
     def _largest_micro_batch(self, experience: Experience) -> int:
         """Return its tokens at most: a single response with its prompt is never divided."""
@@ -189,13 +199,17 @@ class UpdateLoop:
         """
         if self.selection.trains_all and self.backend.sharded:
             return math.nan
-        groups = np.unique(experience.group)
-        even, odd = (
-            self._gradient(experience, np.flatnonzero(np.isin(experience.group, half)), advantage, batch)
-            for half in (groups[::2], groups[1::2])
-        )
+        even, odd = self._halves(experience, advantage, batch)
         dot, norm_even, norm_odd = _dot(even, odd), math.sqrt(_dot(even, even)), math.sqrt(_dot(odd, odd))
         return dot / (norm_even * norm_odd) if norm_even and norm_odd else math.nan
+
+    def _halves(
+        self, experience: Experience, advantage: np.ndarray, batch: _RolloutBatch
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        groups = np.unique(experience.group)
+        rows = (np.flatnonzero(np.isin(experience.group, half)) for half in (groups[::2], groups[1::2]))
+        even, odd = (self._gradient(experience, half, advantage, batch) for half in rows)
+        return even, odd
 
     def _gradient(
         self, experience: Experience, rows: np.ndarray, advantage: np.ndarray, rollout: _RolloutBatch
@@ -383,9 +397,11 @@ class UpdateLoop:
 
     @torch.no_grad()
     def update_norm(self) -> float:
-        """Return the L2 norm of the change of the trained parameters since the base model."""
+        """Return the L2 norm of the change of the served weights since the base model."""
         base = dict(self.trunk.model.named_parameters())
-        return math.sqrt(sum(float((w - base[n]).float().square().sum()) for n, w in self.backend.gathered()))
+        adapted = self.selection.lora is not None  # adapters are whole on every rank
+        served = self.policy.served(self.backend.weights()).items() if adapted else self.backend.gathered()
+        return math.sqrt(sum(float((w - base[n]).float().square().sum()) for n, w in served))
 
 
 def _mean(total: float, tokens: float) -> float | None:

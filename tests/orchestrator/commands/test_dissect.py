@@ -10,10 +10,11 @@ from layersweep.orchestrator.commands import compose, dissect
 from layersweep.orchestrator.commands.compose import Stack, composition_table
 from layersweep.orchestrator.commands.dissect import dissection_table, pieces_of
 from layersweep.orchestrator.commands.finished_sweep import open_sweep
+from layersweep.orchestrator.execution.actors import run_metadata
 from layersweep.orchestrator.planning.plan import Plan, Run
 from layersweep.orchestrator.spec.load import load_spec
 from layersweep.orchestrator.spec.yaml_core import write_yaml
-from layersweep.policies.selection import Selection
+from layersweep.policies.selection import LowRank, Selection
 from layersweep.workers.storage.run_store import RunStore
 from layersweep.workers.storage.tables import COMPOSITION, CONTRIBUTION, DISSECTION
 from tests.orchestrator.planning.test_selections import SHAPE
@@ -27,6 +28,7 @@ PARTS = ["attention", "mlp", "norms"]
     [
         (Selection.layer(2), PARTS + EVERY),
         (Selection.part((2,), "mlp"), EVERY),
+        (Selection.part((2,), None, LowRank(8, 8.0)), ["attention", "mlp", *EVERY]),
         (Selection.several((0, 2)), [*PARTS, "only-00", "only-02", "without-00", "without-02", *EVERY]),
         (Selection.full(), [*PARTS, *(f"{how}-{k:02d}" for how in ("only", "without") for k in range(3)), *EVERY]),
     ],
@@ -84,6 +86,27 @@ def test_completed_runs_with_their_weights_are_found(finished):
     }
     assert (found.folder, found.spec.folder, found.layers) == (str(finished), str(finished), 6)
     assert found.order(["layer-01", "layer-04"]) == ["layer-04", "layer-01"]
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        Selection.part((2, 4), "mlp", LowRank(8, 16.0)),
+        Selection.part((1,), None, LowRank(4, 4.0)),
+        Selection.part((2,), "attention"),
+        Selection.several((0, 5)),
+    ],
+    ids=lambda selection: selection.name,
+)
+def test_a_selection_is_found_again_by_its_row(finished, selection):
+    facts = run_metadata(Plan(load_spec(DEMO), SHAPE, ()), Run(selection, 0))
+    table = CONTRIBUTION.read(str(finished / "contribution.parquet"))
+    row = {name: value for name, value in facts.items() if name != "seed"} | {"status": "completed", "score": 0.5}
+    (finished / "overlays" / f"{selection.name}-seed0").mkdir()
+    (finished / "overlays" / f"{selection.name}-seed0" / "model.safetensors").touch()
+    with (finished / "contribution.parquet").open("wb") as file:
+        CONTRIBUTION.write(pd.concat([table, CONTRIBUTION.frame([row])]), file)
+    assert open_sweep(str(finished)).selections[selection.name] == selection
 
 
 def test_a_sweep_s_folder_that_was_renamed_is_refused(finished, capsys):
@@ -188,6 +211,11 @@ def test_greedy_stacks_are_chosen_on_one_split_and_scored_on_the_other(finished)
     ]  # fmt: skip
     assert asked == [("selection", ["stack-01", "stack-01-mlp", "stack-04"]),
                      ("selection", ["stack-01-04", "stack-01-mlp-04"])]  # fmt: skip
+    wanted = compose.Wanted(best=9, pairs=3, greedy=3)
+    assert compose.fewer_than_wanted(wanted, grown + compose._planned(found, plan, wanted)) == [
+        "--best 9: only 2 completed runs of this sweep can be added up",
+        "--greedy 3: only 2 completed runs of this sweep can be added up",
+    ]
     pairs = compose._planned(found, plan, compose.Wanted(pairs=3, best=2))
     assert {(stack.rule, stack.name, stack.split) for stack in pairs} == {
         ("pair", "stack-01-04", "selection"), ("pair", "stack-01-mlp-04", "selection"),

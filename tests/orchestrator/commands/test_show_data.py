@@ -72,6 +72,18 @@ def test_generated_prompts_and_a_tiny_model(tmp_path, monkeypatch, capsys):
     assert len(re.findall(r"\| \d{6}=", said)) == 3
 
 
+def test_programs_that_rows_bring(folder, capsys):
+    """Of two rows one brings a program, which passes its test; of rows without any that is said."""
+    rows = [{"question": f"Print {i}.", "input_output": {"inputs": [""], "outputs": [str(i)]}} for i in (1, 2)]
+    rows[0]["solutions"] = ["print(1)"]
+    for some, fact in ((rows, "1 of 1 get reward 1 as they stand"), (rows[1:], "none of the rows brings a program")):
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+        data = {"path": "rows.jsonl", "selection_share": 0.0, "final_share": 0.0, "decontaminate_ngram": None}
+        suite = {"name": "sums", "prompts": 1, "task": {"type": "code", "data": data | {"selection_share": 1.0}}}
+        said = shown(folder, capsys, {"type": "code", "data": data}, evaluation={"suites": [suite]})
+        assert said.count(f"right answers  {fact}") == 2
+
+
 def test_data_that_cannot_be_read(folder, capsys):
     assert main(["data", DEMO, "task={type: math, data: {path: nowhere.csv}}", "model=model"]) == 2
     assert "task: data.path: " in capsys.readouterr().err

@@ -30,6 +30,32 @@ def test_a_list_of_what_to_sweep():
     assert names([{"layers": [0, [1, 2]], "modules": "attention"}], layers=[1], include_full=False) == [
         "layer-01", "layer-00-attention", "layers-01-02-attention",
     ]  # fmt: skip
+    assert names([{"layers": "middle:2", "lora": {"rank": 8}}, {"layers": [2], "lora": {"rank": 8, "alpha": 32}},
+                  {"layers": [[2, 3]], "modules": "mlp", "lora": {"rank": 4}}, {"layers": [2]}], layers=None) == [
+        "full", "layer-02-lora-8", "layer-03-lora-8", "layer-02-lora-8-alpha-32", "layers-02-03-mlp-lora-4", "layer-02",
+    ]  # fmt: skip
+
+
+def test_layers_that_are_left_out():
+    assert names([{"layers": {"all_but": [3]}}, {"layers": {"all_but": [0, 5]}, "modules": "mlp"}], layers=None) == [
+        "full", "layers-00-to-02-04-05", "layers-01-to-04-mlp",
+    ]  # fmt: skip
+    assert names([{"layers": {"all_but": [0, 1, 2, 3, 4]}}], layers=None) == ["full", "layer-05"]
+
+
+def test_random_sets():
+    """As many as wanted, of the size, no two the same; more of them begin with the same ones; of 6 layers there are 15
+    pairs, and asked for 15 all of them come."""
+    drawn = [names([{"layers": {"random": {"size": 3, "sets": n}}}], layers=None)[1:] for n in (4, 9)]
+    assert drawn[1][:4] == drawn[0] and len(set(drawn[1])) == 9
+    selections = swept_selections(
+        load_spec(DEMO, {"layers": None, "sweep": [{"layers": {"random": {"size": 2, "sets": 15, "seed": 5}}}]}), SHAPE
+    )
+    pairs = [selection.layers for selection in selections[1:]]
+    assert sorted(pairs) == [(i, j) for i in range(6) for j in range(i + 1, 6)]
+    assert all(selection.kind == "layers" for selection in selections[1:])
+    one, other = (names([{"layers": {"random": {"size": 3, "sets": 9, "seed": s}}}], layers=None) for s in (0, 1))
+    assert one[1:] == drawn[1] != other[1:]
 
 
 def test_all_layers_are_the_short_form():
@@ -57,6 +83,18 @@ def test_trained_parameters_are_counted(selection, count):
     assert count_trained(selection, SHAPE) == count
 
 
+def test_adapters_train_few_parameters_and_travel_merged():
+    """Rank 8: 8 * (out + in) of q and o 64 x 64, k and v 32 x 64, gate and up 128 x 64, down 64 x 128. Pushed are the
+    matrices in float32, without the norms; a trainer has these too, and 16 bytes for each parameter that trains."""
+    spec = load_spec(DEMO, {"layers": None, "sweep": [{"layers": [3], "lora": {"rank": 8}}], "include_full": False})
+    (selection,) = swept_selections(spec, SHAPE)
+    plan = Plan(spec, SHAPE, (Run(selection, 0),))
+    trained = 8 * (2 * 128 + 2 * 96 + 3 * 192)
+    assert plan.trainable_parameters(selection) == trained
+    assert plan.push_bytes(selection) == 4 * (12_288 + 24_576)
+    assert plan.trainer_bytes(selection) == 16 * trained + 4 * (12_288 + 24_576)
+
+
 @pytest.mark.parametrize(
     ("sweep", "problem"),
     [
@@ -68,6 +106,17 @@ def test_trained_parameters_are_counted(selection, count):
          r"sweep\[1\]: layer-02-gate-up-down-_proj trains the same parameters as layer-02-mlp of sweep\[0\]"),
         ([{"layers": [2], "modules": "^self_attn.q"}, {"layers": [2], "modules": "self_attn|q"}],
          "would have the same name"),
+        ([{"layers": [2], "lora": {"rank": 8}}, {"layers": "all", "modules": "proj", "lora": {"rank": 8, "alpha": 8}}],
+         r"sweep\[1\]: layer-02-proj-lora-8 trains the same parameters as layer-02-lora-8 of sweep\[0\]"),
+        ([{"layers": [2], "modules": "norms", "lora": {"rank": 8}}], r"sweep\[0\].modules: 'norms' matches no matrix"),
+        ([{"layers": [2], "lora": {"rank": 33}}], r"rank: 33 is more than model.layers.2.self_attn.k_proj.weight has, "
+         "which is 32 x 64"),
+        ([{"layers": {"all_but": [6]}}], r"sweep\[0\].layers: the model has layers 0 to 5, not 6"),
+        ([{"layers": {"all_but": [0, 1, 2, 3, 4, 5]}}], r"sweep\[0\].layers.all_but: leaves none of the model's 6"),
+        ([{"layers": {"all_but": [1]}}, {"layers": [[0, 2, 3, 4, 5]]}], "the same parameters as layers-00-02-to-05"),
+        ([{"layers": {"random": {"size": 7}}}], r"sweep\[0\].layers.random.size: 7 is more than the model's 6 layers"),
+        ([{"layers": {"random": {"size": 5, "sets": 7}}}], "random.sets: 6 layers have 6 sets of 5, not 7"),
+        ([{"layers": {"random": {"size": 1, "sets": 6}}}, {"layers": [0]}], "layer-00 trains the same parameters as"),
         ([{"layers": [7]}], r"sweep\[0\].layers: the model has layers 0 to 5, not 7"),
         ([{"layers": [[1, 7]]}], r"sweep\[0\].layers: the model has layers 0 to 5, not 7"),
     ],

@@ -19,7 +19,20 @@ from layersweep.workers.storage.tables import CONTRIBUTION, SCORES, STEPS
 from tests.helpers.tables import selections_in
 
 SECTIONS = {
-    *("profile", "table", "final", "sampling", "gain", "learning", "health", "overlap", "signals", "cost", "unfinished")
+    *(
+        "profile",
+        "table",
+        "final",
+        "sampling",
+        "gain",
+        "learning",
+        "health",
+        "overlap",
+        "signals",
+        "cost",
+        "unfinished",
+    ),
+    "base-success",
 }
 KINDS = {"base": "base", "full": "full"} | {f"layer-{k:02d}": "layer" for k in range(4)} | {"layers-best-2": "layers"}
 LAST = 6
@@ -129,6 +142,7 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path, tables):
         "report.html",
         "profile.png",
         "report.png",
+        "contribution_by_base_success.parquet",
     ]
     page = Page(tmp_path / "report.html")
     assert page.sections == SECTIONS
@@ -225,7 +239,8 @@ def test_partial_tables(tmp_path, tables, change, said):
     write(tmp_path, *change(*(frame.copy() for frame in tables)))
     write_report(str(tmp_path))
     page = Page(tmp_path / "report.html")
-    assert page.sections == SECTIONS and said in page.words
+    scored = pd.read_parquet(tmp_path / "scores.parquet")
+    assert page.sections == SECTIONS - (set() if len(scored) else {"base-success"}) and said in page.words
 
 
 def test_a_table_alone(tmp_path, tables, capsys):

@@ -80,3 +80,14 @@ def test_low_rank_is_numpy_s_truncation():
     u, s, vh = np.linalg.svd(matrix)
     expected = sum(s[i] * np.outer(u[:, i], vh[i]) for i in range(2))
     np.testing.assert_allclose(low_rank(torch.from_numpy(matrix), 2).numpy(), expected, atol=1e-5)
+
+
+def test_draws_of_a_random_change_are_independent():
+    """Another number is another direction of the same norms: a cosine of 0 within 4 standard errors."""
+    one, other = (changed(RunChange("layer-01", random=True, draw=draw), BASE, RUN) for draw in (0, 1))
+    for name, delta in one.items():
+        torch.testing.assert_close(other[name].norm(), delta.norm())
+        cosine = torch.dot(delta.flatten(), other[name].flatten()) / delta.norm() ** 2
+        assert abs(cosine) < 4 / delta.numel() ** 0.5
+    same = changed(RunChange("layer-01", random=True), BASE, RUN)
+    assert all(torch.equal(same[name], delta) for name, delta in one.items())

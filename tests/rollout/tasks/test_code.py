@@ -112,6 +112,23 @@ def test_mbpp(tmp_path):
     assert scores(task, list(answers)) == list(answers.values())
 
 
+def test_the_row_s_own_program(tmp_path):
+    """HumanEval's gets reward 1, MBPP's is wrong here; of APPS and DeepCoder it is the first of several. It is no part
+    of what tells rows apart: two with other programs are one question."""
+    (right,) = (task := task_of(tmp_path, [HUMANEVAL])).prompts("train", 1)
+    assert task.right_response(right) == Response(HUMANEVAL["canonical_solution"], True)
+    assert scores(task, [task.right_response(right).text]) == [(1, True)]
+    (wrong,) = (task := task_of(tmp_path, [MBPP])).prompts("train", 1)
+    assert scores(task, [task.right_response(wrong).text]) == [(0, True)]
+    adds = {"question": "Add.", "input_output": json.dumps(APPS)}
+    for solutions in (["first", "second"], json.dumps(["first", "second"])):
+        task = task_of(tmp_path, [adds | {"solutions": solutions}, adds | {"solutions": ["another"]}])
+        assert len(task.data.all_prompts("train")) == 1
+        assert task.right_response(task.prompts("train", 1)[0]) == Response("first", True)
+    (none,) = (task := task_of(tmp_path, [adds | {"solutions": ""}])).prompts("train", 1)
+    assert task.right_response(none) is None
+
+
 def test_livecodebench_standard_input(tmp_path):
     task = task_of(tmp_path, [STDIN])
     answers = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from layersweep.policies.selection import Selection
+from layersweep.policies.selection import LowRank, Selection
 from layersweep.workers.config import DeepSpeedConfig
 from layersweep.workers.storage.run_store import CheckpointRecord, CorruptFile, RunStore, checksum, rank_file
 from tests.workers.training.test_update_loop import experience, settings, update_loop
@@ -59,6 +59,8 @@ def _rank(rank: int, ranks: int, port: int, folder: str, selection: Selection, s
         (Selection.layer(2), 1, 1, "bfloat16"),
         (Selection.part((1, 3), "attention"), 1, 0, "float32"),
         (Selection.part((), "embed_tokens"), 1, 1, "bfloat16"),
+        (Selection.part((1,), "mlp", LowRank(4, 8.0)), 1, 0, "float32"),
+        (Selection.part((1, 2), None, LowRank(4, 4.0)), 2, 1, "bfloat16"),
         (Selection.full(), 2, 2, "float32"),
         (Selection.full(), 2, 3, "bfloat16"),
     ],

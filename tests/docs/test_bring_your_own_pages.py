@@ -1,4 +1,4 @@
-"""docs/bring-your-own.md: its files are written into an empty folder, and its commands run there."""
+"""docs/bring-your-own: the files of its pages are written into one folder, and their commands run there."""
 
 import json
 import re
@@ -7,27 +7,27 @@ import shlex
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from layersweep.cli import main
 from layersweep.orchestrator.spec.load import load_spec
+from layersweep.policies.algorithms.loss import LossTokens
 from layersweep.rollout.data.prompt_data import DataConfig
 from layersweep.rollout.environments.custom import CustomEnvironmentConfig
 from layersweep.rollout.tasks.prompts import PromptsConfig
 from layersweep.rollout.types import Response
 
-PAGE = (Path(__file__).parents[2] / "docs" / "bring-your-own.md").read_text()
-FILES = dict(re.findall(r"^`([\w.]+)`:\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
-COMMANDS = [
-    line.removeprefix("$ ")
-    for block in re.findall(r"^```console\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    for line in block.splitlines()
-]
-LATER = ("layersweep run sweep.yaml",)
-"""Commands that start a sweep: tests/end_to_end/test_bring_your_own.py runs one."""
+from .pages import ROOT, blocks
+
+FOLDER = ROOT / "docs" / "bring-your-own"
+PAGES = sorted(FOLDER.glob("*.md"))
+FILES = {block.name: block.text for block in blocks("python", "yaml", pages=PAGES) if block.name}
+COMMANDS = [line.removeprefix("$ ") for block in blocks("console", pages=PAGES) for line in block.text.splitlines()]
+LATER = ("layersweep run", "layersweep export")
+"""Beginnings of commands that start a sweep or need one: tests/end_to_end/test_bring_your_own.py runs one."""
 
 
 @pytest.fixture
@@ -41,12 +41,12 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_page_has_the_files_and_commands_that_are_tested():
-    assert len(FILES) == 11 and len(COMMANDS) == 6, (sorted(FILES), COMMANDS)
+def test_the_pages_have_the_files_and_commands_that_are_tested():
+    assert len(FILES) == 12 and len(COMMANDS) == 9, (sorted(FILES), COMMANDS)
 
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS if line not in LATER])
-def test_a_command_of_the_page_runs(folder, command, capsys):
+@pytest.mark.parametrize("command", [line for line in COMMANDS if not line.startswith(LATER)])
+def test_a_command_of_the_pages_runs(folder, command, capsys):
     program, *words = shlex.split(command)
     if program == "python":
         runpy.run_path(words[0])
@@ -57,7 +57,7 @@ def test_a_command_of_the_page_runs(folder, command, capsys):
         assert "50 rows: " in said and re.search(r"(\d+) of \1 get reward 1 as they stand", said)
 
 
-def test_both_signatures_and_several_rewards_of_the_page(folder):
+def test_both_signatures_and_several_rewards_of_the_pages(folder):
     """Right, a wrong number, no number: 1, 0.1 and 0 by each; 1.5, 0.15 and 0 by both with their weights."""
     data = {"path": "rows.jsonl", "prompt_format": "plain"}
     expected = {
@@ -75,13 +75,25 @@ def test_both_signatures_and_several_rewards_of_the_page(folder):
         task.close()
 
 
-def test_the_environment_of_the_page(folder):
+def test_the_environment_of_the_pages(folder):
     section = load_spec("world.yaml").task
     assert isinstance(section, CustomEnvironmentConfig)
     section.build().check()
 
 
-def test_the_judge_of_the_page(folder, monkeypatch):
+def test_the_loss_of_the_pages(folder):
+    """Ratios 1, e^.5, e^-.5 and e^.1 with a region of 1.5: the middle two have no gradient, the others rho A's."""
+    names = runpy.run_path("my_loss.py")
+    logp = torch.tensor([0.0, 0.5, -0.5, 0.1], requires_grad=True)
+    advantage = torch.tensor([1.0, 1.0, 1.0, -2.0])
+    tokens = LossTokens(logp, torch.zeros(4), advantage, torch.ones(4), torch.arange(4))
+    objective, clipped = names["Trusted"]().surrogate(tokens)
+    (gradient,) = torch.autograd.grad(objective.sum(), logp)
+    assert clipped.tolist() == [False, True, True, False]
+    assert gradient.tolist() == pytest.approx([1.0, 0.0, 0.0, -2 * 1.1051709])
+
+
+def test_the_judge_of_the_pages(folder, monkeypatch):
     """Asked once for equal responses, of which it says yes to the right one; where it does not answer, no verdict."""
     asked = []
 
@@ -113,8 +125,6 @@ def test_the_judge_of_the_page(folder, monkeypatch):
     task.close()
 
 
-def test_the_data_section_of_the_page():
-    [section] = [
-        yaml.safe_load(block) for block in re.findall(r"```yaml\n(data:.*?)```", PAGE, re.DOTALL)
-    ]  # fmt: skip
+def test_the_data_section_of_the_pages():
+    (section,) = [yaml.safe_load(block.text) for block in blocks("yaml", pages=[FOLDER / "data.md"])]
     assert DataConfig(**section["data"]).columns.answer == "extra_info.answer"

@@ -1,0 +1,146 @@
+"""Sweeps of one spec with factors: in turn, with the base's scores taken over, stopped and resumed, compared."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from layersweep.orchestrator.execution import factorial
+from layersweep.orchestrator.execution.manifest import SweepManifest
+from layersweep.orchestrator.planning.checks import make_plan
+from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.factorial import sweeps_of
+from layersweep.orchestrator.spec.load import load_spec, parse_spec
+from layersweep.workers.storage.run_store import RunStore
+from layersweep.workers.storage.tables import CONTRIBUTION
+from tests.orchestrator.spec.test_spec import demo
+
+ALGORITHMS = {"algorithm": ["grpo", "gspo", "rloo"]}
+
+
+class Sweeps:
+    """In place of carrying a sweep out: scores of the base, a table, and the exit codes to come."""
+
+    def __init__(self, monkeypatch, codes=()):
+        self.codes, self.begun, self.scored = list(codes), [], []
+        monkeypatch.setattr(factorial, "carry_out", self.carry_out)
+        monkeypatch.setattr(factorial, "continue_sweep", self.continue_sweep)
+
+    def carry_out(self, plan, begin, address, listen):
+        begin()
+        self.begun.append(plan.spec.name)
+        return self._end(plan)
+
+    def continue_sweep(self, plan, manifest, address, listen):
+        self.begun.append(f"{plan.spec.name} again")
+        manifest.update_spec(plan)
+        return self._end(plan)
+
+    def _end(self, plan):
+        base = RunStore(plan.folder, "base-seed0")
+        if not base.scored():
+            self.scored.append(plan.spec.name)
+            base.write_scores(0, "selection", "sort", pd.DataFrame({"score": [float(len(self.scored))]}))
+        rows = [{"selection": f"layer-{k:02d}", "kind": "layer", "layer": k, "score": 0.1 * k, "contribution": 0.1 * k,
+                 "contribution_sd": 0.05, "status": "completed", "model_layers": 6} for k in range(6)]  # fmt: skip
+        with open(f"{plan.folder}/contribution.parquet", "wb") as file:
+            CONTRIBUTION.write(CONTRIBUTION.frame(rows), file)
+        return self.codes.pop(0) if self.codes else 0
+
+
+def spec_of(tmp_path, factors=ALGORITHMS, **changes):
+    return parse_spec(demo(factors=factors, output=str(tmp_path), **changes))
+
+
+def test_sweeps_in_turn_with_one_base(tmp_path, monkeypatch, capsys):
+    """The first scores the base, the others have its scores; the profiles are compared, and the worst code is told."""
+    sweeps = Sweeps(monkeypatch, codes=[0, 1, 0])
+    assert factorial.run(spec_of(tmp_path), None, fresh=False) == 1
+    names = ["demo-grpo", "demo-gspo", "demo-rloo"]
+    assert sweeps.begun == names and sweeps.scored == ["demo-grpo"]
+    for name in names:
+        ((key, frame),) = RunStore(str(tmp_path / "demo" / name), "base-seed0").scores()
+        assert key == (0, "selection", "sort") and frame["score"].tolist() == [1.0]
+        assert load_spec(str(tmp_path / "demo" / name / "sweep.yaml")).algorithm.type == name[5:]
+    assert load_spec(str(tmp_path / "demo" / "sweep.yaml")).factors == {"algorithm": ("grpo", "gspo", "rloo")}
+    assert (tmp_path / "demo" / "compare.html").exists()
+    printed = capsys.readouterr()
+    assert "demo-grpo and demo-gspo" in printed.out and "sweep 2 of 3, demo-gspo" in printed.err
+
+
+def test_responses_of_the_base_come_along(tmp_path):
+    one, other = (make_plan(spec) for spec in sweeps_of(spec_of(tmp_path, {"algorithm": ["grpo", "gspo"]})))
+    kept = ["responses/run=base-seed0/step=000000/selection.sort.parquet", "checkpoints/prompts/selection.sort.parquet"]
+    for path in (*kept, "responses/run=full-seed0/step=000030/selection.sort.parquet"):
+        file = tmp_path / "demo" / "demo-grpo" / path
+        file.parent.mkdir(parents=True)
+        file.write_bytes(path.encode())
+    factorial.take_over_base(one, other)
+    there = [path for path in (tmp_path / "demo" / "demo-gspo").rglob("*") if path.is_file()]
+    assert sorted(str(path.relative_to(tmp_path / "demo" / "demo-gspo")) for path in there) == sorted(kept)
+    assert all(path.read_bytes().decode().endswith("selection.sort.parquet") for path in there)
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return make_plan(parse_spec(demo()))
+
+
+@pytest.mark.parametrize(
+    ("factors", "same"),
+    [
+        ({"algorithm": ["grpo", "gspo"]}, True),
+        ({"training.steps": [10, 20]}, True),
+        ({"training.learning_rate": [1e-3, 1e-4]}, True),
+        ({"task": ["sort_digits", "count_bits"]}, False),
+        ({"model.seed": [0, 1]}, False),
+        ({"training.max_response_tokens": [7, 8]}, False),
+        ({"training.dtype": ["float32", "bfloat16"]}, False),
+        ({"evaluation.suites[0].samples": [4, 8]}, False),
+        ({"seeds": {"first": [0, 1], "later": [2, 3]}}, False),
+        ({"rollout.dtype": ["auto", "bfloat16"]}, False),
+    ],
+)
+def test_what_has_the_same_base(plan, tmp_path, factors, same):
+    factors = {name: [{"type": v} for v in values] if name == "task" else values for name, values in factors.items()}
+    one, other = (replace(plan, spec=spec) for spec in sweeps_of(spec_of(tmp_path, factors)))
+    assert factorial.same_base(one, other) is same
+
+
+def test_a_stop_stops_all_and_resume_goes_on(tmp_path, monkeypatch, capsys):
+    """Stopped in the second of three: the first two are gone on with, the third begins; a seed that is added every
+    sweep gets."""
+    sweeps = Sweeps(monkeypatch, codes=[0, 3])
+    assert factorial.run(spec_of(tmp_path), None, fresh=False) == 3
+    assert sweeps.begun == ["demo-grpo", "demo-gspo"] and not (tmp_path / "demo" / "compare.html").exists()
+    assert "stopped in sweep 2 of 3; `layersweep resume" in capsys.readouterr().err
+    sweeps.begun.clear()
+    assert factorial.resume(str(tmp_path / "demo"), None, None) == 0
+    assert sweeps.begun == ["demo-grpo again", "demo-gspo again", "demo-rloo"] and sweeps.scored == ["demo-grpo"]
+    assert (tmp_path / "demo" / "compare.html").exists()
+    assert factorial.resume(str(tmp_path / "demo"), None, None, {"seeds": [0, 1]}) == 0
+    for name in ("demo-grpo", "demo-gspo", "demo-rloo"):
+        assert SweepManifest.load(str(tmp_path / "demo" / name)).spec["seeds"] == [0, 1]
+
+
+def test_everything_is_checked_before_the_first_begins(tmp_path, monkeypatch):
+    """A layer that the model lacks in one of them; a folder that holds a sweep already, or is one sweep's."""
+    sweeps = Sweeps(monkeypatch)
+    with pytest.raises(SpecError, match="demo-far: layers: the model has layers 0 to 5, not 9"):
+        factorial.run(spec_of(tmp_path, {"layers": {"near": [1], "far": [9]}}), None, fresh=False)
+    assert not sweeps.begun
+    SweepManifest.begin(make_plan(sweeps_of(spec_of(tmp_path))[1]))
+    with pytest.raises(SpecError, match="demo-gspo holds a sweep already"):
+        factorial.run(spec_of(tmp_path), None, fresh=False)
+    SweepManifest.begin(make_plan(parse_spec(demo(output=str(tmp_path)))))
+    with pytest.raises(SpecError, match="demo holds a sweep without factors"):
+        factorial.run(spec_of(tmp_path), None, fresh=False)
+    assert not sweeps.begun
+
+
+def test_fresh_discards_what_each_had(tmp_path, monkeypatch):
+    sweeps = Sweeps(monkeypatch)
+    factorial.run(spec_of(tmp_path), None, fresh=False)
+    factorial.run(spec_of(tmp_path), None, fresh=True)
+    assert sweeps.begun == ["demo-grpo", "demo-gspo", "demo-rloo"] * 2
+    assert sweeps.scored == ["demo-grpo", "demo-grpo"]

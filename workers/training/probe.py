@@ -1,0 +1,149 @@
+"""Measures of the untrained base's layers, from one batch of its own responses."""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from layersweep.policies.algorithms.base import PolicyGradient
+from layersweep.policies.model.tree_batch import pack
+from layersweep.policies.model.trunk import Policy, Trunk, run_blocks
+from layersweep.policies.selection import MODULES, Selection
+from layersweep.rollout.types import Experience
+from layersweep.workers.config import TrainingConfig
+
+from .update_loop import UpdateLoop
+
+SKIPPED = {"attention": "self_attn", "mlp": "mlp"}
+"""Modules of a block that add to the residual stream, by part."""
+FISHER_PROMPTS = 32
+"""Prompts that the Fisher information is measured on, each with a backward pass of its own."""
+
+
+@dataclass(frozen=True)
+class _Untrained:
+    """The part of a `TrainerBackend` that gradients at the base take."""
+
+    policy: Policy
+    sharded: bool = False
+
+
+def probe(
+    trunk: Trunk, algorithm: PolicyGradient, training: TrainingConfig, experience: Experience
+) -> list[dict[str, object]]:
+    """Measure every layer and its attention, MLP and norms.
+
+    It takes the memory of a copy of the model and of two gradients in float32.
+
+    Args:
+        experience: responses of the base, as for the first update.
+
+    Returns:
+        Rows of probe.parquet without sweep and seed.
+    """
+    policy = Policy(trunk, Selection.full())
+    gradients = gradient_sums(UpdateLoop(trunk, _Untrained(policy), algorithm, training), experience)
+    fisher = fisher_traces(policy, training, experience)
+    skipped = skip_losses(trunk, training, experience)
+    rows = []
+    for k in range(len(trunk.layers)):
+        for part in (None, *MODULES):
+            selection = Selection.layer(k) if part is None else Selection.part((k,), part)
+            if not (own := [name for name in gradients if selection.trains(name)]):
+                continue
+            rows.append({
+                "selection": selection.name, "layer": k, "modules": part,
+                **gradient_facts(np.sum([gradients[name] for name in own], axis=0)),
+                "fisher_trace": sum(fisher[name] for name in own), "skip_loss": skipped.get((k, part)),
+            })  # fmt: skip
+    return rows
+
+
+def gradient_sums(loop: UpdateLoop, experience: Experience) -> dict[str, np.ndarray]:
+    """Return by parameter, of the gradients e of the even and o of the odd prompts: entries, e e, o o, e o, and sign(e)
+    o + sign(o) e, summed."""
+    even, odd = loop.half_gradients(experience)
+    return {
+        name: np.array([
+            e.numel(), _dot(e, e), _dot(o, o), _dot(e, o), _dot(e.sign(), o) + _dot(o.sign(), e),
+        ])
+        for name, e, o in zip(loop.policy.named_weights(), even, odd, strict=True)
+    }  # fmt: skip
+
+
+def gradient_facts(sums: np.ndarray) -> dict[str, float]:
+    """Return columns of probe.parquet from the sums of `gradient_sums`, NaN where a half has no gradient.
+
+    `gain`: AdamW's first step from the gradient g moves a weight by -rate * sign(g), which lowers the loss of another
+    batch with the gradient h by rate * sign(g) h to first order. One half makes the step, the other is the other batch,
+    and the mean is over both ways: noise gains nothing.
+    """
+    count, even, odd, both, gain = map(float, sums)
+    known = even > 0 and odd > 0
+    return {
+        "parameters": count,
+        "gradient_norm": math.sqrt(max(0.0, even + odd + 2 * both)) / 2 if known else math.nan,
+        "gradient_agreement": both / math.sqrt(even * odd) if known else math.nan,
+        "first_order_gain": gain / 2 if known else math.nan,
+    }
+
+
+def fisher_traces(policy: Policy, training: TrainingConfig, experience: Experience) -> dict[str, float]:
+    """Return by parameter the trace of its block of the policy's Fisher information, E |grad log p(response)|^2: on the
+    first response to each of at most FISHER_PROMPTS prompts."""
+    rows, weights = first_responses(experience)[:FISHER_PROMPTS], policy.named_weights()
+    total = dict.fromkeys(weights, 0.0)
+    for row in rows:
+        (packed,) = pack(experience.prompts, experience.tokens, experience.lengths, [row], training.micro_batch_tokens)
+        batch = packed.to(policy.trunk.model.device)
+        logp, _ = policy(batch, None, training.temperature)
+        for name, gradient in zip(weights, torch.autograd.grad(logp.sum(), list(weights.values())), strict=True):
+            total[name] += float(gradient.float().square().sum()) / len(rows)
+    return total
+
+
+def first_responses(experience: Experience) -> np.ndarray:
+    """Return the rows of the first response to each prompt."""
+    return np.unique(experience.group, return_index=True)[1]
+
+
+@torch.no_grad()
+def skip_losses(trunk: Trunk, training: TrainingConfig, experience: Experience) -> dict[tuple[int, str | None], float]:
+    """Return by layer and part the rise of the mean negative log-likelihood of the base's responses, in nats a token,
+    when it adds nothing to the residual stream: on the first response to each prompt."""
+    rows = first_responses(experience)
+    batches = pack(experience.prompts, experience.tokens, experience.lengths, rows, training.micro_batch_tokens)
+    risen: dict[tuple[int, str | None], float] = {}
+    for packed in batches:
+        batch = packed.to(trunk.model.device)
+        hidden = trunk.prefix(batch, 0)
+        whole = trunk.reference(batch, hidden, 0, training.temperature)
+        for k, block in enumerate(trunk.layers):
+            for part in (None, *SKIPPED):
+                with adding_nothing(block, SKIPPED.values() if part is None else [SKIPPED[part]]):
+                    logp = trunk.reference(batch, hidden, k, training.temperature)
+                risen[k, part] = risen.get((k, part), 0.0) + float((whole - logp).double().sum())
+            hidden = run_blocks(trunk.model.model, batch, hidden, [block])
+    tokens = int(experience.lengths[rows].sum())
+    return {which: total / tokens for which, total in risen.items()}
+
+
+@contextmanager
+def adding_nothing(block: nn.Module, modules: Iterable[str]) -> Iterator[None]:
+    """Have modules of a block return zeros."""
+
+    def zeros(_module: nn.Module, _inputs: object, output: Tensor | tuple) -> Tensor | tuple:
+        return torch.zeros_like(output) if isinstance(output, Tensor) else (torch.zeros_like(output[0]), *output[1:])
+
+    with ExitStack() as hooks:
+        for name in modules:
+            hooks.callback(getattr(block, name).register_forward_hook(zeros).remove)
+        yield
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return float(torch.dot(a.flatten(), b.flatten()))
