@@ -9,7 +9,7 @@ Modules part the rows in Python, so these models run eagerly: torch.compile woul
 base weights to every run (seen), and a CUDA graph would need fixed row counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ from vllm.model_executor.models.transformers import TransformersForCausalLM
 
 from .model_state import RoutedModelState
 from .overlay import EngineOverlay, OverlayBuilder
-from .row_routing import RowRouting, Rows
+from .row_routing import RowGroups, RowRouting
 
 HEAD = "lm_head"
 
@@ -50,6 +50,9 @@ class RoutedMixin:
             entries = ("forward_modular", "forward_monolithic") if isinstance(module, RoutedExperts) else ("forward",)
             for entry in entries:
                 setattr(module, entry, partial(self._routed, name, entry, getattr(module, entry)))
+
+    def _decorate_for_torch_compile(self) -> None:
+        """Leave transformers' own classes as they are, where vLLM runs them: the self-check runs them by themselves."""
 
     @staticmethod
     def get_model_state_cls() -> type:
@@ -79,22 +82,23 @@ class RoutedMixin:
             finally:
                 self.lm_head = base
 
-        if (groups := self._groups(HEAD, rows)) is None:
+        if (routed := self._groups(HEAD, rows)) is None:
             return super().compute_logits(hidden_states)
-        return _in_groups(groups, rows, lambda own, *args: compute(own or base, *args), (hidden_states,), {})
+        groups, owners = routed
+        heads = [own or base for own in owners]
+        return _in_groups(groups, rows, [partial(compute, head) for head in heads], (hidden_states,), {})
 
     def _routed(self, name: str, entry: str, base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Compute a module, each row by its own run's copy; `base` is the module's own method of the name `entry`."""
-        if (groups := self._groups(name, self._rows)) is None:
+        if (routed := self._groups(name, self._rows)) is None:
             return base(*args, **kwargs)
+        groups, owners = routed
+        computes = [base if own is None else getattr(own, entry) for own in owners]
+        return _in_groups(groups, self._rows, computes, args, kwargs)
 
-        def compute(own: nn.Module | None, *args: Any, **kwargs: Any) -> Any:
-            return base(*args, **kwargs) if own is None else getattr(own, entry)(*args, **kwargs)
-
-        return _in_groups(groups, self._rows, compute, args, kwargs)
-
-    def _groups(self, name: str, rows: int) -> list[tuple[Rows, nn.Module | None]] | None:
-        """Group the rows of a module by the copy that computes them, None the base's; None where no run has one."""
+    def _groups(self, name: str, rows: int) -> tuple[RowGroups, list[nn.Module | None]] | None:
+        """Group the rows of a module by the copy that computes each group, None the base's own; None where no run in
+        the batch has a copy."""
         routing = self.routing
         if routing is None or not routing.names:
             return None
@@ -105,54 +109,47 @@ class RoutedMixin:
                     owners.setdefault(module, {})[i] = own
         if (own := owners.get(name)) is None:
             return None
-        return [(at, own.get(owner)) for at, owner in routing.split(tuple(own), rows)]
+        groups = routing.split(tuple(own), rows)
+        return groups, [own.get(owner) for owner in groups.owners]
 
 
 def _in_groups(
-    groups: list[tuple[Rows, nn.Module | None]],
+    groups: RowGroups,
     rows: int,
-    compute: Callable[..., Any],
+    computes: list[Callable[..., Any]],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Compute each group's rows with its module and return the results of all rows.
+    """Compute each group's rows in its own way and return the results of all rows.
 
     Rows are the first dimension of all tensors, or the second after a batch dimension of 1.
     """
-    if len(groups) == 1:
-        return compute(groups[0][1], *args, **kwargs)
+    if len(computes) == 1:
+        return computes[0](*args, **kwargs)
     shape = next(x.shape for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
     dim = 0 if shape[0] == rows else 1
     if shape[dim] != rows:
         raise ValueError(f"{tuple(shape)} are not {rows} rows")
+    of_args = [_part(x, groups, dim) for x in args]
+    of_kwargs = {key: _part(x, groups, dim) for key, x in kwargs.items()}
     pieces = [
-        compute(own, *(_take(x, at, dim) for x in args), **{key: _take(x, at, dim) for key, x in kwargs.items()})
-        for at, own in groups
+        compute(*(parts[i] for parts in of_args), **{key: parts[i] for key, parts in of_kwargs.items()})
+        for i, compute in enumerate(computes)
     ]
-    return _merge(pieces, groups, rows, dim)
+    return _join(pieces, groups, dim)
 
 
-def _take(x: Any, at: Rows, dim: int) -> Any:
-    """Return some rows of an argument; what is no tensor stays."""
-    if not isinstance(x, Tensor):
-        return x
-    return x.narrow(dim, at.start, at.stop - at.start) if isinstance(at, slice) else x.index_select(dim, at)
+def _part(x: Any, groups: RowGroups, dim: int) -> Sequence[Any]:
+    """Return each group's rows of an argument; what is no tensor is the same for all."""
+    return groups.parted(x, dim) if isinstance(x, Tensor) else [x] * len(groups.lengths)
 
 
-def _merge(pieces: list[Any], groups: list[tuple[Rows, Any]], rows: int, dim: int) -> Any:
-    """Put each group's results back at their rows."""
+def _join(pieces: Sequence[Any], groups: RowGroups, dim: int) -> Any:
+    """Put the groups' results together: a tensor, None, or a tuple of them."""
     first = pieces[0]
     if isinstance(first, tuple):
-        return tuple(_merge(list(column), groups, rows, dim) for column in zip(*pieces, strict=True))
-    if first is None:
-        return None
-    whole = first.new_empty(*first.shape[:dim], rows, *first.shape[dim + 1 :])
-    for (at, _), piece in zip(groups, pieces, strict=True):
-        if isinstance(at, slice):
-            whole.narrow(dim, at.start, at.stop - at.start).copy_(piece)
-        else:
-            whole.index_copy_(dim, at, piece)
-    return whole
+        return tuple(_join(column, groups, dim) for column in zip(*pieces, strict=True))
+    return None if first is None else groups.joined(pieces, dim)
 
 
 BASES: dict[str, type[nn.Module]] = {

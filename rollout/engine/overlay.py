@@ -13,10 +13,12 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
@@ -162,10 +164,20 @@ def _like(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
     return new
 
 
+def _rms_norm(module: RMSNorm, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    """Compute what the module does, on CPUs in one pass over memory."""
+    x = x if residual is None else x + residual
+    normed = F.rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
+    return normed if residual is None else (normed, x)
+
+
 def _make_ready(module: nn.Module) -> None:
     """Do what vLLM does to a module once its weights are loaded; on CPUs without packing matrices."""
     method = getattr(module, "quant_method", None)
-    if isinstance(module, LinearBase | VocabParallelEmbedding) and module.weight.device.type == "cpu":
+    on_cpu = next(module.parameters()).device.type == "cpu"
+    if on_cpu and isinstance(module, LinearBase | VocabParallelEmbedding):
         module.cpu_linear = linear
+    elif on_cpu and type(module) is RMSNorm:
+        module.forward = partial(_rms_norm, module)
     elif isinstance(method, QuantizeMethodBase):
         method.process_weights_after_loading(module)

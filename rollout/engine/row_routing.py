@@ -1,14 +1,13 @@
 """Assignment of a batch's rows to runs."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Rows = Tensor | slice | None
-"""Rows of a batch: their indices, or a range; None is all of them."""
 BASE = -1
 """Number of the base, where runs are numbered."""
 RUN = "layersweep_run"
@@ -18,6 +17,29 @@ RUN = "layersweep_run"
 def run_of(sampling_params: Any) -> str | None:
     """Return the run that a request belongs to; None is the base."""
     return (sampling_params.extra_args or {}).get(RUN)
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """Rows of a batch, grouped by the run whose weights compute them."""
+
+    owners: tuple[int, ...]
+    """The run of each group, by its number; BASE of the rows of none of them."""
+    lengths: tuple[int, ...] = ()
+    """Rows of each group; nothing where there is but one group."""
+    order: Tensor | None = None
+    """The rows, group by group; None where they lie so already."""
+    places: Tensor | None = None
+    """Place of each row in that order."""
+
+    def parted(self, x: Tensor, dim: int) -> tuple[Tensor, ...]:
+        """Return each group's rows of a tensor, whose rows are in dimension `dim`."""
+        return (x if self.order is None else x.index_select(dim, self.order)).split(self.lengths, dim)
+
+    def joined(self, pieces: Sequence[Tensor], dim: int) -> Tensor:
+        """Return a tensor of all rows from each group's."""
+        whole = torch.cat(pieces, dim)
+        return whole if self.places is None else whole.index_select(dim, self.places)
 
 
 class RowRouting:
@@ -35,44 +57,42 @@ class RowRouting:
         self.of_request = np.fromiter((number[run] for run in runs), np.int32, len(runs))
         self.of_token = np.repeat(self.of_request, lengths)
         self.device = device
-        self._known: dict[tuple[tuple[int, ...], int], list[tuple[Rows, int]]] = {}
+        self._known: dict[tuple[tuple[int, ...], int], RowGroups] = {}
 
-    def split(self, owners: tuple[int, ...], rows: int) -> list[tuple[Rows, int]]:
+    def split(self, owners: tuple[int, ...], rows: int) -> RowGroups:
         """Group the rows of a module by the run whose weights compute them.
 
         Args:
             owners: the runs, by their index in `names`, that have weights of their own there.
             rows: how many rows there are; as many as requests means one row a request (the sampled ones),
                 anything from the number of scheduled tokens on means token rows, padded with base rows.
-
-        Returns:
-            The rows of each owner that has any; and the others, of BASE.
         """
         if (groups := self._known.get((owners, rows))) is None:
             groups = self._known[owners, rows] = self._split(owners, rows)
         return groups
 
-    def _split(self, owners: tuple[int, ...], rows: int) -> list[tuple[Rows, int]]:
+    def _split(self, owners: tuple[int, ...], rows: int) -> RowGroups:
         of_row = self.of_token if rows >= len(self.of_token) else self.of_request
         if rows > len(of_row):
             of_row = np.concatenate([of_row, np.full(rows - len(of_row), BASE, np.int32)])
         elif rows != len(of_row):
             raise ValueError(f"cannot tell the runs of {rows} rows in a batch of {len(self.of_request)} requests")
-        groups: list[tuple[Rows, int]] = []
-        left = np.ones(rows, bool)
-        for owner in owners:
-            mine = of_row == owner
-            if mine.all():
-                return [(None, owner)]
-            if mine.any():
-                groups.append((self._rows(mine), owner))
-                left &= ~mine
-        if left.any():
-            groups.append((self._rows(left) if groups else None, BASE))
-        return groups
+        of_row = np.where(np.isin(of_row, owners), of_row, BASE)
+        found, first, lengths = np.unique(of_row, return_index=True, return_counts=True)
+        if len(found) == 1:
+            return RowGroups((int(found[0]),))
+        by_first = first.argsort()
+        rank = np.empty(len(found), np.int64)
+        rank[by_first] = np.arange(len(found))
+        of_group = rank[np.searchsorted(found, of_row)]
+        order = of_group.argsort(kind="stable")
+        moved = (order != np.arange(rows)).any()  # else rows lie group by group, and need not be copied
+        return RowGroups(
+            tuple(found[by_first].tolist()),
+            tuple(lengths[by_first].tolist()),
+            self._rows(order) if moved else None,
+            self._rows(order.argsort()) if moved else None,
+        )
 
-    def _rows(self, mask: np.ndarray) -> Rows:
-        at = np.flatnonzero(mask)
-        if at[-1] - at[0] == len(at) - 1:  # a range needs no copies of its rows
-            return slice(int(at[0]), int(at[-1]) + 1)
-        return torch.from_numpy(at).to(self.device, non_blocking=True)
+    def _rows(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(rows).to(self.device, non_blocking=True)

@@ -21,7 +21,7 @@ from layersweep.rollout.config import RolloutConfig  # noqa: E402
 from layersweep.rollout.engine import model  # noqa: E402
 from layersweep.rollout.engine.engine import RolloutEngine  # noqa: E402
 from layersweep.rollout.engine.overlay import OverlayBuilder  # noqa: E402
-from layersweep.rollout.engine.row_routing import RowRouting  # noqa: E402
+from layersweep.rollout.engine.row_routing import RowGroups, RowRouting  # noqa: E402
 from layersweep.rollout.engine.selfcheck import RoutingMismatch, check  # noqa: E402
 from layersweep.rollout.engine.worker import OverlayWorker  # noqa: E402
 
@@ -61,7 +61,7 @@ def in_block(change):
         for k, layer in enumerate(base.model.layers):
             prefix = f"model.layers.{k}."
             own = {name.removeprefix(prefix): module for name, module in modules.items() if name.startswith(prefix)}
-            if {"mlp.down_proj", "mlp.gate_up_proj", "input_layernorm"} <= own.keys():  # of a whole block
+            if {"mlp.down_proj", "post_attention_layernorm"} <= own.keys():  # of a whole block
                 change(own, layer)
 
     return in_run(faulty)
@@ -134,8 +134,8 @@ def base_rows_to_a_run(routing):
 
 
 def inputs_of_other_rows():
-    take = model._take
-    return patch.object(model, "_take", lambda x, at, dim: take(x, at, dim).roll(1, dim))
+    part = RowGroups.parted
+    return patch.object(RowGroups, "parted", lambda self, x, dim: part(self, x.roll(1, dim), dim))
 
 
 def first_version_stays():
@@ -148,14 +148,8 @@ def first_version_stays():
 
 
 def pieces_out_of_place():
-    merge = model._merge
-
-    def faulty(pieces, groups, rows, dim):
-        if isinstance(pieces[0], torch.Tensor):
-            pieces = [pieces[0].flip(dim), *pieces[1:]]
-        return merge(pieces, groups, rows, dim)
-
-    return patch.object(model, "_merge", faulty)
+    join = RowGroups.joined
+    return patch.object(RowGroups, "joined", lambda self, pieces, dim: join(self, pieces, dim).roll(1, dim))
 
 
 def attention_scale_of_the_trainer():
