@@ -104,7 +104,7 @@ def update_seconds(plan: Plan, selection: Selection, gpu: GpuKind, assumed: Assu
     sharing = training.group_size if turns == 1 else 1
     algorithm = plan.spec.algorithm.build()
     # Old log-probabilities by the trainer: the first minibatch has them from its own forward pass.
-    decoupled = resolve(algorithm.rollout_correction, training.dtype) != "bypass"
+    decoupled = resolve(algorithm.rollout_correction, training.dtype, stale=plan.spec.rollout.staleness > 0) != "bypass"
     more = 1 - 1 / training.minibatches if decoupled else 0.0
     flops = update_flops(
         plan.architecture, selection, prompt + length / 2, algorithm.kl_coefficient > 0, training.epochs, more

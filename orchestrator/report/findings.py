@@ -2,6 +2,8 @@
 
 import pandas as pd
 
+from layersweep.orchestrator.statistics.update_distances import distance_sentence
+
 from .chart import axis_number
 from .format import format_interval, format_number
 from .profile_chart import row_class
@@ -146,7 +148,7 @@ def saved(results: Results) -> str | None:
 
 
 def rates(results: Results) -> str | None:
-    """The learning rates used and how they were found, as they change the ranking."""
+    """The learning rates used and how they were found, as they change the ranking, and how far runs moved by them."""
     found = results.table.dropna(subset=["learning_rate"]).groupby("kind")["learning_rate"].unique()
     if not len(found):
         return None
@@ -155,9 +157,11 @@ def rates(results: Results) -> str | None:
     trials = results.table[results.table["kind"] == "trial"]
     tried = f" ({results.table['learning_rate_policy'].iloc[0]}, by {len(trials)} trials)" if len(trials) else ""
     if len(set(rates.values())) == 1:
-        return f"Every run has the learning rate {next(iter(rates.values()))}{tried}; another changes the ranking."
-    parts = [f"{names[kind]} {rate}" for kind, rate in rates.items()]
-    return f"Learning rates: {', '.join(parts)}{tried}; others change the ranking."
+        said = f"Every run has the learning rate {next(iter(rates.values()))}{tried}; another changes the ranking."
+    else:
+        parts = [f"{names[kind]} {rate}" for kind, rate in rates.items()]
+        said = f"Learning rates: {', '.join(parts)}{tried}; others change the ranking."
+    return f"{said} {distance_sentence(results.table)}".rstrip()
 
 
 def categories(results: Results) -> tuple[list[str], list[dict]]:

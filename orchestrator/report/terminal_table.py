@@ -6,6 +6,7 @@ from rich.table import Table
 
 from layersweep.orchestrator.statistics.null_controls import null_sentence
 from layersweep.orchestrator.statistics.seeds import one_run_each, seeds_trained
+from layersweep.orchestrator.statistics.update_distances import distance_sentence
 
 from .format import interval_text, number_text, plain_text, wide_console
 
@@ -37,6 +38,6 @@ def show_table(table: Any) -> None:
     console.print(shown)
     if (table["status"] == "pruned").any():
         console.print("The contribution of a pruned layer is an extrapolation, from the step where it stopped.")
-    for said in (without_contribution(table), null_sentence(table)):
+    for said in (without_contribution(table), distance_sentence(table), null_sentence(table)):
         if said:
             console.print(said)

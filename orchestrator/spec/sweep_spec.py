@@ -175,6 +175,11 @@ class SweepSpec(StrictModel):
                 f"rollout.sleep: makes room for trainers on an engine's GPU, and with resources.engine.gpus "
                 f"{self.resources.engine.gpus:g} there are none; ask for a part of a GPU, or set sleep to false"
             )
+        if self.rollout.sleep and self.rollout.staleness:
+            raise ValueError(
+                f"rollout.staleness: {self.rollout.staleness} generates while trainers train, and with sleep they take "
+                "turns; set one of the two to 0"
+            )
         if self.algorithm.build().overlong_buffer >= self.training.max_response_tokens:
             raise ValueError("algorithm.overlong_buffer: must be below training.max_response_tokens")
         if self.algorithm.build().compares_steps and not getattr(self.task, "multi_turn", False):
