@@ -28,7 +28,7 @@ class Architecture:
     layers: int
     hidden: int
     intermediate: int
-    """Of an MLP; of each expert, where there are several."""
+    """Hidden units of an MLP; of each expert, where there are several."""
     heads: int
     kv_heads: int
     head_dim: int

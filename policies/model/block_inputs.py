@@ -1,4 +1,4 @@
-"""What blocks of a decoder are given beside hidden states: the mask, positions and rotary embeddings of their kind."""
+"""Arguments of a decoder's blocks beside hidden states: the mask, positions and rotary embeddings of their kind."""
 
 from typing import Any
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 TOGETHER = re.compile(r"(.+\.experts)\.(gate_up_proj|down_proj)")
 APART = re.compile(r"(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
 PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-"""By transformers' name: of its tensor [experts, rows, columns], the rows are these parts, one after another."""
+"""Parts, by transformers' name, that are the rows of its tensor [experts, rows, columns], one after another."""
 
 
 def stored_names(name: str, experts: int) -> list[list[str]]:

@@ -15,10 +15,10 @@ sequence too, which engine and trainer see in different pieces."""
 
 @dataclass(frozen=True)
 class Family:
-    """What tells a family's decoder block from Llama's, by which its weights are named and counted."""
+    """Differences of a family's decoder block from Llama's, by which its weights are named and counted."""
 
     model_type: str
-    """By which transformers finds the classes."""
+    """Name by which transformers finds the classes."""
     qkv_bias: bool = False
     """Whether queries, keys and values have biases whatever config.json says."""
     qk_norm: Literal["none", "head", "projection"] = "none"
@@ -33,7 +33,7 @@ class Family:
     """Attention over a sliding window: in no block, in all where config.json has `sliding_window`, or in those that
     `layer_types` names."""
     pattern: int = 0
-    """Of so many blocks the last attends to everything, where config.json has no `layer_types`."""
+    """Number of blocks of which the last attends to everything, where config.json has no `layer_types`."""
     activation: tuple[str, str] = ("hidden_act", "silu")
     """Field of the MLP's activation in config.json, and its one value."""
     ropes: tuple[str, ...] = ROPE_TYPES
