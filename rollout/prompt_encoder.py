@@ -55,7 +55,11 @@ class PromptEncoder:
 
     def _rendered(self, prompt: Prompt) -> str:
         return self.tokenizer.apply_chat_template(
-            list(prompt.messages), tokenize=False, add_generation_prompt=True, **self._template_arguments
+            list(prompt.messages),
+            tools=list(prompt.tools) or None,
+            tokenize=False,
+            add_generation_prompt=True,
+            **self._template_arguments,
         )
 
 

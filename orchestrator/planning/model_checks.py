@@ -1,7 +1,7 @@
 """Checks of a model folder: everything in its files that would end a run, found before one starts."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,10 +129,35 @@ def template_problems(
     return problems
 
 
+def tool_problems(encoder: "PromptEncoder", tools: Mapping[str, Sequence[dict[str, Any]]]) -> list[str]:
+    """List task sections with tools that the model's chat template does not show, or whose results it does not.
+
+    Args:
+        tools: of each section.
+    """
+    problems = []
+    for section, schemas in tools.items():
+        said = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "<tool_call>"},
+                {"role": "tool", "content": "what-the-tool-gave"})  # fmt: skip
+        try:
+            shown = encoder.tokenizer.decode(encoder.encode(Prompt("", messages=said, tools=tuple(schemas))))
+        except Exception as error:  # a template raises what it pleases
+            problems.append(f"{section}: the model's chat template fails on tools ({' '.join(str(error).split())})")
+            continue
+        names = [tool["function"]["name"] for tool in schemas]
+        if lacking := [name for name in [*names, "what-the-tool-gave"] if name not in shown]:
+            what = "the results of tools" if lacking[0] not in names else f"the tool {lacking[0]}"
+            problems.append(f"{section}: the model's chat template does not show {what}; name one that does as "
+                            "model.chat_template")  # fmt: skip
+    return problems
+
+
 def field_of_messages(section: str, config: Any) -> str | None:
     """Return the field that has a task section's prompts sent as messages; None where they are text."""
     if isinstance(getattr(config, "data", None), DataConfig):
         section, config = f"{section}.data", config.data
+    if getattr(config, "history", None) == "messages":
+        return f"{section}.history: messages"
     if getattr(config, "chat", False):
         return f"{section}.chat: true"
     return f"{section}.prompt_format: chat" if getattr(config, "prompt_format", "plain") == "chat" else None

@@ -9,6 +9,9 @@ from layersweep.orchestrator.statistics.solved_prompts import SolvedOverlap
 
 from .chart import Blend, Chart
 
+LABEL = 18
+"""Pixels that a label takes, across its text."""
+
 
 def matrix_chart(table: pd.DataFrame, title: str, labels: Sequence[str] | None = None, signed: bool = False) -> Chart:
     """A table of numbers as shaded cells.
@@ -22,22 +25,22 @@ def matrix_chart(table: pd.DataFrame, title: str, labels: Sequence[str] | None =
     rows, columns = ([str(name) for name in names] for names in (table.index, table.columns))
     beside, above = ([_short(name) for name in labels or names] for names in (rows, columns))
     cell = 42 if len(columns) <= 12 else max(9, 420 // len(columns))
+    tall = cell if len(rows) > 12 else max(cell, LABEL)
     left, upper = (min(10 + int(6.2 * max(map(len, short))), 150) for short in (beside, above))
     top = 18 if upper < 60 else upper
-    size = (left + cell * len(columns) + 4, top + cell * len(rows) + 4)
+    size = (left + cell * len(columns) + 4, top + tall * len(rows) + 4)
     chart = Chart(title, size, (0, len(columns)), (len(rows), 0), (left, 4, top, 4), "chart matrix", natural=True)
-    every = -(-18 // cell)
     for i, name in enumerate(beside):
-        if i % every == 0:
-            chart.add("text", "tick", name, x=left - 5, y=top + cell * (i + 0.5) + 4, text_anchor="end")
+        if i % -(-LABEL // tall) == 0:
+            chart.add("text", "tick", name, x=left - 5, y=top + tall * (i + 0.5) + 4, text_anchor="end")
     for j, name in enumerate(above):
-        if j % every == 0:
+        if j % -(-LABEL // cell) == 0:
             anchor, slant = ("middle", None) if upper < 60 else ("start", -50)
             chart.add("text", "tick", name, x=left + cell * (j + 0.5), y=top - 6, text_anchor=anchor, rotate=slant)
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
             value = float(table.iat[i, j])
-            _cell(chart, left + cell * j, top + cell * i, cell, value, f"{row} and {column}", signed)
+            _cell(chart, left + cell * j, top + tall * i, cell, tall, value, f"{row} and {column}", signed)
     return chart
 
 
@@ -46,18 +49,18 @@ def _short(name: str) -> str:
     return name if len(name) <= 22 else f"{name[:10]}…{name[-11:]}"
 
 
-def _cell(chart: Chart, x: float, y: float, side: int, value: float, tip: str, signed: bool) -> None:
+def _cell(chart: Chart, x: float, y: float, width: int, height: int, value: float, tip: str, signed: bool) -> None:
     known = math.isfinite(value)
     text = f"{value:.2f}".replace("-", "−") if known else "–"
     strength = min(abs(value), 1.0) if known else 0.0
     full = "final" if signed and value < 0 else "accent"
     chart.add(
-        "rect", "cell", colour=Blend("panel", full, strength), x=x + 0.5, y=y + 0.5, width=side - 1, height=side - 1,
+        "rect", "cell", colour=Blend("panel", full, strength), x=x + 0.5, y=y + 0.5, width=width - 1, height=height - 1,
         rx=2, data_tip=f"{tip}\n{text}",
     )  # fmt: skip
-    if side >= 30:
+    if width >= 30:
         shade = "number strong" if strength > 0.72 else "number"
-        chart.add("text", shade, text, x=x + side / 2, y=y + side / 2 + 4, text_anchor="middle")
+        chart.add("text", shade, text, x=x + width / 2, y=y + height / 2 + 4, text_anchor="middle")
 
 
 def vote_rows(found: SolvedOverlap) -> list[tuple[str, str]]:

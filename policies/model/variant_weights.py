@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Mapping
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from layersweep.policies.variant import RunChange, Variant
@@ -27,6 +28,21 @@ def variant_weights(
             # As the runs' trainers have it: rounded to their dtype.
             weights[name] = base[name].to(overlay[name].dtype)
     return {name: (weights[name].float() + delta).to(weights[name].dtype) for name, delta in total.items()}, total
+
+
+def stack_weights(files: Mapping[str, float], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of finished runs added up: by Hugging Face name, those in which they may differ from the base.
+
+    Args:
+        files: safetensors of the runs' trained weights, each with the factor of its change of the base. One alone with
+            factor 1 is returned as it is.
+        base: the base's weights.
+    """
+    overlays = {file: load_file(file) for file in files}
+    if list(files.values()) == [1.0]:
+        return overlays.popitem()[1]
+    changes = tuple(RunChange(file, strength) for file, strength in files.items())
+    return variant_weights(Variant("", changes), base, overlays)[0]
 
 
 def changed(change: RunChange, base: Mapping[str, Tensor], overlay: Mapping[str, Tensor]) -> dict[str, Tensor]:

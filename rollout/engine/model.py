@@ -37,10 +37,12 @@ class RoutedMixin:
     """Mixin that adds overlays and routing to a vLLM decoder; the worker sets `routing` before each forward."""
 
     routing: RowRouting | None
+    hidden: Tensor | None
+    """Output [tokens, hidden] of the last forward."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.routing = None
+        self.routing = self.hidden = None
         self.builder = OverlayBuilder(self)
         self.overlays: dict[str, EngineOverlay] = {}
         self._owners: dict[tuple[str, ...], dict[str, dict[int, nn.Module]]] = {}
@@ -69,10 +71,10 @@ class RoutedMixin:
 
     def forward(self, input_ids, positions, intermediate_tensors=None, inputs_embeds=None):
         self._rows = positions.shape[-1]
-        return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
+        self.hidden = super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
+        return self.hidden
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        # One row a request here: the last scheduled token of each.
         base, rows = self.lm_head, hidden_states.shape[0]
 
         def compute(head: nn.Module, hidden: Tensor) -> Tensor:
@@ -82,7 +84,9 @@ class RoutedMixin:
             finally:
                 self.lm_head = base
 
-        if (routed := self._groups(HEAD, rows)) is None:
+        # One row a request, copied: the last scheduled token of each. Of log-probabilities of prompts: a view of
+        # neighbouring tokens' rows.
+        if (routed := self._groups(HEAD, rows, _first_row(hidden_states, self.hidden))) is None:
             return super().compute_logits(hidden_states)
         groups, owners = routed
         heads = [own or base for own in owners]
@@ -96,7 +100,9 @@ class RoutedMixin:
         computes = [base if own is None else getattr(own, entry) for own in owners]
         return _in_groups(groups, self._rows, computes, args, kwargs)
 
-    def _groups(self, name: str, rows: int) -> tuple[RowGroups, list[nn.Module | None]] | None:
+    def _groups(
+        self, name: str, rows: int, first: int | None = None
+    ) -> tuple[RowGroups, list[nn.Module | None]] | None:
         """Group the rows of a module by the copy that computes each group, None the base's own; None where no run in
         the batch has a copy."""
         routing = self.routing
@@ -109,8 +115,15 @@ class RoutedMixin:
                     owners.setdefault(module, {})[i] = own
         if (own := owners.get(name)) is None:
             return None
-        groups = routing.split(tuple(own), rows)
+        groups = routing.split(tuple(own), rows, first)
         return groups, [own.get(owner) for owner in groups.owners]
+
+
+def _first_row(part: Tensor, whole: Tensor | None) -> int | None:
+    """Return the number of the row of `whole` at which `part`, a view of it, begins; None where it is a copy."""
+    if whole is None or part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+        return None
+    return (part.storage_offset() - whole.storage_offset()) // whole.stride(0)
 
 
 def _in_groups(

@@ -73,11 +73,27 @@ class ChangedWeights(Mapping[str, Tensor]):
         return dict, (dict(self),)
 
 
+class ReplacedWeights(dict[str, Tensor]):
+    """The base with some weights replaced, those that the mapping holds.
+
+    Args:
+        base: the base's weights by Hugging Face name.
+    """
+
+    def __init__(self, base: Mapping[str, Tensor], weights: Mapping[str, Tensor]):
+        super().__init__(weights)
+        self.base = base
+
+    def rows(self, name: str, rows: slice | Tensor) -> Tensor:
+        """Return rows of any weight, replaced or not."""
+        return self.get(name, self.base[name]).detach()[rows]
+
+
 @dataclass(frozen=True)
 class ScoredResponse:
     """Response whose log-probabilities are computed under given weights."""
 
-    weights: ChangedWeights
+    weights: ChangedWeights | ReplacedWeights
     prompt: np.ndarray
     response: np.ndarray
 

@@ -57,22 +57,25 @@ class RowRouting:
         self.of_request = np.fromiter((number[run] for run in runs), np.int32, len(runs))
         self.of_token = np.repeat(self.of_request, lengths)
         self.device = device
-        self._known: dict[tuple[tuple[int, ...], int], RowGroups] = {}
+        self._known: dict[tuple[tuple[int, ...], int, int | None], RowGroups] = {}
 
-    def split(self, owners: tuple[int, ...], rows: int) -> RowGroups:
+    def split(self, owners: tuple[int, ...], rows: int, first: int | None = None) -> RowGroups:
         """Group the rows of a module by the run whose weights compute them.
 
         Args:
             owners: the runs, by their index in `names`, that have weights of their own there.
             rows: how many rows there are; as many as requests means one row a request (the sampled ones),
                 anything from the number of scheduled tokens on means token rows, padded with base rows.
+            first: number of the token whose row is the first; the others are those of the tokens after it.
         """
-        if (groups := self._known.get((owners, rows))) is None:
-            groups = self._known[owners, rows] = self._split(owners, rows)
+        if (groups := self._known.get((owners, rows, first))) is None:
+            groups = self._known[owners, rows, first] = self._split(owners, rows, first)
         return groups
 
-    def _split(self, owners: tuple[int, ...], rows: int) -> RowGroups:
+    def _split(self, owners: tuple[int, ...], rows: int, first: int | None) -> RowGroups:
         of_row = self.of_token if rows >= len(self.of_token) else self.of_request
+        if first is not None:
+            of_row = self.of_token[first : first + rows]
         if rows > len(of_row):
             of_row = np.concatenate([of_row, np.full(rows - len(of_row), BASE, np.int32)])
         elif rows != len(of_row):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from layersweep.policies.model.stored_weights import StoredWeights
+from layersweep.policies.model.variant_weights import stack_weights
 
 from . import model  # noqa: F401  registers the routed models in vLLM's worker process
 from .overlay import EngineOverlay
@@ -56,6 +57,14 @@ class OverlayWorker:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # copies are only queued, and their source may be another process's
         return overlay
+
+    def load_overlay(self, run: str, files: Mapping[str, float]) -> int:
+        """Serve `run` from what runs trained, added up; returns the bytes that it takes.
+
+        Args:
+            files: safetensors of the runs' weights, each with the factor of its change of the base.
+        """
+        return self.push_overlay(run, 1, stack_weights(files, self.checkpoint))
 
     def drop_overlay(self, run: str) -> None:
         """Forget a run's weights, if there are any."""

@@ -36,6 +36,14 @@ def test_a_row_for_each_part_and_a_column_for_each_layer():
     assert chart.height > 4 * 42 and chart.width > 2 * 42
 
 
+def test_all_parts_of_many_layers_are_named():
+    """Thirty columns are narrow, and named every second; four rows are as high as their names."""
+    parts = (None, "attention", "mlp", "norms")
+    chart = module_chart(results(*((k, part, 0.5, None) for k in range(30) for part in parts)))
+    named = [mark.text for mark in chart.marks if mark.cls == "tick"]
+    assert named == ["layer", "attention", "mlp", "norms", *(f"{k:02d}" for k in range(0, 30, 2))]
+
+
 @pytest.mark.parametrize(
     "rows",
     [
