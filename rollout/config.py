@@ -67,6 +67,10 @@ class RolloutConfig(StrictModel):
     """Alternate generation and training, for engine and trainers that share a GPU without memory for KV cache and
     activations at once: all runs generate, then all train. Meanwhile engines keep their weights in host memory and no
     cache (vLLM's sleep level 1). Costs the overlap of the two, and was never run on a GPU."""
+    staleness: Literal[0, 1] = 0
+    """Training steps between the weights that generate a batch and those that are updated on it. 1: the engine
+    generates a run's next batch while its trainer updates, so that a step takes the longer of the two, not both (one
+    step off-policy). The first step after a checkpoint that a run resumes from is of staleness 0. Comparisons use 0."""
     tensor_parallel_size: Processes = 1
     """GPUs that one engine spans."""
     weight_transfer: Literal["auto", "direct", "object_store"] = "auto"

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from layersweep.policies.model.architecture import end_tokens
+from layersweep.policies.model.config_fields import end_tokens
 from layersweep.rollout.types import Prompt
 
 BATCH = 1000
@@ -55,7 +55,11 @@ class PromptEncoder:
 
     def _rendered(self, prompt: Prompt) -> str:
         return self.tokenizer.apply_chat_template(
-            list(prompt.messages), tokenize=False, add_generation_prompt=True, **self._template_arguments
+            list(prompt.messages),
+            tools=list(prompt.tools) or None,
+            tokenize=False,
+            add_generation_prompt=True,
+            **self._template_arguments,
         )
 
 

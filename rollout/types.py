@@ -21,10 +21,12 @@ class Prompt:
     id: str
     """Unique and stable within the task: scores of different runs are paired by it."""
     text: str | None = None
-    messages: tuple[dict[str, str], ...] | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
     truth: Any = None
     """Reference that the task scores a response by: an answer, unit tests, ... Plain JSON-like data."""
     info: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[dict[str, Any], ...] = ()
+    """JSON schemas of tools that messages may call, in OpenAI's form; the chat template shows them."""
 
 
 @dataclass(frozen=True)

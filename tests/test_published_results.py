@@ -1,5 +1,6 @@
 """The tables of docs/results follow from the responses that are kept beside them."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -40,3 +41,14 @@ def test_the_csv_says_what_the_parquet_says(published):
     folder, table, _ = published
     written = pd.read_csv(folder / "contribution.csv", index_col="selection")
     pd.testing.assert_frame_equal(written.loc[table.index, NUMBERS], table[NUMBERS], rtol=1e-9)
+
+
+def test_the_table_of_the_readme():
+    """The demo's, to the digits that are printed there."""
+    root = RESULTS[0].parents[2]
+    table = pd.read_parquet(root / "docs/results/demo/contribution.parquet").set_index("selection")
+    rows = re.findall(r"^    (base|full|layer-\d+) +([\d.]+ .*)$", (root / "README.md").read_text(), re.MULTILINE)
+    assert [name for name, _ in rows] == list(table.index)
+    for name, numbers in rows:
+        given = [float(number) for number in re.findall(r"[\d.]*\d", numbers)]
+        assert given == table.loc[name, NUMBERS[: len(given)]].astype(float).round(3).tolist()

@@ -57,16 +57,21 @@ def run(path: Path) -> list[tuple[str, str, str]]:
 
 @contextlib.contextmanager
 def _own_folder() -> Iterator[None]:
-    before, path = os.getcwd(), list(sys.path)
+    """A working directory as a kernel has it: modules are imported from it, and forgotten afterwards."""
+    before, path, modules = os.getcwd(), list(sys.path), set(sys.modules)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "notebooks").mkdir()
         (Path(folder) / "results").symlink_to(RESULTS)
         os.chdir(Path(folder) / "notebooks")
+        sys.path.insert(0, os.getcwd())
         try:
             yield
         finally:
             os.chdir(before)
             sys.path[:] = path
+            for name in set(sys.modules) - modules:
+                if (getattr(sys.modules[name], "__file__", None) or "").startswith(folder):
+                    del sys.modules[name]
 
 
 def _output(source: str, names: dict[str, Any], where: str) -> str:
@@ -76,7 +81,8 @@ def _output(source: str, names: dict[str, Any], where: str) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(compile(tree, where, "exec"), names)
         value = eval(compile(last, where, "eval"), names) if last else None
-    shown = [f"```text\n{printed.getvalue()}```"] if printed.getvalue() else []
+    text = printed.getvalue().replace(f"{os.getcwd()}/", "")
+    shown = [f"```text\n{text}```"] if text else []
     return "\n\n".join(shown + ([_shown(value)] if value is not None else []))
 
 

@@ -33,12 +33,12 @@ def main(argv: list[str] | None = None) -> int:
         rest = [word for word in rest if not _is_override(word)]
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if args.command in (_run, _resume):
+    if args.command in (_run, _resume, _serve):
         from layersweep.orchestrator.execution.own_session import in_own_session, stoppable
 
         # Called by other code, as by a test, it stays in that process.
         sweep = partial(stoppable, partial(_carry_out, args))
-        return in_own_session(sweep) if argv is None and args.address is None else sweep()
+        return in_own_session(sweep) if argv is None and getattr(args, "address", None) is None else sweep()
     try:
         return _carry_out(args)
     except KeyboardInterrupt:
@@ -156,6 +156,20 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("selection", help="such as layer-07, full, or a stack of composition.parquet")
     export.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder")
     export.add_argument("--seed", type=int, help="where several were trained")
+    serve = add("serve", _serve, "Serve the base, finished runs and stacks of them as models of an OpenAI-compatible "
+                "address, all from one engine.")  # fmt: skip
+    serve.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME)")
+    serve.add_argument("--run", action="append", default=[], metavar="RUN", help="such as layer-07 or layer-07-seed1; "
+                       "several times for several (default: all that are completed)")  # fmt: skip
+    serve.add_argument("--stack", action="append", default=[], metavar="STACK", help="members joined by +, such as 1+5 "
+                       "or layer-01+layer-05-mlp, or the name of a stack that compose scored (default: all of "
+                       "those)")  # fmt: skip
+    serve.add_argument("--host", default="127.0.0.1", help="(default: %(default)s, this machine alone)")
+    serve.add_argument("--port", type=int, default=8000, help="(default: %(default)s; 0 takes a free one)")
+    serve.add_argument("--no-token", action="store_true", help="let requests in without the token that is else printed "
+                       "at the start (LAYERSWEEP_TOKEN in the environment sets one)")  # fmt: skip
+    serve.add_argument("words", nargs="*", metavar="FIELD=VALUE", help="fields of the spec that replace the sweep's "
+                       "own, such as rollout.max_model_len=4096")  # fmt: skip
     responses = add("responses", _responses, "Print kept responses, prompt by prompt, of one run or several.")
     responses.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME)")
     responses.add_argument("--run", action="append", default=[], metavar="RUN", help="such as layer-07 or base; "
@@ -383,11 +397,25 @@ def _dissect(args: argparse.Namespace) -> int:
 def _compose(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.commands.compose import Wanted, compose
 
-    stacks = [word.split("+") for word in args.words if not _is_override(word)]
-    given = tuple(tuple(f"layer-{int(k):02d}" if k.isdigit() else k for k in stack) for stack in stacks)
+    given = tuple(_members(word) for word in args.words if not _is_override(word))
     wanted = Wanted(given, args.best, args.pairs, args.greedy, tuple(args.strength))
     overrides = parse_overrides(filter(_is_override, args.words))
     return _scored(lambda: compose(args.sweep, wanted, overrides, args.address))
+
+
+def _members(stack: str) -> tuple[str, ...]:
+    """The members of a stack such as 1+5 or layer-01+layer-05-mlp."""
+    return tuple(f"layer-{int(name):02d}" if name.isdigit() else name for name in stack.split("+"))
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from layersweep.orchestrator.commands.serve import Address, serve
+
+    strange, overrides = _spec_and_overrides(args.words)
+    if strange:
+        raise SpecError([f"{strange}: a value is written FIELD=VALUE"])
+    address = Address(args.host, args.port, token=not args.no_token)
+    return serve(args.sweep, args.run, [_members(stack) for stack in args.stack], address, overrides)
 
 
 def _scored(score: Callable[[], object]) -> int:

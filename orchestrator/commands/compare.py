@@ -16,6 +16,7 @@ from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.statistics.layer_profile import Profile, load_profile
 from layersweep.orchestrator.statistics.probe_agreement import probe_agreement
 from layersweep.orchestrator.statistics.profile_agreement import compare_all, concentrations, matrix
+from layersweep.orchestrator.statistics.profile_variance import shares_text, variance_shares
 from layersweep.rollout.data.locations import local_path
 from layersweep.workers.storage.files import read_bytes, resolve_uri
 from layersweep.workers.storage.tables import CONTRIBUTION, PROBE
@@ -95,14 +96,16 @@ def compare_tables(paths: Sequence[str], top: int, noise: float | None, folder: 
     profiles = load_profiles(paths, noise)
     pairs, shares = compare_all(profiles, top), concentrations(profiles, top)
     suites = suite_rows([(profile.name, _table_of(path)) for profile, path in zip(profiles, paths, strict=True)])
+    varied = variance_shares(profiles)
     show_comparison(profiles, pairs, shares, top)
+    show_variance(varied, profiles)
     show_suites(suites)
     show_agreement(_probes(profiles, paths))
     if folder is None:
         return []
     from layersweep.orchestrator.report.comparison_page import write_comparison
 
-    return write_comparison(folder, profiles, pairs, shares, top, suites)
+    return write_comparison(folder, profiles, pairs, shares, top, suites, varied)
 
 
 def _probes(profiles: Sequence[Profile], paths: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -141,6 +144,17 @@ def show_comparison(profiles: Sequence[Profile], pairs: pd.DataFrame, shares: pd
         concentrated.add_row(row.table, number(row.top_share), number(row.centre_of_mass), number(row.gini))
     console.print(concentrated)
     console.print(explanation(pairs, profiles), style="dim")
+
+
+def show_variance(varied: pd.DataFrame, profiles: Sequence[Profile]) -> None:
+    """Print what the profiles vary by; nothing where that cannot be told."""
+    if not len(varied):
+        return
+    console, shown = wide_console(), Table("variance of the profiles by", "share", "95 %")
+    for row in varied.itertuples():
+        shown.add_row(row.component, number(row.share), f"{row.low:.2f} .. {row.high:.2f}")
+    console.print(shown)
+    console.print(shares_text(varied, min(profile.seeds for profile in profiles)), style="dim")
 
 
 def show_suites(rows: Sequence[tuple[str, ...]]) -> None:

@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +17,8 @@ from layersweep.orchestrator.spec.load import load_spec
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import PretrainedModel
 from layersweep.policies.model.checkpoint import HEAD, head_is_tied, stored_tensors
+from layersweep.policies.model.expert_weights import as_stored
 from layersweep.policies.selection import parse_run_name
-from layersweep.policies.variant import RunChange, Variant
 from layersweep.workers.startup.gguf_model import gguf_folder, is_gguf
 from layersweep.workers.startup.tiny_model import cache_folder
 from layersweep.workers.storage.files import find_files, resolve_uri
@@ -55,20 +55,22 @@ def export(sweep: str, selection: str, target: str, seed: int | None = None) -> 
     folder = Path(target)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SpecError([f"{folder} exists already; name a new folder"])
-    members = stack_members(sweep, selection) or {selection: 1.0}
+    members = composed_stacks(sweep).get(selection) or {selection: 1.0}
     overlays = {member: find_overlay(sweep, member, seed) for member in members}
     base = base_folder(load_spec(f"{sweep.rstrip('/')}/sweep.yaml"))
-    from safetensors.torch import load_file
+    from layersweep.policies.model.stored_weights import StoredWeights
+    from layersweep.policies.model.variant_weights import stack_weights
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         with tempfile.TemporaryDirectory(dir=scratch) as fetched:
-            loaded = {
-                name: load_file(_local(overlay.file, Path(tempfile.mkdtemp(dir=fetched))))
+            files = {
+                str(local_overlay(overlay, Path(tempfile.mkdtemp(dir=fetched)))): members[name]
                 for name, overlay in overlays.items()
             }
-        merge(base, loaded.get(selection) or _added_up(base, members, loaded), scratch)
+            weights = stack_weights(files, StoredWeights(str(base)))
+        merge(base, weights, scratch)
         scratch.chmod(0o755)
         scratch.replace(folder)
     except BaseException:
@@ -77,8 +79,8 @@ def export(sweep: str, selection: str, target: str, seed: int | None = None) -> 
     return sorted(str(path) for path in folder.iterdir())
 
 
-def stack_members(sweep: str, stack: str) -> dict[str, float] | None:
-    """Return the members of a stack in composition.parquet, each with its strength; None where there is no such one.
+def composed_stacks(sweep: str) -> dict[str, dict[str, float]]:
+    """Return the stacks in composition.parquet, by name: the members of each with the factor of their changes.
 
     Raises:
         SpecError: the table cannot be read.
@@ -86,20 +88,11 @@ def stack_members(sweep: str, stack: str) -> dict[str, float] | None:
     try:
         table = COMPOSITION.read(f"{sweep.rstrip('/')}/{COMPOSITION.name}.parquet")
     except FileNotFoundError:
-        return None
+        return {}
     except (ValueError, OSError) as error:
         raise SpecError([f"{sweep}: {COMPOSITION.name}.parquet: {error}"]) from error
-    rows = table[(table["stack"] == stack) & table["strength"].notna()]
-    return dict.fromkeys(rows.iloc[0]["members"], float(rows.iloc[0]["strength"])) if len(rows) else None
-
-
-def _added_up(base: Path, members: dict[str, float], overlays: "Mapping[str, dict[str, torch.Tensor]]"):
-    """Return the weights of a stack, as they were scored."""
-    from layersweep.policies.model.stored_weights import StoredWeights
-    from layersweep.policies.model.variant_weights import variant_weights
-
-    changes = tuple(RunChange(name, strength) for name, strength in members.items())
-    return variant_weights(Variant("", changes), StoredWeights(str(base)), overlays)[0]
+    rows = table[table["strength"].notna()].to_dict("records")
+    return {row["stack"]: dict.fromkeys(row["members"], float(row["strength"])) for row in rows}
 
 
 def find_overlay(sweep: str, selection: str, seed: int | None) -> OverlayFile:
@@ -190,7 +183,7 @@ def merge(base: Path, overlay: "dict[str, torch.Tensor]", target: Path) -> None:
     dtype = next(iter(overlay.values())).dtype
     config["tie_word_embeddings"] = bool(head_is_tied(stored_tensors(base)))
     tied = {HEAD} if config["tie_word_embeddings"] else set()
-    left, weight_map, total = {name: overlay[name] for name in overlay.keys() - tied}, {}, 0
+    left, weight_map, total = as_stored({name: overlay[name] for name in overlay.keys() - tied}), {}, 0
     for shard in shards:
         tensors = {}
         for name, tensor in _tensors(shard):
@@ -238,9 +231,9 @@ def _tensors(shard: Path) -> "Iterator[tuple[str, torch.Tensor]]":
             yield name, file.get_tensor(name)
 
 
-def _local(path: str, scratch: Path) -> Path:
-    """The file itself where it is local, else a copy of it."""
-    filesystem, inner = resolve_uri(path)
+def local_overlay(overlay: OverlayFile, scratch: Path) -> Path:
+    """The file itself where it is local, else a copy of it in `scratch`."""
+    filesystem, inner = resolve_uri(overlay.file)
     if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
         return Path(inner)
     filesystem.get_file(inner, str(scratch / "model.safetensors"))

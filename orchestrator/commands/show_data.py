@@ -85,7 +85,7 @@ def _show_split(console: Console, checked: CheckedSweep, use: PromptUse, shown: 
 
 def _show_starts(console: Console, checked: CheckedSweep, use: PromptUse) -> None:
     """Show the first prompts of some episodes; the others follow from what the model does."""
-    from layersweep.rollout.environments.episodes import Episode, prompt_text
+    from layersweep.rollout.environments.episodes import Episode, next_prompt
     from layersweep.rollout.environments.process_pool import Call, EnvironmentLost
 
     _fact(console, "prompts", "as the episodes go; the first ones are:")
@@ -94,9 +94,8 @@ def _show_starts(console: Console, checked: CheckedSweep, use: PromptUse) -> Non
         [state] = process.submit([Call(process.number(), start.seed, [], "")]).result()
         if isinstance(state, EnvironmentLost):
             raise SpecError([f"{use.section}: start state {start.id}: {state.reason}"])
-        text = prompt_text(use.task.config, Episode(start, 0, 0, state=state))
-        messages = ({"role": "user", "content": text},) if use.task.config.chat else None
-        tokens, as_text = _encoded(checked, [Prompt(start.id, None if messages else text, messages)])
+        prompt = next_prompt(use.task.config, Episode(start, 0, 0, state=state))
+        tokens, as_text = _encoded(checked, [prompt])
         console.print(f"    -- start state {start.seed}, {tokens[0]:,} tokens --")
         _show_text(console, as_text(0))
 

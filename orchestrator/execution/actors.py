@@ -157,7 +157,7 @@ class SweepActors:
             supervised, reward = (run.control.supervised, run.control.reward) if run.control else (False, None)
             info = await trainers.start(
                 self.model, RejectionSampling() if supervised else spec.algorithm, training, spec.deepspeed, device,
-                engine_dtype(self.plan), spec.rollout.weight_transfer, reward,
+                engine_dtype(self.plan), spec.rollout.weight_transfer, spec.rollout.staleness > 0, reward,
             )  # fmt: skip
         except BaseException:
             await trainers.stop()

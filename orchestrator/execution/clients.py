@@ -267,7 +267,7 @@ class TrainerGroup:
 
     async def start(
         self, model: ModelSource, algorithm: AlgorithmConfig, training: TrainingConfig, deepspeed: DeepSpeedConfig,
-        engine_device: str, engine_dtype: str, weight_transfer: str, reward: DrawnReward | None,
+        engine_device: str, engine_dtype: str, weight_transfer: str, stale: bool, reward: DrawnReward | None,
     ) -> TrainerInfo:  # fmt: skip
         """Join the ranks to a process group, load the base and build the DeepSpeed engines."""
         address = await self.trainers[0].address.remote()
@@ -275,7 +275,7 @@ class TrainerGroup:
             *(
                 trainer.start.remote(
                     model, address, algorithm, training, deepspeed, engine_device, engine_dtype, weight_transfer,
-                    self.base_weights, reward,
+                    self.base_weights, stale, reward,
                 )
                 for trainer in self.trainers
             )

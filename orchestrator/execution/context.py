@@ -40,8 +40,9 @@ class SweepContext:
     halving: SuccessiveHalvingBarrier | None = None
     release_while_paused: bool = False
     """True where a search's paused runs must give up their trainers."""
-    first_rollouts: dict[int, Produced] = field(default_factory=dict)
-    """The first step's experience by seed, which all its runs share."""
+    first_rollouts: dict[int, dict[int, Produced]] = field(default_factory=dict)
+    """Experience by the base, by seed and step: that of the first step, which all runs of a seed share, and with a
+    staleness of 1 that of the second."""
     ray_lost: bool = False
     """Ray is gone: nothing can be saved or told any more."""
     told: set[str] = field(default_factory=set)
@@ -56,11 +57,12 @@ class SweepContext:
         """Request one run's permission to have trainers; to be acquired."""
         return self.run_slots.hold(RUNS)
 
-    def first_rollout(self, seed: int, engine: EngineClient) -> Produced:
-        """Generate the first step's experience: once for all runs of a seed, since every run is still the base."""
-        if seed not in self.first_rollouts:
-            self.first_rollouts[seed] = self.actors.rollout_worker.rollout(engine, None, 0, seed, 0)
-        return self.first_rollouts[seed]
+    def first_rollout(self, seed: int, engine: EngineClient, step: int = 0) -> Produced:
+        """Generate a first step's experience: once for all runs of a seed, since every run is still the base."""
+        by_step = self.first_rollouts.setdefault(seed, {})
+        if step not in by_step:
+            by_step[step] = self.actors.rollout_worker.rollout(engine, None, 0, seed, step)
+        return by_step[step]
 
     def tell(self, notices: Sequence[str] | None) -> None:
         """Say what an actor has to tell the user, each thing once: runs share results, and actors are replaced."""

@@ -70,10 +70,13 @@ def resume(
     if not wanted.factors:
         return resume_sweep(sweep, spec, address, overrides, listen)
     sweeps = sweeps_of(wanted)
+    begun = {one.name for one in sweeps if SweepManifest.load(one.folder)}
+    if not begun:
+        raise SpecError([f"{folder}: no sweep has begun there; start them with `layersweep run`"])
     if spec is None:  # what has begun knows where its files are, whatever the present working folder
         sweeps = [
             load_spec(f"{one.folder}/sweep.yaml", overrides).model_copy(update={"output": folder})
-            if SweepManifest.load(one.folder)
+            if one.name in begun
             else one
             for one in sweeps
         ]

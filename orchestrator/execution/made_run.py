@@ -14,7 +14,7 @@ from layersweep.workers.storage.run_store import RunStore
 from .clients import VariantClient
 from .context import SweepContext
 from .evaluation import score
-from .failures import CallTimeout, NothingToMakeFrom, RunFailure, reach_files, reach_store, reason_of
+from .failures import CallTimeout, NothingToMakeFrom, RunFailure, StoreUnavailable, reach_files, reach_store, reason_of
 from .run_state import RunLifecycle, RunState
 from .weight_sync import overlay_folder
 
@@ -41,26 +41,36 @@ class MadeRun:
 
     async def run(self) -> None:
         """Make the weights, write them as an overlay, score them. A failure is this run's own."""
-        store = RunStore(self.context.plan.folder, self.name)
-        if (await reach_files("the run's metadata", store.metadata)).get("status") == "completed":
-            self.lifecycle.enter(RunState.COMPLETED)
-            self.context.progress.already(self.name, RunState.COMPLETED)
-            return
         began, facts = time.monotonic(), {}
         try:
+            if await reach_files("the run's scores", self._made_before):
+                self.lifecycle.enter(RunState.COMPLETED)
+                self.context.progress.already(self.name, RunState.COMPLETED)
+                return
             facts = await self._make_and_score()
             ending = RunState.COMPLETED
         except asyncio.CancelledError:
+            if self.context.ray_lost:
+                raise
             ending, self.reason = RunState.STOPPED, "stopped; `layersweep resume` goes on from there"
         except (ray.exceptions.RayError, CallTimeout, RunFailure) as error:
             ending, self.reason = RunState.FAILED, reason_of(error)
         seconds = time.monotonic() - began
         changes = {"status": ending.status, "reason": self.reason, "seconds": seconds, **facts}
-        update = partial(self.context.actors.collector.update_run, self.planned.selection.name, self.planned.seed)
-        if not self.context.ray_lost:
-            await reach_store("the run's metadata", partial(update, **changes))
+        update = self.context.actors.collector.update_run
+        call = partial(update, self.planned.selection.name, self.planned.seed, **changes)
+        try:
+            await reach_store("the run's metadata", call)
+        except StoreUnavailable as error:
+            ending, self.reason = RunState.FAILED, reason_of(error)
         self.lifecycle.enter(ending)
         self.context.progress.ended(self.name, self.reason)
+
+    def _made_before(self) -> bool:
+        """Tell whether an earlier start has made it, of a run of as many steps."""
+        store = RunStore(self.context.plan.folder, self.name)
+        scored = {step for step, split, _ in store.scored() if split == "selection"}
+        return store.metadata().get("status") == "completed" and self.context.plan.spec.training.steps in scored
 
     async def _make_and_score(self) -> dict[str, float]:
         """Return facts about the change of the base."""

@@ -57,8 +57,9 @@ class StepChecks:
         self.without_reward = self.without_reward + 1 if steps_without_reward([row]) else 0
         if self.without_reward >= MAX_STEPS_WITHOUT_REWARD and not self.may_collapse:
             raise RewardCollapse(f"collapsed: no reward at all for {MAX_STEPS_WITHOUT_REWARD} steps")
-        mismatch = row["logprob_mismatch"]
-        # A batch without signal has none; one that is not a number is a fault.
+        # A batch without signal has no mismatch, one by other weights has their difference in it; one that is not a
+        # number is a fault.
+        mismatch = row["logprob_mismatch"] if not row.get("staleness") else None
         if mismatch is not None and not mismatch <= self.limit:
             raise LogprobMismatch(
                 f"engine and trainer disagree at step {row['step']}: their log-probabilities of the same tokens differ "

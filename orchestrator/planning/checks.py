@@ -23,7 +23,14 @@ from layersweep.workers.storage.files import is_object_store, resolve_uri
 
 from .controls import controlled_selections
 from .model_architecture import ResolvedModel, resolve_model
-from .model_checks import config_problems, field_of_messages, model_problems, template_problems, tokenizer_problems
+from .model_checks import (
+    config_problems,
+    field_of_messages,
+    model_problems,
+    template_problems,
+    tokenizer_problems,
+    tool_problems,
+)
 from .plan import Plan, Run
 from .selections import swept_selections
 
@@ -136,6 +143,9 @@ def _with_prompts(plan: Plan, model: ResolvedModel, tasks: dict[str, Any]) -> Ch
     all_uses = prompt_uses(trained, suites, training.prompts_per_step, training.max_response_tokens)
     uses = [use for use in all_uses if use.task is not None]
     encoder, problems = _encoder(spec, model, [item for item in _task_sections(spec) if item[0] in tasks])
+    if encoder:
+        with_tools = {section: task.tools for section, task in tasks.items() if getattr(task, "tools", ())}
+        problems += tool_problems(encoder, with_tools)
     encode: Encode | None = encoder and encoder.encode_all
     if not isinstance(spec.model, PretrainedModel):
         # The tiny model has a token for each character.

@@ -7,6 +7,7 @@ import pandas as pd
 
 from layersweep.orchestrator.statistics.layer_profile import Profile
 from layersweep.orchestrator.statistics.profile_agreement import FEWEST_LAYERS, matrix
+from layersweep.orchestrator.statistics.profile_variance import shares_text, variance_shares
 from layersweep.workers.storage.files import write_atomically
 
 from .chart import Chart, axis_range
@@ -22,10 +23,10 @@ COLOURS = ("#1f5fd1", "#c2500c", "#2f9173", "#a1308f", "#8a6d0b", "#4a2a8a", "#1
 
 def write_comparison(
     folder: str, profiles: Sequence[Profile], pairs: pd.DataFrame, shares: pd.DataFrame, top: int,
-    suites: Sequence[tuple[str, ...]] = (),
+    suites: Sequence[tuple[str, ...]] = (), varied: pd.DataFrame | None = None,
 ) -> list[str]:  # fmt: skip
     """Write both files into `folder`; returns their paths."""
-    page, image = render(profiles, pairs, shares, top, suites).encode(), _image(profiles)
+    page, image = render(profiles, pairs, shares, top, suites, varied).encode(), _image(profiles)
     written = {
         "compare.html": lambda file: file.write(page),
         "compare.png": lambda file: write_png([image], file),
@@ -37,9 +38,10 @@ def write_comparison(
 
 def render(
     profiles: Sequence[Profile], pairs: pd.DataFrame, shares: pd.DataFrame, top: int,
-    suites: Sequence[tuple[str, ...]] = (),
+    suites: Sequence[tuple[str, ...]] = (), varied: pd.DataFrame | None = None,
 ) -> str:  # fmt: skip
-    """The page; `suites` are the rows of `suite_comparison`."""
+    """The page; `suites` are the rows of `suite_comparison`, `varied` those of `variance_shares`."""
+    varied = variance_shares(profiles) if varied is None else varied
     squares = [
         (title, matrix_chart(matrix(pairs, column), title, signed=True))
         for column, title in (("rho", "Noise-corrected Spearman"), ("spearman", "Observed Spearman"))
@@ -61,6 +63,8 @@ def render(
         top=top,
         suite_heads=HEADS,
         suites=suites,
+        varied=[(row.component, number(row.share), f"{row.low:.2f} .. {row.high:.2f}") for row in varied.itertuples()],
+        varied_text=shares_text(varied, min(profile.seeds for profile in profiles)),
         explanation=explanation(pairs, profiles),
         mixed=len({profile.is_contribution for profile in profiles}) > 1,
         written=now(),

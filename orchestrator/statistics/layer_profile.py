@@ -1,7 +1,7 @@
 """A layer profile (the contribution of every layer scanned) read from a table of layersweep's or any other."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +15,8 @@ from .intervals import Z95
 
 MOST_LAYERS = 10_000
 """Layers of a model at most: a larger number is a slip."""
+ORIGIN = ("algorithm", "task", "model")
+"""Columns of a contribution table by which sweeps differ."""
 DERIVED = re.compile(r"avg|average|mean|total|^c_|contribution|^delta|rank|depth|seed|step|std|stderr|_low$|_high$")
 """Numeric columns that are not a suite's score, when a table names its suites instead of having a `score`."""
 
@@ -40,6 +42,10 @@ class Profile:
     """Layers left out because a search stopped them early: their contributions are extrapolations."""
     optimizer_steps: tuple[int, int] | None = None
     """Fewest and most optimizer steps of its runs, None where unknown; batches without signal take none."""
+    origin: dict[str, str] = field(default_factory=dict)
+    """Algorithm, task and model of its sweep, as far as the table has them."""
+    seeds: int = 1
+    """Fewest training runs of a layer."""
 
 
 def load_profile(location: str | Path, *, noise: float | None = None) -> Profile:
@@ -99,8 +105,19 @@ def profile(table: pd.DataFrame, name: str, *, noise: float | None = None) -> Pr
     taken = taken[np.isfinite(taken)]
     return Profile(
         name, layers, depth, value[kept], sd[kept], model_layers, is_contribution, int(pruned.sum()),
-        (int(taken.min()), int(taken.max())) if len(taken) else None,
+        (int(taken.min()), int(taken.max())) if len(taken) else None, _origin(table), _seeds(table, kept),
     )  # fmt: skip
+
+
+def _origin(table: pd.DataFrame) -> dict[str, str]:
+    """Columns that say what a sweep was of, where all rows agree."""
+    known = {name: table[name].dropna().astype(str).unique() for name in ORIGIN if name in table}
+    return {name: str(values[0]) for name, values in known.items() if len(values) == 1}
+
+
+def _seeds(table: pd.DataFrame, kept: np.ndarray) -> int:
+    seeds = _numbers(table["seeds"])[kept] if "seeds" in table else np.empty(0)
+    return int(seeds[np.isfinite(seeds)].min(initial=np.inf)) if np.isfinite(seeds).any() else 1
 
 
 def _layers(table: pd.DataFrame, name: str) -> np.ndarray:

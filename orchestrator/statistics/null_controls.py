@@ -10,7 +10,7 @@ WITHOUT_SIGNAL = ("random_reward", "constant_reward", "random_direction")
 
 
 def null_sentence(table: "pd.DataFrame") -> str:
-    """Say how many of these controls have a C that could be 0; empty where there is none.
+    """Say of how many of these controls C could be 0, and which have gained or lost; empty where there is none.
 
     Args:
         table: the content of contribution.parquet.
@@ -18,9 +18,13 @@ def null_sentence(table: "pd.DataFrame") -> str:
     rows = table[(table["kind"] == "control") & table["control"].isin(WITHOUT_SIGNAL) & table["contribution"].notna()]
     if not len(rows):
         return ""
-    near = (rows["contribution_low"] <= 0) & (rows["contribution_high"] >= 0)
-    apart = ", ".join(rows.loc[~near, "selection"])
+    gained, lost = rows[rows["contribution_low"] > 0], rows[rows["contribution_high"] < 0]
+    said = [
+        f"{verb} {', '.join(found['selection'])}" for verb, found in (("gained", gained), ("lost", lost)) if len(found)
+    ]
+    near = len(rows) - len(gained) - len(lost)
+    named = "".join(f"; {text}" for text in said)
     return (
-        f"Of {len(rows)} controls that should gain nothing (random or constant reward, random direction) {near.sum()} "
-        f"have 0 in the 95 % interval of C{f'; not so {apart}' if apart else ''}."
+        f"Of {len(rows)} controls that should gain nothing (random or constant reward, random direction) {near} have 0 "
+        f"in the 95 % interval of C{named}."
     )

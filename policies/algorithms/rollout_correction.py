@@ -15,11 +15,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def resolve(correction: RolloutCorrection, *dtypes: str) -> RolloutCorrection:
-    """Return what `auto` means for an engine and a trainer of these dtypes; any other as it is."""
+def resolve(correction: RolloutCorrection, *dtypes: str, stale: bool = False) -> RolloutCorrection:
+    """Return what `auto` means for an engine and a trainer of these dtypes; any other as it is.
+
+    Args:
+        stale: whether responses are by earlier weights than those that are updated. The updates in between are then an
+            importance weight too, apart from the clip's ratio (decoupled PPO: Hilton et al. 2021, arXiv 2110.00641).
+    """
     if correction != "auto":
         return correction
-    return "bypass" if set(dtypes) == {"float32"} else "token_truncate"
+    return "bypass" if set(dtypes) == {"float32"} and not stale else "token_truncate"
 
 
 def importance_weights(

@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Mapping
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from layersweep.policies.variant import RunChange, Variant
@@ -29,6 +30,21 @@ def variant_weights(
     return {name: (weights[name].float() + delta).to(weights[name].dtype) for name, delta in total.items()}, total
 
 
+def stack_weights(files: Mapping[str, float], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of finished runs added up: by Hugging Face name, those in which they may differ from the base.
+
+    Args:
+        files: safetensors of the runs' trained weights, each with the factor of its change of the base. One alone with
+            factor 1 is returned as it is.
+        base: the base's weights.
+    """
+    overlays = {file: load_file(file) for file in files}
+    if list(files.values()) == [1.0]:
+        return overlays.popitem()[1]
+    changes = tuple(RunChange(file, strength) for file, strength in files.items())
+    return variant_weights(Variant("", changes), base, overlays)[0]
+
+
 def changed(change: RunChange, base: Mapping[str, Tensor], overlay: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a run's change, float32, by Hugging Face name: of the parameters that are kept."""
     kept, without = change.keep, change.leave_out
@@ -48,11 +64,11 @@ def changed(change: RunChange, base: Mapping[str, Tensor], overlay: Mapping[str,
 
 
 def low_rank(delta: Tensor, rank: int) -> Tensor:
-    """Return the nearest matrix of a rank in the L2 norm (Eckart and Young 1936); a vector as it is."""
-    if delta.dim() < 2 or rank >= min(delta.shape):
+    """Return the nearest matrix of a rank in the L2 norm (Eckart and Young 1936), of each expert; a vector as it is."""
+    if delta.dim() < 2 or rank >= min(delta.shape[-2:]):
         return delta
     u, s, vh = torch.linalg.svd(delta, full_matrices=False)
-    return (u[:, :rank] * s[:rank]) @ vh[:rank]
+    return (u[..., :rank] * s[..., None, :rank]) @ vh[..., :rank, :]
 
 
 def largest_entries(deltas: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:

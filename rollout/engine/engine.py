@@ -200,7 +200,7 @@ class RolloutEngine:
         return Pushed(sent, seconds)
 
     def drop(self, run: str) -> "Future[None]":
-        """Forget a run that is finished, and free its memory."""
+        """Forget a run that is finished, and free its memory. Its requests in flight are aborted."""
         return self._call(self._drop, run)
 
     def sleep(self) -> "Future[None]":
@@ -271,6 +271,7 @@ class RolloutEngine:
             raise StaleWeights(f"{run}: other weights were pushed meanwhile")
 
     def _drop(self, run: str) -> None:
+        self._abort_run(run, f"{run}: it was dropped meanwhile")
         self._engine.collective_rpc("drop_overlay", args=(run,))
         self._versions.pop(run, None)
         self._pushes.pop(run, None)

@@ -94,13 +94,8 @@ def check(engine: RolloutEngine, folder: str, dtype: str, full: bool = True, tru
     own = {run: _responses(weights, prompts, completions[run]) for run, weights in runs.items()}
     first, *_, last = runs.values()
     others = {run: _responses(last if run is None else first, prompts, completions[run]) for run in runs}
-    exact = _logprobs(plain, own, torch.float32)
-    rounded = _logprobs(plain, own, torch.bfloat16)
+    exact, limits = _exact_and_limits(plain, own, dtype)
     of_others = _logprobs(plain, others, torch.bfloat16)
-    scale = _rounding_scale(dtype, plain.model.config.hidden_size)
-    overall = _rms(torch.cat(list(rounded.values())) - torch.cat(list(exact.values())))
-    expected = {run: scale * max(overall, _rms(rounded[run] - exact[run])) for run in runs}
-    limits = {run: ALLOWANCE * (expected[run] + FLOAT32_STEP * _rms(exact[run])) for run in runs}
     worst = 0.0
     for run, limit in limits.items():
         served = torch.from_numpy(completions[run].logprobs.copy())
@@ -118,6 +113,29 @@ def check(engine: RolloutEngine, folder: str, dtype: str, full: bool = True, tru
     _require(difference, limits[None], "the trainer's base")
     logger.info("self-check: %.2g nats at most from transformers (limits from %.2g)", worst, min(limits.values()))
     return max(worst, difference)
+
+
+def check_served(
+    plain: PlainForward,
+    dtype: str,
+    responses: Mapping[str | None, list[ScoredResponse]],
+    served: Mapping[str | None, Tensor],
+) -> float:
+    """Compare an engine's log-probabilities with transformers'; return the largest difference, in nats (rms).
+
+    Args:
+        dtype: of the engine's weights.
+        responses: of each model, with its weights.
+        served: the engine's log-probabilities [tokens of all its responses].
+
+    Raises:
+        RoutingMismatch: a model differs from the plain forward.
+    """
+    exact, limits = _exact_and_limits(plain, responses, dtype)
+    differences = {name: _rms(served[name] - exact[name]) for name in responses}
+    for name, difference in differences.items():
+        _require(difference, limits[name], f"the engine's {name or 'base'}")
+    return max(differences.values())
 
 
 def _changed_weights(plain: PlainForward, full: bool) -> dict[str | None, ChangedWeights]:
@@ -183,6 +201,18 @@ def _trainer_logprobs(plain: PlainForward, prompts: list[np.ndarray], done: Comp
     for batch in pack(prompts, done.tokens, done.lengths, range(len(prompts)), max_tokens=1 << 20):
         found[batch.token] = trunk.reference(batch, trunk.prefix(batch, 0), 0, temperature=1.0)
     return found
+
+
+def _exact_and_limits(
+    plain: PlainForward, responses: Mapping[str | None, list[ScoredResponse]], dtype: str
+) -> tuple[dict[str | None, Tensor], dict[str | None, float]]:
+    """Return each run's log-probabilities in float32, and the difference from them that rounding explains, in nats."""
+    exact = _logprobs(plain, responses, torch.float32)
+    rounded = _logprobs(plain, responses, torch.bfloat16)
+    scale = _rounding_scale(dtype, plain.model.config.hidden_size)
+    overall = _rms(torch.cat(list(rounded.values())) - torch.cat(list(exact.values())))
+    expected = {run: scale * max(overall, _rms(rounded[run] - exact[run])) for run in responses}
+    return exact, {run: ALLOWANCE * (expected[run] + FLOAT32_STEP * _rms(exact[run])) for run in responses}
 
 
 def _rounding_scale(dtype: str, terms: int) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from layersweep.policies.model.stored_weights import StoredWeights
+from layersweep.policies.model.variant_weights import stack_weights
 
 from . import model  # noqa: F401  registers the routed models in vLLM's worker process
 from .overlay import EngineOverlay
@@ -41,22 +42,30 @@ class OverlayWorker:
         """
         self.drop_overlay(run)  # first: a GPU then has room for as much
         overlay = self._copied(version, weights)
-        self.model_runner.model.overlays[run] = overlay
+        self.model_runner.model.set_overlay(run, overlay)
         return overlay.bytes
 
     def extend_overlay(self, run: str, weights: Mapping[str, Tensor]) -> int:
         """Serve `run` from these weights too, beside those pushed before. Returns the bytes sent."""
         overlay = self.model_runner.model.overlays[run]
         part = self._copied(overlay.version, weights)
-        overlay.add(part)
+        self.model_runner.model.set_overlay(run, overlay.extended(part))
         return part.bytes
 
     def _copied(self, version: int, weights: Mapping[str, Tensor]) -> EngineOverlay:
-        overlay = EngineOverlay.build(self.model_runner.model, version, weights, self.checkpoint)
+        overlay = self.model_runner.model.builder.build(version, weights, self.checkpoint, self.device)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # copies are only queued, and their source may be another process's
         return overlay
 
+    def load_overlay(self, run: str, files: Mapping[str, float]) -> int:
+        """Serve `run` from what runs trained, added up; returns the bytes that it takes.
+
+        Args:
+            files: safetensors of the runs' weights, each with the factor of its change of the base.
+        """
+        return self.push_overlay(run, 1, stack_weights(files, self.checkpoint))
+
     def drop_overlay(self, run: str) -> None:
         """Forget a run's weights, if there are any."""
-        self.model_runner.model.overlays.pop(run, None)
+        self.model_runner.model.set_overlay(run, None)

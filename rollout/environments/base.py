@@ -36,6 +36,8 @@ class Environment(Protocol):
     """Actions that are possible now; empty where the environment does not list them."""
     category: str | None
     """Category of this episode's task, for success by category."""
+    tools: list[dict[str, Any]]
+    """JSON schemas, in OpenAI's form, of the tools that responses may call; an environment without tools lacks it."""
 
     def reset(self, seed: int) -> str:
         """Begin an episode, also after an earlier one; return the first observation."""
@@ -59,12 +61,16 @@ class EnvironmentConfig(StrictModel):
 
     max_turns: PositiveInt = 30
     """Actions of an episode at most; then it is cut."""
-    history: Literal["last", "window", "whole"] = "last"
-    """Past that a prompt shows in `{history}`: nothing, the last `window` turns, or all of it."""
+    history: Literal["last", "window", "whole", "messages"] = "last"
+    """Past that a prompt shows in `{history}`: nothing, the last `window` turns, or all of it. `messages` is all of it
+    as a conversation through the model's chat template: observations are the user's messages, responses the
+    assistant's as they were written, and what a tool call gave is a tool's message. An environment with tools needs
+    it."""
     window: PositiveInt = 2
     """Turns of `history: window`."""
     template: str = "{observation}"
-    """The prompt of a turn. May use {observation}, {history}, {actions} (those possible now), {turn} (from 1)."""
+    """The prompt of a turn. May use {observation}, {history}, {actions} (those possible now), {turn} (from 1); with
+    `history: messages` it is each message of the user, of {observation} and {turn}."""
     turn_template: str = "{observation}\n> {action}\n"
     """Format of one past turn within {history}."""
     chat: bool = False
@@ -97,7 +103,10 @@ class EnvironmentConfig(StrictModel):
             used = {field for _, field, _, _ in string.Formatter().parse(getattr(self, name)) if field is not None}
             if unknown := sorted(used - fields):
                 raise ValueError(f"{name}: no {{{unknown[0]}}} to fill in; there are {', '.join(sorted(fields))}")
-        if self.history != "last" and "{history}" not in self.template:
+        if self.history == "messages":
+            if unknown := [field for field in ("history", "actions") if f"{{{field}}}" in self.template]:
+                raise ValueError(f"template: {{{unknown[0]}}} cannot be in the messages of history: messages")
+        elif self.history != "last" and "{history}" not in self.template:
             raise ValueError(f"template: without {{history}} it cannot show the history: {self.history}")
         return self
 

@@ -6,24 +6,26 @@ for `step_seconds` at most. This module imports neither Ray nor vLLM nor a token
 """
 
 import asyncio
+import json
 import logging
 import re
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from layersweep.rollout.types import Completions, Experience, ScoredResponses, stable_seed
+from layersweep.rollout.types import Completions, Experience, Prompt, ScoredResponses, stable_seed
 
 from .base import EnvironmentConfig, EnvironmentTask, InitialState
 from .process_pool import Call, EnvironmentLost, EnvironmentProcess, StepResult
+from .tool_calls import calls_tool
 
 logger = logging.getLogger(__name__)
 
 Generate = Callable[[list[np.ndarray], list[int]], Awaitable[Completions]]
 """Function that returns one response to each prompt of token ids, sampled with the seed at the same position."""
-Encode = Callable[[str], np.ndarray]
+Encode = Callable[[Prompt], np.ndarray]
 Decode = Callable[[Sequence[np.ndarray]], list[str]]
 
 
@@ -38,6 +40,7 @@ class Turn:
     tokens: np.ndarray
     logprobs: np.ndarray
     finished: bool
+    response: str
     action: str | None
     """Action in the response; None where none could be read."""
     valid: bool = False
@@ -156,7 +159,7 @@ async def play(
 
     Args:
         generate: returns responses; called by several tasks at the same time.
-        encode, decode: prompt text to token ids; responses' token ids to text, without special tokens.
+        encode, decode: prompt to token ids; responses' token ids to text, without special tokens.
         scope: names on which the sampling seeds depend, beside start state, sample and turn.
 
     Raises:
@@ -249,14 +252,15 @@ class _EnvProcessLoop:
         prompts: list[np.ndarray] = []
         active: list[Episode] = []
         for episode in continuing:
-            text = prompt_text(self.config, episode)
-            if text not in self.encoded:
-                self.encoded[text] = self.encode(text)
-            if len(self.encoded[text]) > self.config.max_prompt_tokens:
+            prompt = next_prompt(self.config, episode)
+            key = prompt.text or json.dumps([prompt.messages, prompt.tools])
+            if key not in self.encoded:
+                self.encoded[key] = self.encode(prompt)
+            if len(self.encoded[key]) > self.config.max_prompt_tokens:
                 self.process.forget([episode.number])
                 continue
             active.append(episode)
-            prompts.append(self.encoded[text])
+            prompts.append(self.encoded[key])
         if not active:
             return []
         # A lost episode is played anew with other seeds: the same actions might lose it again.
@@ -277,22 +281,44 @@ class _EnvProcessLoop:
                     responses[i],
                     logprobs[i],
                     bool(done.finished[i]),
+                    text,
                     action,
                 )
             )
         return active
 
 
-def prompt_text(config: EnvironmentConfig, episode: Episode) -> str:
-    """Render the prompt of an episode's next turn by the section's templates."""
+def next_prompt(config: EnvironmentConfig, episode: Episode) -> Prompt:
+    """Make the prompt of an episode's next turn by the section's templates."""
+    if config.history == "messages":
+        messages = tuple(_conversation(config, episode))
+        return Prompt(episode.start.id, messages=messages, tools=tuple(episode.state.tools))
     shown = {"last": 0, "window": config.window, "whole": len(episode.turns)}[config.history]
     past = episode.turns[max(0, len(episode.turns) - shown) :]
-    return config.template.format(
+    text = config.template.format(
         observation=episode.state.observation,
         history="".join(config.turn_template.format(observation=t.observation, action=t.action or "") for t in past),
         actions=", ".join(episode.state.actions),
         turn=len(episode.turns) + 1,
     )
+    if config.chat:
+        return Prompt(episode.start.id, messages=({"role": "user", "content": text},))
+    return Prompt(episode.start.id, text)
+
+
+def _conversation(config: EnvironmentConfig, episode: Episode) -> Iterator[dict[str, str]]:
+    """Yield an episode's observations and responses as messages; what a tool call gave is the tool's."""
+    observations = [turn.observation for turn in episode.turns] + [episode.state.observation]
+    asked = False
+    for number, observation in enumerate(observations):
+        if asked:
+            yield {"role": "tool", "content": observation}
+        else:
+            yield {"role": "user", "content": config.template.format(observation=observation, turn=number + 1)}
+        if number < len(episode.turns):
+            response = episode.turns[number].response
+            yield {"role": "assistant", "content": response}
+            asked = bool(episode.state.tools) and calls_tool(response)
 
 
 def read_action(config: EnvironmentConfig, response: str) -> str | None:

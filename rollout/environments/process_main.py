@@ -53,6 +53,7 @@ class EnvironmentHost:
             "anchor": _key(environment.anchor),
             "actions": environment.actions,
             "category": environment.category,
+            "tools": getattr(environment, "tools", []),
             "reward": float(reward),
             "terminated": bool(terminated),
             "truncated": bool(truncated),

@@ -45,6 +45,7 @@ class StepResult:
     truncated: bool
     success: float
     invalid: bool
+    tools: list[dict[str, Any]]
     cpu_seconds: float
 
 

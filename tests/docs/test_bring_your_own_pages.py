@@ -17,6 +17,7 @@ from layersweep.orchestrator.spec.load import load_spec
 from layersweep.policies.algorithms.loss import LossTokens
 from layersweep.rollout.data.prompt_data import DataConfig
 from layersweep.rollout.environments.custom import CustomEnvironmentConfig
+from layersweep.rollout.environments.process_pool import Call
 from layersweep.rollout.tasks.prompts import PromptsConfig
 from layersweep.rollout.types import Response
 
@@ -42,7 +43,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_pages_have_the_files_and_commands_that_are_tested():
-    assert len(FILES) == 12 and len(COMMANDS) == 9, (sorted(FILES), COMMANDS)
+    assert len(FILES) == 14 and len(COMMANDS) == 9, (sorted(FILES), COMMANDS)
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if not line.startswith(LATER)])
@@ -79,6 +80,19 @@ def test_the_environment_of_the_pages(folder):
     section = load_spec("world.yaml").task
     assert isinstance(section, CustomEnvironmentConfig)
     section.build().check()
+
+
+def test_the_tools_of_the_pages(folder):
+    """`step` gets a call as a dict, and 100 * 101 = 10100 is the answer of start state 900."""
+    task = load_spec("tools.yaml").task.build()
+    task.check()
+    call = '<tool_call>{"name": "multiply", "arguments": {"a": 100, "b": 101}}</tool_call>'
+    process = task.processes.of(900)
+    states = [process.submit([Call(0, 900, actions, "")]).result()[0] for actions in ([], [call])]
+    assert [state.observation[:25] for state in states] == ["What is 100 times 101? An", "10100"]
+    [end] = process.submit([Call(0, 900, [call, "10100"], states[1].anchor)]).result()
+    assert (end.reward, end.success, end.terminated) == (1.0, 1.0, True)
+    task.close()
 
 
 def test_the_loss_of_the_pages(folder):

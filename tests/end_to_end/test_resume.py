@@ -34,6 +34,7 @@ def begun(tmp_path):
         "model": str(model),
         "task": {"type": "math", "data": {"path": str(tmp_path / "rows.jsonl"), "prompt_format": "plain"}},
         "layers": [1, 4],
+        "seeds": [0],
         "output": str(tmp_path / "out"),
         "evaluation": {"suites": [{"name": "m", "prompts": 1}]},
     }

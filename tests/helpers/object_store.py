@@ -27,7 +27,7 @@ FOLDER = "s3://bucket/runs/small"
 
 def spec(folder: Path, name: str, output: str, steps: int) -> str:
     """Full and two layers of the demo for some steps; its file."""
-    data = yaml.safe_load(Path(DEMO).read_text())
+    data = yaml.safe_load(Path(DEMO).read_text()) | {"seeds": [0]}
     data["training"] |= {"steps": steps, "prompts_per_step": 8, "warmup_steps": 0}
     suite = {"name": "sort", "prompts": 16, "final_prompts": 8, "samples": 2}
     data |= {"name": "small", "layers": [1, 4], "output": output, "evaluation": {"suites": [suite]}}

@@ -7,11 +7,16 @@ import numpy as np
 
 from layersweep.rollout.environments.base import EnvironmentTask, InitialState
 from layersweep.rollout.environments.episodes import EpisodeBatch, play
-from layersweep.rollout.types import Completions
+from layersweep.rollout.types import Completions, Prompt
 
 
 def encode(text: str) -> np.ndarray:
     return np.array([ord(c) for c in text], np.int32)
+
+
+def encode_prompt(prompt: Prompt) -> np.ndarray:
+    """Tokens of its text, or of `role: content` line by line."""
+    return encode(prompt.text or "".join(f"{m['role']}: {m['content']}\n" for m in prompt.messages))
 
 
 def decode(responses: Sequence[np.ndarray]) -> list[str]:
@@ -38,4 +43,4 @@ class Model:
 def played(
     task: EnvironmentTask, starts: Sequence[InitialState], samples: int, model: Model, scope: tuple = ()
 ) -> EpisodeBatch:
-    return asyncio.run(play(task, starts, samples, model, encode, decode, scope))
+    return asyncio.run(play(task, starts, samples, model, encode_prompt, decode, scope))

@@ -126,6 +126,8 @@ class Engine(Actor):
         if run and self.versions.get(run) != version:
             raise StaleWeights(f"{run}: version {version} asked for, {self.versions.get(run)} is here")
         await self.gpu.serve(seconds)
+        if run and self.versions.get(run) != version:
+            raise StaleWeights(f"{run}: its weights were replaced meanwhile")
 
     async def do_stuck_for(self) -> float:
         return 0.0

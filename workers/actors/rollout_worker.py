@@ -246,11 +246,8 @@ class RolloutWorker:
         async def generate(prompts: list[np.ndarray], seeds: list[int]) -> Completions:
             return await engine.generate.remote(run, version, prompts, seeds, sampling)
 
-        def encode(text: str) -> np.ndarray:
-            messages = ({"role": "user", "content": text},) if task.config.chat else None
-            return self._encode(Prompt("", text, messages))
-
-        return await play(task, starts, samples, generate, encode, partial(self._decode, stop=sampling.stop), scope)
+        decode = partial(self._decode, stop=sampling.stop)
+        return await play(task, starts, samples, generate, self._encode, decode, scope)
 
     def _decode(self, responses: Sequence[np.ndarray], stop: Sequence[str]) -> list[str]:
         """Texts of responses without special tokens, cut at the first stop string."""

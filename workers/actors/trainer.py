@@ -72,6 +72,7 @@ class Trainer:
         engine_dtype: str,
         transfer: str,
         shared_trunk: dict[str, Any] | None,
+        stale: bool = False,
         reward: DrawnReward | None = None,
     ) -> dict[str, Any]:
         """Join the run's process group, map the trunk, make the training backend.
@@ -84,6 +85,7 @@ class Trainer:
             engine_dtype: in which the engine computes; decides the rollout correction where the spec leaves it.
             transfer: `rollout.weight_transfer` of the spec.
             shared_trunk: from the BaseWeightsActor of this GPU; None loads the checkpoint (mapped, on CPUs).
+            stale: whether batches are by earlier weights; decides the rollout correction likewise.
             reward: of a control, in place of the task's.
 
         Returns:
@@ -127,7 +129,7 @@ class Trainer:
         parameters = sum(parameter.numel() for parameter in policy.parameters())
         self.backend = DeepSpeedBackend(policy, training, section, self.ranks)
         built = algorithm.build()
-        correction = resolve(built.rollout_correction, training.dtype, engine_dtype)
+        correction = resolve(built.rollout_correction, training.dtype, engine_dtype, stale=stale)
         built = built.model_copy(update={"rollout_correction": correction})
         self.loop = UpdateLoop(trunk, self.backend, built, training, self.rank, self.ranks, unchecked)
         return {
@@ -149,8 +151,7 @@ class Trainer:
         metrics = experience.seconds | experience.metrics | self.loop.update(trained_on, step)
         # The learning curve is one of the task's reward, whatever was trained on.
         metrics |= {"reward_mean": float(experience.reward.mean()), "reward_std": float(experience.reward.std())}
-        if experience.version != step:  # another model's responses: how far apart the two are is no mismatch
-            metrics["logprob_mismatch"] = None
+        metrics["staleness"] = step - experience.version
         STEPS.check(metrics)
         release_unused(self.gpu)
         self.steps = step + 1

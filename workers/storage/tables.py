@@ -184,7 +184,7 @@ STEPS = TableSchema("steps", (
     Column("grad_norm", NUMBER, "L2 norm of the gradient before clipping, mean over optimizer steps"),
     Column("update_norm", NUMBER, "L2 distance of the trained weights from the base model"),
     Column("logprob_mismatch", NUMBER, "mean |difference| of engine's and trainer's log-probabilities, over the tokens "
-           "trained on", "nats"),
+           "trained on; with a staleness above 0 the updates in between are in it", "nats"),
     Column("response_tokens", NUMBER, "mean response length", "tokens"),
     Column("truncated_fraction", NUMBER, "share of responses cut at the token limit"),
     Column("format_fraction", NUMBER, "share of responses with a readable answer"),
@@ -216,6 +216,10 @@ STEPS = TableSchema("steps", (
     Column("corrected_fraction", NUMBER, "share of tokens whose importance weight against the engine was bounded"),
     Column("unusable_tokens", COUNT, "tokens without a log-probability by the engine, not trained on", "tokens"),
     Column("discarded_tokens", COUNT, "response tokens of prompts that dynamic sampling replaced", "tokens"),
+    Column("staleness", COUNT, "training steps between the weights that generated the batch and those updated on it; "
+           "all steps so far where the base generated it", "steps"),
+    Column("rollout_kl", NUMBER, "KL divergence between the policy that generated the batch and the one updated on it "
+           "(k3), over the tokens trained on: rounding, and what staleness adds", "nats per token"),
 ), further=REWARD)  # fmt: skip
 
 SCORES = TableSchema("scores", (

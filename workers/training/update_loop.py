@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from layersweep.policies.algorithms.base import PolicyGradient
-from layersweep.policies.algorithms.loss import LossTokens, token_weights
+from layersweep.policies.algorithms.loss import KL_LIMIT, LOG_RATIO_LIMIT, LossTokens, token_weights
 from layersweep.policies.algorithms.rollout_correction import importance_weights, resolve
 from layersweep.policies.model.tree_batch import pack
 from layersweep.policies.model.trunk import Trunk
@@ -42,6 +42,7 @@ class _Sums:
     tokens: float = 0.0
     mismatch: float = 0.0
     mismatch_tokens: float = 0.0
+    rollout_kl: float = 0.0
     grad_norms: list[float] = field(default_factory=list)
 
 
@@ -351,6 +352,9 @@ class UpdateLoop:
                 difference = (logp.detach() - rollout.engine_logp[batch.token])[given]
                 sums.mismatch += live * difference.abs().sum().item()
                 sums.mismatch_tokens += live * difference.numel()
+                bounded_difference = difference.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+                k3 = torch.expm1(bounded_difference) - bounded_difference
+                sums.rollout_kl += live * k3.clamp(max=KL_LIMIT).sum().item()
         sums.grad_norms.append(self.backend.step(rate))
 
     def _metrics(
@@ -359,11 +363,11 @@ class UpdateLoop:
         totals = torch.tensor(
             [
                 sums.loss, sums.kl, sums.entropy, sums.clipped, sums.corrected, sums.tokens, sums.mismatch,
-                sums.mismatch_tokens,
+                sums.mismatch_tokens, sums.rollout_kl,
             ],
             dtype=torch.float64,
         )  # fmt: skip
-        loss, kl, entropy, clipped, corrected, tokens, mismatch, mismatch_tokens = self._over_ranks(totals)
+        loss, kl, entropy, clipped, corrected, tokens, mismatch, mismatch_tokens, rollout_kl = self._over_ranks(totals)
         steps = max(1, len(sums.grad_norms))
         with_signal = np.unique(experience.group[advantage != 0])
         unusable = int((~np.isfinite(experience.logprobs)).sum())
@@ -386,6 +390,7 @@ class UpdateLoop:
             "grad_norm": float(np.mean(sums.grad_norms)) if sums.grad_norms else 0.0,
             "update_norm": self.update_norm(),
             "logprob_mismatch": _mean(mismatch, mismatch_tokens),
+            "rollout_kl": _mean(rollout_kl, mismatch_tokens),
             "learning_rate": rate,
             "response_tokens": float(experience.lengths.mean()),
             "truncated_fraction": float(experience.truncated.mean()),

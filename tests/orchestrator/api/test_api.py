@@ -18,6 +18,7 @@ from layersweep.orchestrator.execution.progress import Progress, ProgressEvent
 from layersweep.orchestrator.execution.run_state import RunState
 
 SMALL = {
+    "seeds": [0],
     "layers": [1],
     "training.steps": 4,
     "training.warmup_steps": 0,
@@ -56,10 +57,10 @@ def test_a_spec_from_a_file_a_dict_and_a_spec(tmp_path):
 
 
 def test_a_plan_takes_what_load_spec_takes(tmp_path):
-    """6 layers and full, two seeds."""
+    """6 layers and full, with two seeds, and with the demo's three."""
     spec = layersweep.load_spec(DEMO, {"seeds": [0, 1], "output": str(tmp_path / "x")})
     assert len(layersweep.plan(spec).runs) == 14
-    assert len(layersweep.plan(DEMO).runs) == 7
+    assert len(layersweep.plan(DEMO).runs) == 21
     assert not (tmp_path / "x").exists()
 
 

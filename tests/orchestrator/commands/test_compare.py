@@ -52,7 +52,7 @@ def test_two_sweeps_that_agree_and_a_page_of_it(tmp_path, capsys):
     assert "1.00" in row and "agree" in row and "3 of 3 (chance 0.8)" in row  # 3 * 3 / 12
     assert "share of the top 3" in printed and "Gini" in printed
     page = Page(tmp_path / "out" / "compare.html")
-    assert page.sections == {"profiles", "pairs", "concentration"} and page.references == ["data:,"]
+    assert page.sections == {"profiles", "pairs", "variance", "concentration"} and page.references == ["data:,"]
     assert not re.search(r"https?://", page.source) and "one and two: agree" in page.words
     assert (tmp_path / "out" / "compare.png").stat().st_size > 5000
     assert str(tmp_path / "out" / "compare.html") in printed

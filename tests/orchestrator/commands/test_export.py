@@ -39,7 +39,7 @@ def sweep(tmp_path, model_folder):
         (tmp_path / "sweep" / "overlays" / name).mkdir(parents=True)
         overlay = {k: v for k, v in weights.items() if k.startswith(picked)}
         save_file(overlay, tmp_path / "sweep" / "overlays" / name / "model.safetensors")
-    spec = yaml.safe_load(Path(DEMO).read_text()) | {"model": str(base)}
+    spec = yaml.safe_load(Path(DEMO).read_text()) | {"model": str(base), "seeds": [0]}
     (tmp_path / "sweep" / "sweep.yaml").write_text(yaml.safe_dump(spec))
     return tmp_path / "sweep"
 

@@ -85,6 +85,6 @@ def test_a_probe_that_fails_leaves_nothing(tmp_path, monkeypatch, capsys):
 def test_a_sweep_may_begin_where_a_base_was_probed(tmp_path, asked):
     from layersweep.orchestrator.execution.sweep_folder import check_folder
 
-    assert main(["probe", *sweep(tmp_path)]) == 0
+    assert main(["probe", *sweep(tmp_path), "seeds=[0]"]) == 0
     check_folder(f"{tmp_path}/probed", fresh=False)
     assert len(pd.read_parquet(tmp_path / "probed" / "probe.parquet")) == 6

@@ -265,7 +265,7 @@ def test_episodes_are_kept_as_their_turns():
     task = GridWorldConfig(turn_template="{observation}\n> {action}\n")
     empty = np.empty(0, np.int32)
     turns = [
-        Turn("", text, empty, empty, empty, True, action) for text, action in (("a wall", "left"), ("a door", None))
+        Turn("", text, empty, empty, empty, True, "", action) for text, action in (("a wall", "left"), ("a door", None))
     ]
     batch = EpisodeBatch([Episode(InitialState("7", 7), 0, 0, turns)])
     assert batch.texts(task) == ["a wall\n> left\na door\n> \n"]

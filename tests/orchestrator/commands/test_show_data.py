@@ -67,7 +67,7 @@ def test_generated_prompts_and_a_tiny_model(tmp_path, monkeypatch, capsys):
     assert main(["data", DEMO, f"output={tmp_path}"]) == 0
     said = capsys.readouterr().out
     assert "train  32 prompts, generated; tokens 7 to 7, median 7, the longest is prompt" in said
-    assert "selection  512 prompts" in said and "final  128 prompts" in said
+    assert "selection  256 prompts" in said and "final  64 prompts" in said
     assert "right answers  32 of 32 get reward 1 as they stand" in said
     assert len(re.findall(r"\| \d{6}=", said)) == 3
 

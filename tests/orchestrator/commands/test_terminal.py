@@ -99,7 +99,7 @@ def test_compared_tables(capsys):
 
 
 def test_the_plan_of_a_sweep_with_brackets(tmp_path, capsys):
-    spec = yaml.safe_load(open(DEMO)) | {"name": "lr-2e-3", "output": str(tmp_path / "lr[/dim]")}
+    spec = yaml.safe_load(open(DEMO)) | {"name": "lr-2e-3", "seeds": [0], "output": str(tmp_path / "lr[/dim]")}
     (tmp_path / "sweep[1].yaml").write_text(yaml.safe_dump(spec))
     assert main(["plan", str(tmp_path / "sweep[1].yaml")]) == 0
     assert "lr[/dim]" in capsys.readouterr().out

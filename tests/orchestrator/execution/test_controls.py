@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import ray
 
@@ -95,6 +96,7 @@ def test_no_direction_without_the_run_it_is_as_long_as(tmp_path):
 
 
 def test_what_was_made_is_not_made_again(tmp_path):
+    """Of three steps; it is once its run has been trained for more."""
     folder = None
 
     async def note(maker, variant, seed, target):
@@ -102,6 +104,19 @@ def test_what_was_made_is_not_made_again(tmp_path):
         folder = target.rpartition("/overlays/")[0]
 
     sweep(tmp_path, faults={"write_overlay": note})
-    RunStore(folder, DIRECTION).write_metadata({"selection": "layer-00@random-direction", "status": "completed"})
+    store = RunStore(folder, DIRECTION)
+    store.write_metadata({"selection": "layer-00@random-direction", "status": "completed"})
+    store.write_scores(2, "selection", "math", pd.DataFrame({"score": [1.0]}))
+    assert sweep(tmp_path).calls["write_overlay"] == 1
+    store.write_scores(3, "selection", "math", pd.DataFrame({"score": [1.0]}))
     again = sweep(tmp_path)
-    assert again.calls["write_overlay"] == 0
+    assert again.calls["write_overlay"] == 0 and DIRECTION not in again.statuses
+
+
+def test_metadata_that_cannot_be_written_fails_the_direction_alone(tmp_path):
+    async def full_disk(collector, selection, seed, **changes):
+        if "random-direction" in selection:
+            raise ray.exceptions.RayTaskError("update_run", "", OSError("No space left on device"))
+
+    world = sweep(tmp_path, faults={"update_run": full_disk})
+    assert DIRECTION not in world.statuses and completed(world) == OWN | {SUPERVISED}

@@ -11,6 +11,7 @@ from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.factorial import sweeps_of
 from layersweep.orchestrator.spec.load import load_spec, parse_spec
+from layersweep.orchestrator.spec.yaml_core import write_yaml
 from layersweep.workers.storage.run_store import RunStore
 from layersweep.workers.storage.tables import CONTRIBUTION
 from tests.orchestrator.spec.test_spec import demo
@@ -111,6 +112,9 @@ def test_a_stop_stops_all_and_resume_goes_on(tmp_path, monkeypatch, capsys):
     """Stopped in the second of three: the first two are gone on with, the third begins; a seed that is added every
     sweep gets."""
     sweeps = Sweeps(monkeypatch, codes=[0, 3])
+    (tmp_path / "factors.yaml").write_text(write_yaml(spec_of(tmp_path).model_dump(mode="json")))
+    with pytest.raises(SpecError, match="demo: no sweep has begun there; start them with `layersweep run`"):
+        factorial.resume(str(tmp_path / "factors.yaml"), None, None)
     assert factorial.run(spec_of(tmp_path), None, fresh=False) == 3
     assert sweeps.begun == ["demo-grpo", "demo-gspo"] and not (tmp_path / "demo" / "compare.html").exists()
     assert "stopped in sweep 2 of 3; `layersweep resume" in capsys.readouterr().err

@@ -161,7 +161,7 @@ def test_a_report_tells_trials_from_runs():
     names = ["full", "layer-00", "full@lr-0.001", "full@lr-0.01"]
     table = pd.DataFrame({
         "selection": names, "kind": ["full", "layer", "trial", "trial"], "learning_rate": [1e-3, 1e-3, 1e-3, 1e-2],
-        "score": 0.5, "learning_rate_policy": "tuned for full",
+        "score": 0.5, "learning_rate_policy": "tuned for full", "status": "completed", "update_norm": 0.5,
     })  # fmt: skip
     steps = pd.DataFrame({"selection": names, "step": 0, "loss": 1.0})
     results = Results(table, steps, pd.DataFrame(), "")

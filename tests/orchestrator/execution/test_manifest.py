@@ -50,7 +50,7 @@ def test_a_finished_sweep_that_was_moved_has_nothing_left_to_do(tmp_path, capsys
     moved = str(tmp_path / "after" / "demo")
     same, more = (
         make_plan(load_spec("deploy/sweeps/demo.yaml", {"output": str(tmp_path / "after"), "seeds": seeds}))
-        for seeds in ([0], [0, 1])
+        for seeds in ([0, 1, 2], [0, 1, 2, 3])
     )
     found = manifest.SweepManifest.load(moved)
     assert found.asks_no_more_than_done(same) and not found.asks_no_more_than_done(more)

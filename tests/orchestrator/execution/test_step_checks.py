@@ -53,6 +53,9 @@ def test_a_mismatch_that_rounding_does_not_explain(dtype, engine, limit):
     for mismatch in (1.01 * limit, math.nan, math.inf):
         with pytest.raises(LogprobMismatch, match="engine and trainer disagree at step 7"):
             StepChecks(dtype, engine).check(row(7, logprob_mismatch=mismatch))
+    StepChecks(dtype, engine).check(row(logprob_mismatch=1.0, staleness=1))  # the update in between is in it
+    with pytest.raises(LogprobMismatch):
+        StepChecks(dtype, engine).check(row(logprob_mismatch=1.0, staleness=0))
     StepChecks(dtype, engine).check(row(logprob_mismatch=None, no_signal_fraction=1.0))  # nothing was trained on
     StepChecks(dtype, engine).check(row(logprob_mismatch=0.038 if "bfloat16" in (dtype, engine) else 5e-6))
 

@@ -33,7 +33,7 @@ ALL = Assumptions(response_share=0.5, prompt_tokens=4, arithmetic=1.0, bandwidth
 def toy(**resources) -> Plan:
     """Full, layer 0 and layer 1; 2 steps of 4 prompts x 2 responses of at most 4 tokens, two optimizer steps each;
     one suite of 8 prompts x 4."""
-    spec = yaml.safe_load(Path(DEMO).read_text())
+    spec = yaml.safe_load(Path(DEMO).read_text()) | {"seeds": [0]}
     spec["training"] |= {
         "steps": 2, "prompts_per_step": 4, "group_size": 2, "minibatches": 2, "max_response_tokens": 4,
         "warmup_steps": 1,

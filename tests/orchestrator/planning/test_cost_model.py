@@ -35,7 +35,7 @@ ALL = Assumptions(response_share=0.5, prompt_tokens=4, arithmetic=1.0, bandwidth
 @pytest.fixture
 def plan():
     """Full and layer 1; 2 steps of 4 prompts x 2 responses of at most 4 tokens; one suite of 8 prompts x 4."""
-    spec = yaml.safe_load(Path(DEMO).read_text())
+    spec = yaml.safe_load(Path(DEMO).read_text()) | {"seeds": [0]}
     spec["training"] |= {
         "steps": 2,
         "prompts_per_step": 4,

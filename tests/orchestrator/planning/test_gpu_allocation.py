@@ -177,6 +177,17 @@ def test_a_boost_trains_the_whole_model():
     assert allocate_gpus_on(plan_with(), [node]).joining == (1.0,)
 
 
+def test_gpus_stay_free_for_controls_of_the_whole_model():
+    """They come once full has ended, as boosts do; those of a layer, or of full without training, need no such GPU."""
+    node = {"CPU": 100.0, "GPU": 8.0}
+    for control, joining in (
+        ({"type": "supervised", "of": "full"}, ()),
+        ({"type": "supervised", "of": 3}, (1.0,)),
+        ({"type": "random_direction", "of": "full"}, (1.0,)),
+    ):
+        assert allocate_gpus_on(plan_with(controls=[control]), [node]).joining == joining
+
+
 def test_the_demo_on_cpus():
     """Engine 0.5, one trainer 0.1, small actors 0.1."""
     plan = make_plan(load_spec(DEMO), fetch=False)

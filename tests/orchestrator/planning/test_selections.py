@@ -127,7 +127,7 @@ def test_what_cannot_be_swept_is_refused(sweep, problem):
 
 
 def test_the_best_of_each_kind_are_counted_on_the_final_split():
-    """Base, full, 6 layers, 2 parts: all 10 on 512 prompts * 4 samples; all but 3 layers once more on 128 * 16."""
-    spec = load_spec(DEMO, {"sweep": [{"layers": [1, 2], "modules": "mlp"}]})
+    """Base, full, 6 layers, 2 parts: all 10 on 256 prompts * 4 samples; all but 3 layers once more on 64 * 16."""
+    spec = load_spec(DEMO, {"sweep": [{"layers": [1, 2], "modules": "mlp"}], "seeds": [0]})
     plan = Plan(spec, SHAPE, tuple(Run(selection, 0) for selection in swept_selections(spec, SHAPE)))
-    assert plan.evaluation_responses == 10 * 512 * 4 + 7 * 128 * 16
+    assert plan.evaluation_responses == 10 * 256 * 4 + 7 * 64 * 16

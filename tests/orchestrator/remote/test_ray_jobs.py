@@ -109,7 +109,7 @@ def head(tmp_path_factory):
 def spec(tmp_path_factory):
     """Layers 1 and 4 for two steps."""
     folder = tmp_path_factory.mktemp("sweep")
-    data = yaml.safe_load(Path(DEMO).read_text())
+    data = yaml.safe_load(Path(DEMO).read_text()) | {"seeds": [0]}
     data["training"] |= {"steps": 2, "warmup_steps": 0}
     suite = {"name": "sort", "prompts": 16, "samples": 2}
     data |= {"name": "small", "layers": [1, 4], "include_full": False, "evaluation": {"suites": [suite]}}

@@ -15,8 +15,11 @@ from layersweep.orchestrator.spec.load import load_spec, parse_spec
 
 
 def demo(**changes):
-    """The demo's spec as data, with nested fields replaced: training__steps=3."""
-    data = yaml.safe_load(Path(DEMO).read_text())
+    """The demo's spec as data, with one seed, 30 steps and 512 prompts, and with nested fields replaced:
+    training__steps=3."""
+    data = yaml.safe_load(Path(DEMO).read_text()) | {"seeds": [0]}
+    data["training"]["steps"] = 30
+    data["evaluation"]["suites"][0] |= {"prompts": 512, "final_prompts": 128}
     for path, value in changes.items():
         *parents, last = path.split("__")
         section = data
@@ -152,7 +155,9 @@ def test_the_demo_plan():
     64 * (2 * 64 + 2 * 32) attention + 2 * 64 + 2 * 32 norms + 3 * 64 * 128 MLP = 37,056 parameters; the model adds
     13 tokens (digits, =, padding, end) * 64 and the final norm's 64."""
     plan = make_plan(load_spec(DEMO))
-    assert [run.name for run in plan.runs] == ["full-seed0"] + [f"layer-{k:02d}-seed0" for k in range(6)]
+    assert {run.name for run in plan.runs} == {
+        f"{selection}-seed{seed}" for selection in ("full", *(f"layer-{k:02d}" for k in range(6))) for seed in (0, 1, 2)
+    }
     assert plan.trainable_parameters(plan.runs[1].selection) == 37_056
     assert plan.trainable_parameters(plan.runs[0].selection) == 6 * 37_056 + 13 * 64 + 64
     assert plan.push_bytes(plan.runs[1].selection) == 4 * 37_056

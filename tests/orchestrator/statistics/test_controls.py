@@ -122,7 +122,7 @@ def test_the_report_s_controls(tables, tmp_path):
 
 
 def test_the_sentence_counts_what_should_gain_nothing():
-    """Two of three have 0 within their interval; a ladder is no such control, and one without C is not counted."""
+    """Two of four have 0 within their interval; a ladder is no such control, and one without C is not counted."""
     rows = [
         {"selection": "a", "kind": "control", "control": "random_reward", "contribution": 0.1, "contribution_low": -0.1,
          "contribution_high": 0.3},
@@ -130,6 +130,8 @@ def test_the_sentence_counts_what_should_gain_nothing():
          "contribution_low": 0.0, "contribution_high": 0.0},
         {"selection": "c", "kind": "control", "control": "constant_reward", "contribution": 0.2,
          "contribution_low": 0.1, "contribution_high": 0.3},
+        {"selection": "g", "kind": "control", "control": "random_reward", "contribution": -0.9,
+         "contribution_low": -1.2, "contribution_high": -0.5},
         {"selection": "d", "kind": "control", "control": "learning_rate", "contribution": 0.9, "contribution_low": 0.8,
          "contribution_high": 1.0},
         {"selection": "e", "kind": "control", "control": "random_reward", "contribution": None},
@@ -137,8 +139,9 @@ def test_the_sentence_counts_what_should_gain_nothing():
          "contribution_high": 1.0},
     ]  # fmt: skip
     said = null_sentence(pd.DataFrame(rows))
-    assert "Of 3 controls" in said and ") 2 have 0" in said and said.endswith("; not so c.")
-    assert null_sentence(pd.DataFrame(rows[3:])) == ""
+    assert "Of 4 controls" in said and ") 2 have 0" in said and said.endswith("of C; gained c; lost g.")
+    assert null_sentence(pd.DataFrame(rows[4:])) == ""
+    assert null_sentence(pd.DataFrame(rows[:2])).endswith(") 2 have 0 in the 95 % interval of C.")
 
 
 def test_tables_without_controls_have_no_section(tables):

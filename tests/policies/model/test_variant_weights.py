@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from layersweep.policies.model.variant_weights import changed, low_rank, variant_weights
+from layersweep.policies.model.variant_weights import changed, low_rank, stack_weights, variant_weights
 from layersweep.policies.selection import Selection
 from layersweep.policies.variant import RunChange, Variant
 
@@ -64,6 +65,17 @@ def test_changes_of_several_runs_are_added_to_the_base():
 def test_changes_of_the_same_parameter_are_added():
     twice = Variant("twice", (RunChange("layer-03", 0.5), RunChange("layer-03", 0.75)))
     assert variant_weights(twice, BASE, OVERLAYS)[0][OTHER].tolist() == [[12, 3]]
+
+
+def test_files_of_runs_are_added_up(tmp_path):
+    """A run alone is what its file holds, to the bit; at half strength, beside another, half of its change."""
+    for name, overlay in OVERLAYS.items():
+        save_file(overlay, tmp_path / name)
+    first, second = (str(tmp_path / name) for name in OVERLAYS)
+    alone = stack_weights({first: 1.0}, BASE)
+    assert alone.keys() == RUN.keys() and all(torch.equal(alone[name], RUN[name]) for name in RUN)
+    both = stack_weights({first: 0.5, second: 1.0}, BASE)
+    assert both[Q].tolist() == [[1.25, 2.0], [3.0, 3.0]] and both[OTHER].tolist() == [[11, 4]]
 
 
 def test_weights_have_the_runs_dtype():

@@ -19,7 +19,7 @@ from layersweep.rollout.environments.demo_gridworld import GridWorldConfig
 from layersweep.rollout.environments.episodes import play, read_action
 from layersweep.rollout.types import Completions, stable_seed
 from tests.helpers.hostile_environment import CounterConfig
-from tests.helpers.scripted import Model, decode, encode, played
+from tests.helpers.scripted import Model, decode, encode_prompt, played
 
 PLAIN = "{turn}:{observation}"
 
@@ -238,7 +238,7 @@ def test_a_failing_engine_fails_the_call_and_frees_the_environments():
 
     with closing(config.build()) as task:
         with pytest.raises(ValueError, match="stale weights"):
-            asyncio.run(play(task, [InitialState("s", 0)], 3, generate, encode, decode))
+            asyncio.run(play(task, [InitialState("s", 0)], 3, generate, encode_prompt, decode))
         done = played(task, [InitialState("s", 0)], 1, Model(lambda prompt, seed: "add"))
         assert done.episodes[0].success == 1.0
         assert task.processes.of(0)._hosted == set()

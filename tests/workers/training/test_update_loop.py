@@ -196,6 +196,29 @@ def test_a_batch_without_signal_has_nulls_for_what_nothing_measured(trunk, one_r
         assert metrics["kl"] > 0 if measured else metrics["kl"] is None
 
 
+def test_the_kl_to_the_policy_that_generated_the_batch(model_folder, trunk, one_rank):
+    """k3 over the tokens of groups with a signal, exp(d) - 1 - d with d = logp - the engine's, before any step; and the
+    mean |d| beside it. Nothing where nothing is trained on."""
+    from transformers import AutoModelForCausalLM
+
+    exp = experience()
+    model, ends, d = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32), np.cumsum(exp.lengths), []
+    for row, end in enumerate(ends):
+        if np.ptp(exp.reward[exp.group == exp.group[row]]) == 0:
+            continue
+        at = slice(end - exp.lengths[row], end)
+        ids = torch.from_numpy(np.concatenate([exp.prompts[row], exp.tokens[at]])).long()[None]
+        with torch.no_grad():
+            logp = torch.log_softmax(model(ids).logits[0, len(exp.prompts[row]) - 1 : -1].double(), -1)
+        d += (logp[range(exp.lengths[row]), exp.tokens[at]].numpy() - exp.logprobs[at]).tolist()
+    metrics = update_loop(trunk, Selection.layer(2), *settings(0.0, 1e-2, 0.5, 40)).update(exp, step=0)
+    assert metrics["rollout_kl"] == pytest.approx(np.mean(np.expm1(d) - d), rel=1e-4)
+    assert metrics["logprob_mismatch"] == pytest.approx(np.mean(np.abs(d)), rel=1e-4)
+    exp.reward[:] = 1.0
+    loop = update_loop(trunk, Selection.layer(2), *settings(0.0, 1e-2, 0.5, 40))
+    assert loop.update(exp, step=1)["rollout_kl"] is None
+
+
 def twins(flip: bool) -> Experience:
     """Two groups alike in prompt and responses; with `flip` every reward r of the second is 1 - r."""
     one = experience(groups=2)
