@@ -19,7 +19,7 @@ AlgorithmConfig = Annotated[
 
 
 class PretrainedModel(StrictModel):
-    """A Qwen2.5, Qwen3 or Llama-type model that exists."""
+    """A model that exists: Llama, Mistral, Phi-3, Qwen2, Qwen3, Qwen3-MoE, OLMo-2, OLMo-3 or Gemma-3 (text)."""
 
     type: Literal["pretrained"] = "pretrained"
     path: Location

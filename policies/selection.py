@@ -8,14 +8,14 @@ Kind = Literal["base", "full", "layer", "layers", "part", "boost"]
 
 EMBEDDING = "model.embed_tokens.weight"
 MODULES = {
-    "attention": r"self_attn\.[qkvo]_proj\.",
+    "attention": r"self_attn\.([qkvo]|qkv)_proj\.",
     "mlp": r"mlp\.",
     "norms": r"norm\.weight",
 }
 """Parts of a block by name, as patterns that are searched for in parameter names. Together they are the whole block:
 `norms` are those before attention and MLP, and of queries and keys."""
-_MATRIX = re.compile(r"(?<!norm)\.weight$")
-"""Weights of linear modules: neither norms nor biases."""
+_MATRIX = re.compile(r"(?<!norm)(?<!mlp\.gate)\.weight$")
+"""Weights of linear modules: neither norms nor biases, nor experts and their router."""
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 

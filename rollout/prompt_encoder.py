@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from layersweep.policies.model.architecture import end_tokens
+from layersweep.policies.model.config_fields import end_tokens
 from layersweep.rollout.types import Prompt
 
 BATCH = 1000

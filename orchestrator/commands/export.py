@@ -17,6 +17,7 @@ from layersweep.orchestrator.spec.load import load_spec
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import PretrainedModel
 from layersweep.policies.model.checkpoint import HEAD, head_is_tied, stored_tensors
+from layersweep.policies.model.expert_weights import as_stored
 from layersweep.policies.selection import parse_run_name
 from layersweep.workers.startup.gguf_model import gguf_folder, is_gguf
 from layersweep.workers.startup.tiny_model import cache_folder
@@ -182,7 +183,7 @@ def merge(base: Path, overlay: "dict[str, torch.Tensor]", target: Path) -> None:
     dtype = next(iter(overlay.values())).dtype
     config["tie_word_embeddings"] = bool(head_is_tied(stored_tensors(base)))
     tied = {HEAD} if config["tie_word_embeddings"] else set()
-    left, weight_map, total = {name: overlay[name] for name in overlay.keys() - tied}, {}, 0
+    left, weight_map, total = as_stored({name: overlay[name] for name in overlay.keys() - tied}), {}, 0
     for shard in shards:
         tensors = {}
         for name, tensor in _tensors(shard):

@@ -20,7 +20,7 @@ from layersweep.workers.training.micro_batch_size import (
 
 from .cluster_shape import H200, GpuKind
 from .plan import Plan
-from .selections import count_trained
+from .selections import count_active
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,8 @@ def forward_flops(shape: Architecture, context: float) -> float:
 
 
 def block_flops(shape: Architecture, context: float) -> float:
-    """FLOPs of one token through one block."""
-    return 2 * shape.layer_parameters + 4 * shape.heads * shape.head_dim * context
+    """FLOPs of one token through one block, on average over blocks: some may attend to a window of the context."""
+    return 2 * shape.active_layer_parameters + 4 * shape.heads * shape.head_dim * shape.attended(context)
 
 
 def update_flops(
@@ -183,10 +183,10 @@ def update_flops(
     """
     block, head = block_flops(shape, context), 2 * shape.vocabulary * shape.hidden
     if selection.trains_all:
-        below, upper, trained = 0, shape.layers, shape.layers * 2 * shape.layer_parameters + head
+        below, upper, trained = 0, shape.layers, shape.layers * 2 * shape.active_layer_parameters + head
     else:
         below = selection.first_block(shape.layers)
-        upper, trained = shape.layers - below, 2 * count_trained(selection, shape)
+        upper, trained = shape.layers - below, 2 * count_active(selection, shape)
     suffix = upper * block + head
     return below * block + old_logprobs * suffix + epochs * ((3 if reference else 2) * suffix + trained)
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # transformers, which a plan without local model does without
 
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes of vLLM's attention on CPUs; tests/orchestrator/planning/test_model_checks.py compares with vLLM."""
+CPU_EXPERTS = 32
+"""Number that the hidden size of a model with experts is a multiple of, in vLLM on CPUs."""
 DTYPES = {"F32", "F16", "BF16"}
 """Stored dtypes that can be trained, as safetensors names them."""
 SINGLE = "model.safetensors"
@@ -55,6 +57,11 @@ def model_problems(spec: SweepSpec, model: ResolvedModel, weights_needed: bool) 
             f"model.path: heads of size {shape.head_dim} are not among those that vLLM computes on CPUs "
             f"({', '.join(map(str, CPU_HEAD_DIMS))}); use GPUs or another model"
         )
+    if not spec.resources.on_gpu() and shape.experts and shape.hidden % CPU_EXPERTS:
+        problems.append(
+            f"model.path: hidden size {shape.hidden} is no multiple of {CPU_EXPERTS}, as vLLM's experts on CPUs need; "
+            "use GPUs or another model"
+        )
     if spec.model.revision is not None and Path(spec.model.path).is_dir():
         problems.append("model.revision: a folder has no revisions, only a model of the hub has; leave it out")
     if model.folder is None:
@@ -75,9 +82,8 @@ def config_problems(model: ResolvedModel) -> list[str]:
     """List what transformers refuses in the config.json beside a tokenizer; it is the last word on what fields hold."""
     import transformers
 
-    kind = getattr(transformers, f"{model.architecture.name.removesuffix('ForCausalLM')}Config")
     try:
-        kind.from_pretrained(model.tokenizer)
+        transformers.AutoConfig.from_pretrained(model.tokenizer)
     except Exception as error:  # its validators raise classes of their own
         return [f"model.path: {model.tokenizer}/config.json: transformers refuses it ({' '.join(str(error).split())})"]
     return []
@@ -164,7 +170,7 @@ def _check_weights(folder: Path, shape: Architecture, read_all: bool) -> None:
         ValueError: says what is wrong with them.
     """
     tensors = stored_tensors(folder)
-    weights = shape.outer_weights | shape.weights_of(range(shape.layers))
+    weights = shape.outer_weights | shape.stored_weights
     required = {name: size for name, size in weights.items() if not name.endswith(".bias")}
     expected = required | {HEAD: (shape.vocabulary, shape.hidden)}  # which a folder may hold though it is tied
     if foreign := sorted({tensor.dtype for tensor in tensors.values()} - DTYPES):

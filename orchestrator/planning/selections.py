@@ -70,3 +70,12 @@ def count_trained(selection: Selection, shape: Architecture) -> int:
     if selection.lora is None:
         return count_served(selection, shape)
     return selection.lora.rank * sum(map(sum, trained_weights(selection, shape).values()))
+
+
+@cache
+def count_active(selection: Selection, shape: Architecture) -> float:
+    """Return the number of a selection's parameters that compute a token: of experts those that are chosen."""
+    if not shape.experts:
+        return count_trained(selection, shape)
+    of_experts = sum(prod(size) for name, size in trained_weights(selection, shape).items() if ".experts." in name)
+    return count_trained(selection, shape) - of_experts * (1 - shape.active_experts / shape.experts)

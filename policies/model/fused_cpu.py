@@ -14,14 +14,15 @@ from transformers import Cache
 
 from .tree_attention import tree_attention
 
-FAMILIES = ("Llama", "Qwen2", "Qwen3")
-"""Families of transformers' modules <family>RMSNorm and <family>Attention that are replaced by equal ones."""
+ATTENTIONS = ("Llama", "Mistral", "Qwen2", "Qwen3", "Qwen3Moe")
+NORMS = (*ATTENTIONS, "Olmo2", "Olmo3", "Phi3")
+"""Families of transformers' modules <family>Attention and <family>RMSNorm that are replaced by equal ones."""
 
 
 def fuse(model: nn.Module) -> nn.Module:
     """Replace norms and attentions of transformers' decoders, in place, by fused ones; their weights stay the same."""
-    parts = {f"{family}RMSNorm": FusedRMSNorm for family in FAMILIES}
-    parts |= {f"{family}Attention": FusedAttention for family in FAMILIES}
+    parts = {f"{family}RMSNorm": FusedRMSNorm for family in NORMS}
+    parts |= {f"{family}Attention": FusedAttention for family in ATTENTIONS}
     for module in model.modules():
         kind = type(module)
         if kind.__name__ in parts and kind.__module__.startswith("transformers.models."):

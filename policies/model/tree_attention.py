@@ -72,6 +72,27 @@ def as_added(mask: Tensor | TreeAttentionPlan, dtype: torch.dtype) -> Tensor | T
     return added[..., :keys].masked_fill_(~mask, -torch.inf)
 
 
+def within_window(mask: Tensor | TreeAttentionPlan, positions: Tensor, window: int) -> Tensor | TreeAttentionPlan:
+    """Return a mask, or a plan, in which no query attends to a key `window` or more positions before it.
+
+    Args:
+        positions: of all tokens, int64 [B, T].
+    """
+    if isinstance(mask, TreeAttentionPlan):
+        flat = positions.flatten()
+        groups = (
+            replace(group, mask=group.mask & _near(flat[group.queries], flat[group.keys], window))
+            for group in mask.groups
+        )
+        return replace(mask, groups=tuple(groups))
+    return mask & _near(positions, positions, window)
+
+
+def _near(queries: Tensor, keys: Tensor, window: int) -> Tensor:
+    """Return the mask [A, 1, Q, K] of positions of queries [A, Q] and keys [A, K] less than `window` apart."""
+    return (queries[:, :, None] - keys[:, None, :] < window)[:, None]
+
+
 def by_branch(branches: Sequence[Branch], tokens: int, masked_pairs: int) -> TreeAttentionPlan | None:
     """Plan attention branch by branch; return None where one mask of `masked_pairs` over the `tokens` is cheaper."""
     classes: dict[tuple[int, int], list[Branch]] = {}

@@ -12,12 +12,13 @@ from transformers import AutoModelForCausalLM
 
 from layersweep.policies.selection import EMBEDDING, Selection
 
+from .block_inputs import BlockInputs
 from .fused_cpu import fuse
 from .low_rank import add_adapters, merged
 from .pretrained import load_pretrained
 from .tensor_transport import to_handles, to_tensors
 from .token_logprobs import LogprobHead
-from .tree_attention import NAME, as_added
+from .tree_attention import NAME
 from .tree_batch import MicroBatch
 
 
@@ -44,7 +45,11 @@ class Trunk:
 
     def share(self) -> dict[str, Any]:
         """Return what another process on the same GPU needs to attach to this trunk, which must outlive it."""
-        return {"config": self.model.config, "weights": to_handles(self.model.state_dict(keep_vars=True))}
+        return {"config": self.model.config, "weights": to_handles(self.tensors())}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all weights and buffers by name."""
+        return self.model.state_dict(keep_vars=True) | dict(self.model.named_buffers())
 
     @classmethod
     def attach(cls, shared: dict[str, Any], device: torch.device) -> "Trunk":
@@ -52,10 +57,12 @@ class Trunk:
         config = shared["config"]
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-        model.load_state_dict(to_tensors(shared["weights"], device), assign=True)
+        weights = to_tensors(shared["weights"], device)
+        model.load_state_dict({name: weights.pop(name) for name in model.state_dict()}, assign=True)
         model.tie_weights()
-        # Not in the state dict: frequencies are recomputed, where `load` has them computed.
-        model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
+        for name, buffer in weights.items():  # not in the state dict, such as rotary frequencies
+            module, _, own = name.rpartition(".")
+            setattr(model.get_submodule(module), own, buffer)
         return cls(model)
 
     def digest(self) -> str:
@@ -165,10 +172,9 @@ def run_blocks(
     Args:
         checkpointing: keep each block's input alone for the backward pass, which computes the block again.
     """
-    rotary = decoder.rotary_emb(hidden, batch.position_ids)
-    mask = batch.mask if hidden.device.type == "cpu" else as_added(batch.mask, hidden.dtype)
-    given = {"attention_mask": mask, "position_ids": batch.position_ids, "position_embeddings": rotary}
+    inputs = BlockInputs(decoder, batch, hidden)
     for block in blocks:
+        given = inputs.of(block)
         if checkpointing:
             # At ZeRO 3 a parameter that is not gathered is empty, and so does not look like itself computed again.
             hidden = checkpoint(

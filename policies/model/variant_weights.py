@@ -64,11 +64,11 @@ def changed(change: RunChange, base: Mapping[str, Tensor], overlay: Mapping[str,
 
 
 def low_rank(delta: Tensor, rank: int) -> Tensor:
-    """Return the nearest matrix of a rank in the L2 norm (Eckart and Young 1936); a vector as it is."""
-    if delta.dim() < 2 or rank >= min(delta.shape):
+    """Return the nearest matrix of a rank in the L2 norm (Eckart and Young 1936), of each expert; a vector as it is."""
+    if delta.dim() < 2 or rank >= min(delta.shape[-2:]):
         return delta
     u, s, vh = torch.linalg.svd(delta, full_matrices=False)
-    return (u[:, :rank] * s[:rank]) @ vh[:rank]
+    return (u[..., :rank] * s[..., None, :rank]) @ vh[..., :rank, :]
 
 
 def largest_entries(deltas: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ def pass_bytes(shape: Architecture, config: RolloutConfig, element_bytes: int) -
     put back, so twice that.
     """
     rows = max(config.max_num_batched_tokens, config.max_model_len or 0)
-    block = 2 * (2 * shape.hidden + 3 * shape.intermediate // config.tensor_parallel_size) * element_bytes
+    block = 2 * (2 * shape.hidden + 3 * shape.mlp_width // config.tensor_parallel_size) * element_bytes
     return rows * block + config.max_num_seqs * shape.vocabulary * 4 * SAMPLER_COPIES
 
 

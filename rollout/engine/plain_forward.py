@@ -25,9 +25,10 @@ ROWS = 8192
 class ChangedWeights(Mapping[str, Tensor]):
     """The base with some weights changed, each entry by a share of its own size; computed at each access.
 
-    An entry w at row i and column j becomes w (1 + amount s_i t_j) with random signs s and t: a change that is as
-    large as the weights are, whatever their scale, and that costs no random numbers of the weights' count. A vector
-    of zeros (biases before training) becomes amount s_i. The mapping holds the changed weights alone.
+    An entry w at row i and column j becomes w (1 + amount s_i t_j) with random signs s and t (of experts' weights a
+    third besides): a change that is as large as the weights are, whatever their scale, and that costs no random numbers
+    of the weights' count. A vector of zeros (biases before training) becomes amount s_i. The mapping holds the changed
+    weights alone.
 
     Args:
         base: the base's weights by Hugging Face name.
@@ -48,7 +49,9 @@ class ChangedWeights(Mapping[str, Tensor]):
         if weight.dim() == 1:
             change = self.amounts[name] * signs[0][rows]
             return (weight[rows] * (1 + change) if weight.any() else change).to(weight.dtype)
-        change = self.amounts[name] * signs[0][rows, None] * signs[1]
+        change = self.amounts[name] * signs[0][rows]
+        for sign in signs[1:]:
+            change = change[..., None] * sign
         return change.add_(1).mul_(weight[rows]).to(weight.dtype)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -115,8 +118,8 @@ class PlainForward:
         """Return the log-probabilities [tokens] of each response, computed in `dtype` from the loaded weights."""
         sequences = [torch.from_numpy(np.concatenate([r.prompt, r.response])).long() for r in responses]
         ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True)  # at the end, which no token attends to
-        embedded = torch.stack([r.weights.rows(EMBEDDING, row) for row, r in zip(ids, responses, strict=True)])
-        hidden = self._decoder(embedded.to(self.device, dtype), responses)
+        rows = torch.cat([r.weights.rows(EMBEDDING, row) for row, r in zip(ids, responses, strict=True)])
+        hidden = self._decoder(self._embedded(rows.to(self.device, dtype)).unflatten(0, ids.shape), responses)
         found: dict[int, Tensor] = {}
         for weights, rows in _by_weights(responses, (NORM, EMBEDDING, HEAD)):
             lengths = [len(responses[row].response) for row in rows]
@@ -129,6 +132,12 @@ class PlainForward:
             tokens = torch.cat([torch.from_numpy(responses[row].response).long() for row in rows])
             found |= zip(rows, self._token_logprobs(weights, predicting, tokens).split(lengths), strict=True)
         return [found[row] for row in range(len(responses))]
+
+    def _embedded(self, rows: Tensor) -> Tensor:
+        """Return the embeddings [tokens, hidden] of tokens whose rows of the weight are these; some families scale."""
+        module = self.model.model.embed_tokens
+        state = {"weight": rows} | {name: buffer.to(self.device) for name, buffer in module.named_buffers()}
+        return torch.func.functional_call(module, state, (torch.arange(len(rows), device=self.device),))
 
     def _decoder(self, embedded: Tensor, responses: Sequence[ScoredResponse]) -> Tensor:
         """Compute hidden states [B, T, hidden] before the final norm, with transformers' own masks and positions."""

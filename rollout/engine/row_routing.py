@@ -1,15 +1,15 @@
 """Assignment of a batch's rows to runs."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-T = TypeVar("T")
-RowGroup = tuple[Tensor | None, T | None]
-"""Row indices and the overlay's part that computes them; indices None means all rows, an overlay None the base."""
+BASE = -1
+"""Number of the base, where runs are numbered."""
 RUN = "layersweep_run"
 """Key of a request's run in `SamplingParams.extra_args`."""
 
@@ -17,6 +17,29 @@ RUN = "layersweep_run"
 def run_of(sampling_params: Any) -> str | None:
     """Return the run that a request belongs to; None is the base."""
     return (sampling_params.extra_args or {}).get(RUN)
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """Rows of a batch, grouped by the run whose weights compute them."""
+
+    owners: tuple[int, ...]
+    """The run of each group, by its number; BASE of the rows of none of them."""
+    lengths: tuple[int, ...] = ()
+    """Rows of each group; nothing where there is but one group."""
+    order: Tensor | None = None
+    """The rows, group by group; None where they lie so already."""
+    places: Tensor | None = None
+    """Place of each row in that order."""
+
+    def parted(self, x: Tensor, dim: int) -> tuple[Tensor, ...]:
+        """Return each group's rows of a tensor, whose rows are in dimension `dim`."""
+        return (x if self.order is None else x.index_select(dim, self.order)).split(self.lengths, dim)
+
+    def joined(self, pieces: Sequence[Tensor], dim: int) -> Tensor:
+        """Return a tensor of all rows from each group's."""
+        whole = torch.cat(pieces, dim)
+        return whole if self.places is None else whole.index_select(dim, self.places)
 
 
 class RowRouting:
@@ -29,46 +52,50 @@ class RowRouting:
     """
 
     def __init__(self, runs: Sequence[str | None], lengths: np.ndarray, device: torch.device):
-        self.names = sorted({run for run in runs if run is not None})
-        number = {run: i for i, run in enumerate(self.names)} | {None: -1}
+        self.names = tuple(sorted({run for run in runs if run is not None}))
+        number = {run: i for i, run in enumerate(self.names)} | {None: BASE}
         self.of_request = np.fromiter((number[run] for run in runs), np.int32, len(runs))
         self.of_token = np.repeat(self.of_request, lengths)
         self.device = device
+        self._known: dict[tuple[tuple[int, ...], int, int | None], RowGroups] = {}
 
-    def split(
-        self, overlays: Mapping[str, object], part: Callable[..., T | None], rows: int, first: int | None = None
-    ) -> list[RowGroup]:
-        """Group the rows by the overlay that computes them at one point of the model.
+    def split(self, owners: tuple[int, ...], rows: int, first: int | None = None) -> RowGroups:
+        """Group the rows of a module by the run whose weights compute them.
 
         Args:
-            overlays: each run's overlay.
-            part: returns what an overlay has for this point, or None.
+            owners: the runs, by their index in `names`, that have weights of their own there.
             rows: how many rows there are; as many as requests means one row a request (the sampled ones),
                 anything from the number of scheduled tokens on means token rows, padded with base rows.
             first: number of the token whose row is the first; the others are those of the tokens after it.
         """
-        owners = [(i, own) for i, name in enumerate(self.names) if (own := part(overlays[name])) is not None]
-        if not owners:
-            return [(None, None)]
+        if (groups := self._known.get((owners, rows, first))) is None:
+            groups = self._known[owners, rows, first] = self._split(owners, rows, first)
+        return groups
+
+    def _split(self, owners: tuple[int, ...], rows: int, first: int | None) -> RowGroups:
         of_row = self.of_token if rows >= len(self.of_token) else self.of_request
         if first is not None:
             of_row = self.of_token[first : first + rows]
         if rows > len(of_row):
-            of_row = np.concatenate([of_row, np.full(rows - len(of_row), -1, np.int32)])
+            of_row = np.concatenate([of_row, np.full(rows - len(of_row), BASE, np.int32)])
         elif rows != len(of_row):
             raise ValueError(f"cannot tell the runs of {rows} rows in a batch of {len(self.of_request)} requests")
-        groups: list[RowGroup] = []
-        left = np.ones(rows, bool)
-        for i, own in owners:
-            mine = of_row == i
-            if mine.all():
-                return [(None, own)]
-            if mine.any():
-                groups.append((self._index(mine), own))
-                left &= ~mine
-        if left.any():
-            groups.append((self._index(left) if groups else None, None))
-        return groups
+        of_row = np.where(np.isin(of_row, owners), of_row, BASE)
+        found, first, lengths = np.unique(of_row, return_index=True, return_counts=True)
+        if len(found) == 1:
+            return RowGroups((int(found[0]),))
+        by_first = first.argsort()
+        rank = np.empty(len(found), np.int64)
+        rank[by_first] = np.arange(len(found))
+        of_group = rank[np.searchsorted(found, of_row)]
+        order = of_group.argsort(kind="stable")
+        moved = (order != np.arange(rows)).any()  # else rows lie group by group, and need not be copied
+        return RowGroups(
+            tuple(found[by_first].tolist()),
+            tuple(lengths[by_first].tolist()),
+            self._rows(order) if moved else None,
+            self._rows(order.argsort()) if moved else None,
+        )
 
-    def _index(self, mask: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.flatnonzero(mask)).to(self.device, non_blocking=True)
+    def _rows(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(rows).to(self.device, non_blocking=True)

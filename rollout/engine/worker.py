@@ -42,18 +42,18 @@ class OverlayWorker:
         """
         self.drop_overlay(run)  # first: a GPU then has room for as much
         overlay = self._copied(version, weights)
-        self.model_runner.model.overlays[run] = overlay
+        self.model_runner.model.set_overlay(run, overlay)
         return overlay.bytes
 
     def extend_overlay(self, run: str, weights: Mapping[str, Tensor]) -> int:
         """Serve `run` from these weights too, beside those pushed before. Returns the bytes sent."""
         overlay = self.model_runner.model.overlays[run]
         part = self._copied(overlay.version, weights)
-        overlay.add(part)
+        self.model_runner.model.set_overlay(run, overlay.extended(part))
         return part.bytes
 
     def _copied(self, version: int, weights: Mapping[str, Tensor]) -> EngineOverlay:
-        overlay = EngineOverlay.build(self.model_runner.model, version, weights, self.checkpoint)
+        overlay = self.model_runner.model.builder.build(version, weights, self.checkpoint, self.device)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # copies are only queued, and their source may be another process's
         return overlay
@@ -68,4 +68,4 @@ class OverlayWorker:
 
     def drop_overlay(self, run: str) -> None:
         """Forget a run's weights, if there are any."""
-        self.model_runner.model.overlays.pop(run, None)
+        self.model_runner.model.set_overlay(run, None)

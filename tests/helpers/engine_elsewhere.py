@@ -90,7 +90,7 @@ def main(path: str, folder: str, dtype: str = "float32") -> None:
     engine = module.RolloutEngine(folder, "Qwen3ForCausalLM", config, dtype, seed=0)
     seen = {"v2": engine._engine.vllm_config.use_v2_model_runner}
     try:
-        seen["self_check"] = check(engine, folder, dtype, full=spans == 1)
+        seen["self_check"] = check(engine, folder, dtype)
     except RoutingMismatch as mismatch:
         seen["refused"] = str(mismatch)
     if path == "v2" and dtype == "float32":

@@ -12,7 +12,7 @@ from layersweep.policies.algorithms.base import PolicyGradient
 from layersweep.policies.algorithms.custom import CustomAlgorithm
 from layersweep.policies.algorithms.rejection_sampling import RejectionSampling
 from layersweep.policies.config import AlgorithmConfig
-from layersweep.policies.model.architecture import SUPPORTED
+from layersweep.policies.model.families import FAMILIES
 from layersweep.policies.model.known_models import KNOWN_MODELS
 from layersweep.rollout.config import TaskConfig
 from layersweep.workers.startup.preload.server import TRAINER
@@ -73,21 +73,25 @@ def test_every_task_has_the_hooks():
             assert getattr(task, "multi_turn", False) or callable(task.score)
 
 
-def test_model_families_are_the_same_in_plan_trainer_and_preload():
-    """What a plan accepts, whose modules are fused on CPUs, which models' code is preloaded, which are known."""
-    from layersweep.policies.model.fused_cpu import FAMILIES
+def test_model_families_are_those_of_transformers():
+    """By the class that transformers has for a family's model_type; whose modules are fused on CPUs, whose code is
+    preloaded, and which models are known, are among them."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    assert set(SUPPORTED) == {f"{family}ForCausalLM" for family in FAMILIES}
+    from layersweep.policies.model.fused_cpu import ATTENTIONS, NORMS
+
+    assert all(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.model_type] == name for name, family in FAMILIES.items())
+    assert {f"{family}ForCausalLM" for family in (*ATTENTIONS, *NORMS)} <= set(FAMILIES)
     preloaded = {name.split(".")[2] for name in TRAINER if name.startswith("transformers.models.")}
-    assert preloaded == {family.lower() for family in FAMILIES}
-    assert {config["architectures"][0] for config in KNOWN_MODELS.values()} <= set(SUPPORTED)
+    assert preloaded <= {family.model_type for family in FAMILIES.values()}
+    assert {config["architectures"][0] for config in KNOWN_MODELS.values()} <= set(FAMILIES)
 
 
 @pytest.mark.slow
 def test_every_family_that_a_plan_accepts_is_routed_by_the_engine():
     from layersweep.rollout.engine.model import ROUTED
 
-    assert set(ROUTED) == set(SUPPORTED)
+    assert set(ROUTED) == set(FAMILIES)
     assert all(routed.__name__ == f"Routed{name.removesuffix('ForCausalLM')}" for name, routed in ROUTED.items())
 
 

@@ -22,7 +22,7 @@ FEWEST, MOST = 128, 16384
 
 @dataclass(frozen=True)
 class BlockActivations:
-    """Bytes of one token in one block of a Llama-type decoder, as transformers computes it on a GPU.
+    """Bytes of one token in one block, as transformers computes it on a GPU.
 
     Measured by counting allocations (tests/workers/training/test_activations.py), which is within a tenth,
     11 % for a lower layer of an 8B model with activation checkpointing.
@@ -40,8 +40,8 @@ class BlockActivations:
 
     @classmethod
     def of(cls, shape: Architecture, element_bytes: int) -> "BlockActivations":
-        q, kv, inner = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.intermediate
-        normed = 2 * shape.hidden + (q + kv if shape.qk_norm else 0)
+        q, kv, inner = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.mlp_width
+        normed = len(shape.family.norms) * shape.hidden + (q + kv if shape.qk_norm else 0)
         return cls(
             frozen=4 * normed + element_bytes * (4 * q + 3 * inner),
             inputs=element_bytes * (2 * shape.hidden + q + inner + normed),
@@ -79,7 +79,7 @@ def activation_bytes(
     embedding, added = shape.vocabulary * shape.hidden, element_bytes + 4
     kept = tokens * activation_bytes_per_token(shape, selection, element_bytes, checkpointing)
     head = 2 * min(4 * shape.vocabulary * tokens, CHUNK_BYTES["cuda" if gpu else "cpu"])
-    weight = shape.intermediate * shape.hidden * added
+    weight = shape.largest_block_weight * added
     upper, trained = tokens * block.working, weight
     if checkpointing:
         upper += tokens * block.frozen

@@ -22,6 +22,7 @@ from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.workers.startup.tiny_model_training import character_tokenizer
+from tests.helpers import families
 from tests.helpers.model_folders import ALPHABET, TEMPLATE, VOCABULARY, edit_config, edit_weights, make
 
 
@@ -80,6 +81,29 @@ def test_models_that_are_right(tmp_path, name):
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > (5 if name == "sharded" else 0)
     # The engine takes a prompt in one pass of 8,192 tokens on a CPU.
     assert found.window == (8192 if name == "32k positions" else 256)
+
+
+def of_family(folder: Path, family: str, **changes) -> Path:
+    families.save_random(folder, family, vocab_size=VOCABULARY, **changes)
+    tokenizer = character_tokenizer(ALPHABET)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_further_families_are_right(tmp_path, family):
+    assert plan(of_family(tmp_path / "model", family)).architecture.layers == 4
+
+
+def test_experts_that_are_missing_or_do_not_fit_the_cpu(tmp_path):
+    folder = of_family(tmp_path / "model", "Qwen3Moe")
+    edit_weights(folder, lambda w: w.pop("model.layers.2.mlp.experts.5.up_proj.weight"))
+    with pytest.raises(SpecError, match=r"the weights lack model\.layers\.2\.mlp\.experts\.5\.up_proj\.weight"):
+        plan(folder)
+    odd = of_family(tmp_path / "odd", "Qwen3Moe", hidden_size=48)
+    with pytest.raises(SpecError, match=r"model\.path: hidden size 48 is no multiple of 32"):
+        plan(odd)
 
 
 def test_a_cache_of_links_is_right(tmp_path):

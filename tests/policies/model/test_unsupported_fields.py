@@ -2,7 +2,8 @@
 
 import pytest
 
-from layersweep.policies.model.architecture import Architecture, unsupported_fields
+from layersweep.policies.model.architecture import Architecture
+from layersweep.policies.model.config_fields import unsupported_fields
 from layersweep.policies.model.known_models import KNOWN_MODELS
 
 SIZES = {"num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "vocab_size": 48}
@@ -48,3 +49,74 @@ def test_a_model_that_would_be_another_one_is_refused_by_its_field(config, field
 )
 def test_models_that_are_computed_alike_pass(config):
     assert unsupported_fields(config) == {}
+
+
+MISTRAL, PHI3, OLMO3, GEMMA3, MOE = (
+    {"architectures": [f"{name}ForCausalLM"]} | SIZES for name in ("Mistral", "Phi3", "Olmo3", "Gemma3", "Qwen3Moe")
+)
+OF_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (MISTRAL | {"sliding_window": 8, "layer_types": ["full_attention"] * 4}, "layer_types"),
+        (PHI3 | {"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}, "rope_scaling.type"),
+        (PHI3 | {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling.type"),
+        (PHI3 | {"partial_rotary_factor": 0.75}, "partial_rotary_factor"),
+        (OLMO3 | {"sliding_window": 8, "layer_types": ["sliding_attention"] * 3}, "layer_types"),
+        (
+            OLMO3 | {"sliding_window": 8, "rope_parameters": {"sliding_attention": {"rope_type": "dynamic"}}},
+            "rope_parameters.sliding_attention.rope_type",
+        ),
+        (GEMMA3 | {"sliding_window": 8, "final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        (GEMMA3 | {"sliding_window": 8, "use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        (GEMMA3 | {"sliding_window": 8, "hidden_activation": "silu"}, "hidden_activation"),
+        (MOE | OF_EXPERTS | {"mlp_only_layers": [0]}, "mlp_only_layers"),
+        (MOE | OF_EXPERTS | {"decoder_sparse_step": 2}, "decoder_sparse_step"),
+        (MOE | OF_EXPERTS | {"num_experts_per_tok": 5}, "num_experts_per_tok"),
+    ],
+)
+def test_of_further_families_too(config, field):
+    with pytest.raises(ValueError, match=f"^config.json: {field}: "):
+        Architecture.from_config(config)
+
+
+def test_sliding_blocks_are_counted():
+    """Mistral in all blocks; Gemma 3 in five of six, OLMo 3 in three of four, or where `layer_types` says."""
+    assert Architecture.from_config(MISTRAL).sliding_layers == 0
+    assert Architecture.from_config(MISTRAL | {"sliding_window": 8}).sliding_layers == 4
+    twelve = {"sliding_window": 8, "num_hidden_layers": 12}
+    assert Architecture.from_config(GEMMA3 | twelve).sliding_layers == 10
+    assert Architecture.from_config(GEMMA3 | twelve | {"sliding_window_pattern": 2}).sliding_layers == 6
+    assert Architecture.from_config(OLMO3 | twelve).sliding_layers == 9
+    types = ["full_attention"] * 11 + ["sliding_attention"]
+    olmo3 = Architecture.from_config(OLMO3 | twelve | {"layer_types": types})
+    assert (olmo3.sliding_layers, olmo3.window) == (1, 8)
+    # 11 blocks attend to all 20 positions, one to 8.
+    assert olmo3.attended(20) == pytest.approx((11 * 20 + 8) / 12)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"architectures": ["MambaForCausalLM"], "model_type": "mamba", "state_size": 16}, "state-space"),
+        ({"architectures": ["Mamba2ForCausalLM"], "state_size": 128}, "state-space"),
+        ({"architectures": ["JambaForCausalLM"], "model_type": "jamba", "mamba_d_state": 16}, "state-space"),
+        ({"architectures": ["FalconH1ForCausalLM"], "model_type": "falcon_h1"}, "state-space"),
+        ({"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next",
+          "layer_types": ["linear_attention", "full_attention"]}, "linear_attention"),
+        ({"architectures": ["OlmoHybridForCausalLM"], "model_type": "olmo_hybrid"}, "recurrent"),
+        ({"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True},
+         "encoder-decoder"),
+        ({"architectures": ["BartForConditionalGeneration"], "is_encoder_decoder": True}, "encoder-decoder"),
+        ({"architectures": ["Qwen2_5_VLForConditionalGeneration"], "vision_config": {}}, "images"),
+        ({"architectures": ["Gemma3ForConditionalGeneration"], "vision_config": {"hidden_size": 1}}, "images"),
+        ({"architectures": ["LlavaForConditionalGeneration"], "vision_config": {"hidden_size": 1}}, "images"),
+        ({"architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 512}, "latent"),
+        ({"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss"}, "shown to compute it alike"),
+    ],
+)  # fmt: skip
+def test_other_architectures_are_refused_by_name_with_the_reason(config, reason):
+    with pytest.raises(ValueError, match=rf"^architecture '{config['architectures'][0]}' is not supported: .*{reason}"):
+        Architecture.from_config(config)

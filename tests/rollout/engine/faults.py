@@ -18,10 +18,10 @@ import torch  # noqa: E402
 from layersweep.policies.model import fused_cpu, tree_attention  # noqa: E402
 from layersweep.policies.model.stored_weights import StoredWeights  # noqa: E402
 from layersweep.rollout.config import RolloutConfig  # noqa: E402
-from layersweep.rollout.engine import model, overlay  # noqa: E402
+from layersweep.rollout.engine import model  # noqa: E402
 from layersweep.rollout.engine.engine import RolloutEngine  # noqa: E402
-from layersweep.rollout.engine.overlay import EngineOverlay, LayerOverlay  # noqa: E402
-from layersweep.rollout.engine.row_routing import RowRouting  # noqa: E402
+from layersweep.rollout.engine.overlay import OverlayBuilder  # noqa: E402
+from layersweep.rollout.engine.row_routing import RowGroups, RowRouting  # noqa: E402
 from layersweep.rollout.engine.selfcheck import RoutingMismatch, check  # noqa: E402
 from layersweep.rollout.engine.worker import OverlayWorker  # noqa: E402
 
@@ -30,39 +30,47 @@ class FirstShardWorker(OverlayWorker):
     """A worker that keeps the first rank's shard of every overlay, whatever its rank."""
 
     def push_overlay(self, run, version, weights):
-        with patch.object(overlay, "_shard", lambda weight, dim, rank, parts: weight.chunk(parts, dim)[0]):
+        ranked = [x for m in self.model_runner.model.modules() for x in (m, *m.parameters()) if hasattr(x, "tp_rank")]
+        ranked += [x for m in self.model_runner.model.builder.modules.values() for x in (m, *m.parameters())]
+        ranks = [getattr(x, "tp_rank", None) for x in ranked]
+        try:
+            for x in ranked:
+                x.tp_rank = 0
             return super().push_overlay(run, version, weights)
+        finally:
+            for x, rank in zip(ranked, ranks, strict=True):
+                x.tp_rank = rank
+
+
+def in_run(change):
+    """A fault in a run's overlay: `change` gets its modules, by name, and vLLM's own model."""
+    build = OverlayBuilder.build
+
+    def faulty(self, *args):
+        overlay = build(self, *args)
+        change(overlay.modules, self.model)
+        return overlay
+
+    return patch.object(OverlayBuilder, "build", faulty)
 
 
 def in_block(change):
-    """A fault in a whole block's overlay: `change` gets its weights and vLLM's block of the base."""
-    build = LayerOverlay.build.__func__
+    """A fault in a whole block's overlay: `change` gets its modules, by name in the block, and vLLM's block."""
 
-    def faulty(cls, layer, *args):
-        overlay = build(cls, layer, *args)
-        if "down" in overlay.weights:  # of a whole block
-            change(overlay.weights, layer)
-        return overlay
+    def faulty(modules, base):
+        for k, layer in enumerate(base.model.layers):
+            prefix = f"model.layers.{k}."
+            own = {name.removeprefix(prefix): module for name, module in modules.items() if name.startswith(prefix)}
+            if {"mlp.down_proj", "post_attention_layernorm"} <= own.keys():  # of a whole block
+                change(own, layer)
 
-    return patch.object(LayerOverlay, "build", classmethod(faulty))
+    return in_run(faulty)
 
 
 def others_of_a_part_are_zero():
     """A fault in a part's overlay: weights that are fused with its own are not the base's."""
     get = StoredWeights.__getitem__
     return patch.object(StoredWeights, "__getitem__", lambda self, name: torch.zeros_like(get(self, name)))
-
-
-def in_run(change):
-    """A fault in a run's overlay."""
-    build = EngineOverlay.build.__func__
-
-    def faulty(cls, *args):
-        overlay = build(cls, *args)
-        change(overlay)
-        return overlay
-
-    return patch.object(EngineOverlay, "build", classmethod(faulty))
 
 
 def in_routing(change):
@@ -76,34 +84,48 @@ def in_routing(change):
     return patch.object(RowRouting, "__init__", faulty)
 
 
-def base_norm(weights, layer):
-    weights["post_norm"] = layer.post_attention_layernorm.weight.detach().clone()
+def as_base(*names):
+    def change(modules, layer):
+        for name in names:
+            modules[name].weight.data.copy_(layer.get_submodule(name).weight)
+
+    return change
 
 
-def base_qk_norms(weights, layer):
-    weights["q_norm"] = layer.self_attn.q_norm.weight.detach().clone()
-    weights["k_norm"] = layer.self_attn.k_norm.weight.detach().clone()
+def transposed(modules, layer):
+    modules["self_attn.o_proj"].weight.data = modules["self_attn.o_proj"].weight.data.T.contiguous()
 
 
-def transposed(weights, layer):
-    weights["o"] = weights["o"].T.contiguous()
+def other_shard(modules, layer):
+    weight = modules["mlp.down_proj"].weight.data
+    weight.copy_(weight.roll(weight.shape[1] // 2, 1))
 
 
-def other_shard(weights, layer):
-    weights["down"] = weights["down"].roll(weights["down"].shape[1] // 2, 1)
+def gate_for_up(modules, layer):
+    weight = modules["mlp.gate_up_proj"].weight.data
+    weight.copy_(weight.roll(len(weight) // 2, 0))
 
 
-def gate_for_up(weights, layer):
-    weights["gate_up"] = weights["gate_up"].roll(len(weights["gate_up"]) // 2, 0)
+def blocks(modules):
+    return sorted({int(name.split(".")[2]) for name in modules if name.startswith("model.layers.")})
 
 
-def one_layer_off(overlay):
-    if len(overlay.layers) == 1:
-        overlay.layers = {max(0, k - 1) if k else 1: layer for k, layer in overlay.layers.items()}
+def one_layer_off(modules, base):
+    if len(blocks(modules)) == 1:
+        (k,) = blocks(modules)
+        for name in list(modules):
+            other = name.replace(f".{k}.", f".{max(0, k - 1) if k else 1}.")
+            modules[other] = modules.pop(name)
+
+
+def second_block_is_the_bases(modules, base):
+    if len(blocks(modules)) > 1:
+        for name in [name for name in modules if name.startswith("model.layers.1.")]:
+            del modules[name]
 
 
 def first_two_swapped(routing):
-    routing.names[:2] = routing.names[:2][::-1]
+    routing.names = routing.names[:2][::-1] + routing.names[2:]
 
 
 def base_rows_to_a_run(routing):
@@ -111,13 +133,9 @@ def base_rows_to_a_run(routing):
         owners[owners < 0] = 0
 
 
-def positions_of_other_rows():
-    project = LayerOverlay.project
-
-    def faulty(self, positions, hidden, residual):
-        return project(self, positions.roll(1), hidden, residual)
-
-    return patch.object(LayerOverlay, "project", faulty)
+def inputs_of_other_rows():
+    part = RowGroups.parted
+    return patch.object(RowGroups, "parted", lambda self, x, dim: part(self, x.roll(1, dim), dim))
 
 
 def first_version_stays():
@@ -130,14 +148,8 @@ def first_version_stays():
 
 
 def pieces_out_of_place():
-    merge = model._merge
-
-    def faulty(parts, pieces, rows):
-        if len(parts) > 1 and parts[0][0] is not None:
-            parts = [(parts[0][0].flip(0), parts[0][1]), *parts[1:]]
-        return merge(parts, pieces, rows)
-
-    return patch.object(model, "_merge", faulty)
+    join = RowGroups.joined
+    return patch.object(RowGroups, "joined", lambda self, pieces, dim: join(self, pieces, dim).roll(1, dim))
 
 
 def attention_scale_of_the_trainer():
@@ -154,26 +166,24 @@ def rotation_of_the_trainer():
 
 
 FAULTS = {
-    "a norm keeps the base's weights": lambda: in_block(base_norm),
-    "q and k norms keep the base's weights": lambda: in_block(base_qk_norms),
-    "a bias is dropped": lambda: in_block(lambda weights, layer: weights.pop("qkv_bias")),
+    "a norm keeps the base's weights": lambda: in_block(as_base("post_attention_layernorm")),
+    "q and k norms keep the base's weights": lambda: in_block(as_base("self_attn.q_norm", "self_attn.k_norm")),
+    "a bias is dropped": lambda: in_block(lambda modules, layer: modules["self_attn.qkv_proj"].bias.data.zero_()),
     "a projection is transposed": lambda: in_block(transposed),
-    "a projection is not copied": lambda: in_block(lambda weights, layer: weights["down"].zero_()),
+    "a projection is not copied": lambda: in_block(lambda modules, layer: modules["mlp.down_proj"].weight.data.zero_()),
     "a shard is another's": lambda: in_block(other_shard),
     "gate and up are exchanged": lambda: in_block(gate_for_up),
-    "the base is served to all": lambda: patch.object(model, "_block", lambda layer, parts, *rest: layer(*rest)),
+    "the base is served to all": lambda: patch.object(model.RoutedMixin, "_groups", lambda self, name, rows: None),
     "two runs are swapped": lambda: in_routing(first_two_swapped),
     "the base's rows go to a run": lambda: in_routing(base_rows_to_a_run),
     "rows come back out of place": pieces_out_of_place,
     "an overlay is one layer off": lambda: in_run(one_layer_off),
-    "the embedding of full is the base's": lambda: in_run(lambda overlay: setattr(overlay, "embedding", None)),
-    "the final norm of full is the base's": lambda: in_run(lambda overlay: setattr(overlay, "norm", None)),
-    "the head of full is the base's": lambda: in_run(lambda overlay: setattr(overlay, "head", None)),
-    "a block of full is the base's": lambda: in_run(
-        lambda overlay: overlay.layers.pop(1) if len(overlay.layers) > 1 else None
-    ),
+    "the embedding of full is the base's": lambda: in_run(lambda modules, base: modules.pop("model.embed_tokens", 0)),
+    "the final norm of full is the base's": lambda: in_run(lambda modules, base: modules.pop("model.norm", 0)),
+    "the head of full is the base's": lambda: in_run(lambda modules, base: modules.pop("lm_head", 0)),
+    "a block of full is the base's": lambda: in_run(second_block_is_the_bases),
     "what a part is fused with is lost": others_of_a_part_are_zero,
-    "positions are other rows'": positions_of_other_rows,
+    "a module's inputs are other rows'": inputs_of_other_rows,
     "a push does nothing": first_version_stays,
     "the trainer's attention scale": attention_scale_of_the_trainer,
     "the trainer's rotation": rotation_of_the_trainer,

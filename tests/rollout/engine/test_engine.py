@@ -9,6 +9,7 @@ import torch
 from layersweep.policies.selection import Selection
 from layersweep.rollout.types import Sampling, StaleWeights, TransferFailed
 from layersweep.workers.transport.weight_transfer import in_parts
+from tests.helpers.engine_logprobs import trained, worst
 
 SELECTIONS = [
     *(Selection.layer(k) for k in range(4)), Selection.several((0, 2)), Selection.full(),
@@ -41,26 +42,6 @@ def variants(model_folder):
                     parameter += (0.3 if "norm" in selection.name else 0.05) * torch.randn_like(parameter)
         models[selection.name] = model
     return models
-
-
-def trained(model, selection):
-    return {n: p.detach() for n, p in model.named_parameters() if selection.trains(n)}
-
-
-@torch.no_grad()
-def logprobs(model, prompt, answer):
-    ids = torch.from_numpy(np.concatenate([prompt, answer])).long()[None]
-    logits = model(ids).logits[0, len(prompt) - 1 : -1].float()
-    return torch.log_softmax(logits, -1)[range(len(answer)), torch.from_numpy(answer).long()].numpy()
-
-
-def worst(model, prompts, completions, samples):
-    """Largest difference in nats between the engine's log-probabilities and this model's."""
-    starts = np.cumsum(completions.lengths)[:-1]
-    answers, given = np.split(completions.tokens, starts), np.split(completions.logprobs, starts)
-    return max(
-        np.abs(logprobs(model, prompts[i // samples], answer) - given[i]).max() for i, answer in enumerate(answers)
-    )
 
 
 def test_all_runs_in_one_batch_equal_transformers(engine, variants):
@@ -253,23 +234,15 @@ def test_an_engine_that_slept_goes_on_as_before(engine, variants):
 def test_the_self_check_passes_and_catches_broken_routing(engine, model_folder, monkeypatch):
     """Sound routing differs by rounding; an overlay that keeps one of the base's norms is refused, and so is one
     that serves the base to all runs."""
-    from layersweep.rollout.engine import model
-    from layersweep.rollout.engine.overlay import LayerOverlay
+    from layersweep.rollout.engine.model import RoutedMixin
     from layersweep.rollout.engine.selfcheck import RoutingMismatch, check
+    from tests.rollout.engine.faults import as_base, in_block
 
     assert check(engine, model_folder, "float32") < 1e-5
-    build = LayerOverlay.build.__func__
-
-    def stale_norm(cls, layer, prefix, hf, *args):
-        stale = dict(hf) | {"post_attention_layernorm.weight": layer.input_layernorm.weight}
-        return build(cls, layer, prefix, stale, *args)
-
+    with in_block(as_base("post_attention_layernorm")), pytest.raises(RoutingMismatch, match="rounding explains"):
+        check(engine, model_folder, "float32")
     with monkeypatch.context() as patch:
-        patch.setattr(LayerOverlay, "build", classmethod(stale_norm))
-        with pytest.raises(RoutingMismatch, match="rounding explains"):
-            check(engine, model_folder, "float32")
-    with monkeypatch.context() as patch:
-        patch.setattr(model, "_block", lambda layer, parts, *hidden: layer(*hidden))
+        patch.setattr(RoutedMixin, "_groups", lambda self, name, rows: None)
         with pytest.raises(RoutingMismatch):
             check(engine, model_folder, "float32")
 

@@ -110,7 +110,7 @@ def test_a_handle_is_made_once_for_as_long_as_its_tensor_stays():
 
 def test_an_attached_trunk_computes_what_a_loaded_one_does(trunk):
     """Its weights are another process's, its rotary frequencies its own."""
-    shared = {"config": trunk.model.config, "weights": tensors.to_arrays(trunk.model.state_dict(keep_vars=True))}
+    shared = {"config": trunk.model.config, "weights": tensors.to_arrays(trunk.tensors())}
     attached = Trunk.attach(shared, torch.device("cpu"))
     ids = torch.arange(2, 32)[None]
     assert torch.equal(attached.model(ids).logits, trunk.model(ids).logits)

@@ -12,10 +12,13 @@ ROUTING = RowRouting(["a", "b", None], np.array([2, 3, 1]), torch.device("cpu"))
 
 def owners(rows, first=None):
     """The run that computes each row."""
+    groups = ROUTING.split((0, 1), rows, first)
+    if len(groups.owners) == 1:
+        return "ab-"[groups.owners[0]] * rows
     found = [""] * rows
-    for index, own in ROUTING.split({"a": "a", "b": "b"}, lambda overlay: overlay, rows, first):
-        for row in range(rows) if index is None else index.tolist():
-            found[row] += own or "-"
+    for owner, part in zip(groups.owners, groups.parted(torch.arange(rows), 0), strict=True):
+        for row in part.tolist():
+            found[row] += "ab-"[owner]
     return "".join(found)
 
 
