@@ -100,7 +100,7 @@ def test_an_install_leaves_nothing_else_at_the_top(installed):
 def test_the_command_works_from_there(installed):
     assert "layersweep run" in run(installed, "layersweep", "--help")
     assert run(installed, "python", "-m", "layersweep", "schema").startswith("name\n")
-    assert "7 to train" in run(installed, "layersweep", "plan")
+    assert "21 to train" in run(installed, "layersweep", "plan")
 
 
 @pytest.mark.slow
@@ -111,4 +111,4 @@ def test_users_folders_may_bear_our_folders_names(installed, tmp_path):
         (tmp_path / name / "__init__.py").write_text("mine = True\n")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import {', '.join(CODE)}, layersweep.cli as c; "
     code += f"assert all(module.mine for module in ({', '.join(CODE)})); c.main(['plan'])"
-    assert "7 to train" in run(installed, "python", "-c", code)
+    assert "21 to train" in run(installed, "python", "-c", code)

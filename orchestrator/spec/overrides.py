@@ -11,6 +11,16 @@ from .yaml_core import read_yaml
 PATH = r"[A-Za-z_]\w*(?:\.\w[\w-]*|\[\d+\])*"
 """Pattern of a path: field names joined by dots, and indices of list items in brackets."""
 
+SHORT_FORMS = {"model": {"type": "pretrained", "path": None}, "algorithm": {"type": None}}
+"""Sections that may be written as one text, which takes the place of None: `algorithm: grpo` is `{type: grpo}`."""
+
+
+def long_form(section: str, value: Any) -> Any:
+    """A section as a mapping where it is written as one text; any other value as it is."""
+    if section not in SHORT_FORMS or not isinstance(value, str):
+        return value
+    return {field: value if fixed is None else fixed for field, fixed in SHORT_FORMS[section].items()}
+
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     """Values by dotted path from texts of the form PATH=VALUE; values are read as YAML.
@@ -71,4 +81,5 @@ def _set(data: dict[str, Any], path: str, value: Any) -> None:
         else:
             if isinstance(part, str) and owner.get(part) is None:
                 owner[part] = {}
+            owner[part] = long_form(part, owner[part]) if depth == 0 else owner[part]
             owner = owner[part]

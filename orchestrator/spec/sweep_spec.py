@@ -21,6 +21,7 @@ from layersweep.workers.trackers.config import TrackingConfig
 from .controls import ControlConfig
 from .factors import FieldPath, Levels
 from .layers import CombinedRun, LayerSet
+from .overrides import long_form
 from .selections import SweptSelections
 
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
@@ -98,12 +99,12 @@ class SweepSpec(StrictModel):
     @field_validator("model", mode="before", json_schema_input_type=str | ModelConfig)
     @classmethod
     def _a_path_is_a_pretrained_model(cls, value: object) -> object:
-        return {"type": "pretrained", "path": value} if isinstance(value, str) else value
+        return long_form("model", value)
 
     @field_validator("algorithm", mode="before", json_schema_input_type=str | AlgorithmConfig)
     @classmethod
     def _a_name_is_an_algorithm(cls, value: object) -> object:
-        return {"type": value} if isinstance(value, str) else value
+        return long_form("algorithm", value)
 
     @field_validator("seeds", mode="before", json_schema_input_type=Seed | tuple[Seed, ...])
     @classmethod

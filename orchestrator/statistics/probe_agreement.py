@@ -89,10 +89,11 @@ def _agreement(values: np.ndarray, contribution: np.ndarray, noise: np.ndarray) 
 def predictor_spearman(values: np.ndarray, contribution: np.ndarray, noise: np.ndarray) -> Correlation:
     """Return Spearman's rho between a measure and the true C in the population of layers, median and 95 % interval.
 
-    The true C and some monotone function of the measure are bivariate normal with Pearson's correlation rho; of the
-    measure the ranks alone count (rank likelihood; Hoff 2007, Ann. Appl. Stat. 1:265), its latent values being
-    drawn in their order. A grid over rho and the spread of C, C's mean integrated out, gives the posterior of rho, and
-    Spearman's is 6 / pi * asin(rho / 2) (Pearson 1907). tests/simulations/probes.py has its coverage.
+    Some monotone functions of the true C and of the measure are bivariate normal with Pearson's correlation rho. That
+    of C is the one that makes the observed normal, and takes the noise along: on a plateau it is large. Of the measure
+    the ranks alone count (rank likelihood; Hoff 2007, Ann. Appl. Stat. 1:265), its latent values being drawn in their
+    order. A grid over rho and the spread of C, its mean integrated out, gives the posterior of rho, and Spearman's is
+    6 / pi * asin(rho / 2) (Pearson 1907). tests/simulations/probes.py has its coverage.
 
     Args:
         values: [layers].
@@ -100,6 +101,7 @@ def predictor_spearman(values: np.ndarray, contribution: np.ndarray, noise: np.n
     """
     if not np.isfinite(noise).all() or np.ptp(values) == 0 or np.ptp(contribution) == 0:
         return Correlation(np.nan, np.nan, np.nan)
+    contribution, noise = _normal_scores(contribution, noise)
     order = stats.rankdata(values, method="ordinal") - 1
     latent = np.sort(np.random.default_rng(0).standard_normal((DRAWS, len(values))), axis=1)[:, order]
     centred = contribution - contribution.mean()
@@ -118,3 +120,16 @@ def predictor_spearman(values: np.ndarray, contribution: np.ndarray, noise: np.n
     below = np.cumsum(posterior) - posterior / 2
     low, median, high = np.interp([0.025, 0.5, 0.975], below / posterior.sum(), 6 / np.pi * np.arcsin(RHO / 2))
     return Correlation(float(median), float(low), float(high))
+
+
+def _normal_scores(observed: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the normal scores of some numbers, and the noise in them: linear between the numbers and beyond them."""
+    scores = stats.norm.ppf((stats.rankdata(observed) - 0.5) / len(observed))
+    at, first = np.unique(observed, return_index=True)
+    ends = scores[first[[0, -1]]]
+    slope = (ends[1] - ends[0]) / (at[-1] - at[0])
+
+    def score(x: np.ndarray) -> np.ndarray:
+        return np.interp(x, at, scores[first]) + slope * (x - x.clip(at[0], at[-1]))
+
+    return scores, (score(observed + noise) - score(observed - noise)) / 2

@@ -65,6 +65,13 @@ def test_paths_that_lead_nowhere(values, problem):
     assert error.value.problems == [problem]
 
 
+def test_fields_of_a_section_that_is_written_as_one_text():
+    spec = load_spec(DEMO, {"algorithm": "dapo", "algorithm.max_num_gen_batches": 5, "model": "smollm2"})
+    assert (spec.algorithm.type, spec.algorithm.max_num_gen_batches, spec.model.path) == ("dapo", 5, "smollm2")
+    spec = load_spec({**yaml.safe_load(open(DEMO)), "model": "Qwen/Qwen3-0.6B"}, {"model.revision": "abc"})
+    assert (spec.model.type, spec.model.path, spec.model.revision) == ("pretrained", "Qwen/Qwen3-0.6B", "abc")
+
+
 def test_overrides_are_typed_and_refused_like_the_file():
     spec = load_spec(DEMO, {"training.steps": 50, "seeds": [0, 1], "evaluation.suites[0].samples": 2})
     assert (spec.training.steps, spec.seeds, spec.evaluation.suites[0].samples) == (50, (0, 1), 2)
