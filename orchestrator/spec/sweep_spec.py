@@ -166,7 +166,6 @@ class SweepSpec(StrictModel):
             "outside of layers, and sweep" if any(entry.layers is None for entry in self.sweep) else ""
         )  # fmt: skip
         if whole and self.rollout.tensor_parallel_size > 1:
-            # layersweep.rollout.engine.overlay would have to split the run's own embedding by vocabulary.
             raise ValueError(
                 f"rollout.tensor_parallel_size: {self.rollout.tensor_parallel_size}: an engine over several GPUs "
                 f"serves no run {whole} asks for one; set it to 1"

@@ -173,6 +173,8 @@ def _rms_norm(module: RMSNorm, x: Tensor, residual: Tensor | None = None) -> Ten
 
 def _make_ready(module: nn.Module) -> None:
     """Do what vLLM does to a module once its weights are loaded; on CPUs without packing matrices."""
+    for name, parameter in list(module.named_parameters(recurse=False)):  # vLLM's own kinds cost Python at each use
+        module._parameters[name] = nn.Parameter(parameter.data, requires_grad=False)
     method = getattr(module, "quant_method", None)
     on_cpu = next(module.parameters()).device.type == "cpu"
     if on_cpu and isinstance(module, LinearBase | VocabParallelEmbedding):

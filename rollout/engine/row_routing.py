@@ -80,22 +80,21 @@ class RowRouting:
             of_row = np.concatenate([of_row, np.full(rows - len(of_row), BASE, np.int32)])
         elif rows != len(of_row):
             raise ValueError(f"cannot tell the runs of {rows} rows in a batch of {len(self.of_request)} requests")
-        of_row = np.where(np.isin(of_row, owners), of_row, BASE)
-        found, first, lengths = np.unique(of_row, return_index=True, return_counts=True)
-        if len(found) == 1:
-            return RowGroups((int(found[0]),))
-        by_first = first.argsort()
-        rank = np.empty(len(found), np.int64)
-        rank[by_first] = np.arange(len(found))
-        of_group = rank[np.searchsorted(found, of_row)]
-        order = of_group.argsort(kind="stable")
-        moved = (order != np.arange(rows)).any()  # else rows lie group by group, and need not be copied
-        return RowGroups(
-            tuple(found[by_first].tolist()),
-            tuple(lengths[by_first].tolist()),
-            self._rows(order) if moved else None,
-            self._rows(order.argsort()) if moved else None,
-        )
+        groups = [(owner, np.flatnonzero(of_row == owner)) for owner in owners]
+        left = np.ones(rows, bool)
+        for _, own in groups:
+            left[own] = False
+        groups = [(owner, at) for owner, at in (*groups, (BASE, np.flatnonzero(left))) if len(at)]
+        if len(groups) == 1:
+            return RowGroups((groups[0][0],))
+        groups.sort(key=lambda group: group[1][0])
+        order, numbers = np.concatenate([at for _, at in groups]), np.arange(rows)
+        found, lengths = tuple(owner for owner, _ in groups), tuple(len(at) for _, at in groups)
+        if (order == numbers).all():  # rows lie group by group, and need not be copied
+            return RowGroups(found, lengths)
+        places = np.empty_like(order)
+        places[order] = numbers
+        return RowGroups(found, lengths, self._rows(order), self._rows(places))
 
     def _rows(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(rows).to(self.device, non_blocking=True)
