@@ -68,7 +68,8 @@ def prompt_of(given: Any) -> Prompt:
         raise ValueError(f"the id of a prompt is text, not {prompt.id!r:.80}")
     if (prompt.text is None) == (prompt.messages is None):
         raise ValueError(f"prompt {prompt.id:.80} has not exactly one of text and messages")
-    return dataclasses.replace(prompt, messages=None if prompt.messages is None else tuple(prompt.messages))
+    messages = None if prompt.messages is None else tuple(prompt.messages)
+    return dataclasses.replace(prompt, messages=messages, tools=tuple(prompt.tools))
 
 
 @cache

@@ -69,7 +69,7 @@ def test_a_changed_learning_rate_is_refused_with_both_values(begun, tmp_path, ca
         ({"algorithm": {"type": "dr_grpo"}}, "algorithm.type: the sweep began with grpo, the spec has dr_grpo"),
         ({"layers": [4]}, "layers: [1] belong to the sweep"),
         ({"seeds": [1]}, "seeds: the sweep began with [0]"),
-        ({"training": {"steps": 29}}, "training.steps: 30 were asked for before"),
+        ({"training": {"steps": 19}}, "training.steps: 20 were asked for before"),
         ({"training": {"steps": 40, "schedule": "cosine"}}, "training.schedule: the sweep began with constant"),
         ({"evaluation": {"suites": [{"name": "m", "prompts": 2}]}}, "evaluation.suites"),
         ({"rollout": {"dtype": "bfloat16"}}, "rollout.dtype"),
