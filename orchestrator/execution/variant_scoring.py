@@ -39,8 +39,8 @@ T = TypeVar("T")
 FOLDER = "variants"
 AT_ONCE = 4
 """Variants that an engine serves at a time: their weights are in its memory."""
-REPORT_EVERY = 10
-"""Variants between two lines of progress."""
+REPORT_SECONDS = 20.0
+"""Seconds between two lines of progress, at least."""
 
 
 class VariantsFailed(RuntimeError):
@@ -56,14 +56,22 @@ class VariantScorer:
     slots: asyncio.Semaphore
     done: set[tuple[str, int, str]] = field(default_factory=set)
     """Variants that were scored, by name, seed and split."""
+    asked: int = 0
+    """Variants that were to be scored so far."""
+    reported: float = 0.0
+    """Time of the last line of progress, by the loop's clock."""
 
     async def score(self, variants: Sequence[Variant], seeds: Sequence[int], split: str = "selection") -> pd.DataFrame:
         """Score variants that are not scored yet; return the content of scores.parquet, all runs and variants in it."""
+        missing = [
+            (variant, seed) for variant in variants for seed in seeds if (variant.name, seed, split) not in self.done
+        ]
+        self.asked += len(missing)
+        if missing:
+            self._report(f"{len(missing)} variants to score on the {split} split")
         async with asyncio.TaskGroup() as tasks:
-            for variant in variants:
-                for seed in seeds:
-                    if (variant.name, seed, split) not in self.done:
-                        tasks.create_task(self._score(variant, seed, split))
+            for variant, seed in missing:
+                tasks.create_task(self._score(variant, seed, split))
         return await self.context.actors.collector.all_scores()
 
     async def _score(self, variant: Variant, seed: int, split: str) -> None:
@@ -79,8 +87,13 @@ class VariantScorer:
             update = partial(collector.update_run, variant.name, seed, status="completed", **facts)
             await reach_store("the variant's metadata", update)
         self.done.add((variant.name, seed, split))
-        if len(self.done) % REPORT_EVERY == 0:
-            context.progress.say(f"{len(self.done)} variants scored")
+        late = asyncio.get_running_loop().time() - self.reported >= REPORT_SECONDS
+        if late or len(self.done) == self.asked:
+            self._report(f"{len(self.done)} of {self.asked} variants scored")
+
+    def _report(self, said: str) -> None:
+        self.context.progress.say(said)
+        self.reported = asyncio.get_running_loop().time()
 
 
 @dataclass

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import ray
 
+from layersweep.orchestrator.execution import variant_scoring
 from layersweep.orchestrator.execution.clients import CollectorClient, EngineClient, RolloutClient, VariantClient
 from layersweep.orchestrator.execution.context import SweepContext
 from layersweep.orchestrator.execution.engine_slot import EngineSlot
@@ -96,6 +97,18 @@ def test_each_variant_of_each_seed_is_pushed_scored_and_dropped(tmp_path, at_onc
     assert world.statuses.keys() == {f"{variant.name}-seed{seed}" for variant in VARIANTS for seed in (0, 1)}
     assert {status for status, _ in world.statuses.values()} == {"completed"}
     assert world.calls["evaluation"] % 14 == 0 and world.calls["evaluation"] == world.calls["record_scores"]
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(0.0, 14), (1e6, 1)])
+def test_how_many_are_scored_is_said(tmp_path, monkeypatch, capfd, seconds, lines):
+    """At the start, at the end, and in between not more often than every so many seconds; nothing to score says
+    nothing."""
+    monkeypatch.setattr(variant_scoring, "REPORT_SECONDS", seconds)
+    score(tmp_path, 1, twice=True)
+    out, err = capfd.readouterr()
+    said = out + err
+    assert said.count("14 variants to score on the selection split") == 1 == said.count("14 of 14 variants scored")
+    assert said.count("of 14 variants scored") == lines
 
 
 def test_a_variant_is_made_again_where_the_engine_had_lost_it(tmp_path):
