@@ -114,10 +114,13 @@ def plain_agreement(folder: str, selection: Selection, exp: Experience) -> float
 
 
 def assert_same_step(weight: torch.Tensor, expected: torch.Tensor, rate: float) -> None:
-    """Adam's first step is rate * g / (|g| + 1e-8): float32 rounding shows only where g itself is about 1e-8."""
-    difference = (weight - expected).abs()
-    assert difference.mean() < 5e-4 * rate
-    assert difference.max() < 0.2 * rate
+    """Compare weights after steps of Adam, which are about the rate wherever the gradient is more than rounding.
+
+    Where the gradient is rounding itself, its sign is the processor's and with it the whole step: single entries.
+    """
+    difference = (weight - expected).abs().flatten()
+    assert difference.median() < 1e-4 * rate
+    assert int((difference > 0.05 * rate).sum()) <= max(1, len(difference) // 50)
 
 
 def settings(kl: float, rate: float, clip: float, tokens: int):
