@@ -274,8 +274,6 @@ def _submit(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.spec.paths import with_absolute_paths
 
     spec = with_absolute_paths(_spec(args.words), taken_along=args.working_dir)
-    if spec.factors:
-        raise SpecError(["factors: a job is one sweep; run them from here with `layersweep run SPEC --address ...`"])
     cluster = Cluster(args.address)
     job = cluster.submit(spec, args.resume, args.fresh, args.env, args.working_dir)
     print(f"submitted as {job.id}, output {job.folder}", flush=True)
@@ -296,11 +294,8 @@ def _submit(args: argparse.Namespace) -> int:
 def _status(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.commands.status import show_status
     from layersweep.orchestrator.remote.sweep_view import SweepView
-    from layersweep.orchestrator.spec.factorial import folders_of
 
-    folders = folders_of(args.sweep) if args.address is None else [args.sweep]
-    fine = [show_status(SweepView(folder, args.address), args.watch) for folder in folders]
-    return 0 if all(fine) else 1
+    return 0 if show_status(SweepView(args.sweep, args.address), args.watch) else 1
 
 
 def _stop(args: argparse.Namespace) -> int:
@@ -330,7 +325,8 @@ def _pull(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.commands.status import pull
     from layersweep.orchestrator.remote.sweep_view import SweepView
 
-    print(pull(SweepView(args.sweep, args.address), args.output))
+    for line in pull(SweepView(args.sweep, args.address), args.output):
+        print(line)
     return 0
 
 

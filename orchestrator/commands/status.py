@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import PurePath
 from typing import Any
 
 import pandas as pd
@@ -15,11 +16,15 @@ from layersweep.orchestrator.remote.sweep_view import SweepView
 from layersweep.orchestrator.report.format import interval_text, number_text, wide_console
 from layersweep.orchestrator.report.terminal_table import interval_title, without_contribution
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.factorial import sweeps_of
+from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.orchestrator.spec.yaml_core import read_yaml
 from layersweep.policies.selection import parse_run_name
 from layersweep.workers.storage.files import write_atomically
 from layersweep.workers.storage.tables import CONTRIBUTION, PHASES, STEPS, TableSchema
 
+FILES = ("sweep.yaml", "checkpoints/places.json", "contribution.parquet", "steps.parquet")
+"""Files of a sweep that its status is in."""
 SECONDS = 5.0
 """Seconds between two looks at a folder."""
 SECONDS_BY_JOB = 30.0
@@ -27,7 +32,8 @@ SECONDS_BY_JOB = 30.0
 
 
 def show_status(sweep: SweepView, watch: bool) -> bool:
-    """Print how a sweep stands; with `watch`, until it ends. False where some run, or the whole sweep, failed."""
+    """Print how a sweep stands, or the sweeps of a spec with factors; with `watch`, until the end. False where some
+    run, or the whole sweep, failed."""
     console = wide_console()
     if not watch:
         view, _, failed = _look(sweep)
@@ -43,18 +49,30 @@ def show_status(sweep: SweepView, watch: bool) -> bool:
             time.sleep(SECONDS_BY_JOB if sweep.cluster else SECONDS)
 
 
-def pull(sweep: SweepView, output: str) -> str:
+def pull(sweep: SweepView, output: str) -> list[str]:
     """Copy the contribution table as it is now to `output`; returns a line that says how complete it is.
+
+    Of a spec with factors each sweep that has a table gets a file and a line: `contribution-<sweep>.parquet` where
+    `output` is `contribution.parquet`.
 
     Raises:
         SpecError: there is none yet, or it is none of ours.
     """
-    (content,) = sweep.read(["contribution.parquet"])
-    if content is None:
+    spec, content = sweep.read(["sweep.yaml", "contribution.parquet"])
+    names = _sweeps_within(sweep, spec)
+    path = PurePath(output)
+    targets = [str(path.with_stem(f"{path.stem}-{name}")) for name in names] or [output]
+    contents = sweep.read([f"{name}/contribution.parquet" for name in names]) or [content]
+    found = [(target, content) for target, content in zip(targets, contents, strict=True) if content is not None]
+    if not found:
         raise SpecError([f"{sweep.folder}: no contribution.parquet yet; it is there after the first steps"])
-    states = _parse(CONTRIBUTION, sweep, content)["status"].value_counts()
-    write_atomically(output, lambda file: file.write(content))
-    return f"{output}: {states.sum()} selections, {', '.join(f'{n} {status}' for status, n in states.items())}"
+    lines = []
+    for target, content in found:
+        states = _parse(CONTRIBUTION, sweep, content)["status"].value_counts()
+        write_atomically(target, lambda file, content=content: file.write(content))
+        said = ", ".join(f"{n} {status}" for status, n in states.items())
+        lines.append(f"{target}: {states.sum()} selections, {said}")
+    return lines
 
 
 def _parse(schema: TableSchema, sweep: SweepView, content: bytes) -> pd.DataFrame:
@@ -83,22 +101,52 @@ def _spec(sweep: SweepView, content: bytes | None) -> dict[str, Any]:
         raise SpecError([f"{sweep.folder}/sweep.yaml: this is not what a sweep wrote; restore it"]) from error
 
 
+def _sweeps_within(sweep: SweepView, content: bytes | None) -> list[str]:
+    """Return the names of the sweeps of a spec with factors; of any other spec none."""
+    if content is None or not _spec(sweep, content).get("factors"):
+        return []
+    return [one.name for one in sweeps_of(parse_spec(read_yaml(content.decode())))]
+
+
 def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
-    """Look at a sweep: what to show now, whether it is over, and whether something failed."""
-    files = ["sweep.yaml", "checkpoints/places.json", "contribution.parquet", "steps.parquet"]
-    spec, locations, *contents = sweep.read(files)
+    """Look at a sweep, or at those of a spec with factors: what to show now, whether all is over, whether something
+    failed."""
+    files = sweep.read(list(FILES))
+    names = _sweeps_within(sweep, files[0])
+    lines = [f"sweep   {sweep.job.sweep if sweep.job else _spec(sweep, files[0])['name']} -> {sweep.folder}"]
+    if sweep.job:
+        lines += _job_lines(sweep.job, sweep.cluster.logs(sweep.job))
+    ended = sweep.job is not None and sweep.job.over
+    if names:
+        found = iter(sweep.read([f"{name}/{file}" for name in names for file in FILES]))
+        parts = [_look_at(sweep, [f"sweep   {name}"], [next(found) for _ in FILES], ended) for name in names]
+        shown = Group(Text("\n".join(lines)), *(part for part, _, _ in parts))
+        over, failed = all(over for _, over, _ in parts), any(failed for _, _, failed in parts)
+    else:
+        shown, over, failed = _look_at(sweep, lines, files, ended)
+    if sweep.job:
+        return shown, ended, failed or sweep.job.status == "FAILED"
+    return shown, over, failed
+
+
+def _look_at(sweep: SweepView, lines: list[str], files: list[bytes | None], ended: bool) -> tuple[Group, bool, bool]:
+    """Look at the FILES of one sweep, as `_look` does.
+
+    Args:
+        lines: to show first.
+        ended: whether its job has.
+    """
+    spec, locations, *contents = files
+    if spec is None:
+        lines.append("        not begun")
     locations = json.loads(locations or b"{}")
     table, steps = (
         None if content is None else _parse(schema, sweep, content)
         for schema, content in zip((CONTRIBUTION, STEPS), contents, strict=True)
     )
-    lines = [f"sweep   {sweep.job.sweep if sweep.job else _spec(sweep, spec)['name']} -> {sweep.folder}"]
     over = table is not None and not (table["status"] == "running").any()
     failed = table is not None and bool((table["status"] == "failed").any())
-    if sweep.job:
-        lines += _job_lines(sweep.job, sweep.cluster.logs(sweep.job))
-        over, failed = sweep.job.over, failed or sweep.job.status == "FAILED"
-    if over:
+    if ended or over:
         locations = {}
     if engines := [f"{actor} on {where}" for actor, where in sorted(locations.items()) if actor.startswith("Engine-")]:
         lines.append(f"engines {'; '.join(engines)}")

@@ -64,11 +64,16 @@ def resume(
 ) -> int:
     """`layersweep resume`: the exit code; of several sweeps, those that have not begun are started.
 
-    Args, Raises: as for `resume_sweep`.
+    Args:
+        sweep, spec, overrides: as for `find_sweep`.
+        listen: called with every ProgressEvent, beside what is printed.
+
+    Raises:
+        SpecError: there is no such sweep, or one would become another experiment.
     """
     folder, wanted = find_sweep(sweep, spec, overrides)
     if not wanted.factors:
-        return resume_sweep(sweep, spec, address, overrides, listen)
+        return resume_sweep(wanted, address, listen)
     sweeps = sweeps_of(wanted)
     begun = {one.name for one in sweeps if SweepManifest.load(one.folder)}
     if not begun:

@@ -64,8 +64,20 @@ def override(data: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, An
     return changed
 
 
+def value_at(data: Mapping[str, Any], path: str) -> Any:
+    """Return the value at a dotted path of a spec's whole data."""
+    found: Any = data
+    for part in _parts(path):
+        found = found[part]
+    return found
+
+
+def _parts(path: str) -> list[str | int]:
+    return [int(index) if index else name for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path)]
+
+
 def _set(data: dict[str, Any], path: str, value: Any) -> None:
-    parts = [int(index) if index else name for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path)]
+    parts = _parts(path)
     owner: Any = data
     for depth, part in enumerate(parts):
         at = re.match(rf"(?:\.?[^.\[\]]+|\[\d+\]){{{depth}}}", path)[0]  # the path of `owner`

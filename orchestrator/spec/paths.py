@@ -1,6 +1,7 @@
 """Paths of a spec, made to mean the same in every process of a cluster."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,25 @@ from layersweep.rollout.data.prompt_data import DataConfig
 from layersweep.workers.startup.gguf_model import PACKAGED
 
 from .errors import SpecError
+from .factorial import with_changed_levels
 from .folders import absolute_folder
 from .sweep_spec import SweepSpec
 from .user_code_sections import with_code_paths
 
 
 def with_absolute_paths(spec: SweepSpec, taken_along: str | None = None) -> SweepSpec:
-    """The spec with absolute paths, and with the text of a chat template in place of its file's name.
+    """The spec with absolute paths, those of its factors' values too, and with the text of a chat template in place of
+    its file's name.
 
     Args:
         spec: with paths relative to the present working folder.
         taken_along: a folder that travels with a job, which runs in it: what is found there stays relative.
 
     Raises:
-        SpecError: a chat template that cannot be read, a home folder that this machine does not know.
+        SpecError: a chat template that cannot be read, a home folder that this machine does not know; or as for
+            `factorial.sweeps_of`.
     """
+    spec = with_changed_levels(spec, partial(with_absolute_paths, taken_along=taken_along))
 
     def outside(path: str, field: str) -> str:
         inside = taken_along is not None and not os.path.isabs(path) and Path(taken_along, path).exists()
