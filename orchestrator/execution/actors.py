@@ -120,6 +120,7 @@ class SweepActors:
                 plan.window,
                 ResponseKeeper(plan.folder, spec.responses, plan.final_evaluations),
                 spec.algorithm.build().max_num_gen_batches,
+                plan.first_rollouts,
             )
         )  # fmt: skip
         engines = EnginePool(plan, first_engines, create_engine, model, collector)

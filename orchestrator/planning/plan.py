@@ -18,6 +18,7 @@ from .selections import count_served, count_trained
 
 if TYPE_CHECKING:  # scipy, which most plans do without
     from layersweep.orchestrator.statistics.halving_schedule import Rung
+    from layersweep.workers.storage.completions import CompletionStore
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Plan:
     tiny model."""
     data: dict[str, DataReport] = field(default_factory=dict)
     """Counts of what became of a data set's rows, by section of the spec."""
+    first_rollouts: "CompletionStore | None" = None
+    """What it shares of the base's first batches with other sweeps of one spec with factors."""
 
     @property
     def folder(self) -> str:
