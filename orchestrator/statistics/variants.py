@@ -20,7 +20,7 @@ def variant_scores(
 
     Args:
         scores: the content of scores.parquet, with base, runs and variants.
-        facts: selection, kind and layer of base and runs.
+        facts: selection, kind, layer and, of controls, control of base and runs.
         variants: with a column `variant`, names that `scores` has as selections; those of runs may be among them.
         split: whose prompts.
         seed_sd: as for `contribution_table`.
@@ -58,6 +58,7 @@ def kept_of_runs(
 
 
 def _known(facts: pd.DataFrame, variants: set[str]) -> pd.DataFrame:
-    """Return selection, kind and layer of the sweep's runs, and of the variants that are none of them."""
+    """Return what is known of the sweep's runs, and of the variants that are none of them."""
     others = pd.DataFrame({"selection": sorted(variants - set(facts["selection"]))})
-    return pd.concat([facts[["selection", "kind", "layer"]], others.assign(kind="variant", layer=None)])
+    known = facts.reindex(columns=["selection", "kind", "layer", "control"])
+    return pd.concat([known, others.assign(kind="variant", layer=None, control=None)])

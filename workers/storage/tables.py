@@ -188,7 +188,7 @@ STEPS = TableSchema("steps", (
     Column("response_tokens", NUMBER, "mean response length", "tokens"),
     Column("truncated_fraction", NUMBER, "share of responses cut at the token limit"),
     Column("format_fraction", NUMBER, "share of responses with a readable answer"),
-    Column("learning_rate", NUMBER, "learning rate of the step"),
+    Column("learning_rate", NUMBER, "learning rate of the step, of its last optimizer step"),
     Column("tokens", COUNT, "response tokens of the batch", "tokens"),
     Column("pushed_bytes", COUNT, "weights sent from trainer to engine", "bytes"),
     Column("rollout_seconds", NUMBER, "wall time of generating the batch", "s"),

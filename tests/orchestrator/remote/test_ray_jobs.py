@@ -223,10 +223,9 @@ def test_several_sweeps_are_one_job(head, spec, tmp_path):
     status = head.run("status", "both")
     assert "layersweep-both-1, stopped" in status and "30/30" in status
     assert status.index("sweep   both-grpo") < status.index("30/30") < status.index("sweep   both-gspo")
-    assert not (folder / "compare.html").exists()
     followed = head.run("submit", str(spec / "both.yaml"), "--resume", "--follow")
-    assert f"nothing to do: all of {folder}/both-grpo is done" in followed and "both-grpo and both-gspo" in followed
-    assert (folder / "compare.html").exists()
+    assert f"nothing to do: all of {folder}/both-grpo is done" in followed
+    assert "no comparison" in followed  # reached; without a full run there is nothing to compare
     head.run("pull", "both", "-o", str(tmp_path / "table.parquet"))
     for name in ("both-grpo", "both-gspo"):
         assert (tmp_path / f"table-{name}.parquet").read_bytes() == (
