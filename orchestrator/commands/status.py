@@ -3,7 +3,7 @@
 import json
 import time
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from rich.console import Group
@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from layersweep.orchestrator.execution.sweep_lock import describe_driver
 from layersweep.orchestrator.remote.ray_jobs import Job
 from layersweep.orchestrator.remote.sweep_view import SweepView
 from layersweep.orchestrator.report.format import interval_text, number_text, wide_console
@@ -116,37 +117,49 @@ def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
     lines = [f"sweep   {sweep.job.sweep if sweep.job else _spec(sweep, files[0])['name']} -> {sweep.folder}"]
     if sweep.job:
         lines += _job_lines(sweep.job, sweep.cluster.logs(sweep.job))
-    ended = sweep.job is not None and sweep.job.over
     if names:
         found = iter(sweep.read([f"{name}/{file}" for name in names for file in FILES]))
-        parts = [_look_at(sweep, [f"sweep   {name}"], [next(found) for _ in FILES], ended) for name in names]
-        shown = Group(Text("\n".join(lines)), *(part for part, _, _ in parts))
-        over, failed = all(over for _, over, _ in parts), any(failed for _, _, failed in parts)
+        parts = [_look_at(sweep, name, [f"sweep   {name}"], [next(found) for _ in FILES]) for name in names]
+        states, failed = {state for _, state, _ in parts}, any(failed for _, _, failed in parts)
+        shown, over = Group(Text("\n".join(lines)), *(part for part, _, _ in parts)), states == {"over"}
+        over |= "stopped" in states and "running" not in states
     else:
-        shown, over, failed = _look_at(sweep, lines, files, ended)
+        shown, state, failed = _look_at(sweep, "", lines, files)
+        over = state != "running"
     if sweep.job:
-        return shown, ended, failed or sweep.job.status == "FAILED"
+        return shown, sweep.job.over, failed or sweep.job.status == "FAILED"
     return shown, over, failed
 
 
-def _look_at(sweep: SweepView, lines: list[str], files: list[bytes | None], ended: bool) -> tuple[Group, bool, bool]:
-    """Look at the FILES of one sweep, as `_look` does.
+def _look_at(
+    sweep: SweepView, name: str, lines: list[str], files: list[bytes | None]
+) -> tuple[Group, Literal["not begun", "running", "stopped", "over"], bool]:
+    """Look at one sweep: what to show, its state, and whether something failed.
 
     Args:
+        name: of one of several; empty where it is the only one.
         lines: to show first.
-        ended: whether its job has.
+        files: content of FILES.
     """
     spec, locations, *contents = files
-    if spec is None:
-        lines.append("        not begun")
+    if name and spec is None:
+        return Group(Text("\n".join([*lines, "        not begun"]))), "not begun", False
     locations = json.loads(locations or b"{}")
     table, steps = (
         None if content is None else _parse(schema, sweep, content)
         for schema, content in zip((CONTRIBUTION, STEPS), contents, strict=True)
     )
     over = table is not None and not (table["status"] == "running").any()
-    failed = table is not None and bool((table["status"] == "failed").any())
-    if ended or over:
+    failed, stopped = table is not None and bool((table["status"] == "failed").any()), False
+    if sweep.job:
+        over = sweep.job.over or bool(name) and over
+    elif not over:
+        driver, stopped = describe_driver(f"{sweep.folder}/{name}".rstrip("/"))
+        ended = f"; it ended before the sweep did, layersweep resume {sweep.folder} goes on" if stopped else ""
+        lines.append(f"driver  {driver}{ended}")
+        if stopped and table is not None:
+            table["status"] = table["status"].replace("running", "stopped")
+    if over or stopped:
         locations = {}
     if engines := [f"{actor} on {where}" for actor, where in sorted(locations.items()) if actor.startswith("Engine-")]:
         lines.append(f"engines {'; '.join(engines)}")
@@ -154,9 +167,9 @@ def _look_at(sweep: SweepView, lines: list[str], files: list[bytes | None], ende
     if table is not None:
         steps = STEPS.frame([]) if steps is None else steps  # a copied table alone
         shown.append(overview(table, steps, _spec(sweep, spec)["training"]["steps"], locations))
-        if over and (said := without_contribution(table)):
+        if (over or stopped) and (said := without_contribution(table)):
             shown.append(Text(said))
-    return Group(*shown), over, failed
+    return Group(*shown), "stopped" if stopped else "over" if over else "running", failed
 
 
 def _job_lines(job: Job, logs: str) -> list[str]:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from layersweep.cli import main
 from layersweep.orchestrator.commands.status import _look, overview, pull
+from layersweep.orchestrator.execution.sweep_lock import hold_lock
 from layersweep.orchestrator.remote import ray_jobs
 from layersweep.orchestrator.remote.ray_jobs import Cluster, Job
 from layersweep.orchestrator.remote.ray_token import show_token
@@ -136,7 +137,8 @@ def test_overview_tells_where_runs_train_as_long_as_they_do():
 def test_status_tells_where_engines_and_runs_are(bucket, capsys):
     filesystem, path = fsspec.core.url_to_fs(f"{bucket}/checkpoints/places.json")
     filesystem.pipe_file(path, b'{"Engine-0": "host-a GPU 0", "full-seed0": "host-b GPU 3"}')
-    assert main(["status", bucket]) == 1
+    with hold_lock(bucket):
+        assert main(["status", bucket]) == 1
     printed = capsys.readouterr().out
     assert "engines Engine-0 on host-a GPU 0" in printed and "host-b GPU 3" in printed
 
@@ -178,6 +180,12 @@ def test_status_of_several_sweeps(factorial_bucket, capsys):
     first, second, third = (printed.index(f"sweep   demo-of-factors-{name}") for name in ("grpo", "gspo", "rloo"))
     assert "failed: NonFinite: loss" in printed[first:second]
     assert "not begun" not in printed[:third] and "not begun" in printed[third:]
+    again = f"driver  none now; it ended before the sweep did, layersweep resume {factorial_bucket} goes on"
+    assert printed.replace("\n", " ").count(again) == 2
+    view = SweepView(factorial_bucket, None)
+    assert _look(view)[1:] == (True, True)  # nothing runs, the third will not begin
+    with hold_lock(f"{factorial_bucket}/demo-of-factors-gspo"):
+        assert _look(view)[1:] == (False, True)
 
 
 def test_pull_of_several_sweeps_is_a_file_each(factorial_bucket, tmp_path):
