@@ -1,6 +1,7 @@
 """Making a plan from a spec: models resolved, layers numbered, and all checked that can be before a sweep starts."""
 
 import contextlib
+import importlib.util
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -88,6 +89,11 @@ def check_sweep(spec: SweepSpec, fetch: bool, fetch_data: bool) -> CheckedSweep:
         problems += model_problems(spec, model, weights_needed=fetch)
     tasks, unchecked, task_problems = _built_tasks(spec, fetch_data, try_code=not problems)
     problems += task_problems + _output_problems(spec)
+    if fetch and spec.training.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        problems.append(
+            "training.optimizer: adamw_8bit needs bitsandbytes wherever trainers run; pip install bitsandbytes there, "
+            "or choose adamw"
+        )
     if problems:
         raise SpecError(list(dict.fromkeys(problems)))
     runs = tuple(Run(selection, seed) for seed in spec.seeds for selection in selections)
