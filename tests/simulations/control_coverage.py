@@ -11,19 +11,18 @@ integrated, not sampled.
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
-from layersweep.orchestrator.statistics.contribution import contribution_table
+from layersweep.orchestrator.statistics import intervals
 from tests.simulations.coverage import mean_score
 
-GAINS = {"full": 2.6, "layer-00": 1.9, "layer-01": 2.2, "layer-02": 1.6}
+GAINS = (1.9, 2.2, 1.6, 2.6)
+"""Of three layers and full, on the logit scale, on which all standard deviations are too."""
 
 
 @dataclass(frozen=True)
 class Controls:
-    """Controls of a sweep; standard deviations are on the logit scale."""
+    """A sweep with controls of one type."""
 
-    control: str = "random_direction"
     count: int = 6
     seeds: int = 3
     draw_sd: float = 0.1
@@ -36,72 +35,81 @@ class Controls:
 
     def truth(self) -> tuple[float, float]:
         """Mean score of a control over all draws and prompts, and its C."""
-        start = mean_score(self.base, self.difficulty_sd)
         of_draw = float(np.hypot(self.draw_sd, self.draw_prompt_sd))
+        start = mean_score(self.base, self.difficulty_sd)
         control = mean_score(self.base, float(np.hypot(self.difficulty_sd, of_draw)))
-        full = mean_score(self.base + GAINS["full"], float(np.hypot(self.difficulty_sd, self.seed_sd)))
+        full = mean_score(self.base + GAINS[-1], float(np.hypot(self.difficulty_sd, self.seed_sd)))
         return float(control), float((control - start) / (full - start))
 
-    def sweep(self, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Scores, a row a prompt, and what the selections are."""
-        difficulty = self.difficulty_sd * rng.standard_normal(self.prompts)
-        runs = {("base", 0): np.zeros(self.prompts)}
-        for seed in range(self.seeds):
-            for name, gain in GAINS.items():
-                runs[name, seed] = gain + self.seed_sd * rng.standard_normal() * np.ones(self.prompts)
-            for number in range(self.count):
-                on_prompt = self.draw_prompt_sd * rng.standard_normal(self.prompts)
-                runs[f"control-{number}", seed] = self.draw_sd * rng.standard_normal() + on_prompt
-        scores = pd.concat([
-            pd.DataFrame({
-                "selection": name, "seed": seed, "step": 0, "suite": "s", "split": "final", "sample": 0,
-                "prompt": np.arange(self.prompts).astype(str),
-                "score": rng.binomial(self.samples, 1 / (1 + np.exp(-(self.base + logit + difficulty)))) / self.samples,
-            })
-            for (name, seed), logit in runs.items()
-        ])  # fmt: skip
-        names = pd.Series(scores["selection"].unique())
-        control = names.str.startswith("control")
-        kind = np.select([control, names.str.startswith("layer")], ["control", "layer"], names)
-        layer = names.str.extract(r"layer-(\d+)")[0].astype("Int64")
-        known = pd.DataFrame({"selection": names, "kind": kind, "layer": layer})
-        return scores, known.assign(control=np.where(control, self.control, None))
+    def sweep(self, rng: np.random.Generator) -> np.ndarray:
+        """Scores [controls + 5, seeds, prompts], ordered controls, layers, full, base."""
+        shape = (self.count, self.seeds, self.prompts)
+        difficulty = self.base + self.difficulty_sd * rng.standard_normal(self.prompts)
+        draws = self.draw_sd * rng.standard_normal(shape[:2])[..., None] + self.draw_prompt_sd * rng.standard_normal(
+            shape
+        )
+        trained = np.array(GAINS)[:, None] + self.seed_sd * rng.standard_normal((len(GAINS), self.seeds))
+        trained = np.broadcast_to(trained[..., None], (len(GAINS), *shape[1:]))
+        logits = np.concatenate([draws, trained, np.zeros((1, *shape[1:]))]) + difficulty
+        suite = rng.binomial(self.samples, 1 / (1 + np.exp(-logits))) / self.samples
+        suite[-1, 1:] = np.nan
+        return suite
 
 
-def coverage(world: Controls, sweeps: int) -> dict[str, float]:
-    """Shares of the intervals of score and C that hold the truth, and the median width of those of C."""
+def judge(suite: np.ndarray, own: bool = True) -> np.ndarray:
+    """Intervals [controls, 4] of score and C, as `layersweep.orchestrator.statistics.contribution` has them.
+
+    Args:
+        own: whether the controls have their own variance between draws, or as others that of the training runs.
+    """
+    count, seeds, base, full = len(suite) - 5, suite.shape[1], len(suite) - 1, len(suite) - 2
+    means = intervals.seed_means([suite])
+    runs = intervals.seed_variance([suite], range(count, base))
+    draws = intervals.seed_variance([suite], range(count)) if own else runs
+
+    def t_of(variance: float, of_full: float = 0.0) -> float:
+        parts = [(draws.with_noise / seeds, draws.dof), (of_full, runs.dof)]
+        return intervals.critical(intervals.effective_dof(variance, parts) if own else runs.dof)
+
+    found = []
+    for control in range(count):
+        alone, gain = intervals.paired(means, [control]), intervals.paired(means, [control, full], base)
+        variance = alone.covariance[0, 0] + draws.of_mean(seeds)
+        half = t_of(variance) * variance**0.5
+        value, of_full = gain.mean[0] / gain.mean[1], runs.of_full(full, seeds)
+        var_gain, var_full = gain.covariance[0, 0] + draws.of_mean(seeds), gain.covariance[1, 1] + of_full
+        t = t_of(var_gain - 2 * value * gain.covariance[0, 1] + value**2 * var_full, value**2 * of_full)
+        ends = intervals.fieller(*gain.mean, var_gain, gain.covariance[0, 1], var_full, t)
+        found.append([alone.mean[0] - half, alone.mean[0] + half, *map(float, ends)])
+    return np.array(found)
+
+
+def coverage(world: Controls, sweeps: int, own: bool = True) -> tuple[float, float, float]:
+    """Shares of the intervals of score and of C that hold the truth, and the median width of those of C."""
     score, contribution = world.truth()
-    held, widths = {"score": [], "contribution": []}, []
-    for index in range(sweeps):
-        rows = contribution_table(*world.sweep(np.random.default_rng([index, world.seeds, world.count])))
-        rows = rows[rows["kind"] == "control"]
-        for name, truth in (("score", score), ("contribution", contribution)):
-            held[name] += rows[f"{name}_low"].le(truth).mul(rows[f"{name}_high"].ge(truth)).tolist()
-        widths += (rows["contribution_high"] - rows["contribution_low"]).tolist()
-    return {name: float(np.mean(found)) for name, found in held.items()} | {"width": float(np.median(widths))}
+    found = np.concatenate([judge(world.sweep(np.random.default_rng([i, 7])), own) for i in range(sweeps)])
+    held = (found[:, ::2] <= [score, contribution]) & ([score, contribution] <= found[:, 1::2])
+    return *map(float, held.mean(axis=0)), float(np.median(found[:, 3] - found[:, 2]))
 
 
 def main() -> None:
-    still = {"control": "constant_reward", "draw_sd": 0.0, "draw_prompt_sd": 0.0}
-    cases = [
-        Controls(),
-        Controls(seeds=2),
-        Controls(draw_sd=0.3),
-        Controls(count=1),
-        Controls(count=1, draw_sd=0.3, seeds=5),
-        Controls(count=1, **still),
-        Controls(count=3, **still),
-    ]
-    print(
-        f"{'control':<18}{'count':>6}{'seeds':>6}{'sd':>5}{'score':>8}{'C':>7}{'width':>7}   (with the runs' variance)"
-    )
-    for world in cases:
-        found = coverage(world, 300)
-        before = coverage(Controls(**{**vars(world), "control": "random_reward"}), 100)
+    sweeps = 1000
+    still = {"draw_sd": 0.0, "draw_prompt_sd": 0.0}
+    cases = {
+        "6 random directions": Controls(),
+        "6, 2 seeds": Controls(seeds=2),
+        "6, draws three times as different": Controls(draw_sd=0.3),
+        "1": Controls(count=1),
+        "1, 5 seeds, three times as different": Controls(count=1, seeds=5, draw_sd=0.3),
+        "1, 3 seeds, three times as different": Controls(count=1, draw_sd=0.3),
+        "1 constant reward": Controls(count=1, **still),
+        "3 constant rewards": Controls(count=3, **still),
+    }
+    print(f"{'controls':<40}{'score':>7}{'C':>7}{'width':>7}   with the runs' variance   ({sweeps} sweeps)")
+    for name, world in cases.items():
+        found, others = coverage(world, sweeps), coverage(world, sweeps, own=False)
         print(
-            f"{world.control:<18}{world.count:>6}{world.seeds:>6}{world.draw_sd:>5}{found['score']:>8.3f}"
-            f"{found['contribution']:>7.3f}{found['width']:>7.3f}   {before['contribution']:.3f} {before['width']:.3f}",
-            flush=True,
+            f"{name:<40}{found[0]:>7.3f}{found[1]:>7.3f}{found[2]:>7.3f}", *(f"{x:>7.3f}" for x in others), flush=True
         )
 
 
