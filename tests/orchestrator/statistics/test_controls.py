@@ -209,10 +209,9 @@ def test_other_controls_have_the_runs_variance():
     [Controls(), Controls(count=1, seeds=5, draw_sd=0.3), Controls(count=1, draw_sd=0.0, draw_prompt_sd=0.0)],
 )
 def test_their_intervals_cover(world):
-    """Of 95 %: 93 to 97. With the runs' variance it is nearly all of them."""
+    """Of 95 %: 93 to 97."""
     score, contribution, _ = coverage(world, 1000)
     assert 0.93 <= score <= 0.97 and 0.93 <= contribution <= 0.97
-    assert min(coverage(world, 100, own=False)[:2]) > 0.97
 
 
 @pytest.mark.parametrize("control", ["random_direction", "random_reward"])
