@@ -28,15 +28,19 @@ def sweeps_of(spec: SweepSpec) -> list[SweepSpec]:
 
 def with_changed_levels(spec: SweepSpec, change: Callable[[SweepSpec], SweepSpec]) -> SweepSpec:
     """Return a spec whose factors have the values that `change` gives the sweeps, such as paths that mean something
-    elsewhere; values that it leaves alone stay as they are written."""
+    elsewhere; values that it leaves alone stay as they are written.
+
+    Raises:
+        SpecError: as for `sweeps_of`, and what `change` raises.
+    """
     if not spec.factors:
         return spec
-    sweeps = [(labels, *(one.model_dump(mode="json") for one in (sweep, change(sweep))))
-              for labels, sweep in _expanded(spec)]  # fmt: skip
+    before = [(labels, sweep.model_dump(mode="json")) for labels, sweep in _expanded(spec)]
+    after = [(labels, change(sweep).model_dump(mode="json")) for labels, sweep in _expanded(spec)]
     factors = {}
     for path, levels in spec.factors.items():
-        before, after = ({labels[path]: value_at(sweep[state], path) for labels, *sweep in sweeps} for state in (0, 1))
-        factors[path] = levels if before == after else after
+        was, now = ({labels[path]: value_at(data, path) for labels, data in sweeps} for sweeps in (before, after))
+        factors[path] = levels if was == now else now
     return spec.model_copy(update={"factors": factors})
 
 

@@ -140,11 +140,15 @@ def seed_variance(suites: Sequence[np.ndarray], runs: Sequence[int], seed_sd: fl
 def effective_dof(variance: float, estimated: Sequence[tuple[float, float]]) -> float:
     """Degrees of freedom of a variance, parts of which are estimates and the rest known (Satterthwaite 1946).
 
+    They are V^2 / sum(v^2 / n) over the parts v with n degrees of freedom, and no fewer than the least of these.
+
     Args:
         estimated: value and degrees of freedom of each such part.
     """
-    uncertainty = sum(value**2 / dof for value, dof in estimated)
-    return variance**2 / uncertainty if uncertainty else np.inf
+    parts = [(value, dof) for value, dof in estimated if value and np.isfinite(dof)]
+    if not parts:
+        return np.inf
+    return max(variance**2 / sum(value**2 / dof for value, dof in parts), min(dof for _, dof in parts))
 
 
 def critical(dof: float, tail: float = 0.025) -> float:

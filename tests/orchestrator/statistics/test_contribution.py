@@ -457,3 +457,11 @@ def test_intervals_cover_in_500_sweeps(seeds):
 def test_no_gain_gives_no_contribution_in_1000_sweeps(seeds, seed_sd):
     nothing = World(np.zeros(28), gain=0.0, seed_sd=seed_sd, full_seed_sd=seed_sd)
     assert np.mean([outcome.shown for outcome in simulate(nothing, 1000, seeds)]) < 0.02
+
+
+def test_degrees_of_freedom_by_hand():
+    """4^2 / (2^2 / 2 + 1^2 / 4) = 7.11 where 1 of 4 is known; all of them known, the normal's; and no fewer than the
+    least part has: 1^2 / (2^2 / 3) would be .75."""
+    assert intervals.effective_dof(4.0, [(2.0, 2.0), (1.0, 4.0)]) == pytest.approx(16 / 2.25)
+    assert np.isinf(intervals.effective_dof(4.0, [(0.0, 2.0), (1.0, np.inf)]))
+    assert intervals.effective_dof(1.0, [(2.0, 3.0)]) == 3.0
