@@ -37,7 +37,7 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
         **_search(plan),
         **_trials(plan),
         **_controls(plan),
-        "to generate": f"{plan.training_responses:,} training and {plan.evaluation_responses:,} evaluation responses",
+        "to generate": _responses(plan) + (f"; without the search {_responses(plan.exhaustive)}" if plan.rungs else ""),
         "shared trunk": f"{size(plan.trunk_bytes)} once per node, in {training.dtype}",
         "an engine": engine_memory(plan),
         "micro batches": micro_batches(plan),
@@ -100,6 +100,10 @@ def _search(plan: Plan) -> dict[str, str]:
     trained, exhaustive = cost(rungs), rungs[0].layers * plan.spec.training.steps
     counts = ", ".join(f"{rung.layers} to step {rung.step}" for rung in rungs)
     return {"search": f"layers: {counts}; {trained:,} of {exhaustive:,} layer steps ({trained / exhaustive:.0%})"}
+
+
+def _responses(plan: Plan) -> str:
+    return f"{plan.training_responses:,} training and {plan.evaluation_responses:,} evaluation responses"
 
 
 def _trials(plan: Plan) -> dict[str, str]:

@@ -223,3 +223,8 @@ class Plan:
     @property
     def evaluation_responses(self) -> int:
         return sum(self.evaluation_responses_by_suite)
+
+    @property
+    def exhaustive(self) -> "Plan":
+        """The plan of the same sweep with every layer trained to the end."""
+        return replace(self, spec=self.spec.model_copy(update={"layers": "all"}))
