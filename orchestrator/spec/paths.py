@@ -6,8 +6,8 @@ from typing import Any
 
 from layersweep.policies.config import PretrainedModel
 from layersweep.policies.user_code import module_and_name
+from layersweep.rollout.data.data_config import DataConfig
 from layersweep.rollout.data.locations import local_path
-from layersweep.rollout.data.prompt_data import DataConfig
 from layersweep.workers.startup.gguf_model import PACKAGED
 
 from .errors import SpecError

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from layersweep.policies.strict import Processes, StrictModel
-from layersweep.rollout.data.prompt_data import REFERENCE_SOLUTION, DataConfig, PromptData
+from layersweep.rollout.data.data_config import DataConfig
+from layersweep.rollout.data.prompt_data import PromptData
+from layersweep.rollout.data.row_prompts import REFERENCE_SOLUTION
 from layersweep.rollout.sandbox import Limits, Sandbox, Setting
 from layersweep.rollout.types import Prompt, Response, Score, Split
 

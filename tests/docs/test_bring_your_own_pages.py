@@ -15,7 +15,7 @@ import yaml
 from layersweep.cli import main
 from layersweep.orchestrator.spec.load import load_spec
 from layersweep.policies.algorithms.loss import LossTokens
-from layersweep.rollout.data.prompt_data import DataConfig
+from layersweep.rollout.data.data_config import DataConfig
 from layersweep.rollout.environments.custom import CustomEnvironmentConfig
 from layersweep.rollout.environments.process_pool import Call
 from layersweep.rollout.tasks.prompts import PromptsConfig
