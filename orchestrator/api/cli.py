@@ -248,11 +248,10 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _data(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.commands.show_data import show_data
-    from layersweep.orchestrator.planning.checks import check_sweep
     from layersweep.orchestrator.spec.factorial import sweeps_of
 
-    for spec in sweeps_of(_spec(args.words)):
-        show_data(check_sweep(spec, fetch=False, fetch_data=True))
+    if problems := [problem for spec in sweeps_of(_spec(args.words)) for problem in show_data(spec)]:
+        raise SpecError(list(dict.fromkeys(problems)))
     return 0
 
 

@@ -20,12 +20,15 @@ from layersweep.rollout.types import Prompt, Split
 from .data_config import DataConfig
 from .data_files import DataError
 from .decontamination import contaminated
-from .row_prompts import digest, digest_of_answer, prompt_of_row
+from .row_prompts import ID_COLUMNS, digest, digest_of_answer, id_of_row, prompt_of_row
 from .row_readers import file_rows, hub_rows
 
 logger = logging.getLogger(__name__)
 
+_UNUSABLE = (ValueError, RecursionError)
+"""Raised of a bad row; RecursionError by JSON that is nested too deep."""
 SHOWN_BAD_ROWS = 5
+"""Bad rows that a refusal names; `PromptData.bad_rows` has them all."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,13 @@ class PromptData:
         Raises:
             DataError: for a file that cannot be read, bad rows where they are refused, or no usable row at all.
         """
-        self._config = config
+        self._config, self._truth = config, truth
         self._columns = None if columns is None else config.columns.all.union(columns)
         self._contaminated = self._overlong = 0
         self._conflicting: set[str] = set()
-        prompts = self._drawn(truth)
+        prompts = self._drawn()
         if self._conflicting:
-            prompts = self._drawn(truth)  # once more, without them
+            prompts = self._drawn()  # once more, without them
         prompts.sort(key=lambda prompt: prompt.id)
         self._report_bad_rows()
         if not prompts:
@@ -113,6 +116,15 @@ class PromptData:
     def row_of(self, prompt: Prompt) -> str:
         """Name the row of a prompt, such as `a.jsonl row 17`."""
         return self._row_names[prompt.id]
+
+    def bad_rows(self) -> Iterator[str]:
+        """Read all rows once more; name each bad one by its place, its own id where it has one, and the reason."""
+        columns = None if self._columns is None else self._columns.union(ID_COLUMNS)
+        for where, raw in self._raw_rows(columns):
+            try:
+                self._prompt_and_answer(raw)
+            except _UNUSABLE as error:
+                yield f"{where}{id_of_row(raw)}: {error}"
 
     def questions(self, split: Split) -> list[str]:
         """The texts of a split's questions, without template and system message."""
@@ -172,15 +184,15 @@ class PromptData:
     def _name(self) -> str:
         return str(self._config.path or self._config.hub)
 
-    def _drawn(self, truth: Callable[[dict[str, Any]], Any]) -> list[Prompt]:
+    def _drawn(self) -> list[Prompt]:
         """All good prompts, or the subsample: then no more than that is in memory, however many rows there are."""
-        config, prompts = self._config, self._read(truth)
+        config, prompts = self._config, self._read()
         if config.subsample is None:
             return list(prompts)
         key = f"{config.subsample_seed}:".encode()
         return heapq.nsmallest(config.subsample, prompts, key=lambda p: digest(key + p.id.encode()))
 
-    def _read(self, truth: Callable[[dict[str, Any]], Any]) -> Iterator[Prompt]:
+    def _read(self) -> Iterator[Prompt]:
         """Every good row as a prompt, once, without questions that are known to have different answers.
 
         Bad rows and duplicates are counted, and different answers are found; a question's first row has been given out
@@ -189,12 +201,11 @@ class PromptData:
         self._rows = self._duplicates = self._bad_count = self._conflicting_rows = 0
         self._bad: list[str] = []
         self._seen: dict[str, tuple[bytes, str]] = {}
-        for where, raw in self._raw_rows():
+        for where, raw in self._raw_rows(self._columns):
             self._rows += 1
             try:
-                prompt = prompt_of_row(raw, truth, self._config, keep_columns=self._columns is None)
-                answer = digest_of_answer(prompt.truth)
-            except (ValueError, RecursionError) as error:
+                prompt, answer = self._prompt_and_answer(raw)
+            except _UNUSABLE as error:
                 self._bad_count += 1
                 if len(self._bad) < SHOWN_BAD_ROWS:
                     self._bad.append(f"{where}: {error}")
@@ -209,11 +220,16 @@ class PromptData:
             else:
                 self._conflicting.add(prompt.id)
 
-    def _raw_rows(self) -> Iterator[tuple[str, Any]]:
+    def _prompt_and_answer(self, raw: Any) -> tuple[Prompt, bytes]:
+        """A good row as a prompt, and a hash of its answer; a bad one raises one of _UNUSABLE."""
+        prompt = prompt_of_row(raw, self._truth, self._config, keep_columns=self._columns is None)
+        return prompt, digest_of_answer(prompt.truth)
+
+    def _raw_rows(self, columns: Collection[str] | None) -> Iterator[tuple[str, Any]]:
         c = self._config
         if c.hub:
-            return hub_rows(c.hub, c.subset, c.split, c.revision, self._columns)
-        return file_rows(c.files(), self._columns, c.max_row_bytes)
+            return hub_rows(c.hub, c.subset, c.split, c.revision, columns)
+        return file_rows(c.files(), columns, c.max_row_bytes)
 
     def _first_bad_rows(self) -> str:
         if not self._bad:
@@ -226,7 +242,8 @@ class PromptData:
             return
         message = f"data: {self._bad_count} of {self._rows} rows are bad{self._first_bad_rows()}"
         if self._config.bad_rows == "refuse":
-            raise DataError(f"{message}. Fix them, or leave them out with data.bad_rows: skip")
+            listing = "" if self._bad_count == len(self._bad) else " (`layersweep data` lists all of them)"
+            raise DataError(f"{message}. Fix them{listing}, or leave them out with data.bad_rows: skip")
         logger.warning("%s. They are left out", message)
 
 

@@ -12,6 +12,12 @@ from .row_readers import messages_of, value_at
 
 REFERENCE_SOLUTION = "reference_solution"
 """Name in a prompt's `info` of a program that is right, where a row brings one."""
+ID_COLUMNS = tuple(
+    spelling
+    for name in ("id", "task_id", "question_id", "problem_id", "unique_id", "question_number", "idx", "index")
+    for spelling in (name, name.upper())
+)
+"""Columns that may hold a row's own id; the first that a row has counts."""
 _KEPT = ("data_source", "ability", REFERENCE_SOLUTION)
 
 
@@ -33,6 +39,13 @@ def ground_truth(raw: dict[str, Any], columns: Columns, required: bool = True) -
     if value is None and required:
         raise ValueError(f"no answer, neither reward_model.ground_truth nor a column {columns.answers[0]!r}")
     return value
+
+
+def id_of_row(raw: Any) -> str:
+    """Name the column and value of a row's own id, such as ` (idx 17)`; empty where it has none."""
+    ids = {name: raw.get(name) for name in ID_COLUMNS} if isinstance(raw, dict) else {}
+    found = next(((name, value) for name, value in ids.items() if isinstance(value, str | int)), None)
+    return f" ({found[0]} {json.dumps(found[1]):.80})" if found else ""
 
 
 def json_like(value: Any) -> Any:

@@ -91,8 +91,8 @@ class CodeTask:
 class _CodeData(PromptData):
     """Prompt data whose question is made of several columns, with the row's own program where it has one."""
 
-    def _raw_rows(self) -> Iterator[tuple[str, Any]]:
-        for where, raw in super()._raw_rows():
+    def _raw_rows(self, columns: Collection[str] | None) -> Iterator[tuple[str, Any]]:
+        for where, raw in super()._raw_rows(columns):
             if isinstance(raw, dict):
                 raw = question_of(raw, self._config.columns) | {REFERENCE_SOLUTION: reference_solution(raw)}
             yield where, raw
