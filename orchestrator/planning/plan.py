@@ -10,6 +10,7 @@ from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.selection import Selection, run_name
 from layersweep.rollout.data.prompt_data import DataReport
+from layersweep.rollout.data.window import OverlongPrompts
 from layersweep.workers.config import LearningRates, LearningRateTuning
 from layersweep.workers.startup.model_source import ModelSource
 
@@ -75,6 +76,9 @@ class Plan:
     tiny model."""
     data: dict[str, DataReport] = field(default_factory=dict)
     """Counts of what became of a data set's rows, by section of the spec."""
+    overlong: tuple[OverlongPrompts, ...] = ()
+    """Prompts too long for the model that were dropped or replaced, by section and split, where the tokenizer is at
+    hand."""
 
     @property
     def folder(self) -> str:
