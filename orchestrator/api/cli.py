@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--seed", type=int, help="where several were trained")
     serve = add("serve", _serve, "Serve the base, finished runs and stacks of them as models of an OpenAI-compatible "
                 "address, all from one engine.")  # fmt: skip
-    serve.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME)")
+    serve.add_argument("sweep", help="the sweep's folder or URI (OUTPUT/NAME)")
     serve.add_argument("--run", action="append", default=[], metavar="RUN", help="such as layer-07 or layer-07-seed1; "
                        "several times for several (default: all that are completed)")  # fmt: skip
     serve.add_argument("--stack", action="append", default=[], metavar="STACK", help="members joined by +, such as 1+5 "
