@@ -83,7 +83,8 @@ class DataFile:
             import pyarrow
 
             return io.BufferedReader(pyarrow.CompressedInputStream(stream, kind))
-        return stream
+        # `readline` of fsspec's own files, as those of buckets are, has no bound.
+        return stream if is_local(self.filesystem) else io.BufferedReader(stream)
 
 
 def data_files(path: str, split: str, subset: str | None) -> list[DataFile]:

@@ -1,11 +1,14 @@
 """Prompt data in a store that does not answer for a moment: what may pass is told from what another attempt does not
 change, and a rollout worker that starts waits for it."""
 
+import gzip
 import json
 
 import fsspec
+import pandas as pd
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from layersweep.rollout.config import SuiteConfig
 from layersweep.rollout.data.data_config import DataConfig
@@ -20,6 +23,13 @@ from layersweep.workers.storage import retries
 
 class Unreachable(Exception):
     """No OSError: stores raise classes of their own."""
+
+
+class RemoteFile(AbstractBufferedFile):
+    """A file as those of buckets are: of fsspec's class, whose `readline` takes no bound."""
+
+    def _fetch_range(self, start, end):
+        return self.fs.cat_file(self.path)[start:end]
 
 
 class Remote(MemoryFileSystem):
@@ -46,9 +56,13 @@ class Remote(MemoryFileSystem):
         self._fail(f"ls {path.rstrip('/')}")
         return super().ls(path, detail, **kwargs)
 
-    def _open(self, path, *args, **kwargs):
+    def _open(self, path, mode="rb", **kwargs):
         self._fail("open")
-        return super()._open(path, *args, **kwargs)
+        return RemoteFile(self, path) if mode == "rb" else super()._open(path, mode, **kwargs)
+
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        self._fail("read")
+        return bytes(self.store[path].getbuffer()[start:end])
 
 
 @pytest.fixture
@@ -72,9 +86,9 @@ def config(path: str = "remote://sums/one", selection_share: float = 0.0) -> Mat
 
 
 @pytest.mark.parametrize("error", [OSError("503 Slow Down"), TimeoutError("read timed out"), Unreachable("no route")])
-@pytest.mark.parametrize("method", ["info", "ls /sums/one", "open"])
+@pytest.mark.parametrize("method", ["info", "ls /sums/one", "open", "read"])
 def test_what_may_pass(store, method, error):
-    """At each call that is made; the second try has all rows of the file."""
+    """At each call that is made."""
     path = "remote://sums/one/more" if method != "ls /sums/one" else "remote://sums/one"
     Remote.failing[method] = [error]
     with pytest.raises(DataUnavailable, match=f"data.path: .*{error}") as raised:
@@ -98,6 +112,18 @@ def test_what_another_attempt_does_not_change(store, error, method):
     with pytest.raises(DataError) as raised:
         config("remote://sums/one/more").build()
     assert not isinstance(raised.value, OSError)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.parquet"])
+def test_every_form_is_read_from_a_store(store, name):
+    rows = [{"question": f"is {i}+{i}", "answer": str(2 * i)} for i in range(5)]
+    table = pd.DataFrame(rows)
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    content = {"a.jsonl": lines, "a.jsonl.gz": gzip.compress(lines), "a.json": json.dumps(rows).encode(),
+               "a.csv": table.to_csv(index=False).encode(), "a.parquet": table.to_parquet()}[name]  # fmt: skip
+    Remote().pipe_file(f"/forms/{name}", content)
+    task = config(f"remote://forms/{name}").build()
+    assert sorted(prompt.truth[0] for prompt in task.data.all_prompts("train")) == ["0", "2", "4", "6", "8"]
 
 
 def test_damage_is_no_error_that_passes(store):
