@@ -242,8 +242,8 @@ class PromptData:
             return
         message = f"data: {self._bad_count} of {self._rows} rows are bad{self._first_bad_rows()}"
         if self._config.bad_rows == "refuse":
-            listing = "" if self._bad_count == len(self._bad) else " (`layersweep data` lists all of them)"
-            raise DataError(f"{message}. Fix them{listing}, or leave them out with data.bad_rows: skip")
+            listing = "" if self._bad_count == len(self._bad) else "; `layersweep data` lists all of them"
+            raise DataError(f"{message}. Fix them, or leave them out with data.bad_rows: skip{listing}")
         logger.warning("%s. They are left out", message)
 
 

@@ -124,7 +124,7 @@ def test_every_bad_row_is_listed_and_the_rest_shown(folder, capsys):
     assert main(["plan", "sweep.yaml"]) == 2
     refused = capsys.readouterr().err
     assert "task: data: 7 of 9 rows are bad: a.jsonl row 2: the answer is empty" in refused
-    assert "and 2 more. Fix them (`layersweep data` lists all of them), or leave" in refused and "row 7" not in refused
+    assert "data.bad_rows: skip; `layersweep data` lists all of them" in refused and "row 7" not in refused
 
     assert main(["data", "sweep.yaml"]) == 2
     said = capsys.readouterr()
