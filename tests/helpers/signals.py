@@ -1,6 +1,6 @@
 """Stop signals at random moments of a sweep: each ends it with exit code 3, with nothing left behind.
 
-    python -m tests.helpers.signals --times 10                                # of each of six kinds; about 25 minutes
+    python -m tests.helpers.signals --times 10                                # of each of six kinds
     python -m tests.helpers.signals --minutes 8 --seed 1 --folder /tmp/parts  # a part: as many as come in that time
 
 The second form keeps the undisturbed sweep in the folder, for the next part.
