@@ -29,6 +29,7 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
         f"{shape.layer_parameters:,} in a layer" + (f" ({plan.shape_source})" if plan.shape_source else ""),
         "task": f"{spec.task.type}, {spec.algorithm.type}",
         **_data(plan),
+        **_overlong(plan),
         "each run": f"{training.steps} steps of {training.prompts_per_step} prompts x {training.group_size} responses, "
         f"{training.epochs * training.minibatches} optimizer steps each, at most {training.max_response_tokens} tokens "
         f"of a window of {plan.window}",
@@ -72,6 +73,14 @@ def _data(plan: Plan) -> dict[str, str]:
     """Rows of each data set, those dropped by reason, and prompts by split."""
     names = {f"evaluation.suites[{i}]": f"data of {s.name}" for i, s in enumerate(plan.spec.evaluation.suites)}
     return {names.get(section, "data"): str(report) for section, report in plan.data.items()}
+
+
+def _overlong(plan: Plan) -> dict[str, str]:
+    """Prompts too long for the model, in training and each suite."""
+    names = {f"evaluation.suites[{i}]": f"suite {s.name}" for i, s in enumerate(plan.spec.evaluation.suites)}
+    found = [f"{names.get(prompts.section, 'training')}: {prompts.count:,} of {prompts.of:,} {prompts.split} prompts "
+             f"{'give way to others' if prompts.replaced else 'dropped'}" for prompts in plan.overlong]  # fmt: skip
+    return {"over-long": "; ".join(found)} if found else {}
 
 
 def _seeds(plan: Plan) -> dict[str, str]:

@@ -166,7 +166,8 @@ def _with_prompts(plan: Plan, model: ResolvedModel, tasks: dict[str, Any]) -> Ch
     read = {section: task.data for section, task in tasks.items() if hasattr(task, "data")}
     fingerprints = {section: data.fingerprint() for section, data in read.items()} | fit.digests
     reports = {section: data.report for section, data in read.items()}
-    return CheckedSweep(replace(plan, fingerprints=fingerprints, data=reports), tasks, encoder)
+    complete = replace(plan, fingerprints=fingerprints, data=reports, overlong=tuple(fit.overlong))
+    return CheckedSweep(complete, tasks, encoder)
 
 
 def _encoder(

@@ -10,6 +10,7 @@ from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.selection import Selection, run_name
 from layersweep.rollout.data.prompt_data import DataReport
+from layersweep.rollout.data.window import OverlongPrompts
 from layersweep.workers.config import LearningRates, LearningRateTuning
 from layersweep.workers.startup.model_source import ModelSource
 
@@ -78,6 +79,9 @@ class Plan:
     """Counts of what became of a data set's rows, by section of the spec."""
     first_rollouts: "CompletionStore | None" = None
     """What it shares of the base's first batches with other sweeps of one spec with factors."""
+    overlong: tuple[OverlongPrompts, ...] = ()
+    """Prompts too long for the model that were dropped or replaced, by section and split, where the tokenizer is at
+    hand."""
 
     @property
     def folder(self) -> str:

@@ -22,6 +22,11 @@ def long_form(section: str, value: Any) -> Any:
     return {field: value if fixed is None else fixed for field, fixed in SHORT_FORMS[section].items()}
 
 
+def is_override(word: str) -> bool:
+    """Whether a word of a command line has the form PATH=VALUE."""
+    return re.match(rf"{PATH}=", word) is not None
+
+
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     """Values by dotted path from texts of the form PATH=VALUE; values are read as YAML.
 

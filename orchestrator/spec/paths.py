@@ -7,10 +7,11 @@ from typing import Any
 
 from layersweep.policies.config import PretrainedModel
 from layersweep.policies.user_code import module_and_name
+from layersweep.rollout.data.data_config import DataConfig
 from layersweep.rollout.data.locations import local_path
-from layersweep.rollout.data.prompt_data import DataConfig
 from layersweep.workers.startup.gguf_model import PACKAGED
 
+from .data_sections import with_data
 from .errors import SpecError
 from .factorial import with_changed_levels
 from .folders import absolute_folder
@@ -36,22 +37,11 @@ def with_absolute_paths(spec: SweepSpec, taken_along: str | None = None) -> Swee
         inside = taken_along is not None and not os.path.isabs(path) and Path(taken_along, path).exists()
         return path if inside else absolute_folder(path, field)
 
-    def with_data(task: Any, field: str) -> Any:
-        data = getattr(task, "data", None)
-        if not isinstance(data, DataConfig) or data.path is None:
-            return task
-        path = outside(data.path, f"{field}.data.path")
-        return task.model_copy(update={"data": data.model_copy(update={"path": path})})
+    def located(data: DataConfig, field: str) -> DataConfig:
+        return data if data.path is None else data.model_copy(update={"path": outside(data.path, f"{field}.path")})
 
-    suites = tuple(
-        suite.model_copy(update={"task": with_data(suite.task, f"evaluation.suites[{i}].task")})
-        for i, suite in enumerate(spec.evaluation.suites)
-    )
-    changes: dict[str, Any] = {
-        "output": absolute_folder(spec.output),
-        "task": with_data(spec.task, "task"),
-        "evaluation": spec.evaluation.model_copy(update={"suites": suites}),
-    }
+    spec = with_data(spec, located)
+    changes: dict[str, Any] = {"output": absolute_folder(spec.output)}
 
     def with_code(path: str, field: str) -> str:
         module, name = module_and_name(path)

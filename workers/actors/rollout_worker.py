@@ -36,6 +36,7 @@ from layersweep.workers.config import TrainingConfig
 from layersweep.workers.startup.model_source import ModelSource
 from layersweep.workers.storage.completions import CompletionStore
 from layersweep.workers.storage.responses import TRAIN, ResponseKeeper, question_of
+from layersweep.workers.storage.retries import retried
 
 from .portable_errors import portable_errors
 
@@ -55,6 +56,9 @@ class RolloutWorker:
         keeper: keeps responses; None keeps none.
         max_num_gen_batches: of the spec's algorithm.
         first_rollouts: what other sweeps share of the base's first batches; None shares nothing.
+
+    Raises:
+        DataError: the prompts cannot be read; DataUnavailable, an OSError too, after several attempts.
     """
 
     def __init__(
@@ -74,9 +78,12 @@ class RolloutWorker:
             model.here(), model.trust_remote_code, model.chat_template, model.template_arguments
         )
         self.tokenizer, self.stop_token_ids = self.encoder.tokenizer, self.encoder.stop_token_ids
-        self.task = task.build()
+        self.task = retried("reading the prompts", task.build)
         self.suites = {suite.name: suite for suite in suites}
-        self.suite_tasks = {suite.name: suite.task.build() if suite.task else self.task for suite in suites}
+        self.suite_tasks = {
+            suite.name: retried(f"reading the prompts of {suite.name}", suite.task.build) if suite.task else self.task
+            for suite in suites
+        }
         decontaminate_across(self.task, self.suite_tasks.values())
         self._fit_to_window(suites)
 
