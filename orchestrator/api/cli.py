@@ -112,6 +112,10 @@ def _parser() -> argparse.ArgumentParser:
                              "http://head:8265")  # fmt: skip
     probe = add("probe", _probe, "Measure every layer of the untrained base on one rollout batch per seed (gradients, "
                 "first-order gain, loss without the layer), and hold it against C once that is there.")  # fmt: skip
+    probe.add_argument("--screen", type=_count, metavar="STEPS", help="also train each selection of the sweep for so "
+                       "many optimizer steps on that batch, without rollouts of its own, and score it")  # fmt: skip
+    probe.add_argument("--screen-prompts", type=_count, metavar="N", help="score it on N prompts of each suite at most "
+                       "(default: all)")  # fmt: skip
     probe.add_argument("--address", help="of a running Ray cluster (default: start Ray here)")
     resume = add("resume", _resume, "Go on with a sweep after a crash or a stop, or with layers, seeds or steps added.")
     resume.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME), or its spec")
@@ -377,9 +381,13 @@ def _rescore(args: argparse.Namespace) -> int:
 def _probe(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.commands.probe import probe
     from layersweep.orchestrator.execution.probing import ProbeFailed
+    from layersweep.orchestrator.execution.screening import Screening
 
+    if args.screen_prompts and not args.screen:
+        raise SpecError(["--screen-prompts: nothing is trained to be scored on them; give --screen STEPS too"])
     try:
-        print(probe(_spec(args.words), args.address))
+        screening = Screening(args.screen, args.screen_prompts) if args.screen else None
+        print(probe(_spec(args.words), args.address, screening))
     except ProbeFailed as error:
         print(f"layersweep: {error}", file=sys.stderr)
         return 1
