@@ -118,7 +118,7 @@ class ScreeningWeights:
         self.plan, self.prober = plan, prober
         self.made: dict[tuple[str, int], MadeVariant] = {}
         """Weights of a seed that are to be scored, by selection and seed."""
-        self.optimizer_steps: dict[tuple[str, int], int] = {}
+        self.steps: dict[tuple[str, int], int] = {}
         """Steps that were made, now or by an earlier start."""
 
     async def train(self, batch: Reference, seed: int) -> int:
@@ -127,10 +127,10 @@ class ScreeningWeights:
         for selection in screened_selections(self.plan):
             run = selection.name, seed
             facts = RunStore(self.plan.folder, run_name(*run)).metadata()
-            if "optimizer_steps" not in facts:  # which is written once it is scored
+            if "screened_steps" not in facts:  # which is written once it is scored
                 made = self.prober.train(batch, selection, spec.training, spec.deepspeed, engine_dtype(self.plan))
                 self.made[run], facts = made, await made.facts
-            self.optimizer_steps[run] = facts["optimizer_steps"]
+            self.steps[run] = facts["screened_steps"]
         return len(self.made)
 
     def make(self, variant: Variant, seed: int) -> MadeVariant:
@@ -156,7 +156,7 @@ async def screen(scorer: VariantScorer, weights: ScreeningWeights, batches: Mapp
         say(f"trained {trained} of {len(names)} selections on the first batch of seed {seed}"
             + ("; the others are scored already" if trained < len(names) else ""))  # fmt: skip
         await scorer.score([Variant(name, ()) for name in names], [seed])
-    with_signal = {seed: [name for name in names if weights.optimizer_steps[name, seed]] for seed in batches}
+    with_signal = {seed: [name for name in names if weights.steps[name, seed]] for seed in batches}
     gains = seed_gains(await scorer.context.actors.collector.all_scores(), with_signal, plan.spec.training.steps)
     return gains.rename(columns=lambda name: f"screened_{name}" if name not in ("selection", "seed") else name).assign(
         screened_steps=plan.spec.training.epochs

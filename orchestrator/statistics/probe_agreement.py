@@ -69,10 +69,13 @@ def probe_agreement(probe: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 
 def _kinds(probe: pd.DataFrame) -> pd.Series:
     """Name what the selections of a probe have in common with others."""
-    single = probe["layer"].notna()
-    kinds = probe["modules"].fillna("").where(single, "sets of layers " + probe["modules"].fillna(""))
-    adapters = probe["lora_rank"].map(lambda rank: "" if pd.isna(rank) else f" lora-{rank}")
-    return (kinds + adapters).str.strip().replace("", "layers")
+    names = []
+    for row in probe[["layer", "modules", "lora_rank"]].itertuples():
+        words = [] if pd.notna(row.layer) else ["sets of layers"]
+        words += [row.modules] if pd.notna(row.modules) else []
+        words += [f"lora-{row.lora_rank}"] if pd.notna(row.lora_rank) else []
+        names.append(" ".join(words) or "layers")
+    return pd.Series(names, index=probe.index, dtype=object)
 
 
 def _agreement(values: np.ndarray, contribution: np.ndarray, noise: np.ndarray) -> dict[str, float]:

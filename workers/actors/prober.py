@@ -84,6 +84,6 @@ class Prober:
         steps, weights = train_on_batch(
             self.trunk, self.algorithm, training, section, engine_dtype, experience, selection, self._gpu_bytes()
         )
-        answer = {"optimizer_steps": steps}, to_arrays(weights)
+        answer = {"screened_steps": steps}, to_arrays(weights)
         release_unused(self.gpus > 0)
         return answer
