@@ -413,7 +413,9 @@ def _compose(args: argparse.Namespace) -> int:
 
 def _members(stack: str) -> tuple[str, ...]:
     """The members of a stack such as 1+5 or layer-01+layer-05-mlp."""
-    return tuple(f"layer-{int(name):02d}" if name.isdigit() else name for name in stack.split("+"))
+    from layersweep.orchestrator.commands.compose import member_name
+
+    return tuple(map(member_name, stack.split("+")))
 
 
 def _serve(args: argparse.Namespace) -> int:

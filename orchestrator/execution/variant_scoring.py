@@ -52,7 +52,7 @@ class VariantsFailed(RuntimeError):
     """Some variants could not be scored; what is scored is kept."""
 
 
-class VariantMaker(Protocol):
+class WeightMaker(Protocol):
     """Maker of variants' weights."""
 
     def make(self, variant: Variant, seed: int) -> MadeVariant:
@@ -64,7 +64,7 @@ class VariantScorer:
     """Scores variants, a few at a time."""
 
     context: SweepContext
-    maker: VariantMaker
+    maker: WeightMaker
     slots: asyncio.Semaphore
     done: set[tuple[str, int, str]] = field(default_factory=set)
     """Variants that were scored, by name, seed and split."""
@@ -112,7 +112,7 @@ class VariantScorer:
 class _VariantWeights:
     """Source of a variant's weights: made when an engine needs them."""
 
-    maker: VariantMaker
+    maker: WeightMaker
     variant: Variant
     seed: int
     facts: Awaitable[dict[str, float]] | None = None
@@ -167,7 +167,7 @@ def within(plan: Plan, folder: str) -> Plan:
 
 @asynccontextmanager
 async def variant_scorer(
-    plan: Plan, actor_environment: dict[str, Any], create_maker: Callable[[SweepActors], Awaitable[VariantMaker]]
+    plan: Plan, actor_environment: dict[str, Any], create_maker: Callable[[SweepActors], Awaitable[WeightMaker]]
 ) -> AsyncIterator[VariantScorer]:
     """Start the actors of a plan, watch over them, and yield a scorer of variants.
 
