@@ -23,6 +23,7 @@ from .ray_nodes import wait_for_room
 from .ray_session import connected
 from .screening import Screening, ScreeningWeights, cost_text, screen, screened_selections
 from .screening import begin as begin_screening
+from .sleep_phases import NoSleepPhases, SleepPhases
 from .sweep_lock import hold_lock
 from .variant_scoring import FAILURES, variant_scorer
 
@@ -71,7 +72,7 @@ async def _probe(plan: Plan, actor_environment: dict[str, Any]) -> list[dict[str
     )  # fmt: skip
     prober = _create_prober(plan, model, actor_environment)
     await engine.start(model, plan.architecture.name, spec.rollout, engine_dtype(plan), 0, False)
-    return (await _measure(plan, engine, rollout_worker, prober))[0]
+    return (await _measure(plan, engine, rollout_worker, prober, NoSleepPhases()))[0]
 
 
 async def _screen(plan: Plan, inner: Plan, actor_environment: dict[str, Any]) -> list[dict[str, Any]]:
@@ -90,7 +91,7 @@ async def _screen(plan: Plan, inner: Plan, actor_environment: dict[str, Any]) ->
     async with variant_scorer(inner, actor_environment, trained) as scorer:
         actors, weights = scorer.context.actors, scorer.maker
         engine = actors.engines.slot_of(run_name("base", plan.spec.seeds[0])).engine
-        rows, batches = await _measure(plan, engine, actors.rollout_worker, weights.prober)
+        rows, batches = await _measure(plan, engine, actors.rollout_worker, weights.prober, actors.engines.phases)
         screened = await screen(scorer, weights, batches)
     return pd.DataFrame(rows).merge(screened, on=["selection", "seed"], how="left").to_dict("records")
 
@@ -103,16 +104,22 @@ def _create_prober(plan: Plan, model: ModelSource, actor_environment: dict[str, 
 
 
 async def _measure(
-    plan: Plan, engine: EngineClient, rollout_worker: RolloutClient, prober: ProberClient
+    plan: Plan,
+    engine: EngineClient,
+    rollout_worker: RolloutClient,
+    prober: ProberClient,
+    phases: SleepPhases | NoSleepPhases,
 ) -> tuple[list[dict[str, Any]], dict[int, Reference]]:
     """Return the rows of probe.parquet, and the first rollout batch of each seed."""
     rows, batches, further = [], {}, screened_selections(plan)
     for seed in plan.spec.seeds:
-        batch = rollout_worker.rollout(engine, None, 0, seed, 0)
-        for notice in await batch.done or ():
-            _say(notice)
+        async with phases.hold("generation"):
+            batch = rollout_worker.rollout(engine, None, 0, seed, 0)
+            for notice in await batch.done or ():
+                _say(notice)
         batches[seed] = batch.value
-        found = await prober.probe(batch.value, further)
+        async with phases.hold("training"):
+            found = await prober.probe(batch.value, further)
         rows += [row | {"sweep": plan.spec.name, "seed": seed} for row in found]
         _say(f"probed with the first batch of seed {seed}")
     return rows, batches

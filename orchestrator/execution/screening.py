@@ -66,7 +66,7 @@ class Screening:
         )  # fmt: skip
         suites = tuple(self._shortened(suite) for suite in spec.evaluation.suites if suite.counts)
         evaluation = spec.evaluation.model_copy(update={"suites": suites, "greedy": False, "every": 0})
-        layers = resolve_layers(spec.layers, sweep.architecture.layers)
+        layers = resolve_layers(spec.layers, sweep.architecture.layers) or None  # all of a search
         changes = {"training": training, "evaluation": evaluation, "layers": layers, "combine": (), "controls": ()}
         return within(replace(sweep, spec=spec.model_copy(update=changes)), FOLDER)
 
@@ -152,7 +152,8 @@ async def screen(scorer: VariantScorer, weights: ScreeningWeights, batches: Mapp
     names = [selection.name for selection in screened_selections(plan)]
     await score(Run(Selection.base(), plan.spec.seeds[0]), scorer.context, 0)
     for seed, batch in batches.items():
-        trained = await weights.train(batch, seed)
+        async with scorer.context.actors.engines.phases.hold("training"):
+            trained = await weights.train(batch, seed)
         say(f"trained {trained} of {len(names)} selections on the first batch of seed {seed}"
             + ("; the others are scored already" if trained < len(names) else ""))  # fmt: skip
         await scorer.score([Variant(name, ()) for name in names], [seed])

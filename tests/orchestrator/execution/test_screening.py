@@ -67,6 +67,16 @@ def test_a_screening_of_another_spec_is_discarded(tmp_path):
     assert begin(Screening(4).plan(plan, None)) is None
 
 
+@pytest.mark.parametrize(
+    "selections", [{"layers": None, "sweep": [{"layers": "all", "modules": "mlp"}]},
+                   {"layers": {"search": {"budget": 0.5, "goal": "best"}}}],
+    ids=["no whole layers", "search"],
+)  # fmt: skip
+def test_whatever_a_sweep_trains_a_screening_goes_on(tmp_path, selections):
+    plan = Screening(3).plan(sweep(tmp_path, **selections), None)
+    assert begin(plan) is None and begin(plan) is None and len(screened_selections(plan)) == 6
+
+
 class Prober:
     """Trains at once; notes what."""
 
