@@ -53,6 +53,10 @@ def make_parser() -> argparse.ArgumentParser:
                              "http://head:8265")  # fmt: skip
     probe = add("probe", "Measure every layer of the untrained base on one rollout batch per seed (gradients, "
                 "first-order gain, loss without the layer), and hold it against C once that is there.")  # fmt: skip
+    probe.add_argument("--screen", type=_count, metavar="STEPS", help="also train each selection of the sweep for so "
+                       "many optimizer steps on that batch, without rollouts of its own, and score it")  # fmt: skip
+    probe.add_argument("--screen-prompts", type=_count, metavar="N", help="score it on N prompts of each suite at most "
+                       "(default: all)")  # fmt: skip
     probe.add_argument("--address", help="of a running Ray cluster (default: start Ray here)")
     resume = add("resume", "Go on with a sweep after a crash or a stop, or with layers, seeds or steps added.")
     resume.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME), or its spec")

@@ -182,9 +182,13 @@ def _rescore(args: argparse.Namespace) -> int:
 def _probe(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.commands.probe import probe
     from layersweep.orchestrator.execution.probing import ProbeFailed
+    from layersweep.orchestrator.execution.screening import Screening
 
+    if args.screen_prompts and not args.screen:
+        raise SpecError(["--screen-prompts: nothing is trained to be scored on them; give --screen STEPS too"])
     try:
-        print(probe(_spec(args.words), args.address))
+        screening = Screening(args.screen, args.screen_prompts) if args.screen else None
+        print(probe(_spec(args.words), args.address, screening))
     except ProbeFailed as error:
         print(f"layersweep: {error}", file=sys.stderr)
         return 1
@@ -210,7 +214,9 @@ def _compose(args: argparse.Namespace) -> int:
 
 def _members(stack: str) -> tuple[str, ...]:
     """The members of a stack such as 1+5 or layer-01+layer-05-mlp."""
-    return tuple(f"layer-{int(name):02d}" if name.isdigit() else name for name in stack.split("+"))
+    from layersweep.orchestrator.commands.compose import member_name
+
+    return tuple(map(member_name, stack.split("+")))
 
 
 def _serve(args: argparse.Namespace) -> int:

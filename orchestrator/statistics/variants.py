@@ -1,9 +1,13 @@
 """Scores of variants, beside base, full, and the runs that they were made from."""
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 import pandas as pd
 
 from .contribution import contribution_table
-from .score_arrays import UNPOOLED
+from .intervals import Z95
+from .score_arrays import UNPOOLED, gains_at
 
 SCORED = (
     "seeds", "prompts", "score", "score_low", "score_high", "contribution", "contribution_low", "contribution_high",
@@ -62,3 +66,27 @@ def _known(facts: pd.DataFrame, variants: set[str]) -> pd.DataFrame:
     others = pd.DataFrame({"selection": sorted(variants - set(facts["selection"]))})
     known = facts.reindex(columns=["selection", "kind", "layer", "control"])
     return pd.concat([known, others.assign(kind="variant", layer=None, control=None)])
+
+
+def seed_gains(scores: pd.DataFrame, selections: Mapping[int, Sequence[str]], step: int) -> pd.DataFrame:
+    """Return the gains of runs over the base, each seed by itself, with 95 % intervals over prompts.
+
+    Args:
+        scores: the content of scores.parquet.
+        selections: names by seed.
+        step: at which they were scored, all on the same suites.
+
+    Returns:
+        selection, seed, gain, gain_low, gain_high, prompts.
+    """
+    found = [pd.DataFrame(columns=["selection", "seed", "gain", "gain_low", "gain_high", "prompts"])]
+    for seed, names in selections.items():
+        if names:
+            own = scores[(scores["selection"] == "base") | (scores["seed"] == seed)]
+            gains = gains_at(own, names, step)
+            error = Z95 * np.sqrt(np.diag(gains.covariance))
+            found.append(pd.DataFrame({
+                "selection": names, "seed": seed, "gain": gains.mean, "gain_low": gains.mean - error,
+                "gain_high": gains.mean + error, "prompts": gains.prompts,
+            }))  # fmt: skip
+    return pd.concat(found[1:] or found, ignore_index=True)
