@@ -92,7 +92,7 @@ class TrainingConfig(StrictModel):
     """Course of the learning rate after the warm-up. linear and cosine are as transformers has them: the rate would be
     0 at the step after the last."""
     schedule_unit: Literal["batch", "optimizer_step"] = "batch"
-    """What the learning rate changes with: each rollout batch, as in verl, or each optimizer step, of which a batch
+    """Unit of the schedule: each rollout batch, as in verl, or each optimizer step, of which a batch
     has `minibatches` x `epochs`, as in TRL. Warm-up and end are at the same batches either way."""
     warmup_steps: NonNegativeInt = 0
     """Rollout batches over which the learning rate rises linearly. Its first value is a step's share of the peak, not

@@ -78,7 +78,7 @@ class Plan:
     data: dict[str, DataReport] = field(default_factory=dict)
     """Counts of what became of a data set's rows, by section of the spec."""
     first_rollouts: "CompletionStore | None" = None
-    """What it shares of the base's first batches with other sweeps of one spec with factors."""
+    """Store of what it shares of the base's first batches with other sweeps of one spec with factors."""
     overlong: tuple[OverlongPrompts, ...] = ()
     """Prompts too long for the model that were dropped or replaced, by section and split, where the tokenizer is at
     hand."""

@@ -47,7 +47,7 @@ class SeedVariance:
     own: np.ndarray
     """[runs]: the same from one run's seeds alone, 0 for a run with one seed."""
     with_noise: float = 0.0
-    """What the degrees of freedom are those of: the pooled variance with the evaluation noise in it."""
+    """Variance that the degrees of freedom are those of: the pooled variance with the evaluation noise in it."""
 
     def of_mean(self, seeds: int) -> float:
         """Variance that seeds add to the mean over `seeds` seeds of a layer's run."""
