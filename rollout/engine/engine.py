@@ -29,14 +29,14 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.model.checkpoint import head_is_tied, stored_tensors
+from layersweep.policies.model.families import FAMILIES
 from layersweep.rollout.config import CPU_KV_CACHE_MIB, RolloutConfig
 from layersweep.rollout.types import Completions, EngineStopped, Pushed, Sampling, StaleWeights
 
 from .batching import AutoBatching
-from .memory import gpu_cache_bytes
-from .model import ROUTED, STATIC
+from .memory import capture_sizes, gpu_cache_bytes
+from .model import ROUTED
 from .row_routing import RUN
-from .slots import capture_sizes
 
 CPU_BLOCK_TOKENS = 32
 SETTLED = 32
@@ -70,12 +70,10 @@ def engine_args(
     """
     if architecture not in ROUTED:
         raise ValueError(f"model: {architecture} is not supported; supported are {', '.join(sorted(ROUTED))}")
-    if config.cuda_graphs and architecture not in STATIC:
-        raise ValueError(
-            f"rollout.cuda_graphs: not for {architecture}, only for {', '.join(sorted(STATIC))}; remove it"
-        )
+    if config.cuda_graphs and not FAMILIES[architecture].static_slots:
+        raise ValueError(f"rollout.cuda_graphs: not for {architecture}; set it to false")
     if config.cuda_graphs and not current_platform.is_cuda():
-        raise ValueError("rollout.cuda_graphs: this engine has no GPU of NVIDIA's; remove it")
+        raise ValueError("rollout.cuda_graphs: this engine has no GPU of NVIDIA's; set it to false")
     kv_bytes, window = config.kv_cache_memory_mib and config.kv_cache_memory_mib << 20, config.max_model_len
     if current_platform.is_cpu():
         shape = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)

@@ -189,8 +189,6 @@ BASES: dict[str, type[nn.Module]] = {
     "Qwen3MoeForCausalLM": Qwen3MoeForCausalLM,
 }
 """vLLM's class of each supported Hugging Face architecture; of some it runs transformers' own over its layers."""
-STATIC = {name for name, base in BASES.items() if not issubclass(base, TransformersForCausalLM | Qwen3MoeForCausalLM)}
-"""Architectures whose modules can compute from static slots: neither experts nor transformers' own blocks."""
 ROUTED = {
     name: type(f"Routed{name.removesuffix('ForCausalLM')}", (RoutedMixin, base), {}) for name, base in BASES.items()
 }

@@ -13,7 +13,6 @@ Modules of one block do as long as the same runs hold the same slots in them; th
 again. A new structure needs a new recording; new weights, other runs in the same slots and other row counts need none.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -190,14 +189,3 @@ def with_data(parameter: nn.Parameter, data: Tensor) -> nn.Parameter:
     new = torch.Tensor._make_subclass(type(parameter), data, False)
     new.__dict__.update(parameter.__dict__)
     return new
-
-
-def capture_sizes(max_num_seqs: int) -> list[int]:
-    """Return the batch sizes to record: half as many again, or a third, from one to the next, up to all sequences."""
-    most = min(max_num_seqs, MOST_ROWS)
-    ladder = [size for k in range(math.ceil(math.log2(most)) + 1) for size in (2**k, 3 * 2**k // 2) if size < most]
-    return sorted({*ladder, most})
-
-
-MOST_ROWS = 512
-"""Rows of the largest batch that is recorded: of more, arithmetic takes longer than launches."""

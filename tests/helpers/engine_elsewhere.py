@@ -13,7 +13,7 @@ import sys
 from types import SimpleNamespace
 
 from layersweep.workers.startup.environment import worker_environment
-from tests.helpers import graphs_on_cpu
+from tests.helpers import any_mixture, graphs_on_cpu
 
 
 def prepare(path: str) -> None:
@@ -102,6 +102,9 @@ def main(path: str, folder: str, dtype: str = "float32") -> None:
         seen["refused"] = str(mismatch)
     if v2 and dtype == "float32":
         seen |= under_load(engine, folder)
+    if path == "graphs" and dtype == "float32":
+        seen |= any_mixture.serve(engine, folder)
+        seen["without_rows"] = any_mixture.self_check_without_rows(engine, folder)
     print(json.dumps(seen), flush=True)
     engine._engine.engine_core.shutdown()
     os._exit(0)

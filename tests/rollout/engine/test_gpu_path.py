@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
 from layersweep.policies.model import tensor_transport as tensors
@@ -46,6 +47,41 @@ def test_the_v2_model_runner_routes_in_bfloat16(model_folder):
     """The self-check's own limits hold; rounding makes 0.05 nats of this model."""
     pytest.importorskip("triton")
     assert elsewhere("v2", model_folder, "bfloat16")["self_check"] < 0.15
+
+
+@pytest.fixture(scope="module")
+def biased_folder(tmp_path_factory):
+    """Qwen3 with biases at its attention and an LM head of its own: every kind of weight that has static slots."""
+    folder = tmp_path_factory.mktemp("biased")
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        vocab_size=32, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, tie_word_embeddings=False, attention_bias=True, initializer_range=0.15,
+        max_position_embeddings=256, bos_token_id=None, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.Qwen3ForCausalLM(config).float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.5)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_replays_of_one_capture_serve_every_run(biased_folder):
+    """vLLM's own runner, dispatch and capture, each graph a recording that bakes in all but data: eight runs of every
+    kind within 1e-5 nats of transformers with their own weights, in changing numbers, padded, preempted, under new
+    weights, one in the place of another that ended: no capture after the first. The self-check runs over replays, and
+    refuses an engine whose replays keep the rows of the first."""
+    pytest.importorskip("triton")
+    seen = elsewhere("graphs", biased_folder)
+    assert seen["v2"] and seen["same_alone"]
+    assert max(seen["self_check"], seen["worst"], seen["mixture"]) < 1e-5
+    assert min(seen["control"], seen["mixture_control"]) > 0.1
+    assert seen["captures"] == 0
+    assert seen["replays"] > 70 and seen["preemptions"] > 0
+    assert "log-probabilities differ" in seen["without_rows"]
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from layersweep.rollout.engine.memory import capture_sizes
 from layersweep.rollout.engine.row_routing import RowRouting
 from layersweep.rollout.engine.slot_modules import grouped_products, selected_products
-from layersweep.rollout.engine.slots import Slots, capture_sizes
+from layersweep.rollout.engine.slots import Slots
 from tests.helpers.recorded_graph import RecordedGraph
 
 ROWS, WIDTH, OUT = 12, 16, 24
