@@ -32,7 +32,7 @@ from .model_state import RoutedModelState
 from .overlay import EngineOverlay, OverlayBuilder
 from .row_routing import RowGroups, RowRouting
 from .slot_modules import install
-from .slots import HEAD, Slots
+from .weight_slots import HEAD, WeightSlots
 
 
 class RoutedMixin:
@@ -47,7 +47,7 @@ class RoutedMixin:
         self.routing = self.hidden = None
         self.builder = OverlayBuilder(self)
         self.overlays: dict[str, EngineOverlay] = {}
-        self.slots: Slots | None = None
+        self.slots: WeightSlots | None = None
         self._owners: dict[tuple[str, ...], dict[str, dict[int, nn.Module]]] = {}
         self._rows = 0
         for name in self.builder.modules:
@@ -66,7 +66,7 @@ class RoutedMixin:
 
     def use_slots(self, max_rows: int, device: torch.device) -> None:
         """Keep overlays in static slots from now on, for batches of so many rows; before the first overlay."""
-        self.slots = Slots(self.builder.modules, max_rows, device)
+        self.slots = WeightSlots(self.builder.modules, max_rows, device)
         install(self, self.slots)
 
     def set_overlay(self, run: str, overlay: EngineOverlay | None) -> None:

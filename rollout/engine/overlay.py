@@ -23,7 +23,7 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-from .slots import with_data
+from .weight_slots import with_data
 
 FEWEST_ROWS = 16
 """Fewest rows of a matrix product on a CPU. Below 4, other kernels sum in another order, and what a run samples would
@@ -83,7 +83,7 @@ class OverlayBuilder:
 
         Args:
             checkpoint: the base's weights, likewise; read where a module's weights are sent in part.
-            memory: what gives parameters of modules by their names, such as `Slots.take`; null makes new ones.
+            memory: what gives parameters of modules by their names, such as `WeightSlots.take`; null makes new ones.
 
         Raises:
             ValueError: a name that the model has not.

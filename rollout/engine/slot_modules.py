@@ -1,4 +1,4 @@
-"""What vLLM's modules compute while a CUDA graph is recorded: the base for all rows, then owned rows from slots.
+"""Results of vLLM's modules while a CUDA graph is captured: the base for all rows, then owned rows from slots.
 
 The base's own module computes every row, and the results of rows that runs own are replaced by those of their slots.
 That costs such rows the base's product besides, which a decode step hardly feels: it waits for the weights' bytes, and
@@ -18,10 +18,10 @@ from vllm.model_executor.layers.layernorm import GemmaRMSNorm, RMSNorm
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-from .slots import HEAD, SlotRows, Slots
+from .weight_slots import HEAD, SlotRows, WeightSlots
 
 
-def install(model: nn.Module, slots: Slots) -> None:
+def install(model: nn.Module, slots: WeightSlots) -> None:
     """Have a model's modules compute from slots while `slots.active`.
 
     Raises:
@@ -44,7 +44,7 @@ def install(model: nn.Module, slots: Slots) -> None:
 
 
 def _linear(
-    slots: Slots, name: str, base: Callable[..., Tensor], layer: nn.Module, x: Tensor, bias: Tensor | None = None
+    slots: WeightSlots, name: str, base: Callable[..., Tensor], layer: nn.Module, x: Tensor, bias: Tensor | None = None
 ) -> Tensor:
     result = base(layer, x, bias)
     if not (slots.active and slots.has(name)):
@@ -83,7 +83,7 @@ def selected_products(x: Tensor, weights: Tensor, biases: Tensor | None, rows: S
     return base
 
 
-def _embedding(slots: Slots, name: str, base: Callable[..., Tensor], layer: nn.Module, ids: Tensor) -> Tensor:
+def _embedding(slots: WeightSlots, name: str, base: Callable[..., Tensor], layer: nn.Module, ids: Tensor) -> Tensor:
     result = base(layer, ids)
     if not (slots.active and slots.has(name)):
         return result
@@ -93,7 +93,7 @@ def _embedding(slots: Slots, name: str, base: Callable[..., Tensor], layer: nn.M
 
 
 def _norm(
-    slots: Slots,
+    slots: WeightSlots,
     name: str,
     module: nn.Module,
     base: Callable[..., Tensor | tuple[Tensor, Tensor]],

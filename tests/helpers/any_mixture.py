@@ -88,13 +88,13 @@ def serve(engine: Any, folder: str) -> dict[str, Any]:
 def self_check_without_rows(engine: Any, folder: str) -> str:
     """Return what the self-check says of an engine whose replays all see the rows of the first."""
     from layersweep.rollout.engine.selfcheck import RoutingMismatch, check
-    from layersweep.rollout.engine.slots import Slots
+    from layersweep.rollout.engine.weight_slots import WeightSlots
 
-    fill, Slots.fill = Slots.fill, lambda self, routing, rows: None
+    fill, WeightSlots.fill = WeightSlots.fill, lambda self, routing, rows: None
     try:
         check(engine, folder, "float32")
         return ""
     except RoutingMismatch as mismatch:
         return str(mismatch)
     finally:
-        Slots.fill = fill
+        WeightSlots.fill = fill

@@ -3,14 +3,13 @@ imported: `python -m tests.helpers.engine_elsewhere v2|graphs|spans|wrong_shard 
 it saw as JSON.
 
 `v2`: vLLM's own V2 model runner, its Triton kernels carried out by Triton's interpreter. `graphs`: the same, decode
-batches as replays of recordings (`graphs_on_cpu`). `spans`: two tensor-parallel
-workers, spawned as they are from a Ray actor. `wrong_shard`: the same, with a fault: both keep the first one's shards.
+batches as replays of recordings (`graphs_on_cpu`). `spans`: two tensor-parallel workers, spawned as they are from a Ray
+actor. `wrong_shard`: the same, with a fault: both keep the first one's shards.
 """
 
 import json
 import os
 import sys
-from types import SimpleNamespace
 
 from layersweep.workers.startup.environment import worker_environment
 from tests.helpers import any_mixture, graphs_on_cpu
@@ -21,11 +20,7 @@ def prepare(path: str) -> None:
     if path not in ("v2", "graphs"):
         os.environ.update(VLLM_WORKER_MULTIPROC_METHOD="spawn", VLLM_CPU_OMP_THREADS_BIND="0|1")
         return
-    os.environ.update(TRITON_INTERPRET="1", VLLM_USE_V2_MODEL_RUNNER="1")
-    from triton.backends import backends
-
-    # vLLM for CPUs takes Triton only with a CPU backend; interpreted kernels need no backend at all.
-    backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True), compiler=None)
+    graphs_on_cpu.prepare_v2_runner()
 
 
 def under_load(engine, folder: str) -> dict:
@@ -76,15 +71,14 @@ def main(path: str, folder: str, dtype: str = "float32") -> None:
     from layersweep.rollout.engine import engine as module
     from layersweep.rollout.engine.selfcheck import RoutingMismatch, check
 
-    v2, build = path in ("v2", "graphs"), module.engine_args
-    spans = 1 if v2 else 2
     if path == "graphs":
         graphs_on_cpu.install()
+    v2, build = path in ("v2", "graphs"), module.engine_args
+    spans = 1 if v2 else 2
 
-    def as_on_a_gpu(model, architecture, config, *args):
-        arguments = build(model, architecture, config.model_copy(update={"cuda_graphs": False}), *args)
+    def as_on_a_gpu(*args):
+        arguments = build(*args)
         arguments.enable_chunked_prefill = v2 or arguments.enable_chunked_prefill
-        arguments.enforce_eager, arguments.compilation_config = not config.cuda_graphs, module.graph_settings(config)
         if path == "wrong_shard":
             arguments.worker_extension_cls = "tests.rollout.engine.faults.FirstShardWorker"
         return arguments

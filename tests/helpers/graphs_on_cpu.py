@@ -4,16 +4,24 @@ The CPU's attention reads what it must know of a batch from vLLM's forward conte
 runs under the context of its batch; all other operations run again as they were recorded.
 """
 
+import os
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
-import torch
 
-from tests.helpers.recorded_graph import RecordedGraph
+def prepare_v2_runner() -> None:
+    """Have vLLM take its V2 model runner, Triton's kernels interpreted; before vLLM is imported."""
+    os.environ.update(TRITON_INTERPRET="1", VLLM_USE_V2_MODEL_RUNNER="1")
+    from triton.backends import backends
+
+    # vLLM for CPUs takes Triton only with a CPU backend; interpreted kernels need no backend at all.
+    backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True), compiler=None)
 
 
 def install() -> None:
-    """Replace what vLLM refuses, or cannot do, without a GPU; before an engine is made."""
+    """Replace what vLLM and the engine refuse, or cannot do, without a GPU; before an engine is made."""
+    import torch
     from vllm.engine.arg_utils import EngineArgs
     from vllm.forward_context import set_forward_context
     from vllm.platforms import current_platform
@@ -23,7 +31,9 @@ def install() -> None:
     from vllm.v1.worker.gpu import cudagraph_utils, model_runner
     from vllm.v1.worker.workspace import init_workspace_manager
 
+    from layersweep.rollout.engine import engine
     from layersweep.rollout.engine.model_state import RoutedModelState
+    from tests.helpers.recorded_graph import RecordedGraph
 
     batch: dict[str, Any] = {}
 
@@ -36,7 +46,13 @@ def install() -> None:
                 super().replay()
 
     prepare, mappings = RoutedModelState.prepare_attn, model_runner.build_slot_mappings_by_layer
-    configure, warm_up = EngineArgs.create_engine_config, CPUWorker.compile_or_warm_up_model
+    configure, warm_up, build = EngineArgs.create_engine_config, CPUWorker.compile_or_warm_up_model, engine.engine_args
+
+    def engine_args(model: str, architecture: str, config: Any, *args: Any) -> Any:
+        arguments = build(model, architecture, config.model_copy(update={"cuda_graphs": False}), *args)
+        arguments.enforce_eager, arguments.compilation_config = False, engine.graph_settings(config)
+        arguments.enable_chunked_prefill = True
+        return arguments
 
     def prepare_attn(self: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
         attention = prepare(self, input_batch, *args, **kwargs)
@@ -61,6 +77,7 @@ def install() -> None:
         self.model_runner.capture_model()
         return times
 
+    engine.engine_args = engine_args
     RoutedModelState.prepare_attn = prepare_attn
     model_runner.build_slot_mappings_by_layer = build_slot_mappings_by_layer
     EngineArgs.create_engine_config = create_engine_config

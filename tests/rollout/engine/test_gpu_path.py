@@ -107,10 +107,22 @@ def test_a_request_whose_run_is_not_known_is_no_request_of_the_base():
     from layersweep.rollout.engine.model_state import RoutedModelState
 
     state = RoutedModelState.__new__(RoutedModelState)
-    state.runs = {"known": None}
+    state.runs, state._replaying = {"known": None}, False
     batch = SimpleNamespace(req_ids=["known", "lost"], num_reqs=2, query_start_loc_np=np.arange(3))
     with pytest.raises(KeyError, match="lost"):
         state.prepare_inputs(batch, None)
+
+
+def test_a_batch_of_the_start_is_the_bases():
+    """On GPUs vLLM runs dummy batches before the first request, of requests that nobody has added."""
+    from layersweep.rollout.engine.model_state import RoutedModelState
+
+    state = RoutedModelState.__new__(RoutedModelState)
+    state.runs, state._replaying, state.rope_state = {}, False, None
+    state.model = SimpleNamespace(slots=None, routing="of the batch before")
+    batch = SimpleNamespace(req_ids=["req_0_dummy"], num_reqs=1, query_start_loc_np=np.arange(2))
+    assert state.prepare_inputs(batch, None) == {}
+    assert state.model.routing is None
 
 
 def test_the_cache_of_a_gpu_is_counted_not_measured():

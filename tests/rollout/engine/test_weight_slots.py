@@ -10,7 +10,7 @@ from torch import nn
 from layersweep.rollout.engine.memory import capture_sizes
 from layersweep.rollout.engine.row_routing import RowRouting
 from layersweep.rollout.engine.slot_modules import grouped_products, selected_products
-from layersweep.rollout.engine.slots import Slots
+from layersweep.rollout.engine.weight_slots import WeightSlots
 from tests.helpers.recorded_graph import RecordedGraph
 
 ROWS, WIDTH, OUT = 12, 16, 24
@@ -18,12 +18,12 @@ Q, UP = "model.layers.0.attn.q", "model.layers.0.mlp.up"
 PRODUCTS = [grouped_products, selected_products]
 
 
-def make_slots(**more: nn.Module) -> Slots:
+def make_slots(**more: nn.Module) -> WeightSlots:
     modules = {Q: nn.Linear(WIDTH, OUT), UP: nn.Linear(WIDTH, OUT, bias=False), "model.norm": nn.RMSNorm(WIDTH), **more}
-    return Slots(modules, ROWS, torch.device("cpu"))
+    return WeightSlots(modules, ROWS, torch.device("cpu"))
 
 
-def put(slots: Slots, run: str, name: str, seed: int) -> list[torch.Tensor]:
+def put(slots: WeightSlots, run: str, name: str, seed: int) -> list[torch.Tensor]:
     """Give a run weights in a module; returns them, weight and bias."""
     memory = slots.take(run, [name])
     torch.manual_seed(seed)
@@ -157,3 +157,53 @@ def test_capture_sizes():
     assert capture_sizes(1) == [1]
     assert capture_sizes(40) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40]
     assert capture_sizes(1024)[-3:] == [256, 384, 512]
+
+
+@pytest.mark.parametrize("kind", ["RMSNorm", "GemmaRMSNorm"])
+def test_norms_of_vllm_through_each_rows_weights(kind):
+    """Three rows of run a, one of the base: hidden states alone, with a residual, and heads of queries."""
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.model_executor.layers import layernorm
+
+    from layersweep.rollout.engine.slot_modules import install
+
+    with set_current_vllm_config(VllmConfig()):
+        model, own = (nn.ModuleDict({"norm": getattr(layernorm, kind)(WIDTH)}) for _ in range(2))
+    for norm in (model["norm"], own["norm"]):
+        norm.weight.data.normal_()
+    slots = WeightSlots({"norm": nn.RMSNorm(WIDTH)}, ROWS, torch.device("cpu"))
+    install(model, slots)
+    (parameter,) = slots.take("a", ["norm"]).values()
+    parameter.data.copy_(own["norm"].weight)
+    slots.fill(batch(("a", 2), (None, 1), ("a", 1)), 4)
+    slots.active, owned = True, [0, 1, 3]
+    for shape, with_residual in (((4, WIDTH), False), ((4, WIDTH), True), ((4, 3, WIDTH), False)):
+        inputs = [torch.randn(shape) for _ in range(1 + with_residual)]
+        found, runs = (norm(*(x.clone() for x in inputs)) for norm in (model["norm"], own["norm"]))
+        slots.active = False
+        base = model["norm"](*(x.clone() for x in inputs))
+        slots.active = True
+        if with_residual:
+            assert torch.equal(found[1], sum(inputs))
+            found, base, runs = found[0], base[0], runs[0]
+        torch.testing.assert_close(found[owned], runs[owned], atol=1e-6, rtol=0)
+        assert torch.equal(found[2], base[2])
+        assert (runs - base).abs().max() > 0.1
+
+
+def test_a_module_of_another_kind_is_refused():
+    from layersweep.rollout.engine.slot_modules import install
+
+    model = nn.ModuleDict({"norm": nn.LayerNorm(WIDTH)})
+    with pytest.raises(ValueError, match=r"rollout.cuda_graphs: norm is a LayerNorm"):
+        install(model, WeightSlots(dict(model), ROWS, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("architecture", ["Olmo2ForCausalLM", "Qwen3MoeForCausalLM", "Qwen3ForCausalLM"])
+def test_engines_without_a_gpu_or_with_other_modules_are_refused(architecture):
+    from layersweep.rollout.config import RolloutConfig
+    from layersweep.rollout.engine.engine import engine_args
+
+    reason = "this engine has no GPU" if architecture == "Qwen3ForCausalLM" else f"not for {architecture}"
+    with pytest.raises(ValueError, match=f"rollout.cuda_graphs: {reason}"):
+        engine_args("nowhere", architecture, RolloutConfig(cuda_graphs=True), "float32", 0)

@@ -42,10 +42,10 @@ class SlotRows:
     places: Tensor
     """Place of each row in that order [rows]."""
     ends: Tensor
-    """Where each slot's rows end in that order [slots]."""
+    """End of each slot's rows in that order [slots]."""
 
 
-class Slots:
+class WeightSlots:
     """Stacks of runs' weights, and the rows of a batch that goes through them.
 
     Args:
