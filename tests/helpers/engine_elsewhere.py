@@ -10,6 +10,7 @@ actor. `wrong_shard`: the same, with a fault: both keep the first one's shards.
 import json
 import os
 import sys
+from pathlib import Path
 
 from layersweep.workers.startup.environment import worker_environment
 from tests.helpers import any_mixture, graphs_on_cpu
@@ -88,7 +89,8 @@ def main(path: str, folder: str, dtype: str = "float32") -> None:
         max_num_seqs=32, max_num_batched_tokens=256, kv_cache_memory_mib=1, tensor_parallel_size=spans,
         cuda_graphs=path == "graphs",
     )  # fmt: skip
-    engine = module.RolloutEngine(folder, "Qwen3ForCausalLM", config, dtype, seed=0)
+    (architecture,) = json.loads((Path(folder) / "config.json").read_text())["architectures"]
+    engine = module.RolloutEngine(folder, architecture, config, dtype, seed=0)
     seen = {"v2": engine._engine.vllm_config.use_v2_model_runner}
     try:
         seen["self_check"] = check(engine, folder, dtype)

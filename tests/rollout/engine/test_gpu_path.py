@@ -51,15 +51,15 @@ def test_the_v2_model_runner_routes_in_bfloat16(model_folder):
 
 @pytest.fixture(scope="module")
 def biased_folder(tmp_path_factory):
-    """Qwen3 with biases at its attention and an LM head of its own: every kind of weight that has static slots."""
+    """Qwen2, whose queries, keys and values have biases, with an LM head of its own."""
     folder = tmp_path_factory.mktemp("biased")
     torch.manual_seed(0)
-    config = transformers.Qwen3Config(
+    config = transformers.Qwen2Config(
         vocab_size=32, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=32, tie_word_embeddings=False, attention_bias=True, initializer_range=0.15,
-        max_position_embeddings=256, bos_token_id=None, eos_token_id=1, pad_token_id=0,
+        num_key_value_heads=1, tie_word_embeddings=False, initializer_range=0.15, max_position_embeddings=256,
+        bos_token_id=None, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
-    model = transformers.Qwen3ForCausalLM(config).float()
+    model = transformers.Qwen2ForCausalLM(config).float()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
