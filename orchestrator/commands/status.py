@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from layersweep.orchestrator.execution.sweep_lock import describe_driver
 from layersweep.orchestrator.remote.ray_jobs import Job
 from layersweep.orchestrator.remote.sweep_view import SweepView
 from layersweep.orchestrator.report.format import interval_text, number_text, wide_console
@@ -98,6 +99,12 @@ def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
     if sweep.job:
         lines += _job_lines(sweep.job, sweep.cluster.logs(sweep.job))
         over, failed = sweep.job.over, failed or sweep.job.status == "FAILED"
+    elif not over:
+        driver, over = describe_driver(sweep.folder)
+        stopped = f"; it ended before the sweep did, layersweep resume {sweep.folder} goes on" if over else ""
+        lines.append(f"driver  {driver}{stopped}")
+        if over and table is not None:
+            table["status"] = table["status"].replace("running", "stopped")
     if over:
         locations = {}
     if engines := [f"{actor} on {where}" for actor, where in sorted(locations.items()) if actor.startswith("Engine-")]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,8 @@ from layersweep.workers.startup.preload import preloaded
 
 from .own_session import restore_handlers, stop_handlers
 
+STARTS = 3
+"""How often a Ray of our own is started at most."""
 NAMES_SECONDS = 10.0
 """How long the actors of a driver that was killed may take to end."""
 
@@ -40,12 +43,11 @@ def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[s
             show_token(address)
         import ray
 
-        _free_agent_port()
         local = {"include_dashboard": False} if address is None else {"runtime_env": {"env_vars": environment}}
         options = {"namespace": namespace, "log_to_driver": False, "configure_logging": False} | local
         handlers = stop_handlers()
         try:
-            ray.init(address=address or "local", **options)
+            start_ray(address or "local", **options)
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
             # Ray says the same of a cluster that is not there and of one that wants another token.
             reason = str(error).partition(". ")[0]
@@ -56,6 +58,27 @@ def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[s
         restore_handlers(handlers)  # Ray has one of its own for SIGTERM, which ends the process at once
         _wait_for_names(namespace)
         yield forked
+
+
+def start_ray(address: str, **options: Any) -> None:
+    """Call `ray.init`, again where a Ray that starts here does not come up within Ray's own 30 seconds, as on a machine
+    that is very busy.
+
+    Args:
+        address, options: as for `ray.init`.
+    """
+    import ray
+
+    _free_agent_port()
+    for attempt in range(1, STARTS + 1):
+        try:
+            ray.init(address, **options)
+            return
+        except Exception as error:  # Ray has no type of its own for it
+            if attempt == STARTS or "timed out during startup" not in str(error):
+                raise
+            print("layersweep: Ray did not come up within 30 s; starting it again", file=sys.stderr, flush=True)
+            ray.shutdown()
 
 
 def _free_agent_port() -> None:

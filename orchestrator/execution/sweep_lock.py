@@ -65,6 +65,22 @@ def check_owner(folder: str) -> None:
     _check_owner(folder, _highest(folder))
 
 
+def describe_driver(folder: str) -> tuple[str, bool]:
+    """Describe a sweep's latest driver, and say whether it has surely ended. Waits for nothing.
+
+    A driver on another host that is gone without a word cannot be told from one that this host's clock runs ahead of,
+    so only the age of its heartbeat is given.
+    """
+    number = _highest(folder)
+    owner = {} if number is None else _read(folder, number)
+    if "host" not in owner:
+        return "none now", number is None or "released" in owner
+    name = f"process {owner['pid']} on {owner['host']}"
+    if owner["host"] == socket.gethostname():
+        return (name, False) if _is_alive(owner) else (f"{name}, which is gone", True)
+    return f"{name}, last heartbeat {max(0.0, time.time() - owner['heartbeat']):.0f} s ago", False
+
+
 def _check_owner(folder: str, number: int | None) -> None:
     if number is not None and (owner := _owner(folder, number)):
         raise SpecError([
@@ -98,10 +114,7 @@ def _owner(folder: str, number: int) -> dict[str, Any] | None:
     if owner.get("released"):
         return None
     if owner.get("host") == socket.gethostname():
-        try:
-            return owner if abs(psutil.Process(owner["pid"]).create_time() - owner["began"]) < 1 else None
-        except psutil.NoSuchProcess:
-            return None
+        return owner if _is_alive(owner) else None
     if owner:  # else it is being created
         print(f"layersweep: {owner['host']} has locked {folder}; watching for {SILENT_SECONDS:.0f} s whether it is "
               "still there", file=sys.stderr)  # fmt: skip
@@ -111,6 +124,14 @@ def _owner(folder: str, number: int) -> dict[str, Any] | None:
         if (now := _read(folder, number)) != owner:
             return None if now.get("released") else now
     return None
+
+
+def _is_alive(owner: dict[str, Any]) -> bool:
+    """Whether a driver's process is there, on its own host."""
+    try:
+        return abs(psutil.Process(owner["pid"]).create_time() - owner["began"]) < 1
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _heartbeats(folder: str, number: int, token: str, ended: threading.Event) -> None:

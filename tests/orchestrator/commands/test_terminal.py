@@ -1,6 +1,7 @@
 """What the terminal shows of names, paths and reasons: their own text, whatever brackets are in it."""
 
 import json
+import os
 
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from layersweep.cli import DEMO, main
 from layersweep.orchestrator.commands.compare import show_comparison
 from layersweep.orchestrator.execution.progress import Progress
 from layersweep.orchestrator.execution.run_state import RunState
+from layersweep.orchestrator.execution.sweep_lock import hold_lock
 from layersweep.orchestrator.report.terminal_table import show_table
 from layersweep.orchestrator.statistics.layer_profile import profile
 from layersweep.orchestrator.statistics.profile_agreement import compare_all, concentrations
@@ -74,8 +76,14 @@ def test_status_in_a_folder_with_brackets(tmp_path, capsys, reason):
     assert main(["status", str(folder)]) == 1
     shown = capsys.readouterr().out
     assert f"demo[/b] -> {folder}" in " ".join(shown.split()) and f"failed: {reason} " in shown
-    assert "host[0] GPU 1" in shown and "elsewhere" not in shown
     assert "2/3" in shown and " 20 " in shown  # 40 tokens in 2 seconds
+    assert f"none now; it ended before the sweep did, layersweep resume {folder} goes on" in " ".join(shown.split())
+    assert "stopped" in shown and "running" not in shown and "host[0]" not in shown
+    with hold_lock(str(folder)):
+        assert main(["status", str(folder)]) == 1
+    shown = capsys.readouterr().out
+    assert "host[0] GPU 1" in shown and "elsewhere" not in shown
+    assert "running" in shown and "stopped" not in shown and f"process {os.getpid()} on " in shown
     (folder / "steps.parquet").write_bytes(b"broken")
     assert main(["status", str(folder)]) == 2
     assert f"{folder}/steps.parquet: cannot be read as parquet" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from layersweep.orchestrator.execution.failures import (
     reason_of,
     retryable,
 )
+from layersweep.orchestrator.execution.ray_session import start_ray
 from layersweep.rollout.types import EngineStopped, StaleWeights, TransferFailed
 from tests.simulations.virtual_time import VirtualLoop
 
@@ -263,7 +264,7 @@ def test_errors_as_ray_delivers_them():
             said.startswith("ValidationError: 1 validation error for Row answer Input should be a valid") and not again
         )
 
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    start_ray("local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         asyncio.run(asyncio.wait_for(scene(), 120))
     finally:

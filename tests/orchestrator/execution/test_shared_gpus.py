@@ -11,6 +11,7 @@ from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
 from layersweep.orchestrator.execution import shared_gpus
+from layersweep.orchestrator.execution.ray_session import start_ray
 from layersweep.orchestrator.execution.shared_gpus import SharedGpu, SharedGpuPool
 from layersweep.workers.config import ActorResources
 
@@ -38,7 +39,9 @@ def two_gpus():
     """A Ray that believes in two GPUs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("CUDA_VISIBLE_DEVICES")
-        ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        start_ray(
+            "local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False
+        )
         yield
         ray.shutdown()
 

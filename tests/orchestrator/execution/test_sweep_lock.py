@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ import time
 import pytest
 
 from layersweep.orchestrator.execution import sweep_lock
-from layersweep.orchestrator.execution.sweep_lock import check_owner, hold_lock
+from layersweep.orchestrator.execution.sweep_lock import check_owner, describe_driver, hold_lock
 from layersweep.orchestrator.spec.errors import SpecError
 
 ONE = """
@@ -108,6 +109,23 @@ def test_an_owner_on_another_host_counts_as_gone_when_its_heartbeat_stands_still
     with pytest.raises(SpecError, match="process 1 on elsewhere is running this sweep"):
         check_owner(str(tmp_path))
     thread.join()
+
+
+def test_the_latest_driver_is_described_without_waiting(tmp_path, monkeypatch):
+    folder, host = str(tmp_path), socket.gethostname()
+    assert describe_driver(folder) == ("none now", True)
+    with hold_lock(folder):
+        assert describe_driver(folder) == (f"process {os.getpid()} on {host}", False)
+        mine = sign(tmp_path)
+        put(tmp_path, mine | {"began": mine["began"] - 60})
+        assert describe_driver(folder) == (f"process {os.getpid()} on {host}, which is gone", True)
+        put(tmp_path, {})  # being created
+        assert describe_driver(folder) == ("none now", False)
+    assert describe_driver(folder) == ("none now", True)
+    monkeypatch.setattr(sweep_lock.time, "time", lambda: 1000.0)
+    for heartbeat, age in ((880.4, 120), (2000.0, 0)):  # the other's clock may be ahead: nothing follows from it
+        put(tmp_path, {"host": "elsewhere", "pid": 7, "began": 0.0, "token": "t", "heartbeat": heartbeat}, number=2)
+        assert describe_driver(folder) == (f"process 7 on elsewhere, last heartbeat {age} s ago", False)
 
 
 def test_an_owner_that_was_overtaken_ends_at_once(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 from ray.util import remove_placement_group
 
 from layersweep.cli import DEMO
+from layersweep.orchestrator.execution.ray_session import start_ray
 from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.spec.load import load_spec
 from layersweep.workers.actors.ray_placement import bundle_of, gang
@@ -22,7 +23,7 @@ def test_a_gang_is_placed_together_or_not_at_all():
         def group(self) -> str:
             return ray.get_runtime_context().get_placement_group_id()
 
-    ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    start_ray("local", num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         needs = ActorResources(cpus=1)
         groups = [gang(needs, 2), gang(needs, 2)]
@@ -76,7 +77,7 @@ def test_a_crew_that_waits_for_two_places_is_not_overtaken(tmp_path):
         "full_trainer_ranks": 2,
     }
     plan = make_plan(load_spec(DEMO, {"resources": resources, "output": str(tmp_path)}), fetch=False)
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    start_ray("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         unused = (None,) * 4  # engines, collector, rollout worker, model
         asyncio.run(scenario(SweepActors(plan, {}, *unused)))
@@ -94,7 +95,7 @@ def test_a_cluster_that_has_lost_its_gpus_keeps_a_room(tmp_path):
     spec = load_spec(Path(DEMO).parent / "qwen3-1.7b-numinamath-grpo-8gpu.yaml", {"output": str(tmp_path)})
     resources = spec.resources.model_copy(update={"concurrent_runs": None})
     plan = make_plan(spec.model_copy(update={"resources": resources}), fetch=False)
-    ray.init("local", num_cpus=100, num_gpus=0, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    start_ray("local", num_cpus=100, num_gpus=0, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         assert max_concurrent_runs(plan) == 1
     finally:

@@ -11,6 +11,7 @@ import yaml
 
 from layersweep.cli import main
 from layersweep.orchestrator.commands.status import overview, pull
+from layersweep.orchestrator.execution.sweep_lock import hold_lock
 from layersweep.orchestrator.remote import ray_jobs
 from layersweep.orchestrator.remote.ray_jobs import Cluster
 from layersweep.orchestrator.remote.ray_token import show_token
@@ -133,7 +134,8 @@ def test_overview_tells_where_runs_train_as_long_as_they_do():
 def test_status_tells_where_engines_and_runs_are(bucket, capsys):
     filesystem, path = fsspec.core.url_to_fs(f"{bucket}/checkpoints/places.json")
     filesystem.pipe_file(path, b'{"Engine-0": "host-a GPU 0", "full-seed0": "host-b GPU 3"}')
-    assert main(["status", bucket]) == 1
+    with hold_lock(bucket):
+        assert main(["status", bucket]) == 1
     printed = capsys.readouterr().out
     assert "engines Engine-0 on host-a GPU 0" in printed and "host-b GPU 3" in printed
 

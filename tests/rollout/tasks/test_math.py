@@ -9,6 +9,7 @@ from decimal import Decimal
 
 import pytest
 
+from layersweep.orchestrator.execution.ray_session import start_ray
 from layersweep.rollout.data.row_readers import DataError
 from layersweep.rollout.tasks.math import MathConfig, MathTask, truths_of
 from layersweep.rollout.tasks.math_answer import final_answer, marked_answer
@@ -207,7 +208,7 @@ def test_judged_from_threads(task):
 def test_judged_inside_a_ray_actor(data_path):
     import ray
 
-    ray.init(num_cpus=1, include_dashboard=False)
+    start_ray("local", num_cpus=1, include_dashboard=False)
     try:
 
         @ray.remote
