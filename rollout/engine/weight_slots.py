@@ -136,9 +136,12 @@ class WeightSlots:
         slots = np.arange(1, self._ends.shape[1] + 1)
         ends = ((slot[:, None] > 0) & (slot[:, None] <= slots[:, None])).sum(2)
         rows = np.stack([np.maximum(slot - 1, 0), order, places]).astype(np.int32)
-        self._rows[:, :, :count].copy_(torch.from_numpy(rows))
-        self._owned[:, :count].copy_(torch.from_numpy(slot > 0))
-        self._ends.copy_(torch.from_numpy(ends.astype(np.int32)))
+        for buffer, values in (
+            (self._rows[:, :, :count], rows),
+            (self._owned[:, :count], slot > 0),
+            (self._ends, ends.astype(np.int32)),
+        ):
+            buffer.copy_(torch.from_numpy(values), non_blocking=True)
 
     def _make_empty(self) -> None:
         """Begin without a stack, and with a group for each block and each module outside of blocks."""
