@@ -1,8 +1,8 @@
 """Results of vLLM's modules while a CUDA graph is captured: the base for all rows, then owned rows from slots.
 
 The base's own module computes every row, and the results of rows that runs own are replaced by those of their slots.
-That costs such rows the base's product besides, which a decode step hardly feels: it waits for the weights' bytes, and
-the base's are read for other rows anyway. It leaves vLLM's weights where they are and the base's results as they were.
+That costs such rows the base's product besides, which a decode step should hardly feel (not measured): it waits for the
+weights' bytes, and the base's are read for other rows anyway. It leaves vLLM's weights where they are and the base's results as they were.
 
 No function here looks at a number on the device or makes a shape from data, or a recording would bake one batch in.
 """
@@ -56,8 +56,9 @@ def _linear(
 
 
 def groups_products(x: Tensor) -> bool:
-    """Return whether torch multiplies groups of such rows without asking the device for their number."""
-    return x.is_cuda and x.dtype is torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (9, 0)
+    """Return whether torch multiplies groups of such rows without asking the device for their number: in bfloat16 on
+    Hopper and the first Blackwell (PyTorch's `_grouped_mm_cuda`); elsewhere it waits for it, which no capture allows."""
+    return x.is_cuda and x.dtype is torch.bfloat16 and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
 
 
 def grouped_products(x: Tensor, weights: Tensor, biases: Tensor | None, rows: SlotRows, base: Tensor) -> Tensor:
