@@ -2,7 +2,8 @@
 
 The base's own module computes every row, and the results of rows that runs own are replaced by those of their slots.
 That costs such rows the base's product besides, which a decode step should hardly feel (not measured): it waits for the
-weights' bytes, and the base's are read for other rows anyway. It leaves vLLM's weights where they are and the base's results as they were.
+weights' bytes, and the base's are read for other rows anyway. It leaves vLLM's weights where they are and the base's
+results as they were.
 
 No function here looks at a number on the device or makes a shape from data, or a recording would bake one batch in.
 """
@@ -57,7 +58,7 @@ def _linear(
 
 def groups_products(x: Tensor) -> bool:
     """Return whether torch multiplies groups of such rows without asking the device for their number: in bfloat16 on
-    Hopper and the first Blackwell (PyTorch's `_grouped_mm_cuda`); elsewhere it waits for it, which no capture allows."""
+    Hopper and data-centre Blackwell (PyTorch's `_grouped_mm_cuda`). Elsewhere it asks, which no capture allows."""
     return x.is_cuda and x.dtype is torch.bfloat16 and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
 
 
