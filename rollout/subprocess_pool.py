@@ -53,7 +53,7 @@ class LimitedCalls:
 
     def __init__(
         self, function: str, cpu_seconds: float, processes: int = 1, warm_up: str = "", *, bound: Sequence[Any] = (),
-        wall_seconds: float | None = None, memory_bytes: int = MEMORY_BYTES,
+        wall_seconds: float | None = None, memory_bytes: int = MEMORY_BYTES, file_bytes: int = 0,
     ):  # fmt: skip
         """Names the function as `package.module:name`; it takes and returns one JSON-like value.
 
@@ -65,8 +65,10 @@ class LimitedCalls:
                 calls of one `map` neither are those that have not begun; None bounds it loosely, for code that does not
                 wait.
             memory_bytes: address space of a worker at most.
+            file_bytes: size of a file that a worker writes at most; 0 is none at all.
         """
-        self._setup = {"function": function, "warm_up": warm_up, "bound": list(bound), "memory_bytes": memory_bytes}
+        self._setup = {"function": function, "warm_up": warm_up, "bound": list(bound), "memory_bytes": memory_bytes,
+                       "file_bytes": file_bytes}  # fmt: skip
         self._cpu_seconds, self._wall_seconds = cpu_seconds, wall_seconds
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="limited-calls")
         self._idle: queue.LifoQueue[ChildProcess | None] = queue.LifoQueue()
@@ -153,9 +155,9 @@ def _prepare(setup: dict[str, Any]) -> Callable[[Any], Iterator[Any]]:
     call = partial(_named(setup["function"]), *setup["bound"])
     if setup["warm_up"]:
         _named(setup["warm_up"])(*setup["bound"])
-    # What is judged may print, and must not write files.
+    # What is judged may print, and must not write files unless that is asked for.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (setup["file_bytes"], setup["file_bytes"]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (setup["memory_bytes"], setup["memory_bytes"]))
 

@@ -52,3 +52,27 @@ def test_the_table_of_the_readme():
     for name, numbers in rows:
         given = [float(number) for number in re.findall(r"[\d.]*\d", numbers)]
         assert given == table.loc[name, NUMBERS[: len(given)]].astype(float).round(3).tolist()
+
+
+def test_what_was_said_of_the_demo_s_probe_and_pieces():
+    """docs/results/demo-analyses.md, to the digits that are printed there: what of each run's gain its pieces keep, and
+    the rank correlation of the screening and of the first-order gain with C."""
+    folder = RESULTS[0].parent / "demo"
+    page = (RESULTS[0].parent / "demo-analyses.md").read_text()
+    rows = dict(re.findall(r"^\| ([^|]+) \| (.*) \|$", page, re.MULTILINE))
+    table = pd.read_parquet(folder / "contribution.parquet").set_index("selection")
+    runs = ["full", *(f"layer-0{k}" for k in range(6))]
+    pieces = pd.read_parquet(folder / "dissection.parquet").set_index("variant")["kept"]
+    labels = {"attention alone": "attention", "MLP alone": "mlp", "norms alone": "norms", "rank 1": "rank-1",
+              "rank 4": "rank-4", "the largest 10 % of the entries": "largest-0.1", "the largest 30 %": "largest-0.3",
+              "half": "x0.5", "one and a half times": "x1.5", "twice": "x2",
+              "null: a random change of the same norm": "random"}  # fmt: skip
+    for said, label in labels.items():
+        printed = [float(number) for number in rows[said].split(" | ")]
+        assert printed == pytest.approx(pieces[[f"{run}.{label}" for run in runs]].tolist(), abs=0.0051), said
+    measures = (
+        pd.read_parquet(folder / "probe.parquet").groupby("selection")[["screened_gain", "first_order_gain"]].mean()
+    )
+    seen = measures.loc[runs[1:]].rank().corrwith(table.loc[runs[1:], "contribution"].rank())
+    assert rows["gain of a training of 3 steps"].startswith(f"**{seen['screened_gain']:.2f}**".replace("0.", "."))
+    assert rows["first-order gain"].startswith(f"{seen['first_order_gain']:.2f}".replace("0.", "."))

@@ -89,12 +89,19 @@ class TrainingConfig(StrictModel):
     learning_rate: LearningRatePolicy = LearningRates()
     """One number, `{layer: ..., full: ...}`, or `{tune: [...], steps: ...}`: it changes the ranking of layers."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the learning rate after the warm-up; linear and cosine end at 0."""
+    """Course of the learning rate after the warm-up. linear and cosine are as transformers has them: the rate would be
+    0 at the step after the last."""
+    schedule_unit: Literal["batch", "optimizer_step"] = "batch"
+    """What the learning rate changes with: each rollout batch, as in verl, or each optimizer step, of which a batch
+    has `minibatches` x `epochs`, as in TRL. Warm-up and end are at the same batches either way."""
     warmup_steps: NonNegativeInt = 0
-    """Steps over which the learning rate rises linearly from 0."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Rollout batches over which the learning rate rises linearly. Its first value is a step's share of the peak, not
+    0 as in transformers: that would waste the first batch."""
+    optimizer: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
     """`muon` (Jordan 2024) for the matrices of the decoder blocks, momentum 0.95, scaled so that its updates are as
-    large as AdamW's, and AdamW for everything else. Without ZeRO alone, which splits matrices."""
+    large as AdamW's, and AdamW for everything else. Without ZeRO alone, which splits matrices. `adamw_8bit` (Dettmers
+    et al. 2022) is AdamW with both moments in 8 bits, a quarter of their memory, for tensors of 4,096 entries or more;
+    it needs the package bitsandbytes."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """AdamW's decay rates of the first and the second moment, each in [0, 1)."""
     weight_decay: float = Field(0.0, ge=0)

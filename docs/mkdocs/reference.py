@@ -13,7 +13,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
-from layersweep.cli import _parser
+from layersweep.arguments import make_parser
 from layersweep.orchestrator.spec.schema_docs import json_schema
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.workers.storage import tables
@@ -91,7 +91,7 @@ def from_elsewhere(page: str, source: str) -> str:
 
 def commands_page() -> str:
     """Return what `--help` prints, of `layersweep` and of each of its commands."""
-    parser = _parser()
+    parser = make_parser()
     (choices,) = (action.choices for action in parser._actions if action.dest != "help")
     parts = ["# Commands", parser.description, "Exit codes: 0 done, 1 some run failed, 2 bad input, 3 stopped before "
              "the end."]  # fmt: skip
@@ -101,7 +101,7 @@ def commands_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-class _WideHelp(type(_parser()._get_formatter())):
+class _WideHelp(type(make_parser()._get_formatter())):
     """Help of one width wherever the site is built."""
 
     def __init__(self, prog: str):

@@ -17,9 +17,11 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
+from layersweep.analysis import compose, dissect, probe
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.spec_source import SpecSource, load_spec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,9 +31,8 @@ if TYPE_CHECKING:
     from layersweep.orchestrator.planning.plan import Plan
     from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 
-__all__ = ["RunningSweep", "SpecError", "Sweep", "compare", "export", "load_spec", "plan", "resume", "run", "start"]
-
-SpecSource: TypeAlias = "SweepSpec | Mapping[str, Any] | str | os.PathLike[str]"
+__all__ = ["RunningSweep", "SpecError", "Sweep", "compare", "compose", "dissect", "export", "load_spec", "plan",
+           "probe", "resume", "run", "start"]  # fmt: skip
 
 
 class Sweep:
@@ -194,26 +195,6 @@ class RunningSweep(Sweep):
     def log(self) -> str:
         """Text that the sweep's driver has printed so far."""
         return self._process.log()
-
-
-def load_spec(source: SpecSource, overrides: Mapping[str, Any] | None = None) -> "SweepSpec":
-    """Read and validate the spec of a sweep.
-
-    Args:
-        source: a YAML file (path or fsspec URI), or a dict of fields. A spec that is loaded already is validated anew
-            with the overrides.
-        overrides: values by dotted path that replace those of the source, such as `{"training.steps": 50,
-            "evaluation.suites[0].samples": 8}`.
-
-    Raises:
-        SpecError: no such file, not YAML, or fields that are unknown, missing or wrong; all problems are in `problems`.
-    """
-    from layersweep.orchestrator.spec.load import load_spec
-    from layersweep.orchestrator.spec.sweep_spec import SweepSpec
-
-    if isinstance(source, SweepSpec):
-        source = source.model_dump(mode="json")
-    return load_spec(source if isinstance(source, Mapping) else os.fspath(source), overrides)
 
 
 def plan(spec: SpecSource) -> "Plan":

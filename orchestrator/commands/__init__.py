@@ -1,1 +1,1 @@
-"""Output of the subcommands, a module each; their arguments are in `layersweep.cli`."""
+"""Output of the subcommands, a module each; their arguments are in `layersweep.arguments`."""

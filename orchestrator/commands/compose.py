@@ -58,6 +58,11 @@ class Stack:
         return Variant(self.name, tuple(RunChange(member, self.strength) for member in sorted(self.members)))
 
 
+def member_name(member: str) -> str:
+    """Name the run behind a stack's member: of a number the layer, of anything else itself."""
+    return f"layer-{int(member):02d}" if member.isdigit() else member
+
+
 def compose(sweep: str, wanted: Wanted, overrides: Mapping[str, Any] | None = None, address: str | None = None) -> str:
     """Score stacks, write composition.parquet and the report; returns the table's path.
 

@@ -7,10 +7,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import fsspec
 
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import load_spec
@@ -19,9 +18,11 @@ from layersweep.policies.config import PretrainedModel
 from layersweep.policies.model.checkpoint import HEAD, head_is_tied, stored_tensors
 from layersweep.policies.model.expert_weights import as_stored
 from layersweep.policies.selection import parse_run_name
+from layersweep.rollout.data.locations import is_local
 from layersweep.workers.startup.gguf_model import gguf_folder, is_gguf
 from layersweep.workers.startup.tiny_model import cache_folder
-from layersweep.workers.storage.files import find_files, resolve_uri
+from layersweep.workers.storage.files import copy_here, find_files, resolve_uri
+from layersweep.workers.storage.retries import retried
 from layersweep.workers.storage.tables import COMPOSITION
 
 if TYPE_CHECKING:  # imported where weights are moved, so that errors come at once
@@ -232,9 +233,17 @@ def _tensors(shard: Path) -> "Iterator[tuple[str, torch.Tensor]]":
 
 
 def local_overlay(overlay: OverlayFile, scratch: Path) -> Path:
-    """The file itself where it is local, else a copy of it in `scratch`."""
+    """The file itself where it is local, else a copy of it in `scratch`.
+
+    Raises:
+        SpecError: it cannot be copied.
+    """
     filesystem, inner = resolve_uri(overlay.file)
-    if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
+    if is_local(filesystem):
         return Path(inner)
-    filesystem.get_file(inner, str(scratch / "model.safetensors"))
-    return scratch / "model.safetensors"
+    copy = scratch / "model.safetensors"
+    try:
+        retried(f"copying {overlay.file}", partial(copy_here, filesystem, inner, str(copy)))
+    except OSError as error:
+        raise SpecError([f"{overlay.file}: cannot be copied here: {error}"]) from error
+    return copy

@@ -6,10 +6,14 @@ from typing import Any
 
 from rich.console import Console
 
-from layersweep.orchestrator.planning.checks import CheckedSweep
+from layersweep.orchestrator.planning.checks import CheckedSweep, check_sweep
 from layersweep.orchestrator.report.format import wide_console
+from layersweep.orchestrator.spec.data_sections import with_data
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import TinyModel
+from layersweep.rollout.data.data_config import DataConfig
+from layersweep.rollout.data.prompt_data import PromptData
 from layersweep.rollout.data.window import PromptUse, prompt_uses
 from layersweep.rollout.types import Prompt, Response
 
@@ -26,8 +30,28 @@ FORMS = {
 """Forms in which a right answer may be what a reward expects, tried in order until all get 1."""
 
 
-def show_data(checked: CheckedSweep) -> None:
-    """Print, for training and each suite: prompts by split, token lengths, some prompts, rewards of right answers."""
+def show_data(spec: SweepSpec) -> list[str]:
+    """Print, for training and each suite: every bad row, prompts by split, token lengths, some prompts, and rewards of
+    right answers. Return the problems for which a run would refuse the data.
+
+    Raises:
+        SpecError: for another reason the spec cannot be run.
+    """
+    refused: list[str] = []
+
+    def skipping(data: DataConfig, field: str) -> DataConfig:
+        refused.extend([field] if data.bad_rows == "refuse" else [])
+        return data.model_copy(update={"bad_rows": "skip"})
+
+    checked = check_sweep(with_data(spec, skipping), fetch=False, fetch_data=True)
+    counts = {f"{section}{'' if section == 'task' else '.task'}.data": report.bad
+              for section, report in checked.plan.data.items()}  # fmt: skip
+    _show_checked(checked)
+    return [f"{field}: {counts[field]:,} bad rows, listed above; fix them, or leave them out with bad_rows: skip"
+            for field in refused if counts.get(field)]  # fmt: skip
+
+
+def _show_checked(checked: CheckedSweep) -> None:
     spec, console = checked.plan.spec, wide_console()
     suites = [(suite, checked.tasks.get(f"evaluation.suites[{i}]") if suite.task else checked.tasks.get("task"))
               for i, suite in enumerate(spec.evaluation.suites)]  # fmt: skip
@@ -46,6 +70,7 @@ def show_data(checked: CheckedSweep) -> None:
             console.print(names[use.section])
             if report := checked.plan.data.get(use.section):
                 _fact(console, "rows", str(report))
+                _show_bad_rows(console, use.task.data, report.bad)
         if getattr(use.task, "multi_turn", False):
             if first:
                 _show_starts(console, checked, use)
@@ -58,6 +83,13 @@ def show_data(checked: CheckedSweep) -> None:
             task.close()
     for unchecked in checked.plan.unchecked:
         _fact(console, "not here", unchecked)
+
+
+def _show_bad_rows(console: Console, data: PromptData, count: int) -> None:
+    if count:
+        _fact(console, "bad rows", f"{count:,}:")
+        for row in data.bad_rows():
+            console.print(f"    {row}", markup=False, soft_wrap=True)
 
 
 def _show_split(console: Console, checked: CheckedSweep, use: PromptUse, shown: int) -> None:

@@ -29,6 +29,7 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
         f"{shape.layer_parameters:,} in a layer" + (f" ({plan.shape_source})" if plan.shape_source else ""),
         "task": f"{spec.task.type}, {spec.algorithm.type}",
         **_data(plan),
+        **_overlong(plan),
         "each run": f"{training.steps} steps of {training.prompts_per_step} prompts x {training.group_size} responses, "
         f"{training.epochs * training.minibatches} optimizer steps each, at most {training.max_response_tokens} tokens "
         f"of a window of {plan.window}",
@@ -37,7 +38,7 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
         **_search(plan),
         **_trials(plan),
         **_controls(plan),
-        "to generate": f"{plan.training_responses:,} training and {plan.evaluation_responses:,} evaluation responses",
+        "to generate": _responses(plan) + (f"; without the search {_responses(plan.exhaustive)}" if plan.rungs else ""),
         "shared trunk": f"{size(plan.trunk_bytes)} once per node, in {training.dtype}",
         "an engine": engine_memory(plan),
         "micro batches": micro_batches(plan),
@@ -74,6 +75,14 @@ def _data(plan: Plan) -> dict[str, str]:
     return {names.get(section, "data"): str(report) for section, report in plan.data.items()}
 
 
+def _overlong(plan: Plan) -> dict[str, str]:
+    """Prompts too long for the model, in training and each suite."""
+    names = {f"evaluation.suites[{i}]": f"suite {s.name}" for i, s in enumerate(plan.spec.evaluation.suites)}
+    found = [f"{names.get(prompts.section, 'training')}: {prompts.count:,} of {prompts.of:,} {prompts.split} prompts "
+             f"{'give way to others' if prompts.replaced else 'dropped'}" for prompts in plan.overlong]  # fmt: skip
+    return {"over-long": "; ".join(found)} if found else {}
+
+
 def _seeds(plan: Plan) -> dict[str, str]:
     """How many more seeds the sweep needs, where its folder has scores already."""
     from layersweep.workers.storage.files import read_bytes
@@ -100,6 +109,10 @@ def _search(plan: Plan) -> dict[str, str]:
     trained, exhaustive = cost(rungs), rungs[0].layers * plan.spec.training.steps
     counts = ", ".join(f"{rung.layers} to step {rung.step}" for rung in rungs)
     return {"search": f"layers: {counts}; {trained:,} of {exhaustive:,} layer steps ({trained / exhaustive:.0%})"}
+
+
+def _responses(plan: Plan) -> str:
+    return f"{plan.training_responses:,} training and {plan.evaluation_responses:,} evaluation responses"
 
 
 def _trials(plan: Plan) -> dict[str, str]:

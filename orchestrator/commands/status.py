@@ -2,7 +2,8 @@
 
 import json
 import time
-from typing import Any
+from pathlib import PurePath
+from typing import Any, Literal
 
 import pandas as pd
 from rich.console import Group
@@ -16,11 +17,15 @@ from layersweep.orchestrator.remote.sweep_view import SweepView
 from layersweep.orchestrator.report.format import interval_text, number_text, wide_console
 from layersweep.orchestrator.report.terminal_table import interval_title, without_contribution
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.factorial import sweeps_of
+from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.orchestrator.spec.yaml_core import read_yaml
 from layersweep.policies.selection import parse_run_name
 from layersweep.workers.storage.files import write_atomically
 from layersweep.workers.storage.tables import CONTRIBUTION, PHASES, STEPS, TableSchema
 
+FILES = ("sweep.yaml", "checkpoints/places.json", "contribution.parquet", "steps.parquet")
+"""Files of a sweep that its status is in."""
 SECONDS = 5.0
 """Seconds between two looks at a folder."""
 SECONDS_BY_JOB = 30.0
@@ -28,7 +33,8 @@ SECONDS_BY_JOB = 30.0
 
 
 def show_status(sweep: SweepView, watch: bool) -> bool:
-    """Print how a sweep stands; with `watch`, until it ends. False where some run, or the whole sweep, failed."""
+    """Print how a sweep stands, or the sweeps of a spec with factors; with `watch`, until the end. False where some
+    run, or the whole sweep, failed."""
     console = wide_console()
     if not watch:
         view, _, failed = _look(sweep)
@@ -44,18 +50,30 @@ def show_status(sweep: SweepView, watch: bool) -> bool:
             time.sleep(SECONDS_BY_JOB if sweep.cluster else SECONDS)
 
 
-def pull(sweep: SweepView, output: str) -> str:
+def pull(sweep: SweepView, output: str) -> list[str]:
     """Copy the contribution table as it is now to `output`; returns a line that says how complete it is.
+
+    Of a spec with factors each sweep that has a table gets a file and a line: `contribution-<sweep>.parquet` where
+    `output` is `contribution.parquet`.
 
     Raises:
         SpecError: there is none yet, or it is none of ours.
     """
-    (content,) = sweep.read(["contribution.parquet"])
-    if content is None:
+    spec, content = sweep.read(["sweep.yaml", "contribution.parquet"])
+    names = _sweeps_within(sweep, spec)
+    path = PurePath(output)
+    targets = [str(path.with_stem(f"{path.stem}-{name}")) for name in names] or [output]
+    contents = sweep.read([f"{name}/contribution.parquet" for name in names]) or [content]
+    found = [(target, content) for target, content in zip(targets, contents, strict=True) if content is not None]
+    if not found:
         raise SpecError([f"{sweep.folder}: no contribution.parquet yet; it is there after the first steps"])
-    states = _parse(CONTRIBUTION, sweep, content)["status"].value_counts()
-    write_atomically(output, lambda file: file.write(content))
-    return f"{output}: {states.sum()} selections, {', '.join(f'{n} {status}' for status, n in states.items())}"
+    lines = []
+    for target, content in found:
+        states = _parse(CONTRIBUTION, sweep, content)["status"].value_counts()
+        write_atomically(target, lambda file, content=content: file.write(content))
+        said = ", ".join(f"{n} {status}" for status, n in states.items())
+        lines.append(f"{target}: {states.sum()} selections, {said}")
+    return lines
 
 
 def _parse(schema: TableSchema, sweep: SweepView, content: bytes) -> pd.DataFrame:
@@ -84,28 +102,64 @@ def _spec(sweep: SweepView, content: bytes | None) -> dict[str, Any]:
         raise SpecError([f"{sweep.folder}/sweep.yaml: this is not what a sweep wrote; restore it"]) from error
 
 
+def _sweeps_within(sweep: SweepView, content: bytes | None) -> list[str]:
+    """Return the names of the sweeps of a spec with factors; of any other spec none."""
+    if content is None or not _spec(sweep, content).get("factors"):
+        return []
+    return [one.name for one in sweeps_of(parse_spec(read_yaml(content.decode())))]
+
+
 def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
-    """Look at a sweep: what to show now, whether it is over, and whether something failed."""
-    files = ["sweep.yaml", "checkpoints/places.json", "contribution.parquet", "steps.parquet"]
-    spec, locations, *contents = sweep.read(files)
+    """Look at a sweep, or at those of a spec with factors: what to show now, whether all is over, whether something
+    failed."""
+    files = sweep.read(list(FILES))
+    names = _sweeps_within(sweep, files[0])
+    lines = [f"sweep   {sweep.job.sweep if sweep.job else _spec(sweep, files[0])['name']} -> {sweep.folder}"]
+    if sweep.job:
+        lines += _job_lines(sweep.job, sweep.cluster.logs(sweep.job))
+    if names:
+        found = iter(sweep.read([f"{name}/{file}" for name in names for file in FILES]))
+        parts = [_look_at(sweep, name, [f"sweep   {name}"], [next(found) for _ in FILES]) for name in names]
+        states, failed = {state for _, state, _ in parts}, any(failed for _, _, failed in parts)
+        shown, over = Group(Text("\n".join(lines)), *(part for part, _, _ in parts)), states == {"over"}
+        over |= "stopped" in states and "running" not in states
+    else:
+        shown, state, failed = _look_at(sweep, "", lines, files)
+        over = state != "running"
+    if sweep.job:
+        return shown, sweep.job.over, failed or sweep.job.status == "FAILED"
+    return shown, over, failed
+
+
+def _look_at(
+    sweep: SweepView, name: str, lines: list[str], files: list[bytes | None]
+) -> tuple[Group, Literal["not begun", "running", "stopped", "over"], bool]:
+    """Look at one sweep: what to show, its state, and whether something failed.
+
+    Args:
+        name: of one of several; empty where it is the only one.
+        lines: to show first.
+        files: content of FILES.
+    """
+    spec, locations, *contents = files
+    if name and spec is None:
+        return Group(Text("\n".join([*lines, "        not begun"]))), "not begun", False
     locations = json.loads(locations or b"{}")
     table, steps = (
         None if content is None else _parse(schema, sweep, content)
         for schema, content in zip((CONTRIBUTION, STEPS), contents, strict=True)
     )
-    lines = [f"sweep   {sweep.job.sweep if sweep.job else _spec(sweep, spec)['name']} -> {sweep.folder}"]
     over = table is not None and not (table["status"] == "running").any()
-    failed = table is not None and bool((table["status"] == "failed").any())
+    failed, stopped = table is not None and bool((table["status"] == "failed").any()), False
     if sweep.job:
-        lines += _job_lines(sweep.job, sweep.cluster.logs(sweep.job))
-        over, failed = sweep.job.over, failed or sweep.job.status == "FAILED"
+        over = sweep.job.over or bool(name) and over
     elif not over:
-        driver, over = describe_driver(sweep.folder)
-        stopped = f"; it ended before the sweep did, layersweep resume {sweep.folder} goes on" if over else ""
-        lines.append(f"driver  {driver}{stopped}")
-        if over and table is not None:
+        driver, stopped = describe_driver(f"{sweep.folder}/{name}".rstrip("/"))
+        ended = f"; it ended before the sweep did, layersweep resume {sweep.folder} goes on" if stopped else ""
+        lines.append(f"driver  {driver}{ended}")
+        if stopped and table is not None:
             table["status"] = table["status"].replace("running", "stopped")
-    if over:
+    if over or stopped:
         locations = {}
     if engines := [f"{actor} on {where}" for actor, where in sorted(locations.items()) if actor.startswith("Engine-")]:
         lines.append(f"engines {'; '.join(engines)}")
@@ -113,9 +167,9 @@ def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
     if table is not None:
         steps = STEPS.frame([]) if steps is None else steps  # a copied table alone
         shown.append(overview(table, steps, _spec(sweep, spec)["training"]["steps"], locations))
-        if over and (said := without_contribution(table)):
+        if (over or stopped) and (said := without_contribution(table)):
             shown.append(Text(said))
-    return Group(*shown), over, failed
+    return Group(*shown), "stopped" if stopped else "over" if over else "running", failed
 
 
 def _job_lines(job: Job, logs: str) -> list[str]:

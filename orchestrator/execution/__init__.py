@@ -7,7 +7,7 @@
   `factorial` (several sweeps in turn).
 - One run: `run_controller` (the training loop), `run_state`, `run_checkpointer`, `run_recovery` (retries),
   `weight_sync`, `step_checks`; `made_run` (weights made of a finished run's, without training).
-- Besides sweeps: `variant_scoring` (dissect, compose), `probing` (probe).
+- Besides sweeps: `variant_scoring` (dissect, compose), `probing` and `screening` (probe).
 - Actors: `actors` (creates and places them), `clients` (their methods, typed), `engine_pool`, `engine_slot`,
   `shared_gpus`.
 - Waiting and failing: `slots` (semaphores for runs, updates and GPUs), `sleep_phases`, `failures` (what is retried,

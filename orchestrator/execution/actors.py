@@ -79,10 +79,15 @@ class SweepActors:
         """Held by a run while Ray finds room for all its ranks."""
 
     @classmethod
-    async def create(cls, plan: Plan, actor_environment: dict[str, Any], say: Callable[[str], None]) -> "SweepActors":
+    async def create(
+        cls, plan: Plan, actor_environment: dict[str, Any], say: Callable[[str], None], trains: bool = True
+    ) -> "SweepActors":
         """Create and start all actors but the trainers.
 
         Engines come first: importing vLLM is what everything else waits for, and can overlap with.
+
+        Args:
+            trains: whether there will be trainers, which GPUs are prepared for.
         """
         spec, resources, nodes = plan.spec, plan.spec.resources, alive_nodes()
         engine_nodes, support_nodes = (
@@ -120,12 +125,13 @@ class SweepActors:
                 plan.window,
                 ResponseKeeper(plan.folder, spec.responses, plan.final_evaluations),
                 spec.algorithm.build().max_num_gen_batches,
+                plan.first_rollouts,
             )
         )  # fmt: skip
         engines = EnginePool(plan, first_engines, create_engine, model, collector)
         await engines.start()
         shared_gpus = None
-        if resources.on_gpu() and (found := allocate(plan, resources_of(nodes))).shared_gpus:
+        if trains and resources.on_gpu() and (found := allocate(plan, resources_of(nodes))).shared_gpus:
             shared_gpus = await SharedGpuPool.create(
                 found.shared_gpus, found.joining, resources.trainer, model, spec.training.dtype
             )

@@ -14,7 +14,7 @@ import pandas as pd
 import ray
 
 from layersweep.policies.config import AlgorithmConfig
-from layersweep.policies.selection import run_name
+from layersweep.policies.selection import Selection, run_name
 from layersweep.policies.variant import Variant
 from layersweep.rollout.config import RolloutConfig
 from layersweep.rollout.types import Pushed
@@ -158,10 +158,10 @@ class RolloutClient(RestartableClient):
 
 @dataclass(frozen=True)
 class MadeVariant:
-    """A variant whose weights are being made."""
+    """Weights that are being made: a variant's, or those of a short training."""
 
     facts: Awaitable[dict[str, float]]
-    """Facts about its change of the base; resolved once the weights are there."""
+    """Facts about the change of the base; resolved once the weights are there."""
     weights: Reference
     """Argument of EngineClient.push."""
 
@@ -188,9 +188,17 @@ class ProberClient:
     def __init__(self, actor: Any):
         self.actor = actor
 
-    async def probe(self, experience: Reference) -> list[dict[str, Any]]:
-        """Ask for rows of probe.parquet from a batch of the base's responses."""
-        return await self.actor.probe.remote(experience)
+    async def probe(self, experience: Reference, further: Sequence[Selection] = ()) -> list[dict[str, Any]]:
+        """Ask for rows of probe.parquet from a batch of the base's responses, with some selections beside layers."""
+        return await self.actor.probe.remote(experience, further)
+
+    def train(
+        self, experience: Reference, selection: Selection, training: TrainingConfig, deepspeed: DeepSpeedConfig,
+        engine_dtype: str,
+    ) -> MadeVariant:  # fmt: skip
+        """Train a selection for a short while on a batch of the base's responses."""
+        call = self.actor.train.options(num_returns=2, name=f"Prober.train {selection.name}")
+        return MadeVariant(*call.remote(experience, selection, training, deepspeed, engine_dtype))
 
 
 class CollectorClient(RestartableClient):

@@ -9,8 +9,9 @@ from typing import TypeVar
 
 import ray
 
+from layersweep.rollout.data.locations import PERMANENT
 from layersweep.rollout.types import EngineStopped, StaleWeights, TransferFailed
-from layersweep.workers.storage.retries import PERMANENT, STORE_DELAYS
+from layersweep.workers.storage.retries import STORE_DELAYS
 
 logger = logging.getLogger(__name__)
 

@@ -58,25 +58,17 @@ def begin_sweep(plan: Plan, fresh: bool) -> SweepManifest:
     return SweepManifest.begin(plan)
 
 
-def resume_sweep(
-    sweep: str,
-    spec: str | None,
-    address: str | None,
-    overrides: Mapping[str, Any] | None = None,
-    listen: Listener | None = None,
-) -> int:
-    """`layersweep resume`: the exit code.
+def resume_sweep(spec: SweepSpec, address: str | None, listen: Listener | None = None) -> int:
+    """Go on with the sweep in a spec's folder: the exit code.
 
     Args:
-        sweep: its folder or URI, or its spec file.
-        spec: a spec file with what is added; None takes the folder's own sweep.yaml, or `sweep` where that is a file.
-        overrides: values by dotted path that replace those of the spec.
+        spec: as found by `find_sweep`.
         listen: called with every ProgressEvent, beside what is printed.
 
     Raises:
         SpecError: there is no such sweep, or it would become another experiment.
     """
-    folder, wanted = find_sweep(sweep, spec, overrides)
+    folder = spec.folder
     try:
         manifest = SweepManifest.load(folder)
     except CorruptFile as error:
@@ -85,13 +77,18 @@ def resume_sweep(
         raise SpecError([f"{folder}: cannot be read now: {error}; nothing is lost, resume it once it can"]) from error
     if manifest is None:
         raise SpecError([f"{folder}: no sweep has begun there; start it with `layersweep run`"])
-    plan = make_plan(wanted)
+    plan = make_plan(spec)
     check_owner(folder)
     return continue_sweep(plan, manifest, address, listen)
 
 
 def find_sweep(sweep: str, spec: str | None, overrides: Mapping[str, Any] | None) -> tuple[str, SweepSpec]:
-    """Return a sweep's folder, and the spec that it is to go on with, in that folder; arguments as for `resume_sweep`.
+    """Return a sweep's folder, and the spec that it is to go on with, in that folder.
+
+    Args:
+        sweep: its folder or URI, or its spec file.
+        spec: a spec file with what is added; None takes the folder's own sweep.yaml, or `sweep` where that is a file.
+        overrides: values by dotted path that replace those of the spec.
 
     Raises:
         SpecError: there is no such spec, or it is another sweep's.

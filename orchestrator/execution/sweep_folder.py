@@ -10,7 +10,7 @@ FILES = (
     "scores.parquet", "steps.parquet", "dissection.parquet", "composition.parquet", "probe.parquet", "report.html",
     "profile.png", "report.png",
 )  # fmt: skip
-FOLDERS = ("checkpoints", "overlays", "rescored", "responses", "tensorboard", "variants")
+FOLDERS = ("checkpoints", "overlays", "rescored", "responses", "screening", "tensorboard", "variants")
 LOCK = "lock"
 """Folder of sweep_lock, which outlives a sweep that is started afresh."""
 

@@ -6,10 +6,11 @@ What is scored there is scored once: a command that was interrupted goes on with
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pandas as pd
 from ray.exceptions import RayError
@@ -24,7 +25,7 @@ from layersweep.workers.storage.run_store import RunStore, runs_of
 from layersweep.workers.trackers.config import TrackingConfig
 
 from .actors import SweepActors, run_metadata
-from .clients import Reference, VariantClient
+from .clients import MadeVariant, Reference, VariantClient
 from .context import SweepContext
 from .evaluation import score
 from .failures import AdaptiveTimeouts, CallTimeout, RayLost, RunFailure, first_error, reach_store, reason_of
@@ -43,8 +44,19 @@ REPORT_SECONDS = 20.0
 """Seconds between two lines of progress, at least."""
 
 
+FAILURES = (RayError, RayLost, CallTimeout, RunFailure, OSError)
+"""Errors by which a variant could not be scored, whatever was tried."""
+
+
 class VariantsFailed(RuntimeError):
     """Some variants could not be scored; what is scored is kept."""
+
+
+class WeightMaker(Protocol):
+    """Maker of variants' weights."""
+
+    def make(self, variant: Variant, seed: int) -> MadeVariant:
+        """Begin to make a variant's weights of a seed."""
 
 
 @dataclass
@@ -52,7 +64,7 @@ class VariantScorer:
     """Scores variants, a few at a time."""
 
     context: SweepContext
-    maker: VariantClient
+    maker: WeightMaker
     slots: asyncio.Semaphore
     done: set[tuple[str, int, str]] = field(default_factory=set)
     """Variants that were scored, by name, seed and split."""
@@ -100,7 +112,7 @@ class VariantScorer:
 class _VariantWeights:
     """Source of a variant's weights: made when an engine needs them."""
 
-    maker: VariantClient
+    maker: WeightMaker
     variant: Variant
     seed: int
     facts: Awaitable[dict[str, float]] | None = None
@@ -126,38 +138,61 @@ def score_variants(spec: SweepSpec, work: Callable[[VariantScorer, Plan], Awaita
     plan = make_plan(spec)
     if manifest := SweepManifest.load(plan.folder):
         manifest.asks_no_more_than_done(plan)
+
+    async def scored(actor_environment: dict[str, Any]) -> T:
+        inner = within(plan, FOLDER)
+        await asyncio.to_thread(_copy_scores, plan.folder, inner.folder)
+
+        async def make(actors: SweepActors) -> VariantClient:
+            return actors.create_variant_maker(plan.folder)
+
+        async with variant_scorer(inner, actor_environment, make) as scorer:
+            return await work(scorer, plan)
+
     with connected(address, f"layersweep-{spec.name}", spec.resources.on_gpu()) as actor_environment:
         wait_for_room(plan)
         with hold_lock(plan.folder):
             try:
-                return asyncio.run(_score_variants(plan, work, actor_environment))
-            except (RayError, RayLost, CallTimeout, RunFailure, OSError) as error:
+                return asyncio.run(scored(actor_environment))
+            except FAILURES as error:
                 raise VariantsFailed(reason_of(error)) from error
 
 
-async def _score_variants(
-    sweep: Plan, work: Callable[[VariantScorer, Plan], Awaitable[T]], actor_environment: dict[str, Any]
-) -> T:
-    inner = sweep.spec.model_copy(update={"output": sweep.folder, "name": FOLDER, "tracking": TrackingConfig()})
-    plan, progress = replace(sweep, spec=inner), Progress([], 0)
-    await asyncio.to_thread(_copy_scores, sweep.folder, plan.folder)
-    actors = await SweepActors.create(plan, actor_environment, progress.say)
-    maker = actors.create_variant_maker(sweep.folder)
-    patience = sweep.spec.recovery.patience
-    monitor = HealthMonitor(actors.engines.slots, actors.restartable, patience, progress.say)
+def within(plan: Plan, folder: str) -> Plan:
+    """Return a sweep's plan for a folder inside its own, where trackers see nothing of it."""
+    return replace(
+        plan, spec=plan.spec.model_copy(update={"output": plan.folder, "name": folder, "tracking": TrackingConfig()})
+    )
+
+
+@asynccontextmanager
+async def variant_scorer(
+    plan: Plan, actor_environment: dict[str, Any], create_maker: Callable[[SweepActors], Awaitable[WeightMaker]]
+) -> AsyncIterator[VariantScorer]:
+    """Start the actors of a plan, watch over them, and yield a scorer of variants.
+
+    Args:
+        plan: its folder gets run stores and tables.
+        create_maker: makes, or finds, what makes the variants' weights.
+
+    Raises:
+        BaseException: the first failure, whatever task group it is of; one of FAILURES where an actor failed.
+    """
+    progress, patience = Progress([], 0), plan.spec.recovery.patience
     try:
+        actors = await SweepActors.create(plan, actor_environment, progress.say, trains=False)
+        monitor = HealthMonitor(actors.engines.slots, actors.restartable, patience, progress.say)
+        maker = await create_maker(actors)
         async with asyncio.TaskGroup() as tasks:
             watch = tasks.create_task(monitor.run())
             context = SweepContext(plan, actors, progress, tasks, AdaptiveTimeouts(patience), 1, lambda digest: None)
-            slots = asyncio.Semaphore(AT_ONCE * sweep.spec.resources.engines)
-            result = await work(VariantScorer(context, maker, slots), sweep)
+            yield VariantScorer(context, maker, asyncio.Semaphore(AT_ONCE * plan.spec.resources.engines))
             watch.cancel()
         await actors.collector.close()
     except BaseExceptionGroup as group:
         raise first_error(group) from group
     finally:
         progress.close()
-    return result
 
 
 def _copy_scores(sweep: str, target: str) -> None:

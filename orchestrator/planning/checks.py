@@ -1,6 +1,7 @@
 """Making a plan from a spec: models resolved, layers numbered, and all checked that can be before a sweep starts."""
 
 import contextlib
+import importlib.util
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -88,6 +89,11 @@ def check_sweep(spec: SweepSpec, fetch: bool, fetch_data: bool) -> CheckedSweep:
         problems += model_problems(spec, model, weights_needed=fetch)
     tasks, unchecked, task_problems = _built_tasks(spec, fetch_data, try_code=not problems)
     problems += task_problems + _output_problems(spec)
+    if fetch and spec.training.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        problems.append(
+            "training.optimizer: adamw_8bit needs bitsandbytes wherever trainers run; pip install bitsandbytes there, "
+            "or choose adamw"
+        )
     if problems:
         raise SpecError(list(dict.fromkeys(problems)))
     runs = tuple(Run(selection, seed) for seed in spec.seeds for selection in selections)
@@ -160,7 +166,8 @@ def _with_prompts(plan: Plan, model: ResolvedModel, tasks: dict[str, Any]) -> Ch
     read = {section: task.data for section, task in tasks.items() if hasattr(task, "data")}
     fingerprints = {section: data.fingerprint() for section, data in read.items()} | fit.digests
     reports = {section: data.report for section, data in read.items()}
-    return CheckedSweep(replace(plan, fingerprints=fingerprints, data=reports), tasks, encoder)
+    complete = replace(plan, fingerprints=fingerprints, data=reports, overlong=tuple(fit.overlong))
+    return CheckedSweep(complete, tasks, encoder)
 
 
 def _encoder(

@@ -11,7 +11,7 @@ from layersweep.policies.config import PretrainedModel
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.model.checkpoint import HEAD, INDEX, StoredTensor, non_finite, shards, stored_tensors
 from layersweep.policies.model.families import FAMILIES
-from layersweep.rollout.data.prompt_data import DataConfig
+from layersweep.rollout.data.data_config import DataConfig
 from layersweep.rollout.types import Prompt
 from layersweep.workers.startup.model_source import LOADED
 

@@ -10,6 +10,7 @@ from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.selection import Selection, run_name
 from layersweep.rollout.data.prompt_data import DataReport
+from layersweep.rollout.data.window import OverlongPrompts
 from layersweep.workers.config import LearningRates, LearningRateTuning
 from layersweep.workers.startup.model_source import ModelSource
 
@@ -18,6 +19,7 @@ from .selections import count_served, count_trained
 
 if TYPE_CHECKING:  # scipy, which most plans do without
     from layersweep.orchestrator.statistics.halving_schedule import Rung
+    from layersweep.workers.storage.completions import CompletionStore
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,11 @@ class Plan:
     tiny model."""
     data: dict[str, DataReport] = field(default_factory=dict)
     """Counts of what became of a data set's rows, by section of the spec."""
+    first_rollouts: "CompletionStore | None" = None
+    """What it shares of the base's first batches with other sweeps of one spec with factors."""
+    overlong: tuple[OverlongPrompts, ...] = ()
+    """Prompts too long for the model that were dropped or replaced, by section and split, where the tokenizer is at
+    hand."""
 
     @property
     def folder(self) -> str:
@@ -146,8 +153,9 @@ class Plan:
 
     def trainer_bytes(self, selection: Selection) -> int:
         """A trainer's own memory beside the shared trunk and activations: weights, gradients in float32, Adam's two
-        moments, and with bfloat16 the float32 master weights; with adapters also the merged weights."""
-        per_parameter = self.element_bytes + 4 + 8 + (4 if self.element_bytes == 2 else 0)
+        moments in 8 or 32 bits, and with bfloat16 the float32 master weights; with adapters also the merged weights."""
+        moments = 2 if self.spec.training.optimizer == "adamw_8bit" else 8
+        per_parameter = self.element_bytes + 4 + moments + (4 if self.element_bytes == 2 else 0)
         merged = self.push_bytes(selection) if selection.lora else 0
         return self.trainable_parameters(selection) * per_parameter + merged
 
@@ -219,3 +227,8 @@ class Plan:
     @property
     def evaluation_responses(self) -> int:
         return sum(self.evaluation_responses_by_suite)
+
+    @property
+    def exhaustive(self) -> "Plan":
+        """The plan of the same sweep with every layer trained to the end."""
+        return replace(self, spec=self.spec.model_copy(update={"layers": "all"}))

@@ -13,10 +13,12 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.factorial import with_changed_levels
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.orchestrator.spec.user_code_sections import with_code_paths
 from layersweep.orchestrator.spec.yaml_core import write_yaml
@@ -130,7 +132,7 @@ def _user_code(spec: SweepSpec, folder: str | None) -> tuple[SweepSpec, list[_En
         found.update((f"{prefix}/{inner}", file) for inner, file in files.items())
         return f"{prefix}/{Path(module).name}:{name}"
 
-    changed = with_code_paths(spec, place)
+    changed = with_code_paths(with_changed_levels(spec, partial(with_code_paths, change=place)), place)
     return changed, [_Entry(name, file) for name, file in sorted(found.items())]
 
 

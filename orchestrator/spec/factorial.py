@@ -2,14 +2,13 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from layersweep.workers.storage.files import read_bytes
-
 from .errors import SpecError, shorten
-from .load import parse_spec, read_spec
-from .overrides import override
+from .load import parse_spec
+from .overrides import override, value_at
 from .sweep_spec import SweepSpec
 
 OF_THE_WHOLE = ("name", "output", "factors")
@@ -24,8 +23,33 @@ def sweeps_of(spec: SweepSpec) -> list[SweepSpec]:
     Raises:
         SpecError: levels that cannot be told apart, or that make no valid spec.
     """
+    return [sweep for _, sweep in _expanded(spec)] if spec.factors else [spec]
+
+
+def with_changed_levels(spec: SweepSpec, change: Callable[[SweepSpec], SweepSpec]) -> SweepSpec:
+    """Return a spec whose factors have the values that `change` gives the sweeps, such as paths that mean something
+    elsewhere; values that it leaves alone stay as they are written.
+
+    Raises:
+        SpecError: as for `sweeps_of`, and what `change` raises.
+    """
     if not spec.factors:
-        return [spec]
+        return spec
+    before = [(labels, sweep.model_dump(mode="json")) for labels, sweep in _expanded(spec)]
+    after = [(labels, change(sweep).model_dump(mode="json")) for labels, sweep in _expanded(spec)]
+    factors = {}
+    for path, levels in spec.factors.items():
+        was, now = ({labels[path]: value_at(data, path) for labels, data in sweeps} for sweeps in (before, after))
+        factors[path] = levels if was == now else now
+    return spec.model_copy(update={"factors": factors})
+
+
+def _expanded(spec: SweepSpec) -> list[tuple[dict[str, str], SweepSpec]]:
+    """Return each sweep with its levels' labels by path.
+
+    Raises:
+        SpecError: as for `sweeps_of`.
+    """
     problems = [f"factors: {path} is the same for all" for path in spec.factors if path.split(".")[0] in OF_THE_WHOLE]
     named = []
     for path, levels in spec.factors.items():
@@ -40,24 +64,15 @@ def sweeps_of(spec: SweepSpec) -> list[SweepSpec]:
     for chosen in itertools.product(*named):
         name = "-".join([spec.name, *(label for _, label, _ in chosen)])
         try:
-            found.append(parse_spec(override(common, {path: value for path, _, value in chosen} | {"name": name})))
+            sweep = parse_spec(override(common, {path: value for path, _, value in chosen} | {"name": name}))
+            found.append(({path: label for path, label, _ in chosen}, sweep))
         except SpecError as error:
             problems += [f"factors, {name}: {problem}" for problem in error.problems]
+    names = Counter(sweep.name for _, sweep in found)
+    problems += [f"factors: two sweeps are called {name}; name the levels" for name, n in names.items() if n > 1]
     if problems:
         raise SpecError(problems)
     return found
-
-
-def folders_of(folder: str) -> list[str]:
-    """Return the folders of the sweeps that have begun where a spec with factors stands; of any other folder itself."""
-    try:
-        data = read_spec(f"{folder.rstrip('/')}/sweep.yaml")
-    except SpecError:
-        return [folder]
-    if not data.get("factors"):
-        return [folder]
-    folders = [f"{folder.rstrip('/')}/{sweep.name}" for sweep in sweeps_of(parse_spec(data))]
-    return [one for one in folders if read_bytes(f"{one}/sweep.yaml") is not None] or [folder]
 
 
 def _labelled(path: str, levels: Sequence[Any] | Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

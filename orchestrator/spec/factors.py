@@ -8,7 +8,7 @@ from .overrides import PATH
 
 FieldPath = Annotated[str, StringConstraints(pattern=f"^{PATH}$", max_length=100)]
 Levels = Annotated[
-    tuple[Any, ...] | dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,40}$")], Any],
+    tuple[Any, ...] | dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,40}$")], Any],
     Field(min_length=2),
 ]
 """Values of one field, by name where they cannot be told by themselves."""

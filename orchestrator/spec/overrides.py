@@ -22,6 +22,11 @@ def long_form(section: str, value: Any) -> Any:
     return {field: value if fixed is None else fixed for field, fixed in SHORT_FORMS[section].items()}
 
 
+def is_override(word: str) -> bool:
+    """Whether a word of a command line has the form PATH=VALUE."""
+    return re.match(rf"{PATH}=", word) is not None
+
+
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     """Values by dotted path from texts of the form PATH=VALUE; values are read as YAML.
 
@@ -64,8 +69,20 @@ def override(data: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, An
     return changed
 
 
+def value_at(data: Mapping[str, Any], path: str) -> Any:
+    """Return the value at a dotted path of a spec's whole data."""
+    found: Any = data
+    for part in _parts(path):
+        found = found[part]
+    return found
+
+
+def _parts(path: str) -> list[str | int]:
+    return [int(index) if index else name for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path)]
+
+
 def _set(data: dict[str, Any], path: str, value: Any) -> None:
-    parts = [int(index) if index else name for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path)]
+    parts = _parts(path)
     owner: Any = data
     for depth, part in enumerate(parts):
         at = re.match(rf"(?:\.?[^.\[\]]+|\[\d+\]){{{depth}}}", path)[0]  # the path of `owner`

@@ -1,52 +1,47 @@
 """Paths of a spec, made to mean the same in every process of a cluster."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from layersweep.policies.config import PretrainedModel
 from layersweep.policies.user_code import module_and_name
+from layersweep.rollout.data.data_config import DataConfig
 from layersweep.rollout.data.locations import local_path
-from layersweep.rollout.data.prompt_data import DataConfig
 from layersweep.workers.startup.gguf_model import PACKAGED
 
+from .data_sections import with_data
 from .errors import SpecError
+from .factorial import with_changed_levels
 from .folders import absolute_folder
 from .sweep_spec import SweepSpec
 from .user_code_sections import with_code_paths
 
 
 def with_absolute_paths(spec: SweepSpec, taken_along: str | None = None) -> SweepSpec:
-    """The spec with absolute paths, and with the text of a chat template in place of its file's name.
+    """The spec with absolute paths, those of its factors' values too, and with the text of a chat template in place of
+    its file's name.
 
     Args:
         spec: with paths relative to the present working folder.
         taken_along: a folder that travels with a job, which runs in it: what is found there stays relative.
 
     Raises:
-        SpecError: a chat template that cannot be read, a home folder that this machine does not know.
+        SpecError: a chat template that cannot be read, a home folder that this machine does not know; or as for
+            `factorial.sweeps_of`.
     """
+    spec = with_changed_levels(spec, partial(with_absolute_paths, taken_along=taken_along))
 
     def outside(path: str, field: str) -> str:
         inside = taken_along is not None and not os.path.isabs(path) and Path(taken_along, path).exists()
         return path if inside else absolute_folder(path, field)
 
-    def with_data(task: Any, field: str) -> Any:
-        data = getattr(task, "data", None)
-        if not isinstance(data, DataConfig) or data.path is None:
-            return task
-        path = outside(data.path, f"{field}.data.path")
-        return task.model_copy(update={"data": data.model_copy(update={"path": path})})
+    def located(data: DataConfig, field: str) -> DataConfig:
+        return data if data.path is None else data.model_copy(update={"path": outside(data.path, f"{field}.path")})
 
-    suites = tuple(
-        suite.model_copy(update={"task": with_data(suite.task, f"evaluation.suites[{i}].task")})
-        for i, suite in enumerate(spec.evaluation.suites)
-    )
-    changes: dict[str, Any] = {
-        "output": absolute_folder(spec.output),
-        "task": with_data(spec.task, "task"),
-        "evaluation": spec.evaluation.model_copy(update={"suites": suites}),
-    }
+    spec = with_data(spec, located)
+    changes: dict[str, Any] = {"output": absolute_folder(spec.output)}
 
     def with_code(path: str, field: str) -> str:
         module, name = module_and_name(path)

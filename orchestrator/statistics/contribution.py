@@ -13,7 +13,16 @@ import pandas as pd
 from layersweep.orchestrator.statistics import depth_gp, intervals
 from layersweep.workers.storage.tables import CONTRIBUTION
 
-from .score_arrays import KINDS, UNPOOLED, ScoreArrays, SelectionFacts, last_steps, responses_of_split, selection_facts
+from .score_arrays import (
+    KINDS,
+    UNPOOLED,
+    UNTRAINED,
+    ScoreArrays,
+    SelectionFacts,
+    last_steps,
+    responses_of_split,
+    selection_facts,
+)
 from .seeds import interval_covers, seeds_trained
 
 DRAWS = 4000
@@ -114,6 +123,11 @@ class ScoredRuns:
         trained = [self.runs[run] for run in last.items() if facts[run[0]].kind not in UNPOOLED]
         self.seed = intervals.seed_variance(scored.suites, trained, seed_sd)
         self.t = intervals.critical(self.seed.dof)
+        self.draws: dict[str, intervals.SeedVariance] = {}
+        """Variance between the draws of controls that nothing trains, by their type."""
+        for control in UNTRAINED:
+            if drawn := [self.runs[run] for run in last.items() if facts[run[0]].control == control]:
+                self.draws[control] = intervals.seed_variance(scored.suites, drawn)
 
     def of(self, name: str) -> int | None:
         """The index of a selection's run at its last step."""
@@ -124,13 +138,35 @@ class ScoredRuns:
         if name == "base":
             return 0.0
         seeds = int(self.seeds[run])
+        if (draws := self.draws_of(name)) is not None:
+            return draws.of_mean(seeds)
         return self.seed.of_full(run, seeds) if name == "full" else self.seed.of_mean(seeds)
+
+    def draws_of(self, name: str) -> intervals.SeedVariance | None:
+        """Variance between a selection's draws, if it is a control that nothing trains."""
+        return self.draws.get(self.facts[name].control) if name in self.facts else None
+
+    def t_of(self, name: str, run: int, variance: float, full: float = 0.0) -> float:
+        """Half-width of a selection's interval in standard errors.
+
+        Of runs that train it is that of their pooled seed variance. Of a control that nothing trains little of the
+        variance is estimated, from few draws: it is the t of as many degrees of freedom as the whole has.
+
+        Args:
+            variance: all of it.
+            full: what of it the full run's seeds add.
+        """
+        if (draws := self.draws_of(name)) is None:
+            return self.t
+        own = draws.with_noise / int(self.seeds[run])
+        return intervals.critical(intervals.effective_dof(variance, [(own, draws.dof), (full, self.seed.dof)]))
 
     def row(self, name: str) -> dict:
         """All columns of a selection but those that rank it among the layers."""
         run = self.of(name)
         own = intervals.paired(self.means, [run])
-        half = self.t * np.sqrt(own.covariance[0, 0] + self.seed_part(name, run))
+        variance = own.covariance[0, 0] + self.seed_part(name, run)
+        half = self.t_of(name, run, variance) * np.sqrt(variance)
         stats = self.response_stats.loc[(name, self.last[name])]
         return {
             "step": self.last[name],
@@ -152,7 +188,8 @@ class ScoredRuns:
         if base is None or name == "base":
             return {}
         gain = intervals.paired(self.means, [run], base)
-        half = self.t * np.sqrt(gain.covariance[0, 0] + self.seed_part(name, run))
+        variance = gain.covariance[0, 0] + self.seed_part(name, run)
+        half = self.t_of(name, run, variance) * np.sqrt(variance)
         return {"gain": gain.mean[0], "gain_low": gain.mean[0] - half, "gain_high": gain.mean[0] + half}
 
     def steps(self, name: str) -> tuple[int, int]:
@@ -181,14 +218,11 @@ class ScoredRuns:
             return {column: value for column in ("contribution", "contribution_low", "contribution_high")} | {
                 "contribution_untruncated": kept if np.isnan(kept) else value
             }
-        low, high = intervals.fieller(
-            gain.mean[0],
-            gain.mean[1],
-            gain.covariance[0, 0] + self.seed_part(name, run),
-            gain.covariance[0, 1],
-            var_full,
-            self.t,
-        )
+        value, covariance = gain.mean[0] / gain.mean[1], gain.covariance[0, 1]
+        var_gain = gain.covariance[0, 0] + self.seed_part(name, run)
+        of_ratio = var_gain - 2 * value * covariance + value**2 * var_full
+        t = self.t_of(name, run, of_ratio, value**2 * self.seed_part("full", full))
+        low, high = intervals.fieller(gain.mean[0], gain.mean[1], var_gain, covariance, var_full, t)
         notes = []
         if step < self.last["full"]:
             notes.append(f"an extrapolation: scored at step {step} of {self.last['full']}")
@@ -197,7 +231,7 @@ class ScoredRuns:
         if gain.prompts < prompts:
             notes.append(f"paired on {gain.prompts} of {prompts} prompts")
         return {
-            "contribution": gain.mean[0] / gain.mean[1],
+            "contribution": value,
             "contribution_low": float(low),
             "contribution_high": float(high),
             "contribution_untruncated": kept,

@@ -46,6 +46,8 @@ class SeedVariance:
     """Degrees of freedom behind it; infinite when it is given by the user or there is one seed only."""
     own: np.ndarray
     """[runs]: the same from one run's seeds alone, 0 for a run with one seed."""
+    with_noise: float = 0.0
+    """What the degrees of freedom are those of: the pooled variance with the evaluation noise in it."""
 
     def of_mean(self, seeds: int) -> float:
         """Variance that seeds add to the mean over `seeds` seeds of a layer's run."""
@@ -102,7 +104,7 @@ def seed_variance(suites: Sequence[np.ndarray], runs: Sequence[int], seed_sd: fl
     """
     own = np.zeros(suites[0].shape[0])
     scored = seeds_of(suites)
-    excess, dof = 0.0, 0
+    excess, between, dof = 0.0, 0.0, 0
     for run in range(len(own)):
         seeds = int(scored[run].sum())
         if seeds < 2:
@@ -126,10 +128,27 @@ def seed_variance(suites: Sequence[np.ndarray], runs: Sequence[int], seed_sd: fl
         if run not in runs:
             continue
         excess += (seeds - 1) * difference
+        between += (seeds - 1) * scores.var(ddof=1)
         dof += seeds - 1
     if seed_sd is not None:
         return SeedVariance(float(seed_sd) ** 2, np.inf, own)
-    return SeedVariance(max(0.0, excess / dof) if dof else 0.0, float(dof) if dof else np.inf, own)
+    if not dof:
+        return SeedVariance(0.0, np.inf, own)
+    return SeedVariance(max(0.0, excess / dof), float(dof), own, between / dof)
+
+
+def effective_dof(variance: float, estimated: Sequence[tuple[float, float]]) -> float:
+    """Degrees of freedom of a variance, parts of which are estimates and the rest known (Satterthwaite 1946).
+
+    They are V^2 / sum(v^2 / n) over the parts v with n degrees of freedom, and no fewer than the least of these.
+
+    Args:
+        estimated: value and degrees of freedom of each such part.
+    """
+    parts = [(value, dof) for value, dof in estimated if value and np.isfinite(dof)]
+    if not parts:
+        return np.inf
+    return max(variance**2 / sum(value**2 / dof for value, dof in parts), min(dof for _, dof in parts))
 
 
 def critical(dof: float, tail: float = 0.025) -> float:

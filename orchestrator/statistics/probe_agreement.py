@@ -2,7 +2,8 @@
 
 The correlation is that of a population which the layers are drawn from, so its interval holds what few layers leave
 open, beside the noise of C: with six of them it is wide however exact each C is. A measure that is held against the C
-of another model or task is another question (`profile_agreement` has that of two sweeps).
+of another model or task is another question (`profile_agreement` has that of two sweeps). The gain of a short training
+is scored on the prompts that C is: what is particular about these prompts is in both.
 """
 
 from math import comb
@@ -20,6 +21,7 @@ MEASURES = {
     "first_order_gain": "first-order gain",
     "fisher_trace": "Fisher trace",
     "skip_loss": "loss when skipped",
+    "screened_gain": "gain of a short training",
 }
 """Columns of probe.parquet, by what they are called."""
 LOOKED_AT = 3
@@ -41,17 +43,17 @@ def probe_agreement(probe: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
         table: the content of contribution.parquet.
 
     Returns:
-        A row per measure and part of which at least FEWEST_LAYERS runs have completed: measure, of (layers, attention,
-        mlp or norms), layers (their number), spearman (as observed), rho, rho_low, rho_high (`predictor_spearman`),
-        found (the highest C among the LOOKED_AT layers that the measure ranks first), found_by_chance (expected of as
-        many layers at random), best (the highest C).
+        A row per measure and kind of selection of which at least FEWEST_LAYERS runs have completed: measure, of
+        (layers, a part such as mlp, sets of layers), layers (their number), spearman (as observed), rho, rho_low,
+        rho_high (`predictor_spearman`), found (the highest C among the LOOKED_AT that the measure ranks first),
+        found_by_chance (expected of as many at random), best (the highest C).
     """
     trained = table[(table["status"] == "completed") & table["contribution"].notna()]
     trained = trained.set_index("selection")
     width = (trained["contribution_high"] - trained["contribution_low"]) / (2 * Z95)
     noise = trained["contribution_sd"].fillna(width)
     rows = []
-    for modules, own in probe.groupby("modules", dropna=False, sort=False):
+    for kind, own in probe.groupby(_kinds(probe), sort=False):
         means = own.groupby("selection", sort=False)[list(MEASURES)].mean()
         for column in MEASURES:
             values = means[column].dropna()
@@ -61,8 +63,19 @@ def probe_agreement(probe: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
                     values.to_numpy(float), trained.loc[values.index, "contribution"].to_numpy(float),
                     noise[values.index].to_numpy(float, na_value=np.nan),
                 )  # fmt: skip
-                rows.append({"measure": column, "of": "layers" if pd.isna(modules) else modules} | found)
+                rows.append({"measure": column, "of": kind} | found)
     return pd.DataFrame(rows)
+
+
+def _kinds(probe: pd.DataFrame) -> pd.Series:
+    """Name what the selections of a probe have in common with others."""
+    names = []
+    for row in probe[["layer", "modules", "lora_rank"]].itertuples():
+        words = [] if pd.notna(row.layer) else ["sets of layers"]
+        words += [row.modules] if pd.notna(row.modules) else []
+        words += [f"lora-{row.lora_rank}"] if pd.notna(row.lora_rank) else []
+        names.append(" ".join(words) or "layers")
+    return pd.Series(names, index=probe.index, dtype=object)
 
 
 def _agreement(values: np.ndarray, contribution: np.ndarray, noise: np.ndarray) -> dict[str, float]:

@@ -21,6 +21,8 @@ KINDS = ("base", "full", "layer", "layers", "part", "control", "trial", "variant
 trains otherwise than the sweep does, and a `variant` is made of other runs' weights."""
 UNPOOLED = ("base", "control", "variant")
 """Kinds that tell nothing of how the sweep's training runs differ between seeds."""
+UNTRAINED = ("random_direction", "constant_reward")
+"""Types of controls that no signal trains: they differ between seeds by their draw, or not at all."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,19 @@ class SelectionFacts:
     """Kind of the selection, one of KINDS."""
     layer: int | None
     """Index of a single layer; None of all others."""
+    control: str | None = None
+    """Type of a control; None of all others."""
 
 
 def selection_facts(selections: pd.DataFrame) -> dict[str, SelectionFacts]:
-    """Facts by selection, from a table with the columns selection, kind and layer, of runs or of selections."""
-    known = selections[["selection", "kind", "layer"]].drop_duplicates("selection")
+    """Facts by selection, from a table with the columns selection, kind and layer, of runs or of selections.
+
+    The column control may be missing: then no control is known to be UNTRAINED.
+    """
+    known = selections.reindex(columns=["selection", "kind", "layer", "control"]).drop_duplicates("selection")
     return {
-        name: SelectionFacts(kind, None if pd.isna(layer) else int(layer))
-        for name, kind, layer in known.itertuples(index=False)
+        name: SelectionFacts(kind, None if pd.isna(layer) else int(layer), None if pd.isna(control) else control)
+        for name, kind, layer, control in known.itertuples(index=False)
     }
 
 

@@ -1,9 +1,13 @@
 """Scores of variants, beside base, full, and the runs that they were made from."""
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 import pandas as pd
 
 from .contribution import contribution_table
-from .score_arrays import UNPOOLED
+from .intervals import Z95
+from .score_arrays import UNPOOLED, gains_at
 
 SCORED = (
     "seeds", "prompts", "score", "score_low", "score_high", "contribution", "contribution_low", "contribution_high",
@@ -20,7 +24,7 @@ def variant_scores(
 
     Args:
         scores: the content of scores.parquet, with base, runs and variants.
-        facts: selection, kind and layer of base and runs.
+        facts: selection, kind, layer and, of controls, control of base and runs.
         variants: with a column `variant`, names that `scores` has as selections; those of runs may be among them.
         split: whose prompts.
         seed_sd: as for `contribution_table`.
@@ -58,6 +62,31 @@ def kept_of_runs(
 
 
 def _known(facts: pd.DataFrame, variants: set[str]) -> pd.DataFrame:
-    """Return selection, kind and layer of the sweep's runs, and of the variants that are none of them."""
+    """Return what is known of the sweep's runs, and of the variants that are none of them."""
     others = pd.DataFrame({"selection": sorted(variants - set(facts["selection"]))})
-    return pd.concat([facts[["selection", "kind", "layer"]], others.assign(kind="variant", layer=None)])
+    known = facts.reindex(columns=["selection", "kind", "layer", "control"])
+    return pd.concat([known, others.assign(kind="variant", layer=None, control=None)])
+
+
+def seed_gains(scores: pd.DataFrame, selections: Mapping[int, Sequence[str]], step: int) -> pd.DataFrame:
+    """Return the gains of runs over the base, each seed by itself, with 95 % intervals over prompts.
+
+    Args:
+        scores: the content of scores.parquet.
+        selections: names by seed.
+        step: at which they were scored, all on the same suites.
+
+    Returns:
+        selection, seed, gain, gain_low, gain_high, prompts.
+    """
+    found = [pd.DataFrame(columns=["selection", "seed", "gain", "gain_low", "gain_high", "prompts"])]
+    for seed, names in selections.items():
+        if names:
+            own = scores[(scores["selection"] == "base") | (scores["seed"] == seed)]
+            gains = gains_at(own, names, step)
+            error = Z95 * np.sqrt(np.diag(gains.covariance))
+            found.append(pd.DataFrame({
+                "selection": names, "seed": seed, "gain": gains.mean, "gain_low": gains.mean - error,
+                "gain_high": gains.mean + error, "prompts": gains.prompts,
+            }))  # fmt: skip
+    return pd.concat(found[1:] or found, ignore_index=True)

@@ -1,5 +1,6 @@
 """The files that `data.path` means: one file, or those of a folder that belong to one split, local or at a URI."""
 
+import csv
 import io
 import os
 import re
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-from .locations import open_filesystem
+from .locations import PERMANENT, is_local, kind_of, open_filesystem
 
 TEXT_FORMATS = (".jsonl", ".json", ".csv", ".tsv")
 FORMATS = (*TEXT_FORMATS, ".parquet", ".arrow")
@@ -37,6 +38,21 @@ class DataError(ValueError):
     """Data that cannot be used; the message names the field or the row and says what to do."""
 
 
+_DAMAGED = (ValueError, NotImplementedError, csv.Error)
+"""Errors of content, by Python, pyarrow and csv."""
+
+
+class DataUnavailable(DataError, OSError):
+    """Data that a store did not give, which may pass; an OSError, so that it is retried as others are."""
+
+
+def read_error(filesystem: Any, message: str, error: Exception) -> DataError:
+    """Make the error of data that could not be read: one that may pass, unless another attempt would not change it."""
+    passing = not is_local(filesystem) and not isinstance(error, (*PERMANENT, *_DAMAGED))
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return (DataUnavailable if passing else DataError)(f"{message}: {reason}")
+
+
 @dataclass(frozen=True)
 class DataFile:
     """One file of a data set."""
@@ -60,14 +76,15 @@ class DataFile:
         Raises:
             OSError: it cannot be opened, or is a pipe, a socket or a device, which could keep a reader waiting forever.
         """
-        if not self.filesystem.isfile(self.path):
+        if is_local(self.filesystem) and not self.filesystem.isfile(self.path):
             raise OSError("it is no ordinary file")
         stream = self.filesystem.open(self.path, "rb")
         if kind := COMPRESSIONS.get(PurePosixPath(self.name).suffix.lower()):
             import pyarrow
 
             return io.BufferedReader(pyarrow.CompressedInputStream(stream, kind))
-        return stream
+        # `readline` of fsspec's own files, as those of buckets are, has no bound.
+        return stream if is_local(self.filesystem) else io.BufferedReader(stream)
 
 
 def data_files(path: str, split: str, subset: str | None) -> list[DataFile]:
@@ -80,15 +97,20 @@ def data_files(path: str, split: str, subset: str | None) -> list[DataFile]:
 
     Raises:
         DataError: there is no such path, nothing in it can be read, or it could mean more than one data set.
+        DataUnavailable: a store did not answer.
     """
     path = os.path.expanduser(path)
     try:
         filesystem, root = open_filesystem(path)
-        if not filesystem.exists(root):
+    except Exception as error:  # filesystems raise anything
+        raise DataError(f"data.path: {path}: {' '.join(str(error).split()) or type(error).__name__}") from error
+    try:
+        kind = kind_of(filesystem, root)
+        if kind is None:
             raise DataError(f"data.path: {path} does not exist")
-        if filesystem.isfile(root):
+        if kind == "file":
             return [_single_file(DataFile(filesystem, root, PurePosixPath(root).name), path, split, subset)]
-        if not filesystem.isdir(root):
+        if kind != "directory":
             raise DataError(
                 f"data.path: {path} is neither a file nor a folder; a pipe or a device cannot be read twice"
             )
@@ -96,7 +118,7 @@ def data_files(path: str, split: str, subset: str | None) -> list[DataFile]:
     except DataError:
         raise
     except Exception as error:  # object stores raise anything
-        raise DataError(f"data.path: {path}: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise read_error(filesystem, f"data.path: {path}", error) from error
     files = [DataFile(filesystem, file, os.path.relpath(file, root)) for file in sorted(found)]
     files = [file for file in files if _may_be_data(file)]
     if not any(file.format for file in files):
@@ -115,10 +137,16 @@ def _listed_files(filesystem: Any, root: str, path: str) -> list[str]:
 
     Raises:
         DataError: there are more than MOST_FILES.
+        Exception: a folder below it cannot be listed.
     """
     found: list[str] = []
-    for _, _, files in filesystem.walk(root, detail=True):
-        found += [entry["name"] for entry in files.values()]
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        # Not fsspec's `walk`: what it cannot list it leaves out, without a word.
+        for entry in filesystem.ls(folder, detail=True):
+            if entry["name"].rstrip("/") != folder.rstrip("/"):  # an empty object may stand for the folder itself
+                (folders if entry["type"] == "directory" else found).append(entry["name"])
         if len(found) > MOST_FILES:
             raise DataError(
                 f"data.path: {path} holds more than {MOST_FILES:,} files; name the folder of the data alone"

@@ -13,140 +13,22 @@ import random
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, model_validator
-
-from layersweep.policies.strict import Location, StrictModel
 from layersweep.rollout.types import Prompt, Split
 
-from .data_files import DataError, DataFile, data_files
+from .data_config import DataConfig
+from .data_files import DataError
 from .decontamination import contaminated
-from .locations import local_path, refuse_unknown_protocol
-from .row_readers import file_rows, hub_rows, messages_of, value_at
+from .row_prompts import ID_COLUMNS, digest, digest_of_answer, id_of_row, prompt_of_row
+from .row_readers import file_rows, hub_rows
 
 logger = logging.getLogger(__name__)
 
+_UNUSABLE = (ValueError, RecursionError)
+"""Raised of a bad row; RecursionError by JSON that is nested too deep."""
 SHOWN_BAD_ROWS = 5
-REFERENCE_SOLUTION = "reference_solution"
-"""Name in a prompt's `info` of a program that is right, where a row brings one."""
-_KEPT = ("data_source", "ability", REFERENCE_SOLUTION)
-
-
-class Columns(StrictModel):
-    """The names of the columns; what lies within one is named by its path, such as `extra_info.answer`. A row that has
-    the prompt column is read in the de facto layout."""
-
-    prompt: str = "prompt"
-    """Messages (a list of `{role, content}`) or plain text; the answer is then `reward_model.ground_truth`, or
-    the answer column where there is no `reward_model`."""
-    question: str | None = None
-    """The question of rows that have no prompt column; null is the first of `question`, `problem`, `input` and `query`
-    that a row has."""
-    context: str | None = None
-    """Text that belongs before the question; null is `body` or `context` where a row has one."""
-    answer: str | None = None
-    """The answer; null is `reward_model.ground_truth`, or of rows that have no `reward_model` the first of `answer`,
-    `final_answer`, `target` and `solution` that there is."""
-
-    @property
-    def questions(self) -> tuple[str, ...]:
-        """Columns to look for the question in, in order."""
-        return (self.question,) if self.question else _either_case("question", "problem", "input", "query")
-
-    @property
-    def contexts(self) -> tuple[str, ...]:
-        """Columns to look for the question's context in, in order."""
-        return (self.context,) if self.context else _either_case("body", "context")
-
-    @property
-    def answers(self) -> tuple[str, ...]:
-        """Columns to look for the answer in, in order."""
-        return (self.answer,) if self.answer else _either_case("answer", "final_answer", "target", "solution")
-
-    @property
-    def all(self) -> frozenset[str]:
-        """Every column that is read of a row."""
-        fixed = (self.prompt, "reward_model", "data_source", "ability")
-        return frozenset((*fixed, *self.questions, *self.contexts, *self.answers))
-
-
-def _either_case(*names: str) -> tuple[str, ...]:
-    return tuple(spelling for name in names for spelling in (name, name.capitalize()))
-
-
-class DataConfig(StrictModel):
-    """Source of the prompts, and the form in which the model gets them."""
-
-    path: Location | None = None
-    """A .parquet, .jsonl, .json (a list of rows), .csv or .tsv file (text also as .gz, .bz2, .zst), a folder of such
-    files, or one that `save_to_disk` of `datasets` wrote: a path, or a URI that fsspec understands (`s3://...`)."""
-    hub: Location | None = None
-    """The name of a data set for `datasets.load_dataset`, instead of `path`."""
-    subset: Location | None = None
-    """The configuration of the hub's data set, such as `main`; of a `path` the inner folder, if several hold data."""
-    revision: Location | None = None
-    """The commit or tag of the hub's data set; name one, and the data cannot change under a sweep."""
-    split: Location = "train"
-    """The split of the hub's data set, or of a folder whose files name their splits (`train-00000.parquet`,
-    `data/test/a.jsonl`)."""
-    columns: Columns = Columns()
-    subsample: int | None = Field(None, ge=1)
-    """Use this many rows, drawn without replacement; a larger subsample contains the smaller ones of its seed."""
-    subsample_seed: int = Field(0, ge=0, lt=2**32)
-    selection_share: float = Field(0.1, ge=0, le=1)
-    """Share of prompts held out for choosing layers. A hash of the prompt's text decides, nothing else."""
-    final_share: float = Field(0.1, ge=0, le=1)
-    """Share of prompts held out for the final score; the rest trains."""
-    decontaminate_ngram: int | None = Field(13, ge=2, le=1000)
-    """Training prompts that share this many consecutive words with an evaluation prompt are dropped; words that many
-    prompts share, as an instruction, do not count. null keeps all."""
-    max_prompt_chars: int = Field(20_000, ge=1)
-    """A longer question is a bad row."""
-    max_row_bytes: int = Field(64 << 20, ge=1, le=1 << 34)
-    """A longer line of a .jsonl file is a bad row, as is a longer cell of a .csv file."""
-    bad_rows: Literal["refuse", "skip"] = "refuse"
-    """Whether rows that are empty, too long, of a wrong type or without an answer stop the sweep."""
-    overlong_prompts: Literal["refuse", "drop"] = "refuse"
-    """Whether prompts that leave no room for a response in the model's window, counted in tokens, stop the sweep."""
-    prompt_format: Literal["chat", "plain"] = "chat"
-    """`chat` renders messages with the model's chat template, `plain` sends the text alone."""
-    system: str | None = None
-    """A system message before each prompt that has none; in plain format a paragraph before it."""
-    template: str = "{question}"
-    """Text around the question. Only `{question}` is replaced: other braces, as in `\\boxed{}`, stay."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "DataConfig":
-        if (self.path is None) == (self.hub is None):
-            raise ValueError("give either path (local files) or hub (the name of a data set)")
-        if self.path is not None and self.revision is not None:
-            raise ValueError("revision: a path has no revisions, only a data set of the hub has; leave it out")
-        if self.path is not None:
-            try:
-                refuse_unknown_protocol(self.path)
-            except ValueError as error:
-                raise ValueError(f"path: {error}") from error
-        if self.selection_share + self.final_share > 1:
-            raise ValueError("selection_share + final_share is above 1; they are shares of the same prompts")
-        if self.template.count("{question}") != 1:
-            raise ValueError("template must contain {question} exactly once")
-        return self
-
-    @property
-    def fetched(self) -> str | None:
-        """Name what has to be fetched from elsewhere; None for local files."""
-        if self.hub:
-            return f"data set {self.hub} of the hub"
-        return f"data set {self.path}" if self.path and local_path(self.path) is None else None
-
-    def files(self) -> list[DataFile]:
-        """The files of a path, in order; empty for a data set of the hub.
-
-        Raises:
-            DataError: there are none that can be read, or it is not clear which are meant. Cheap: nothing is opened.
-        """
-        return [] if self.path is None else data_files(self.path, self.split, self.subset)
+"""Bad rows that a refusal names; `PromptData.bad_rows` has them all."""
 
 
 @dataclass(frozen=True)
@@ -194,13 +76,13 @@ class PromptData:
         Raises:
             DataError: for a file that cannot be read, bad rows where they are refused, or no usable row at all.
         """
-        self._config = config
+        self._config, self._truth = config, truth
         self._columns = None if columns is None else config.columns.all.union(columns)
         self._contaminated = self._overlong = 0
         self._conflicting: set[str] = set()
-        prompts = self._drawn(truth)
+        prompts = self._drawn()
         if self._conflicting:
-            prompts = self._drawn(truth)  # once more, without them
+            prompts = self._drawn()  # once more, without them
         prompts.sort(key=lambda prompt: prompt.id)
         self._report_bad_rows()
         if not prompts:
@@ -234,6 +116,15 @@ class PromptData:
     def row_of(self, prompt: Prompt) -> str:
         """Name the row of a prompt, such as `a.jsonl row 17`."""
         return self._row_names[prompt.id]
+
+    def bad_rows(self) -> Iterator[str]:
+        """Read all rows once more; name each bad one by its place, its own id where it has one, and the reason."""
+        columns = None if self._columns is None else self._columns.union(ID_COLUMNS)
+        for where, raw in self._raw_rows(columns):
+            try:
+                self._prompt_and_answer(raw)
+            except _UNUSABLE as error:
+                yield f"{where}{id_of_row(raw)}: {error}"
 
     def questions(self, split: Split) -> list[str]:
         """The texts of a split's questions, without template and system message."""
@@ -293,15 +184,15 @@ class PromptData:
     def _name(self) -> str:
         return str(self._config.path or self._config.hub)
 
-    def _drawn(self, truth: Callable[[dict[str, Any]], Any]) -> list[Prompt]:
+    def _drawn(self) -> list[Prompt]:
         """All good prompts, or the subsample: then no more than that is in memory, however many rows there are."""
-        config, prompts = self._config, self._read(truth)
+        config, prompts = self._config, self._read()
         if config.subsample is None:
             return list(prompts)
         key = f"{config.subsample_seed}:".encode()
-        return heapq.nsmallest(config.subsample, prompts, key=lambda p: _digest(key + p.id.encode()))
+        return heapq.nsmallest(config.subsample, prompts, key=lambda p: digest(key + p.id.encode()))
 
-    def _read(self, truth: Callable[[dict[str, Any]], Any]) -> Iterator[Prompt]:
+    def _read(self) -> Iterator[Prompt]:
         """Every good row as a prompt, once, without questions that are known to have different answers.
 
         Bad rows and duplicates are counted, and different answers are found; a question's first row has been given out
@@ -310,12 +201,11 @@ class PromptData:
         self._rows = self._duplicates = self._bad_count = self._conflicting_rows = 0
         self._bad: list[str] = []
         self._seen: dict[str, tuple[bytes, str]] = {}
-        for where, raw in self._raw_rows():
+        for where, raw in self._raw_rows(self._columns):
             self._rows += 1
             try:
-                prompt = _prompt(raw, truth, self._config, keep_columns=self._columns is None)
-                answer = _digest_of_answer(prompt.truth)
-            except (ValueError, RecursionError) as error:
+                prompt, answer = self._prompt_and_answer(raw)
+            except _UNUSABLE as error:
                 self._bad_count += 1
                 if len(self._bad) < SHOWN_BAD_ROWS:
                     self._bad.append(f"{where}: {error}")
@@ -330,11 +220,16 @@ class PromptData:
             else:
                 self._conflicting.add(prompt.id)
 
-    def _raw_rows(self) -> Iterator[tuple[str, Any]]:
+    def _prompt_and_answer(self, raw: Any) -> tuple[Prompt, bytes]:
+        """A good row as a prompt, and a hash of its answer; a bad one raises one of _UNUSABLE."""
+        prompt = prompt_of_row(raw, self._truth, self._config, keep_columns=self._columns is None)
+        return prompt, digest_of_answer(prompt.truth)
+
+    def _raw_rows(self, columns: Collection[str] | None) -> Iterator[tuple[str, Any]]:
         c = self._config
         if c.hub:
-            return hub_rows(c.hub, c.subset, c.split, c.revision, self._columns)
-        return file_rows(c.files(), self._columns, c.max_row_bytes)
+            return hub_rows(c.hub, c.subset, c.split, c.revision, columns)
+        return file_rows(c.files(), columns, c.max_row_bytes)
 
     def _first_bad_rows(self) -> str:
         if not self._bad:
@@ -347,41 +242,17 @@ class PromptData:
             return
         message = f"data: {self._bad_count} of {self._rows} rows are bad{self._first_bad_rows()}"
         if self._config.bad_rows == "refuse":
-            raise DataError(f"{message}. Fix them, or leave them out with data.bad_rows: skip")
+            listing = "" if self._bad_count == len(self._bad) else "; `layersweep data` lists all of them"
+            raise DataError(f"{message}. Fix them, or leave them out with data.bad_rows: skip{listing}")
         logger.warning("%s. They are left out", message)
 
 
 def split_of(text: str, selection_share: float, final_share: float) -> Split:
     """The split that a prompt belongs to, by a hash of its text: equal texts never land in two splits."""
-    position = int.from_bytes(_digest(text.encode())) / 2**128
+    position = int.from_bytes(digest(text.encode())) / 2**128
     if position < selection_share:
         return "selection"
     return "final" if position < selection_share + final_share else "train"
-
-
-def ground_truth(raw: dict[str, Any], columns: Columns, required: bool = True) -> Any:
-    """The answer of a raw row as it stands: in the column that `columns.answer` names, in `reward_model.ground_truth`,
-    or in the first answer column that it has; None where it is not required and there is none.
-
-    Raises:
-        ValueError: it is required, and there is none.
-    """
-    model = raw.get("reward_model")
-    named = None if columns.answer is None else value_at(raw, columns.answer)
-    if named is not None:
-        value = named
-    elif isinstance(model, dict):
-        value = model.get("ground_truth")
-    else:
-        value = next((raw[name] for name in columns.answers if raw.get(name) is not None), None)
-    if value is None and required:
-        raise ValueError(f"no answer, neither reward_model.ground_truth nor a column {columns.answers[0]!r}")
-    return value
-
-
-def json_like(value: Any) -> Any:
-    """The value with whatever JSON does not have, such as dates, as text."""
-    return json.loads(json.dumps(value, default=str))
 
 
 def decontaminate_across(task: Any, suites: Iterable[Any]) -> int:
@@ -399,54 +270,8 @@ def decontaminate_across(task: Any, suites: Iterable[Any]) -> int:
     )
 
 
-def _digest_of_answer(truth: Any) -> bytes:
-    try:
-        return _digest(json.dumps(truth, sort_keys=True, ensure_ascii=False).encode())
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the answer is no valid Unicode text ({error.reason})") from error
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
-
-
 @lru_cache(maxsize=4)
 def _shuffled(size: int, seed: int) -> list[int]:
     order = list(range(size))
     random.Random(seed).shuffle(order)
     return order
-
-
-def _prompt(raw: Any, truth: Callable[[dict[str, Any]], Any], config: DataConfig, keep_columns: bool) -> Prompt:
-    """A raw row as a prompt; a ValueError says what is wrong with it."""
-    if isinstance(raw, ValueError):
-        raise raw
-    if not isinstance(raw, dict):
-        raise ValueError(f"not an object with columns but {type(raw).__name__}")
-    columns = config.columns
-    messages = messages_of(raw, columns.prompt, columns.questions, columns.contexts)
-    whole = "\n\n".join(message["content"] for message in messages)
-    # Space around a message reaches the model as it is, but makes no other question of it.
-    question = "\n\n".join(message["content"].strip() for message in messages)
-    if len(question) > config.max_prompt_chars:
-        raise ValueError(
-            f"the prompt has {len(question)} characters, data.max_prompt_chars is {config.max_prompt_chars}"
-        )
-    try:
-        identity = _digest(question.encode()).hex()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the prompt is no valid Unicode text ({error.reason})") from error
-    answer = truth(raw)
-    info = {"question": question} | {k: raw[k] for k in _KEPT if isinstance(raw.get(k), str)}
-    if keep_columns:
-        others = {name: value for name, value in raw.items() if name != columns.prompt}
-        info["columns"] = json_like(others)
-    if config.prompt_format == "plain":
-        text = config.template.replace("{question}", whole)
-        text = text if config.system is None else f"{config.system}\n\n{text}"
-        return Prompt(identity, text=text, truth=answer, info=info)
-    last = {"role": "user", "content": config.template.replace("{question}", messages[-1]["content"])}
-    messages = [*messages[:-1], last]
-    if config.system is not None and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": config.system}, *messages]
-    return Prompt(identity, messages=tuple(messages), truth=answer, info=info)

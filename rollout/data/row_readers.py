@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from .data_files import DataError, DataFile
+from .data_files import DataError, DataFile, DataUnavailable, read_error
+from .locations import PERMANENT, is_local
 
 MOST_JSON_BYTES = 1 << 30
 """Size of a .json file, which is read whole, at most."""
@@ -28,11 +29,19 @@ def file_rows(
 
     Raises:
         DataError: a file cannot be read to its end.
+        DataUnavailable: a store did not give all of it.
     """
     for file in files:
         prefix = "" if len(files) == 1 else f"{file.name} "
-        for number, row in _READERS[file.format or ""](file, columns, max_row_bytes):
-            yield f"{prefix}row {number}", row
+        try:
+            for number, row in _READERS[file.format or ""](file, columns, max_row_bytes):
+                yield f"{prefix}row {number}", row
+        except DataError:
+            raise
+        except Exception as error:  # stores raise classes of their own
+            if is_local(file.filesystem):
+                raise
+            raise read_error(file.filesystem, f"data.path: {file.path} cannot be read", error) from error
 
 
 def hub_rows(
@@ -42,6 +51,7 @@ def hub_rows(
 
     Raises:
         DataError: when it cannot be loaded.
+        DataUnavailable: the hub did not answer.
     """
     try:
         import datasets
@@ -50,7 +60,9 @@ def hub_rows(
     except ImportError as error:
         raise DataError("data.hub needs the package datasets: install layersweep[math]") from error
     except Exception as error:  # the loader raises anything, from network errors to wrong metadata
-        raise DataError(f"data.hub: {name} (split {split}) cannot be loaded: {error}") from error
+        passing = isinstance(error, OSError) and not isinstance(error, PERMANENT)
+        kind = DataUnavailable if passing else DataError
+        raise kind(f"data.hub: {name} (split {split}) cannot be loaded: {error}") from error
     needed = _needed(data.column_names, columns, f"data.hub: {name}")
     yield from ((f"row {number}", row) for number, row in enumerate(data.select_columns(needed), 1))
 
@@ -137,7 +149,7 @@ def _jsonl_rows(file: DataFile, _: Collection[str] | None, max_bytes: int) -> It
                 elif line.strip():
                     yield number, _parsed(line)
     except OSError as error:
-        raise DataError(f"data.path: {file.path} cannot be read after row {number}: {error}") from error
+        raise read_error(file.filesystem, f"data.path: {file.path} cannot be read after row {number}", error) from error
 
 
 def _parsed(line: bytes) -> Any:
@@ -159,7 +171,7 @@ def _json_rows(file: DataFile, columns: Collection[str] | None, max_bytes: int) 
             else:
                 content = first + more + stream.read(MOST_JSON_BYTES)
     except OSError as error:
-        raise DataError(f"data.path: {file.path} cannot be read: {error}") from error
+        raise read_error(file.filesystem, f"data.path: {file.path} cannot be read", error) from error
     if content is None:
         yield from _jsonl_rows(file, columns, max_bytes)
         return
@@ -196,7 +208,7 @@ def _csv_rows(file: DataFile, columns: Collection[str] | None, max_bytes: int) -
                     row = _cells({name: cell for name, cell in zip(header, line, strict=True) if name in needed})
                 yield number, row
     except (csv.Error, OSError) as error:
-        raise DataError(f"data.path: {file.path} cannot be read after row {number}: {error}") from error
+        raise read_error(file.filesystem, f"data.path: {file.path} cannot be read after row {number}", error) from error
 
 
 def _cells(row: dict[str, str]) -> Any:
@@ -227,8 +239,9 @@ def _arrow_rows(file: DataFile, columns: Collection[str] | None, _: int) -> Iter
     except DataError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(
-            f"data.path: {file.path} cannot be read after row {number} as `save_to_disk` of datasets writes it: {error}"
+        form = "as `save_to_disk` of datasets writes it"
+        raise read_error(
+            file.filesystem, f"data.path: {file.path} cannot be read after row {number} {form}", error
         ) from error
 
 
@@ -247,7 +260,9 @@ def _parquet_rows(file: DataFile, columns: Collection[str] | None, _: int) -> It
     except DataError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"data.path: {file.path} cannot be read as parquet after row {number}: {error}") from error
+        raise read_error(
+            file.filesystem, f"data.path: {file.path} cannot be read as parquet after row {number}", error
+        ) from error
 
 
 def _batch_rows(batch: Any) -> list[Any]:

@@ -52,11 +52,26 @@ def prompt_uses(task: Any, suites: Sequence[tuple[SuiteConfig, Any]], prompts_pe
     return uses
 
 
+@dataclass(frozen=True)
+class OverlongPrompts:
+    """Prompts of one use that leave no room for a response in the window."""
+
+    section: str
+    split: Split
+    count: int
+    replaced: bool
+    """Whether further prompts were drawn in their place; those of a data set are dropped."""
+    of: int
+    """Prompts that were held against the window."""
+
+
 @dataclass
 class Fit:
     """Result of holding prompts against the window."""
 
     problems: list[str] = field(default_factory=list)
+    overlong: list[OverlongPrompts] = field(default_factory=list)
+    """Prompts that were dropped or replaced, of uses that have some. Of endless tasks those of the first batch."""
     digests: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the tokens of all prompts that stay, by section and split."""
 
@@ -99,10 +114,12 @@ def _fit_use(fit: Fit, use: PromptUse, encode: Encode, window: int) -> None:
         ValueError: there are too few, or some are too long and are not to be dropped.
     """
     data, limit = getattr(use.task, "data", None), window - use.response_tokens
+    replaced = 0
     if data is not None:
         prompts = data.all_prompts(use.split)
     elif getattr(use.task, "drops_overlong", False):
-        prompts = draw_fitting(use.task, use.split, use.count, 0, encode, limit).prompts
+        drawn = draw_fitting(use.task, use.split, use.count, 0, encode, limit)
+        prompts, replaced = drawn.prompts, drawn.replaced
     else:
         prompts = use.task.prompts(use.split, use.count)
     digest = hashlib.sha256()
@@ -116,6 +133,9 @@ def _fit_use(fit: Fit, use: PromptUse, encode: Encode, window: int) -> None:
         raise ValueError(_refusal(use, overlong, len(prompts), window, limit))
     if overlong:
         data.drop_overlong(use.split, {prompt.id for prompt, _ in overlong})
+    if left_out := len(overlong) + replaced:
+        of = len(prompts) + replaced
+        fit.overlong.append(OverlongPrompts(use.section, use.split, left_out, replaced > 0, of))
     fit.digests[f"{use.section}, {use.split} prompts as tokens"] = digest.hexdigest()
 
 

@@ -10,6 +10,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from layersweep.policies.strict import Processes, StrictModel
 
+from .process_pool import EnvironmentProcesses
+
 SPLIT_SIZE = 10**9
 """Seeds per split: those below it are of `train`, the next as many of `selection`, then `final`."""
 
@@ -129,8 +131,6 @@ class EnvironmentTask:
     multi_turn = True
 
     def __init__(self, config: EnvironmentConfig):
-        from .process_pool import EnvironmentProcesses  # which needs this module
-
         self.config = config
         self.processes = EnvironmentProcesses(config)
 

@@ -10,12 +10,9 @@ import queue
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from layersweep.rollout.child_process import ChildProcess
-
-if TYPE_CHECKING:  # the section's module imports this one
-    from .base import EnvironmentConfig
 
 
 @dataclass(frozen=True)
@@ -56,10 +53,22 @@ class EnvironmentLost:
     reason: str
 
 
+class HostedEnvironment(Protocol):
+    """Section of an environment, as far as its processes need it: `layersweep.rollout.environments.base`."""
+
+    type: str
+    processes: int
+    step_seconds: float
+    reset_seconds: float
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """Return the section as JSON-like values, from which a process makes it anew."""
+
+
 class EnvironmentProcesses:
     """The processes of one section. Episodes of a start state always run in the same one, which may cache it."""
 
-    def __init__(self, config: "EnvironmentConfig"):
+    def __init__(self, config: HostedEnvironment):
         self._all = [EnvironmentProcess(config) for _ in range(config.processes)]
 
     def of(self, seed: int) -> "EnvironmentProcess":
@@ -75,7 +84,7 @@ class EnvironmentProcesses:
 class EnvironmentProcess:
     """One worker process, replaced when it ends. Calls of several rollouts are served in the order they came."""
 
-    def __init__(self, config: "EnvironmentConfig"):
+    def __init__(self, config: HostedEnvironment):
         self._config = config
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="environment")
         self._numbers = itertools.count()
@@ -142,7 +151,7 @@ class EnvironmentProcess:
         return reason
 
 
-def _start(config: "EnvironmentConfig") -> ChildProcess:
+def _start(config: HostedEnvironment) -> ChildProcess:
     section = {
         "module": type(config).__module__,
         "name": type(config).__qualname__,

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from layersweep.policies.strict import Processes, StrictModel
-from layersweep.rollout.data.prompt_data import REFERENCE_SOLUTION, DataConfig, PromptData
+from layersweep.rollout.data.data_config import DataConfig
+from layersweep.rollout.data.prompt_data import PromptData
+from layersweep.rollout.data.row_prompts import REFERENCE_SOLUTION
 from layersweep.rollout.sandbox import Limits, Sandbox, Setting
 from layersweep.rollout.types import Prompt, Response, Score, Split
 
@@ -89,8 +91,8 @@ class CodeTask:
 class _CodeData(PromptData):
     """Prompt data whose question is made of several columns, with the row's own program where it has one."""
 
-    def _raw_rows(self) -> Iterator[tuple[str, Any]]:
-        for where, raw in super()._raw_rows():
+    def _raw_rows(self, columns: Collection[str] | None) -> Iterator[tuple[str, Any]]:
+        for where, raw in super()._raw_rows(columns):
             if isinstance(raw, dict):
                 raw = question_of(raw, self._config.columns) | {REFERENCE_SOLUTION: reference_solution(raw)}
             yield where, raw

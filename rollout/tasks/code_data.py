@@ -14,7 +14,8 @@ import re
 import zlib
 from typing import Any
 
-from layersweep.rollout.data.prompt_data import Columns, ground_truth
+from layersweep.rollout.data.data_config import Columns
+from layersweep.rollout.data.row_prompts import ground_truth
 from layersweep.rollout.data.row_readers import value_at
 from layersweep.rollout.sandbox import AssertTests, CallTests, Program, ScriptTests
 

@@ -10,7 +10,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from layersweep.policies.strict import Processes, StrictModel
-from layersweep.rollout.data.prompt_data import DataConfig, PromptData, ground_truth
+from layersweep.rollout.data.data_config import DataConfig
+from layersweep.rollout.data.prompt_data import PromptData
+from layersweep.rollout.data.row_prompts import ground_truth
 from layersweep.rollout.subprocess_pool import Failure, LimitedCalls
 from layersweep.rollout.types import Prompt, Response, Score, Split
 

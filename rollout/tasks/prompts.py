@@ -10,7 +10,9 @@ from pydantic import Field, field_validator
 
 from layersweep.policies.strict import written_as
 from layersweep.policies.user_code import UserCode
-from layersweep.rollout.data.prompt_data import DataConfig, PromptData, ground_truth, json_like
+from layersweep.rollout.data.data_config import DataConfig
+from layersweep.rollout.data.prompt_data import PromptData
+from layersweep.rollout.data.row_prompts import ground_truth, json_like
 from layersweep.rollout.subprocess_pool import Failure, LimitedCalls
 from layersweep.rollout.types import Prompt, Response, Score, Split
 

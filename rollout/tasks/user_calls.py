@@ -10,7 +10,7 @@ from layersweep.rollout.subprocess_pool import Failure, LimitedCalls
 
 
 class CallLimits(StrictModel):
-    """Limits of worker processes that run code of the user's own. They cannot write files; what they print is lost.
+    """Limits of worker processes that run code of the user's own. What they print is lost.
 
     A call that scores a response and raises, exceeds its time or memory, or gives no finite number counts as a loss:
     the response gets 0 and adds to `unjudged_fraction`, and the sweep goes on.
@@ -20,6 +20,8 @@ class CallLimits(StrictModel):
     """Bound on one call, in CPU time and in wall time."""
     memory_mib: int = Field(4096, ge=256, le=1 << 20)
     """Bound on the memory of a worker process."""
+    file_mib: int = Field(0, ge=0, le=1 << 20)
+    """Bound on the size of a file that a call writes, such as a cache of a judge's answers; 0 is no file at all."""
     processes: int = Field(2, ge=1, le=256)
     """Worker processes for the calls."""
 
@@ -27,7 +29,7 @@ class CallLimits(StrictModel):
         """Make worker processes that call `call(bound, request)` of a module, after its `warm_up(bound)`."""
         return LimitedCalls(
             f"{module}:call", self.seconds, processes or self.processes, f"{module}:warm_up", bound=[bound],
-            wall_seconds=self.seconds, memory_bytes=self.memory_mib << 20,
+            wall_seconds=self.seconds, memory_bytes=self.memory_mib << 20, file_bytes=self.file_mib << 20,
         )  # fmt: skip
 
 

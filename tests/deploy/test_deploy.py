@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 import yaml
 
-from layersweep.cli import _parser
+from layersweep.arguments import make_parser
 from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.planning.placement import placement_problems
 from layersweep.orchestrator.spec.load import load_spec
@@ -119,7 +119,7 @@ def test_commands_are_found():
 @pytest.mark.parametrize("path", [*TEXTS, ROOT / "Makefile"], ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_parse(path):
     for arguments in commands(path.read_text()):
-        _parser().parse_args(arguments)
+        make_parser().parse_args(arguments)
 
 
 def test_every_way_has_its_commands():

@@ -6,7 +6,7 @@ import runpy
 import shlex
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ import yaml
 from layersweep.cli import main
 from layersweep.orchestrator.spec.load import load_spec
 from layersweep.policies.algorithms.loss import LossTokens
-from layersweep.rollout.data.prompt_data import DataConfig
+from layersweep.rollout.data.data_config import DataConfig
 from layersweep.rollout.environments.custom import CustomEnvironmentConfig
 from layersweep.rollout.environments.process_pool import Call
 from layersweep.rollout.tasks.prompts import PromptsConfig
@@ -43,7 +43,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_pages_have_the_files_and_commands_that_are_tested():
-    assert len(FILES) == 14 and len(COMMANDS) == 9, (sorted(FILES), COMMANDS)
+    assert len(FILES) == 15 and len(COMMANDS) == 9, (sorted(FILES), COMMANDS)
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if not line.startswith(LATER)])
@@ -107,36 +107,93 @@ def test_the_loss_of_the_pages(folder):
     assert gradient.tolist() == pytest.approx([1.0, 0.0, 0.0, -2 * 1.1051709])
 
 
-def test_the_judge_of_the_pages(folder, monkeypatch):
-    """Asked once for equal responses, of which it says yes to the right one; where it does not answer, no verdict."""
-    asked = []
+class Judge(BaseHTTPRequestHandler):
+    """Says yes where the answer is the right one; to those in `trouble` it does what is told there first."""
 
-    class Judge(BaseHTTPRequestHandler):
-        def do_POST(self):
-            question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
-            asked.append(question)
-            right, answer = re.search(r"Right answer: (.*)\nAnswer: (.*)", question).groups()
-            content = json.dumps({"choices": [{"message": {"content": "Yes." if right == answer else "No."}}]}).encode()
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(content)
+    asked: list[str] = []
+    trouble: dict[str, list[object]] = {}
 
-        def log_message(self, *_):
-            pass
+    def do_POST(self):
+        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+        self.asked.append(question)
+        right, answer = re.search(r"Right answer: (.*)\nAnswer: (.*)", question).groups()
+        said = "Yes." if right == answer else "No."
+        trouble = self.trouble[answer].pop(0) if self.trouble.get(answer) else None
+        if isinstance(trouble, threading.Event):
+            trouble.wait(60)  # until the client has gone
+            return
+        self.send_response(trouble if isinstance(trouble, int) else 200)
+        self.end_headers()
+        content = trouble if isinstance(trouble, str) else said
+        self.wfile.write(json.dumps({"choices": [{"message": {"content": content}}]}).encode())
 
-    server = HTTPServer(("127.0.0.1", 0), Judge)
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def judge(folder, monkeypatch):
+    """The task of the page, with two processes and four seconds of patience; makes it anew at each call."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(Judge, "asked", [])
+    monkeypatch.setattr(Judge, "trouble", {})
     monkeypatch.setenv("JUDGE_ADDRESS", f"http://127.0.0.1:{server.server_port}/v1")
-    task = PromptsConfig(data={"path": "rows.jsonl", "prompt_format": "plain"}, reward="judge.py:score").build()
-    prompts = task.prompts("train", 1) * 3
-    responses = [Response(text, True) for text in (prompts[0].truth, "7", "7")]
-    assert [score.reward for score in task.score(prompts, responses)] == [1.0, 0.0, 0.0]
-    assert len(asked) == 2
+    monkeypatch.setenv("JUDGE_SECONDS", "4")
+    (section,) = [yaml.safe_load(b.text)["task"] for b in blocks("yaml", pages=PAGES) if b.name == "judged.yaml"]
+    tasks = []
+
+    def make():
+        tasks.append(PromptsConfig(**section | {"processes": 2}).build())
+        return tasks[-1]
+
+    yield make, server
+    for task in tasks:
+        task.close()
     server.shutdown()
     server.server_close()
-    lost = task.score(prompts[:1], [Response("8", True)])
+
+
+def test_the_judge_of_the_pages(judge):
+    """Asked once for equal responses, of which it says yes to the right one. A later start finds its words on disk."""
+    make, _ = judge
+    for start in range(2):
+        task = make()
+        prompts = task.prompts("train", 1) * 3
+        responses = [Response(text, True) for text in (prompts[0].truth, "7", "7")]
+        assert [score.reward for score in task.score(prompts, responses)] == [1.0, 0.0, 0.0], start
+    assert len(Judge.asked) == 2
+
+
+def test_a_judge_that_fails_gives_no_verdict_and_is_asked_again(judge):
+    """Two errors that pass, of a busy and of a slow server; three of a broken one; a refusal, asked once; words that
+    are no verdict. Only verdicts are kept: the next time these get theirs, as nothing is the matter then."""
+    make, _ = judge
+    task, hung = make(), threading.Event()
+    Judge.trouble = {"1": [503], "2": [hung], "3": [500, 502, 503], "4": [404], "5": ["I cannot tell."]}
+    responses = [Response(text, True) for text in "12345"]
+    prompts = task.prompts("train", 1) * 5
+    scores = task.score(prompts, responses)
+    hung.set()
+    assert [score.judged for score in scores] == [True, True, False, False, False]
+    assert [score.reward for score in scores] == [0.0] * 5
+    attempts = [sum(question.endswith(f"Answer: {text}") for question in Judge.asked) for text in "12345"]
+    assert attempts == [2, 2, 3, 1, 1]
+    notices = " ".join(task.notices())
+    assert "HTTP Error 503" in notices or "HTTP Error 404" in notices
+    assert "the judge says neither yes nor no but 'I cannot tell.'" in notices
+    assert all(score.judged for score in task.score(prompts, responses))
+    assert len(Judge.asked) == 9 + 3
+
+
+def test_a_judge_that_is_not_there_gives_no_verdict(judge):
+    make, server = judge
+    task = make()
+    prompts = task.prompts("train", 1)
+    server.shutdown()
+    server.server_close()
+    lost = task.score(prompts, [Response("8", True)])
     assert not lost[0].judged and "URLError" in task.notices()[0]
-    task.close()
 
 
 def test_the_data_section_of_the_pages():

@@ -15,9 +15,10 @@ import pytest
 import yaml
 
 import layersweep
-from layersweep.cli import _is_override, _parser, main
+from layersweep.arguments import make_parser
+from layersweep.cli import main
 from layersweep.orchestrator.spec.load import load_spec
-from layersweep.orchestrator.spec.overrides import parse_overrides
+from layersweep.orchestrator.spec.overrides import is_override, parse_overrides
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 
 from .pages import PAGES, ROOT, blocks, commands
@@ -57,9 +58,9 @@ def test_commands_are_found():
 @pytest.mark.parametrize(("page", "words"), ours("layersweep"), ids=label)
 def test_a_command_is_one(page, words):
     """Command, options and overrides are known, and files of this repository are there."""
-    arguments, rest = _parser().parse_known_args(words[1:])
-    given = [word for word in (*getattr(arguments, "words", ()), *rest) if _is_override(word)]
-    assert not [word for word in rest if not _is_override(word)]
+    arguments, rest = make_parser().parse_known_args(words[1:])
+    given = [word for word in (*getattr(arguments, "words", ()), *rest) if is_override(word)]
+    assert not [word for word in rest if not is_override(word)]
     parse_overrides(given)
     for word in words[1:]:
         assert not re.match(r"(deploy|docs|tests)/", word) or (ROOT / word).exists(), word
@@ -69,7 +70,7 @@ def runnable() -> list[list[str]]:
     """Arguments of the commands that need no sweep, network or cluster: each once."""
     found = []
     for page, words in ours("layersweep"):
-        files = [word for word in words[2:] if re.search(r"\.(yaml|parquet)$|/", word) and not _is_override(word)]
+        files = [word for word in words[2:] if re.search(r"\.(yaml|parquet)$|/", word) and not is_override(word)]
         named = all((ROOT / file).exists() for file in files)
         plain = words[1] in ("plan", "data", "schema", "report", "compare", "doctor") and "bring-your-own" not in str(
             page

@@ -115,7 +115,7 @@ def test_resume_adds_controls(finished, tmp_path):
 
 def test_two_algorithms_share_the_base(tmp_path):
     """GRPO and GSPO of one spec: the base is scored once, each run's own sweep is one like any other, and the first
-    batch is the same."""
+    batch is generated once."""
     folder = sweep(
         tmp_path, 0, layers=[1, 4], training=TRAINING, algorithm={"clip_high": 0.2}, seeds=[0],
         factors={"algorithm": [{"type": "grpo"}, {"type": "gspo"}]},
@@ -130,3 +130,5 @@ def test_two_algorithms_share_the_base(tmp_path):
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*stores, strict=True))
     firsts = [pd.read_parquet(one / "steps.parquet").query("step == 0") for one in sweeps]
     assert firsts[0]["reward_mean"].unique() == firsts[1]["reward_mean"].unique()
+    assert len(list((folder / "first_rollouts").iterdir())) == 1
+    assert (firsts[0]["generate_cpu_seconds"] > 0).all() and (firsts[1]["generate_cpu_seconds"] == 0).all()

@@ -107,13 +107,25 @@ def test_dissection_goes_on_where_it_was(finished):
 
 @pytest.mark.long
 def test_a_probe_sees_the_batch_that_the_runs_began_with(finished):
-    """The gradients of the prompts' halves agree as much as those of the runs' own first updates."""
-    run("probe", str(finished / "sweep.yaml"))
+    """The gradients of the prompts' halves agree as much as those of the runs' own first updates. The sweep's own
+    selections are measured and screened too, whatever they are; a second screening trains and scores nothing."""
+    command = ("probe", str(finished / "sweep.yaml"), "--screen", "2", "--screen-prompts", "16")
+    printed = run(*command)
     rows = pd.read_parquet(finished / "probe.parquet").set_index("selection")
-    assert len(rows) == 6 * 4
+    layers, others = rows.iloc[:24], rows.iloc[24:]
+    assert list(others.index) == ["layers-00-03", "layer-02-k_proj-up_proj", "outside-embed_tokens", LORA]
     steps = pd.read_parquet(finished / "steps.parquet").set_index(["selection", "step"])
-    for name in ("layer-01-mlp", "layer-04-attention"):
+    for name in TRAINED:
         assert rows.loc[name, "gradient_agreement"] == pytest.approx(
             steps.loc[(name, 0), "gradient_agreement"], abs=1e-4
         )
-    assert (rows["skip_loss"].dropna() != 0).all() and (rows["parameters"] == [37_056, 12_288, 24_576, 192] * 6).all()
+    assert (layers["skip_loss"].dropna() != 0).all()
+    assert (layers["parameters"] == [37_056, 12_288, 24_576, 192] * 6).all()
+    assert others["parameters"].tolist() == [TRAINED[name] for name in others.index[:-1]] + [3 * 4 * (64 + 128)]
+    screened = rows[rows["screened_gain"].notna()]
+    assert set(screened.index) == {*TRAINED, LORA}
+    assert (screened["screened_steps"] == 2).all() and (screened["screened_prompts"] == 16).all()
+    assert (screened["screened_gain_low"] <= screened["screened_gain"]).all()
+    kept = {file: file.stat().st_mtime_ns for file in Path(finished, "screening").rglob("scores/*.parquet")}
+    assert len(kept) == 1 + len(screened) and run(*command) == printed
+    assert {file: file.stat().st_mtime_ns for file in Path(finished, "screening").rglob("scores/*.parquet")} == kept

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -25,17 +26,26 @@ import yaml
 
 from layersweep.cli import DEMO
 
-STEPS, LAYERS = 16, [1, 4]
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a sweep."""
+
+    steps: int = 16
+    layers: tuple[int, ...] = (1, 4)
+    prompts: int = 64
+
+
 RESUMES = 6
 """At most so many in a row without a new fault."""
 
 
-def spec(folder: Path, **sections) -> Path:
-    """The demo with two layers, fewer steps and little patience; its file."""
+def spec(folder: Path, size: Size = Size(), **sections) -> Path:
+    """The demo with fewer layers and steps and little patience; its file."""
     data = yaml.safe_load(Path(DEMO).read_text()) | {"seeds": [0]}
-    data |= {"name": "chaos", "output": str(folder), "layers": LAYERS}
-    data["training"]["steps"] = STEPS
-    data["evaluation"] = {"suites": [{"name": "sort", "prompts": 64, "final_prompts": 16, "samples": 2}]}
+    data |= {"name": "chaos", "output": str(folder), "layers": list(size.layers)}
+    data["training"]["steps"] = size.steps
+    data["evaluation"] = {"suites": [{"name": "sort", "prompts": size.prompts, "final_prompts": 16, "samples": 2}]}
     data["recovery"] = {"checkpoint_every": 3, "patience": 12, "retries": 5}
     for name, section in sections.items():
         data[name] = data.get(name, {}) | section
@@ -223,7 +233,7 @@ def sweep_through(folder: Path, faults: list[str], rng: random.Random, say: Call
     return came
 
 
-def check(folder: Path, expected: pd.DataFrame) -> None:
+def check(folder: Path, expected: pd.DataFrame, size: Size = Size()) -> None:
     """Every run completed, every step once, the table that of an undisturbed sweep.
 
     Raises:
@@ -233,18 +243,18 @@ def check(folder: Path, expected: pd.DataFrame) -> None:
     assert (table["status"] == "completed").all(), table[["status", "reason"]]
     steps = pd.read_parquet(folder / "chaos/steps.parquet")
     for run, rows in steps.groupby(["selection", "seed"]):
-        assert sorted(rows["step"]) == list(range(STEPS)), (run, sorted(rows["step"]))
-    assert set(steps["selection"]) == {"full", *(f"layer-{k:02d}" for k in LAYERS)}
+        assert sorted(rows["step"]) == list(range(size.steps)), (run, sorted(rows["step"]))
+    assert set(steps["selection"]) == {"full", *(f"layer-{k:02d}" for k in size.layers)}
     same = ["score", "contribution", "update_norm", "generated_tokens", "final_score"]
     pd.testing.assert_frame_equal(table[same], expected[same], rtol=0, atol=1e-6, check_dtype=False)
 
 
-def undisturbed(folder: Path) -> pd.DataFrame:
+def undisturbed(folder: Path, size: Size = Size()) -> pd.DataFrame:
     folder.mkdir(parents=True)
     log = folder / "log.txt"
-    assert start("run", str(spec(folder)), log).wait() == 0, log.read_text()[-3000:]
+    assert start("run", str(spec(folder, size)), log).wait() == 0, log.read_text()[-3000:]
     table = pd.read_parquet(folder / "chaos/contribution.parquet").set_index("selection")
-    check(folder, table)
+    check(folder, table, size)
     return table
 
 

@@ -5,10 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
 
 from layersweep.cli import DEMO
 from layersweep.orchestrator.spec.load import load_spec
@@ -30,12 +32,17 @@ RUNS = {
 """Seeds of each run."""
 
 
-def make_sweep(folder: Path, model: str) -> str:
-    """Write a sweep over a copy of the model of tests/conftest.py, its runs moved by noise; returns its folder."""
+def make_sweep(folder: Path, model: str, tokenizer: PreTrainedTokenizerFast | None = None) -> str:
+    """Write a sweep over a copy of a model of four layers, its runs moved by noise; returns its folder.
+
+    Args:
+        model: that of tests/conftest.py, or another one with its tokenizer.
+    """
     base, sweep = folder / "model", folder / "demo"
     shutil.copytree(model, base)
-    tokenizer = character_tokenizer(ALPHABET)
-    tokenizer.chat_template = TEMPLATE
+    if tokenizer is None:
+        tokenizer = character_tokenizer(ALPHABET)
+        tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(base)
     weights, rows = load_file(base / "model.safetensors"), [_row("base", "base", [], None)]
     for number, (selection, seeds) in enumerate(RUNS.items()):
@@ -64,9 +71,9 @@ def _row(name: str, kind: str, layers: list[int], modules: str | None) -> dict[s
 class Server:
     """`layersweep serve` as a shell starts it, in a process group of its own; ready when made."""
 
-    def __init__(self, sweep: str, *words: str):
+    def __init__(self, sweep: str, *words: str, environment: Mapping[str, str] = os.environ):
         command = [sys.executable, "-m", "layersweep", "serve", sweep, "--port", "0", *words]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0, env=os.environ)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0, env=environment)
         self.said = ""
         while "token" not in self.said.rpartition("\n")[0].rpartition("\n")[2]:
             line = self.process.stdout.readline()

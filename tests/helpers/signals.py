@@ -1,12 +1,14 @@
 """Stop signals at random moments of a sweep: each ends it with exit code 3, with nothing left behind.
 
-    python -m tests.helpers.signals --times 10                                # of each of six kinds; about 40 minutes
+    python -m tests.helpers.signals --times 10                                # of each of six kinds
     python -m tests.helpers.signals --minutes 8 --seed 1 --folder /tmp/parts  # a part: as many as come in that time
 
 The second form keeps the undisturbed sweep in the folder, for the next part.
 
-A sweep is stopped, resumed, stopped again ... and in the end brought to its end; its table is that of an undisturbed
-sweep. A signal goes to the driver's process alone, or to its whole process group, as scancel, `timeout` and a closing
+A sweep is stopped, resumed, stopped again ... until a start comes to its end before its signal; its table is that of an
+undisturbed sweep. It is as small as one with all phases can be, since most of a trial is the start of Ray and of the
+actors; and moments are drawn from as long as the undisturbed sweep took, so that each part of a start has its share of
+them. A signal goes to the driver's process alone, or to its whole process group, as scancel, `timeout` and a closing
 terminal send it.
 """
 
@@ -24,29 +26,33 @@ from pathlib import Path
 
 import pandas as pd
 
-from tests.helpers.chaos import Processes, check, spec, start, undisturbed
+from tests.helpers.chaos import Processes, Size, check, spec, start, undisturbed
 
+SIZE = Size(steps=6, layers=(1,), prompts=16)
 KINDS = [(number, group) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) for group in (False, True)]
-LATEST = 75.0
-"""Seconds after its start when a command gets its signal, at most: from the first import to the last steps."""
+MOST_IN_ONE = 8
+"""Signals to one sweep at most; the start after them is left alone."""
 
 
-def stop_and_resume(folder: Path, kinds: list[tuple[signal.Signals, bool]], rng: random.Random, until: float) -> int:
+def stop_and_resume(
+    folder: Path, kinds: list[tuple[signal.Signals, bool]], rng: random.Random, latest: float, until: float
+) -> int:
     """Give a sweep a signal of each kind, one per start, then let it end. Returns how many came before its end.
 
     Args:
+        latest: seconds after its start when a command gets its signal, at most.
         until: time (of time.monotonic) after which no further signal is given.
 
     Raises:
         AssertionError: another exit code than 3, or processes that stay.
     """
-    log, path, came = folder / "log.txt", spec(folder), 0
+    log, path, came = folder / "log.txt", spec(folder, SIZE), 0
     for number, group in kinds:
         if time.monotonic() > until:
             break
         with _going_on(folder, path, log) as process:
             processes, began = Processes(process), time.monotonic()
-            moment = began + rng.uniform(0.5, LATEST)
+            moment = began + rng.uniform(0.5, latest)
             while process.poll() is None and time.monotonic() < moment:
                 processes.all()
                 time.sleep(0.2)
@@ -78,6 +84,17 @@ def _going_on(folder: Path, path: Path, log: Path) -> Iterator[subprocess.Popen]
             process.wait(240)
 
 
+def reference(folder: Path) -> tuple[pd.DataFrame, float]:
+    """Return the table of an undisturbed sweep, and the seconds that it took; made unless the folder has them."""
+    table, seconds = folder / "chaos/contribution.parquet", folder / "seconds.txt"
+    if not seconds.exists():
+        began = time.monotonic()
+        undisturbed(folder, SIZE)
+        seconds.write_text(f"{time.monotonic() - began:.1f}")
+        print(f"undisturbed: {seconds.read_text()} s", flush=True)
+    return pd.read_parquet(table).set_index("selection"), float(seconds.read_text())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=10)
@@ -91,15 +108,13 @@ def main() -> None:
     wanted = KINDS * args.times
     rng.shuffle(wanted)
     with tempfile.TemporaryDirectory(prefix="layersweep-signals-", dir=args.folder) as root:
-        reference = Path(args.folder or root) / "undisturbed"
-        done_before = (table := reference / "chaos/contribution.parquet").exists()
-        expected = pd.read_parquet(table).set_index("selection") if done_before else undisturbed(reference)
+        expected, latest = reference(Path(args.folder or root) / "undisturbed")
         done = number = 0
         while done < len(wanted) and time.monotonic() < until:
             folder = Path(root) / f"sweep-{number}"
             folder.mkdir()
-            done += stop_and_resume(folder, wanted[done : done + 4], rng, until)
-            check(folder, expected)
+            done += stop_and_resume(folder, wanted[done : done + MOST_IN_ONE], rng, latest, until)
+            check(folder, expected, SIZE)
             number += 1
             print(f"{done} of {len(wanted)} signals in {number} sweeps: exit 3, nothing left, same table", flush=True)
 

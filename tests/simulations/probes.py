@@ -3,7 +3,9 @@
 `python -m tests.simulations.probes`
 
 Seen, of 1,000 sweeps each: 30 layers 94.7 to 95.9 %, 12 layers 97 %, 6 layers 97 to 99 %. Where most layers lie on two
-plateaus 95 to 96 %, but 87 % at a correlation of .95: the noise on a plateau is linearized.
+plateaus 95 to 96 %, but 87 % at a correlation of .95: the noise on a plateau is linearized. Of 400 sweeps of 6 layers
+at .95 with a noise of .02 91 %, on plateaus 87 %. A prior flat in Fisher's z, by which intervals are exact where there
+is no noise, mends that (96 and 92 %) and loses as much at correlations of 0 to .5 of 6 layers (92 %, from 97).
 """
 
 import numpy as np

@@ -1,13 +1,18 @@
-"""The actor that measures the base's layers before anything is trained."""
+"""The actor that measures the base's layers, and trains them for a few steps, before a sweep trains anything."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from layersweep.policies.config import AlgorithmConfig
+from layersweep.policies.selection import Selection
 from layersweep.rollout.types import Experience
-from layersweep.workers.config import LearningRates, TrainingConfig
+from layersweep.workers.config import DeepSpeedConfig, LearningRates, TrainingConfig
 from layersweep.workers.startup.model_source import ModelSource
 
 from .portable_errors import portable_errors
+
+if TYPE_CHECKING:
+    from layersweep.policies.model.tensor_transport import TransportTensors
 
 
 @portable_errors
@@ -21,26 +26,64 @@ class Prober:
     """
 
     def __init__(self, model: ModelSource, algorithm: AlgorithmConfig, training: TrainingConfig, gpus: float = 0.0):
-        import torch
-
         from layersweep.policies.model.architecture import Architecture
         from layersweep.policies.model.trunk import Trunk
-        from layersweep.policies.selection import Selection
         from layersweep.workers.training.micro_batch_size import micro_batch_tokens
 
-        self.algorithm = algorithm.build()
+        self.algorithm, self.gpus, self.store = algorithm.build(), gpus, None
         self.trunk = Trunk.load(model.here(), training.dtype, "cuda" if gpus else "cpu", model.trust_remote_code)
         shape = Architecture.from_config(self.trunk.model.config.to_dict())
-        memory = min(1.0, gpus) * torch.cuda.get_device_properties(0).total_memory if gpus else 0.0
-        chosen = micro_batch_tokens(training, shape, Selection.full(), memory)
+        chosen = micro_batch_tokens(training, shape, Selection.full(), self._gpu_bytes())
         rates = LearningRates(layer=1.0, full=1.0)  # nothing is trained, and the spec's may be still to be found
         self.training = training.model_copy(update={"micro_batch_tokens": chosen, "learning_rate": rates})
 
     def __repr__(self) -> str:
         return "Prober()"
 
-    def probe(self, experience: Experience) -> list[dict[str, Any]]:
-        """Return rows of probe.parquet, without sweep and seed, from a batch of the base's responses."""
+    def _gpu_bytes(self) -> float:
+        """Return the actor's share of its GPU's memory; 0 on CPUs."""
+        import torch
+
+        return min(1.0, self.gpus) * torch.cuda.get_device_properties(0).total_memory if self.gpus else 0.0
+
+    def probe(self, experience: Experience, further: Sequence[Selection] = ()) -> list[dict[str, Any]]:
+        """Return rows of probe.parquet, without sweep and seed, from a batch of the base's responses.
+
+        Args:
+            further: selections beside every layer and its parts.
+        """
         from layersweep.workers.training.probe import probe
 
-        return probe(self.trunk, self.algorithm, self.training, experience)
+        return probe(self.trunk, self.algorithm, self.training, experience, further)
+
+    def train(
+        self, experience: Experience, selection: Selection, training: TrainingConfig, section: DeepSpeedConfig,
+        engine_dtype: str,
+    ) -> "tuple[dict[str, float], TransportTensors]":  # fmt: skip
+        """Train a selection, from the base on, on one batch of the base's responses.
+
+        Args:
+            training: with the learning rates; its epochs and minibatches are the optimizer steps.
+            section: `deepspeed` of the spec.
+            engine_dtype: in which the engine computes, as for `Trainer.start`.
+
+        Returns:
+            Optimizer steps that were made, 0 where the batch has no signal; and the weights.
+
+        Raises:
+            NonFinite: the training collapsed.
+        """
+        from layersweep.policies.model.tensor_transport import to_arrays
+        from layersweep.workers.training.distributed import prepare, serve_store
+        from layersweep.workers.training.memory import release_unused
+        from layersweep.workers.training.screening import train_on_batch
+
+        if self.store is None:
+            self.store = serve_store()
+            prepare(0, 1, "localhost", self.store.port, gpu=self.gpus > 0)
+        steps, weights = train_on_batch(
+            self.trunk, self.algorithm, training, section, engine_dtype, experience, selection, self._gpu_bytes()
+        )
+        answer = {"screened_steps": steps}, to_arrays(weights)
+        release_unused(self.gpus > 0)
+        return answer

@@ -34,7 +34,9 @@ from layersweep.rollout.types import (
 )
 from layersweep.workers.config import TrainingConfig
 from layersweep.workers.startup.model_source import ModelSource
+from layersweep.workers.storage.completions import CompletionStore
 from layersweep.workers.storage.responses import TRAIN, ResponseKeeper, question_of
+from layersweep.workers.storage.retries import retried
 
 from .portable_errors import portable_errors
 
@@ -53,6 +55,10 @@ class RolloutWorker:
         window: tokens of a prompt and its response at most; None is as many as the engine takes.
         keeper: keeps responses; None keeps none.
         max_num_gen_batches: of the spec's algorithm.
+        first_rollouts: what other sweeps share of the base's first batches; None shares nothing.
+
+    Raises:
+        DataError: the prompts cannot be read; DataUnavailable, an OSError too, after several attempts.
     """
 
     def __init__(
@@ -64,16 +70,20 @@ class RolloutWorker:
         window: int | None = None,
         keeper: ResponseKeeper | None = None,
         max_num_gen_batches: int = 1,
+        first_rollouts: CompletionStore | None = None,
     ):
         self.training, self.window, self.keeper = training, window, keeper
-        self.max_num_gen_batches = max_num_gen_batches
+        self.max_num_gen_batches, self.first_rollouts = max_num_gen_batches, first_rollouts
         self.encoder = PromptEncoder(
             model.here(), model.trust_remote_code, model.chat_template, model.template_arguments
         )
         self.tokenizer, self.stop_token_ids = self.encoder.tokenizer, self.encoder.stop_token_ids
-        self.task = task.build()
+        self.task = retried("reading the prompts", task.build)
         self.suites = {suite.name: suite for suite in suites}
-        self.suite_tasks = {suite.name: suite.task.build() if suite.task else self.task for suite in suites}
+        self.suite_tasks = {
+            suite.name: retried(f"reading the prompts of {suite.name}", suite.task.build) if suite.task else self.task
+            for suite in suites
+        }
         decontaminate_across(self.task, self.suite_tasks.values())
         self._fit_to_window(suites)
 
@@ -133,7 +143,12 @@ class RolloutWorker:
             known = dict(zip((prompt.id for prompt in drawn[-1].prompts), drawn[-1].tokens, strict=True))
             tokens = [np.array(known[prompt.id], np.int32) for prompt in prompts]
             seeds = seeds_for([prompt.id for prompt in prompts], "train", seed, step)
-            done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
+            shared = self.first_rollouts
+            if run is not None or shared is None or step >= shared.steps:
+                done: Completions = await engine.generate.remote(run, version, tokens, seeds, sampling)
+            elif (done := await asyncio.to_thread(shared.read, tokens, seeds, sampling)) is None:
+                done = await engine.generate.remote(run, version, tokens, seeds, sampling)
+                await asyncio.to_thread(shared.write, tokens, seeds, sampling, done)
             generated = time.perf_counter()
             texts, scores, cpu = await self._score(self.task, prompts, done, sampling, training.group_size)
             kept.append((prompts, texts, vars(_scored(prompts, done, scores, training.group_size))))

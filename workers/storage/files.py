@@ -180,6 +180,16 @@ def read_file(filesystem: Any, path: str) -> bytes:
     return filesystem.cat_file(path)
 
 
+@_plain_errors()
+def copy_here(filesystem: Any, path: str, target: str) -> None:
+    """Copy a file to a local path.
+
+    Raises:
+        OSError: it cannot be read, or not be written here.
+    """
+    filesystem.get_file(path, target)
+
+
 def _refuse_device(path: str) -> None:
     """Refuse /dev/zero and its like, which never end. Pipes do, such as those that a shell makes of `<(command)`."""
     kind = os.stat(path).st_mode

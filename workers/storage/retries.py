@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from layersweep.rollout.data.locations import PERMANENT
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 STORE_DELAYS = (1.0, 4.0, 15.0)
 """Seconds before each further attempt to reach the sweep's files."""
-PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
-"""Errors of files that another attempt does not change."""
 
 
 def retried(what: str, call: Callable[[], T]) -> T:

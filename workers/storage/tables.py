@@ -188,7 +188,7 @@ STEPS = TableSchema("steps", (
     Column("response_tokens", NUMBER, "mean response length", "tokens"),
     Column("truncated_fraction", NUMBER, "share of responses cut at the token limit"),
     Column("format_fraction", NUMBER, "share of responses with a readable answer"),
-    Column("learning_rate", NUMBER, "learning rate of the step"),
+    Column("learning_rate", NUMBER, "learning rate of the step, of its last optimizer step"),
     Column("tokens", COUNT, "response tokens of the batch", "tokens"),
     Column("pushed_bytes", COUNT, "weights sent from trainer to engine", "bytes"),
     Column("rollout_seconds", NUMBER, "wall time of generating the batch", "s"),
@@ -397,9 +397,12 @@ _CHANGE = (
 
 PROBE = TableSchema("probe", (
     Column("sweep", TEXT, "name of the sweep"),
-    Column("selection", TEXT, "the layer, or the part of it, as a run over it is called", required=True),
-    Column("layer", COUNT, "index of the layer, from 0", required=True),
-    Column("modules", TEXT, "part of the layer: attention, mlp or norms; null is all of it"),
+    Column("selection", TEXT, "the layer, its part, or another selection of the sweep, as a run over it is called",
+           required=True),
+    Column("layer", COUNT, "index of the layer, from 0; null of several, and of what is outside of layers",
+           required=True),
+    Column("modules", TEXT, "part of the layer: attention, mlp, norms, or an expression; null is all of it"),
+    Column("lora_rank", COUNT, "rank of the adapters, of which nothing but the screening is known; null without them"),
     Column("seed", INDEX, "seed whose first rollout batch it was measured on", required=True),
     Column("parameters", COUNT, "number of its parameters"),
     Column("gradient_norm", NUMBER, "L2 norm of the loss's gradient at the base, the mean of both halves'"),
@@ -409,6 +412,12 @@ PROBE = TableSchema("probe", (
     Column("fisher_trace", NUMBER, "trace of its block of the policy's Fisher information, E |grad log p(response)|^2"),
     Column("skip_loss", NUMBER, "rise of the negative log-likelihood of the base's responses when it adds nothing to "
            "the residual stream; null of norms", "nats"),
+    Column("screened_gain", NUMBER, "score over the base's after a short training on this one batch (`--screen`); null "
+           "of what was not trained, and where the batch has no signal", "reward"),
+    Column("screened_gain_low", NUMBER, "lower end of its 95 % interval, over prompts", "reward"),
+    Column("screened_gain_high", NUMBER, "upper end", "reward"),
+    Column("screened_steps", COUNT, "optimizer steps of that training", "steps"),
+    Column("screened_prompts", COUNT, "prompts that it was scored on"),
 ))  # fmt: skip
 
 DISSECTION = TableSchema("dissection", (

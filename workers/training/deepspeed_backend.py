@@ -110,13 +110,17 @@ class DeepSpeedBackend:
                 dist.broadcast(weight.data.view(torch.uint8), writer)
 
     def state(self) -> dict[str, Tensor]:
-        state = {}
+        state: dict[str, Tensor] = {}
+        seen: set[int] = set()
         own = {id(parameter) for parameter in self.policy.parameters()}
         for index, tensor in self._optimized():
             if id(tensor) not in own:
                 state[f"{MASTER}{index}"] = tensor.detach()
             for name, value in self.engine.basic_optimizer.state.get(tensor, {}).items():
-                state[f"{OPTIMIZER}{index}/{name}"] = torch.as_tensor(value)
+                value = torch.as_tensor(value)
+                # bitsandbytes has one quantization map for all tensors, and files hold none twice.
+                state[f"{OPTIMIZER}{index}/{name}"] = value.clone() if value.data_ptr() in seen else value
+                seen.add(value.data_ptr())
         return state
 
     @torch.no_grad()
@@ -128,8 +132,11 @@ class DeepSpeedBackend:
             prefix = f"{OPTIMIZER}{index}/"
             for name in [name for name in left if name.startswith(prefix)]:
                 value = left.pop(name)
-                # AdamW keeps its step counter on the host, and the moments beside the parameter.
-                value = value if value.dim() == 0 else value.to(tensor.device)
+                # The moments lie beside the parameter, AdamW's step counter on the host; bitsandbytes' is an int.
+                if value.dim():
+                    value = value.to(tensor.device)
+                elif not value.is_floating_point():
+                    value = value.item()
                 self.engine.basic_optimizer.state[tensor][name.removeprefix(prefix)] = value
         if left:
             raise WrongCheckpoint(f"the checkpoint holds {len(left)} tensors too many, such as {next(iter(left))}")

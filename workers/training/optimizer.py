@@ -1,9 +1,9 @@
-"""The torch optimizer that DeepSpeed steps: AdamW, or Muon for matrices with AdamW for the rest."""
+"""The torch optimizer that DeepSpeed steps: AdamW, in 32 or 8 bits, or Muon for matrices with AdamW for the rest."""
 
 from typing import Any
 
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import Muon, Optimizer
 
 from layersweep.policies.model.trunk import Policy
 from layersweep.workers.config import TrainingConfig
@@ -19,6 +19,10 @@ def make_optimizer(policy: Policy, training: TrainingConfig) -> Optimizer:
     muon = [group for group, by_muon in groups if by_muon]
     parts: list[Optimizer] = []
     if adamw:
+        if training.optimizer == "adamw_8bit":
+            from bitsandbytes.optim import AdamW8bit as AdamW
+        else:
+            from torch.optim import AdamW
         parts.append(AdamW(adamw, lr=0.0, betas=training.betas, weight_decay=training.weight_decay))
     if muon:
         # Updates as large as AdamW's (Liu et al. 2025, "Muon is scalable for LLM training", arXiv 2502.16982), so that

@@ -1,7 +1,7 @@
 """Measures of the untrained base's layers, from one batch of its own responses."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -33,14 +33,17 @@ class _Untrained:
 
 
 def probe(
-    trunk: Trunk, algorithm: PolicyGradient, training: TrainingConfig, experience: Experience
-) -> list[dict[str, object]]:
+    trunk: Trunk, algorithm: PolicyGradient, training: TrainingConfig, experience: Experience,
+    further: Sequence[Selection] = (),
+) -> list[dict[str, object]]:  # fmt: skip
     """Measure every layer and its attention, MLP and norms.
 
     It takes the memory of a copy of the model and of two gradients in float32.
 
     Args:
         experience: responses of the base, as for the first update.
+        further: other selections to measure, in layers or outside of them. Of adapters, which are no parameters of the
+            base, the number is all that is known of them.
 
     Returns:
         Rows of probe.parquet without sweep and seed.
@@ -50,17 +53,30 @@ def probe(
     fisher = fisher_traces(policy, training, experience)
     skipped = skip_losses(trunk, training, experience)
     rows = []
-    for k in range(len(trunk.layers)):
-        for part in (None, *MODULES):
-            selection = Selection.layer(k) if part is None else Selection.part((k,), part)
-            if not (own := [name for name in gradients if selection.trains(name)]):
-                continue
-            rows.append({
-                "selection": selection.name, "layer": k, "modules": part,
-                **gradient_facts(np.sum([gradients[name] for name in own], axis=0)),
-                "fisher_trace": sum(fisher[name] for name in own), "skip_loss": skipped.get((k, part)),
-            })  # fmt: skip
+    for selection in dict.fromkeys([*_layers_and_parts(len(trunk.layers)), *further]):
+        if not (own := [name for name in gradients if selection.trains(name)]):
+            continue
+        layer = selection.layers[0] if len(selection.layers) == 1 else None
+        facts = {
+            "selection": selection.name, "layer": layer, "modules": selection.modules,
+            "lora_rank": selection.lora and selection.lora.rank,
+        }  # fmt: skip
+        if selection.lora:
+            weights = policy.named_weights()
+            facts["parameters"] = selection.lora.rank * sum(sum(weights[name].shape) for name in own)
+        else:
+            facts |= gradient_facts(np.sum([gradients[name] for name in own], axis=0))
+            facts["fisher_trace"] = sum(fisher[name] for name in own)
+            facts["skip_loss"] = skipped.get((layer, selection.modules))
+        rows.append(facts)
     return rows
+
+
+def _layers_and_parts(count: int) -> Iterator[Selection]:
+    """Yield every layer and its parts."""
+    for k in range(count):
+        yield Selection.layer(k)
+        yield from (Selection.part((k,), part) for part in MODULES)
 
 
 def gradient_sums(loop: UpdateLoop, experience: Experience) -> dict[str, np.ndarray]:

@@ -60,11 +60,26 @@ class _RolloutBatch:
     """Those that the ratio is taken against, [tokens]: the engine's, or the trainer's, NaN until they are computed."""
 
 
-def learning_rate(config: TrainingConfig, peak: float, step: int) -> float:
-    """Return the learning rate of a step (from 0): linear warm-up, then the schedule down to 0 at `steps`."""
-    if step < config.warmup_steps:
-        return peak * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+def learning_rate(config: TrainingConfig, peak: float, step: int, optimizer_step: int = 0) -> float:
+    """Return a learning rate: linear warm-up, then the schedule, which would be at 0 after the last step.
+
+    With n steps of warm-up and N in all step i has (i + 1) / n of the peak at i < n, and then 1 - (i - n) / (N - n)
+    (linear) or half of 1 + cos(pi (i - n) / (N - n)); transformers' get_linear_schedule_with_warmup and
+    get_cosine_schedule_with_warmup, but for the warm-up, which is theirs one step ahead.
+
+    Args:
+        peak: learning rate after the warm-up.
+        step: of the run, from 0.
+        optimizer_step: number of the optimizer step within the batch, from 0; a minibatch that takes none counts too.
+    """
+    unit = 1
+    if config.schedule_unit == "optimizer_step":
+        unit = config.epochs * config.minibatches
+        step = step * unit + optimizer_step
+    warmup = config.warmup_steps * unit
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, config.steps * unit - warmup)
     if config.schedule == "linear":
         return peak * (1 - done)
     if config.schedule == "cosine":
@@ -125,7 +140,6 @@ class UpdateLoop:
         began, cpu = time.perf_counter(), time.process_time()
         self._check_tokens(experience)
         self.policy.checkpointing = self._largest_micro_batch(experience) > self.unchecked_tokens
-        rate = learning_rate(self.training, self.peak, step)
         advantage = self._advantages(experience)
         batch = self._rollout_batch(experience, advantage)
         agreement = {"gradient_agreement": self._agreement(experience, advantage, batch)} if step == 0 else {}
@@ -143,8 +157,9 @@ class UpdateLoop:
         sums = _Sums()
         for epoch in range(self.training.epochs):
             for number, micro_batches in enumerate(minibatches):
-                first = epoch == 0 and number == 0
-                self._optimizer_step(micro_batches, batch, sums, rate, first)
+                done = epoch * len(minibatches) + number
+                rate = learning_rate(self.training, self.peak, step, done)
+                self._optimizer_step(micro_batches, batch, sums, rate, first=done == 0)
         return self._metrics(experience, advantage, sums, rate, began, cpu) | agreement | sampled
 
     def half_gradients(self, experience: Experience) -> tuple[list[Tensor], list[Tensor]]:

@@ -6,17 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
 import yaml
+from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from layersweep.cli import DEMO, main
-from layersweep.orchestrator.commands.export import export, merge, overlays
+from layersweep.orchestrator.commands.export import OverlayFile, export, local_overlay, merge, overlays
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.workers.startup.tiny_model_training import character_tokenizer
+from layersweep.workers.storage import retries
 from layersweep.workers.storage.tables import COMPOSITION
 
 TOKENS = torch.tensor([[3, 7, 1, 30, 12, 5]])
@@ -196,6 +199,26 @@ def test_a_sweep_in_a_folder_with_brackets(sweep, tmp_path):
     found = [(overlay.selection, overlay.seed) for overlay in overlays(str(moved))]
     assert found == [("full", 0), ("layer-01", 0), ("layer-01", 3)]
     assert f"{tmp_path}/out[1]/model.safetensors" in export(str(moved), "layer-01", f"{tmp_path}/out[1]", 3)
+
+
+def test_an_overlay_elsewhere_is_copied_and_asked_for_again(tmp_path, monkeypatch):
+    """1 s after the first error and 4 s after the second, of a class of the store's own; a missing file at once."""
+    store, get_file, waited = fsspec.filesystem("memory"), MemoryFileSystem.get_file, []
+    store.pipe_file("/elsewhere/model.safetensors", b"weights")
+    errors = [OSError("503"), RuntimeError("no route")]
+
+    def flaky(self, *args, **kwargs):
+        if errors:
+            raise errors.pop(0)
+        return get_file(self, *args, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", flaky)
+    monkeypatch.setattr(retries.time, "sleep", waited.append)
+    copy = local_overlay(OverlayFile("layer-01", 0, "memory://elsewhere/model.safetensors"), tmp_path)
+    assert copy.read_bytes() == b"weights" and copy.parent == tmp_path and waited == [1.0, 4.0]
+    with pytest.raises(SpecError, match="memory://nowhere/model.safetensors: cannot be copied here"):
+        local_overlay(OverlayFile("layer-01", 0, "memory://nowhere/model.safetensors"), tmp_path)
+    assert waited == [1.0, 4.0]
 
 
 def test_an_overlay_of_another_model(sweep, tmp_path):

@@ -7,16 +7,17 @@ from layersweep.cli import DEMO, main
 from layersweep.orchestrator.commands import probe as command
 from layersweep.orchestrator.commands.compare import compare_tables
 from layersweep.orchestrator.execution.probing import ProbeFailed
+from layersweep.orchestrator.execution.screening import Screening
 from layersweep.workers.storage.tables import CONTRIBUTION, PROBE
 
 
 @pytest.fixture
 def asked(monkeypatch) -> list:
-    """Plans that were probed, each with measures that rise with the layer."""
+    """Plans that were probed, each with its screening, and with measures that rise with the layer."""
     plans = []
 
-    def probe_base(plan, address):
-        plans.append(plan)
+    def probe_base(plan, address, screening):
+        plans.append((plan, screening))
         return [
             {"sweep": plan.spec.name, "selection": f"layer-{k:02d}", "layer": k, "modules": None, "seed": seed,
              "parameters": 37_056, "gradient_norm": k + 0.5, "skip_loss": None}
@@ -39,6 +40,16 @@ def test_before_a_sweep_there_is_the_table_alone(tmp_path, asked, capsys):
     assert rows.groupby("seed")["gradient_norm"].sum().tolist() == [18.0, 18.0]
     assert [file.name for file in (tmp_path / "probed").iterdir()] == ["probe.parquet"]
     assert len(asked) == 1
+
+
+def test_a_screening_is_asked_for(tmp_path, asked, capsys):
+    """Columns that nothing was measured for are not shown."""
+    assert main(["probe", *sweep(tmp_path)]) == 0
+    assert "short training" not in capsys.readouterr().out
+    assert main(["probe", *sweep(tmp_path), "--screen", "3", "--screen-prompts", "64"]) == 0
+    assert [screening for _, screening in asked] == [None, Screening(3, 64)]
+    assert main(["probe", *sweep(tmp_path), "--screen-prompts", "64"]) == 2
+    assert "give --screen STEPS too" in capsys.readouterr().err and len(asked) == 2
 
 
 def contributions(folder) -> None:
@@ -74,7 +85,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path, asked, capsys):
 
 
 def test_a_probe_that_fails_leaves_nothing(tmp_path, monkeypatch, capsys):
-    def failing(plan, address):
+    def failing(plan, address, screening):
         raise ProbeFailed("the engine died")
 
     monkeypatch.setattr(command, "probe_base", failing)

@@ -103,3 +103,55 @@ def test_the_first_prompts_of_an_environment(folder, capsys):
     assert "training: environment" in said
     starts = re.findall(r"-- start state (\d+), 11 tokens --\n    \| What is (\d)\?<end>\n", said)
     assert len(starts) == 3 and all(seed[-1] == digit for seed, digit in starts)
+
+
+def test_every_bad_row_is_listed_and_the_rest_shown(folder, capsys):
+    """Of a folder of two files: seven rows without an answer, by file, row and the row's own id where it has one; two
+    good ones. `plan` names five of the seven, `data` all, and both refuse; with `bad_rows: skip` nobody does."""
+    (folder / "rows").mkdir()
+    good = [{"question": f"is {i}?", "answer": str(i)} for i in (1, 2)]
+    bad = [{"ID": f"sum-{i}", "question": f"is {i}?", "answer": " "} for i in range(10, 16)]
+    for name, rows in (("a.jsonl", [good[0], *bad]), ("b.jsonl", [{"question": "is 3?"}, good[1]])):
+        (folder / "rows" / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"path": "rows", "selection_share": 0.0, "final_share": 0.0, "decontaminate_ngram": None}
+    suite = {"name": "sums", "prompts": 1, "task": {"type": "math", "data": data | {"selection_share": 1.0}}}
+    spec = {
+        "name": "a", "model": "model", "task": {"type": "math", "data": data}, "evaluation": {"suites": [suite]},
+        "training": {"prompts_per_step": 1, "max_response_tokens": 8}, "output": str(folder / "runs"),
+    }  # fmt: skip
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(spec))
+
+    assert main(["plan", "sweep.yaml"]) == 2
+    refused = capsys.readouterr().err
+    assert "task: data: 7 of 9 rows are bad: a.jsonl row 2: the answer is empty" in refused
+    assert "data.bad_rows: skip; `layersweep data` lists all of them" in refused and "row 7" not in refused
+
+    assert main(["data", "sweep.yaml"]) == 2
+    said = capsys.readouterr()
+    listed = [f'a.jsonl row {row} (ID "sum-{row + 8}"): the answer is empty' for row in range(2, 8)]
+    listed += ["b.jsonl row 1: no answer, neither reward_model.ground_truth nor a column 'answer'"]
+    lines = [line.strip() for line in said.out.splitlines()]
+    at = lines.index("bad rows  7:")
+    assert lines[at + 1 : at + 8] == listed
+    assert "right answers  2 of 2 get reward 1 as they stand" in lines
+    assert [problem.partition(": 7 bad rows, listed above; fix them")[0] for problem in said.err.splitlines()[-2:]] == [
+        "layersweep: task.data", "layersweep: evaluation.suites[0].task.data",
+    ]  # fmt: skip
+
+    for task in (spec["task"], suite["task"]):
+        task["data"]["bad_rows"] = "skip"
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(spec))
+    assert main(["data", "sweep.yaml"]) == 0
+    assert capsys.readouterr().out == said.out
+
+
+def test_ids_of_bad_rows_in_parquet(folder, capsys):
+    """The column of ids is read for the list, and a row whose id alone is odd is none of it."""
+    import pandas as pd
+
+    rows = {"idx": [7, 8, 9], "question": ["is 1?", "", "is 2?"], "answer": ["1", "2", "3"]}
+    pd.DataFrame(rows).to_parquet(folder / "rows.parquet")
+    data = {"path": "rows.parquet", "selection_share": 0.0, "final_share": 0.0, "bad_rows": "skip"}
+    data |= {"decontaminate_ngram": None}
+    said = shown(folder, capsys, {"type": "math", "data": data})
+    assert "    row 2 (idx 8): question is empty\n" in said

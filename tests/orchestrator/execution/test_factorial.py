@@ -108,6 +108,26 @@ def test_what_has_the_same_base(plan, tmp_path, factors, same):
     assert factorial.same_base(one, other) is same
 
 
+@pytest.mark.parametrize(
+    ("factors", "same"),
+    [
+        ({"algorithm": ["grpo", "dapo"]}, True),  # what differs in the request itself, the request tells
+        ({"training.steps": [10, 20]}, True),
+        ({"rollout.staleness": [0, 1]}, True),
+        ({"task": ["sort_digits", "count_bits"]}, False),  # a tiny model is made for its task
+        ({"model.seed": [0, 1]}, False),
+        ({"training.dtype": ["float32", "bfloat16"]}, False),
+        ({"rollout.dtype": ["auto", "bfloat16"]}, False),
+    ],
+)
+def test_what_has_the_same_engine(plan, tmp_path, factors, same):
+    factors = {name: [{"type": v} for v in values] if name == "task" else values for name, values in factors.items()}
+    specs = sweeps_of(spec_of(tmp_path, factors))
+    one, other = (factorial.first_rollouts("f", replace(plan, spec=spec)) for spec in specs)
+    assert (one.engine == other.engine) is same and one.folder == other.folder == "f/first_rollouts"
+    assert [store.steps for store in (one, other)] == [1 + spec.rollout.staleness for spec in specs]
+
+
 def test_a_stop_stops_all_and_resume_goes_on(tmp_path, monkeypatch, capsys):
     """Stopped in the second of three: the first two are gone on with, the third begins; a seed that is added every
     sweep gets."""

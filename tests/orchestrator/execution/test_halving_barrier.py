@@ -139,15 +139,19 @@ def test_a_search_is_planned(capsys):
     """6 layers, 30 steps, half the budget: 6 layers to step 3, 5 to 7, 3 to 13 and 2 to 30 are 18 + 20 + 18 + 34 = 90
     steps of layers. A batch is 32 x 8, all share the first one; on 512 x 4 the base is scored once, full at three
     rungs and the end, the layers at the rungs that they reach on twice as many, the two finalists on four times; at
-    last they, base and full on 128 x 16."""
+    last they, base and full on 128 x 16. Of an exhaustive sweep seven runs of 30 steps are scored once, and the three
+    best, base and full on 128 x 16: with runs this short a search takes more responses, not fewer."""
     plan = make_plan(parse_spec(demo(layers={"search": {"budget": 0.5}})))
     assert plan.evaluation_steps == {rung.step for rung in plan.rungs[:-1]} == {3, 7, 13}
     assert [plan.expected_steps(run) for run in plan.runs] == [30, *[90 / 6] * 6]
     assert plan.training_responses == 32 * 8 * (30 + 90 - 7 + 1)
     assert plan.evaluation_responses == 512 * 4 * (1 + 4 + 2 * (6 + 5 + 3) + 4 * 2) + 128 * 16 * 4
     show_plan(plan)
-    shown = "layers: 6 to step 3, 5 to step 7, 3 to step 13, 2 to step 30; 90 of 180 layer steps (50%)"
-    assert shown in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "layers: 6 to step 3, 5 to step 7, 3 to step 13, 2 to step 30; 90 of 180 layer steps (50%)" in shown
+    searched, exhaustive = (256 * 114, 2048 * 41 + 2048 * 4), (256 * 204, 2048 * 8 + 2048 * 5)
+    said = ["{:,} training and {:,} evaluation responses".format(*counts) for counts in (searched, exhaustive)]
+    assert f"to generate {said[0]}; without the search {said[1]}" in shown
 
 
 def test_combined_runs_are_planned(capsys):

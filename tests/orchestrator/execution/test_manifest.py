@@ -3,7 +3,7 @@
 import pytest
 
 from layersweep.orchestrator.execution import manifest
-from layersweep.orchestrator.execution.launch import resume_sweep
+from layersweep.orchestrator.execution.factorial import resume
 from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import load_spec
@@ -26,19 +26,19 @@ def test_a_store_that_does_not_answer_is_refused_with_the_advice_to_resume(folde
 
     monkeypatch.setattr(manifest, "read_json", read)
     with pytest.raises(SpecError, match="demo: cannot be read now: 503 Slow Down; nothing is lost, resume it"):
-        resume_sweep(folder, None, None)
+        resume(folder, None, None)
 
 
 def test_a_damaged_manifest_is_refused_with_the_advice_to_start_again(folder):
     with pytest.raises(SpecError, match="is damaged: .*; the sweep cannot go on, start it again"):
-        resume_sweep(folder, None, None)
+        resume(folder, None, None)
 
 
 def test_a_folder_of_another_name_than_the_spec_is_refused(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(manifest.SweepManifest, "load", lambda folder: "a manifest")
     (tmp_path / "demo").rename(tmp_path / "copy")
     with pytest.raises(SpecError, match="copy holds the sweep 'copy', the spec is of 'demo'; name both alike"):
-        resume_sweep(str(tmp_path / "copy"), None, None)
+        resume(str(tmp_path / "copy"), None, None)
 
 
 def test_a_finished_sweep_that_was_moved_has_nothing_left_to_do(tmp_path, capsys):
@@ -54,5 +54,5 @@ def test_a_finished_sweep_that_was_moved_has_nothing_left_to_do(tmp_path, capsys
     )
     found = manifest.SweepManifest.load(moved)
     assert found.asks_no_more_than_done(same) and not found.asks_no_more_than_done(more)
-    assert resume_sweep(moved, None, None) == 0
+    assert resume(moved, None, None) == 0
     assert f"nothing to do: all of {moved} is done" in capsys.readouterr().out

@@ -12,6 +12,7 @@ import yaml
 from layersweep.cli import DEMO
 from layersweep.orchestrator.remote.job_package import job_environment, job_package
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.factorial import sweeps_of
 from layersweep.orchestrator.spec.load import load_spec, parse_spec
 from layersweep.orchestrator.spec.paths import with_absolute_paths
 from layersweep.policies.user_code import sources
@@ -254,3 +255,19 @@ def test_code_that_is_not_there_does_not_travel(folder, monkeypatch):
     with pytest.raises(SpecError, match=r"evaluation\.suites\[0\]\.task\.path: tasks_of_mine\.Mine: no module"):
         with job_package(with_absolute_paths(spec), None):
             pass
+
+
+def test_code_of_levels_travels(folder, tmp_path, monkeypatch):
+    """Two rewards as levels of a factor: both files travel, and both sweeps find theirs there."""
+    monkeypatch.chdir(folder)
+    spec = own_code(folder)
+    named = {"one": "rewards.py:score", "other": "elsewhere/rewards.py:other"}
+    factors = {"task.reward": {name: [path] for name, path in named.items()}}
+    spec, names = unpacked(spec.model_copy(update={"factors": factors}), None, tmp_path / "out")
+    files = {name for name in names if name.startswith("user_code/")}
+    found = {sweep.name: sweep.task.reward[0].path for sweep in sweeps_of(spec)}
+    assert list(found) == ["demo-one", "demo-other"]
+    for path, name in zip(found.values(), ("score", "other"), strict=True):
+        file, _, function = path.partition(":")
+        assert file in files and function == name
+    assert (tmp_path / "out" / found["demo-other"].partition(":")[0]).read_text().startswith("def other")

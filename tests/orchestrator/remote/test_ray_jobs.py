@@ -207,6 +207,33 @@ def test_sweeps_that_are_submitted_at_once_do_not_meet(head, submitted, spec):
     assert_same_scores(spec / "cluster" / "right", spec / "local" / "right")
 
 
+def test_several_sweeps_are_one_job(head, spec, tmp_path):
+    """Stopped in the second of two, gone on with by another job, and pulled as a table each."""
+    data = yaml.safe_load((spec / "cluster.yaml").read_text())
+    data |= {"name": "both", "layers": [1], "factors": {"algorithm": ["grpo", "gspo"]}}
+    data["training"]["steps"] = 30
+    (spec / "both.yaml").write_text(yaml.safe_dump(data))
+    folder = spec / "cluster" / "both"
+    assert "submitted as layersweep-both-1" in head.run("submit", str(spec / "both.yaml"))
+    patience = time.monotonic() + 240
+    while not (folder / "both-gspo" / "steps.parquet").exists() and time.monotonic() < patience:
+        time.sleep(1)
+    head.run("stop", "both")
+    assert "stopped in sweep 2 of 2" in head.run("logs", "both")
+    status = head.run("status", "both")
+    assert "layersweep-both-1, stopped" in status and "30/30" in status
+    assert status.index("sweep   both-grpo") < status.index("30/30") < status.index("sweep   both-gspo")
+    followed = head.run("submit", str(spec / "both.yaml"), "--resume", "--follow")
+    assert f"nothing to do: all of {folder}/both-grpo is done" in followed
+    assert "no comparison" in followed  # reached; without a full run there is nothing to compare
+    head.run("pull", "both", "-o", str(tmp_path / "table.parquet"))
+    for name in ("both-grpo", "both-gspo"):
+        assert (tmp_path / f"table-{name}.parquet").read_bytes() == (
+            folder / name / "contribution.parquet"
+        ).read_bytes()
+    assert head.run("status", "both").count("30/30") == 2
+
+
 def test_metrics_are_scraped_by_run(head, submitted):
     """Counters outlive their process: two steps each, and 37,056 float32 parameters of a layer pushed at each."""
     metrics = head.scrape()

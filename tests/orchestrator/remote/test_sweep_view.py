@@ -1,23 +1,26 @@
 """A sweep seen from elsewhere, as far as no cluster is needed."""
 
 import os
-from io import BytesIO
+from dataclasses import replace
+from io import BytesIO, StringIO
 
 import fsspec
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from rich.console import Console
 
 from layersweep.cli import main
-from layersweep.orchestrator.commands.status import overview, pull
+from layersweep.orchestrator.commands.status import _look, overview, pull
 from layersweep.orchestrator.execution.sweep_lock import hold_lock
 from layersweep.orchestrator.remote import ray_jobs
-from layersweep.orchestrator.remote.ray_jobs import Cluster
+from layersweep.orchestrator.remote.ray_jobs import Cluster, Job
 from layersweep.orchestrator.remote.ray_token import show_token
 from layersweep.orchestrator.remote.sweep_view import SweepView
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.workers.storage.tables import CONTRIBUTION
+from tests.orchestrator.spec.test_spec import demo
 
 
 @pytest.fixture
@@ -141,7 +144,7 @@ def test_status_tells_where_engines_and_runs_are(bucket, capsys):
 
 
 def test_pull_copies_a_partial_table_from_a_uri(bucket, tmp_path):
-    line = pull(SweepView(bucket, None), str(tmp_path / "new" / "table.parquet"))
+    (line,) = pull(SweepView(bucket, None), str(tmp_path / "new" / "table.parquet"))
     assert line.endswith("table.parquet: 3 selections, 1 completed, 1 running, 1 failed")
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "new" / "table.parquet"), roundtrip(TABLE))
 
@@ -155,6 +158,80 @@ def test_status_from_a_uri(bucket, capsys):
     printed = capsys.readouterr().out
     assert f"sweep   demo -> {bucket}" in printed
     assert "failed: NonFinite: loss" in printed
+
+
+@pytest.fixture
+def factorial_bucket(bucket):
+    """The folder of a spec with three sweeps, of which one is half-way, one begun without a table."""
+    folder = f"{bucket}-of-factors"
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    spec = demo(name="demo-of-factors", factors={"algorithm": ["grpo", "gspo", "rloo"]})
+    filesystem.pipe_file(f"{path}/sweep.yaml", yaml.safe_dump(spec).encode())
+    filesystem.copy(bucket.removeprefix("memory:/"), f"{path}/demo-of-factors-grpo", recursive=True)
+    filesystem.pipe_file(f"{path}/demo-of-factors-gspo/sweep.yaml", yaml.safe_dump(spec | {"factors": {}}).encode())
+    return folder
+
+
+def test_status_of_several_sweeps(factorial_bucket, capsys):
+    """A table each; the exit code tells that a run of one failed."""
+    assert main(["status", factorial_bucket]) == 1
+    printed = capsys.readouterr().out
+    assert f"sweep   demo-of-factors -> {factorial_bucket}" in printed
+    first, second, third = (printed.index(f"sweep   demo-of-factors-{name}") for name in ("grpo", "gspo", "rloo"))
+    assert "failed: NonFinite: loss" in printed[first:second]
+    assert "not begun" not in printed[:third] and "not begun" in printed[third:]
+    again = f"driver  none now; it ended before the sweep did, layersweep resume {factorial_bucket} goes on"
+    assert printed.replace("\n", " ").count(again) == 2
+    view = SweepView(factorial_bucket, None)
+    assert _look(view)[1:] == (True, True)  # nothing runs, the third will not begin
+    with hold_lock(f"{factorial_bucket}/demo-of-factors-gspo"):
+        assert _look(view)[1:] == (False, True)
+
+
+def test_pull_of_several_sweeps_is_a_file_each(factorial_bucket, tmp_path):
+    (line,) = pull(SweepView(factorial_bucket, None), str(tmp_path / "table.parquet"))
+    target = tmp_path / "table-demo-of-factors-grpo.parquet"
+    assert line == f"{target}: 3 selections, 1 completed, 1 running, 1 failed"
+    pd.testing.assert_frame_equal(pd.read_parquet(target), roundtrip(TABLE))
+    filesystem, path = fsspec.core.url_to_fs(factorial_bucket)
+    filesystem.rm(f"{path}/demo-of-factors-grpo/contribution.parquet")
+    with pytest.raises(SpecError, match="demo-of-factors: no contribution.parquet yet"):
+        pull(SweepView(factorial_bucket, None), str(tmp_path / "none.parquet"))
+
+
+class ClusterWith:
+    """A cluster whose nodes see other files than this machine: by path, in a dict."""
+
+    def __init__(self, files):
+        self.files, self.asked = files, []
+
+    def read(self, paths):
+        self.asked.append(len(paths))
+        return [self.files.get(path) for path in paths]
+
+    def logs(self, job):
+        return "layersweep: sweep 2 of 2, demo-gspo"
+
+
+def test_status_of_several_sweeps_through_their_job():
+    """Two reads, whatever the number of sweeps; it is over when the job is, though the first sweep's runs all are."""
+    spec = yaml.safe_dump(demo(factors={"algorithm": ["grpo", "gspo"]})).encode()
+    done = CONTRIBUTION.frame(TABLE.assign(status="completed", reason=None)).to_parquet(index=False)
+    one = yaml.safe_dump(demo(name="demo-grpo")).encode()
+    sweep = SweepView.__new__(SweepView)
+    sweep.folder, sweep.cluster = "/out/demo", ClusterWith(
+        {"/out/demo/sweep.yaml": spec, "/out/demo/demo-grpo/sweep.yaml": one,
+         "/out/demo/demo-grpo/contribution.parquet": done}
+    )  # fmt: skip
+    sweep.job = Job("layersweep-demo-1", "demo", "/out/demo", "RUNNING", "", 1.0, None, None)
+    shown, over, failed = _look(sweep)
+    assert (over, failed) == (False, False) and sweep.cluster.asked == [4, 8]
+    console = Console(width=150, record=True, file=StringIO())
+    console.print(shown)
+    said = console.export_text()
+    assert "driver  layersweep: sweep 2 of 2, demo-gspo" in said and "not begun" in said
+    sweep.job = replace(sweep.job, status="FAILED", ended=2.0)
+    assert _look(sweep)[1:] == (True, True)
 
 
 def test_no_sweep_there_is_bad_input(tmp_path, capsys, no_token, monkeypatch):

@@ -5,8 +5,9 @@ import pytest
 from layersweep.cli import main
 from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.spec.errors import SpecError
-from layersweep.orchestrator.spec.factorial import folders_of, sweeps_of
+from layersweep.orchestrator.spec.factorial import sweeps_of
 from layersweep.orchestrator.spec.load import load_spec, parse_spec
+from layersweep.orchestrator.spec.paths import with_absolute_paths
 from layersweep.orchestrator.spec.yaml_core import write_yaml
 from tests.orchestrator.spec.test_spec import demo
 
@@ -59,6 +60,10 @@ def test_names_of_values():
         ({"name": ["a", "b"]}, "factors: name is the same for all"),
         ({"evaluation.suites[3].samples": [1, 2]}, "evaluation.suites[3].samples: evaluation.suites has 1 items"),
         ({"algorithm type": ["a", "b"]}, "factors.algorithm type"),
+        (
+            {"algorithm": {"a": "grpo", "a-b": "grpo"}, "training.steps": {"b-c": 8, "c": 9}},
+            "factors: two sweeps are called demo-a-b-c; name the levels",
+        ),
     ],
 )
 def test_bad_factors(factors, expected):
@@ -75,21 +80,22 @@ def test_commands_about_one_sweep_say_that_these_are_several(capsys, tmp_path):
     assert main(["plan", str(tmp_path / "factors.yaml")]) == 0
     out = capsys.readouterr().out
     assert "demo-grpo -> " in out and "demo-gspo -> " in out
-    assert main(["submit", str(tmp_path / "factors.yaml"), "--address", "http://nowhere:8265"]) == 2
-    assert "factors: a job is one sweep" in capsys.readouterr().err
     assert load_spec(str(tmp_path / "factors.yaml")) == spec
 
 
-def test_folders_of_several_sweeps(tmp_path):
-    """Those that have begun; of what has no factors, or is not there, what was asked for."""
-    folder = tmp_path / "demo"
-    folder.mkdir()
-    assert folders_of(str(folder)) == [str(folder)]
-    (folder / "sweep.yaml").write_text(write_yaml(demo()))
-    assert folders_of(str(folder)) == [str(folder)]
-    (folder / "sweep.yaml").write_text(write_yaml(demo(factors={"algorithm": ["grpo", "gspo"]})))
-    assert folders_of(str(folder)) == [str(folder)]
-    for name in ("demo-gspo", "demo-grpo"):
-        (folder / name).mkdir()
-        (folder / name / "sweep.yaml").write_text(write_yaml(demo()))
-    assert folders_of(f"{folder}/") == [f"{folder}/demo-grpo", f"{folder}/demo-gspo"]
+def test_paths_of_levels_mean_the_same_everywhere(tmp_path, monkeypatch):
+    """A file by its value or within a section is named absolutely, under the names that the levels had; a factor
+    without paths stays as it is written, and what lies in a folder that travels stays relative."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "b.jsonl").write_text("")
+    math = {"type": "math", "data": {"path": "there/b.jsonl"}}
+    factors = {"task": {"sums": math, "sort": {"type": "sort_digits"}}, "algorithm": ["grpo", "gspo"]}
+    spec = parse_spec(demo(model="/model", factors=factors))
+    absolute = with_absolute_paths(spec)
+    assert absolute.factors["algorithm"] == ("grpo", "gspo")
+    assert absolute.factors["task"]["sums"]["data"]["path"] == f"{tmp_path}/there/b.jsonl"
+    assert [one.name for one in sweeps_of(absolute)] == [one.name for one in sweeps_of(spec)]
+    travelling = with_absolute_paths(parse_spec(demo(factors={"task.data.path": ["b.jsonl", "c.jsonl"]}, model="/model",
+                                                     task=math)), "there")  # fmt: skip
+    assert travelling.factors["task.data.path"] == {"b.jsonl": "b.jsonl", "c.jsonl": f"{tmp_path}/c.jsonl"}

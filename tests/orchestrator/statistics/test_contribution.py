@@ -3,13 +3,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from layersweep.orchestrator.statistics import depth_gp, intervals
+from layersweep.orchestrator.statistics import intervals
 from layersweep.orchestrator.statistics.contribution import contribution_table
 from layersweep.orchestrator.statistics.score_arrays import gains_at
 from layersweep.orchestrator.statistics.seeds import interval_covers
 from tests.helpers.tables import selections_in
-from tests.simulations.coverage import World, coverage, simulate
-from tests.simulations.profiles import PUBLISHED, published
+from tests.simulations.profiles import PUBLISHED
 
 
 def responses(selection, values, *, seed=0, step=10, suite="maths", split="final", first=0, **more):
@@ -398,62 +397,9 @@ def test_published_contributions_from_the_four_benchmarks():
     assert set(found.nsmallest(5, "rank").index) == {10, 12, 9, 2, 13}
 
 
-def test_depth_posterior_against_conditioning(monkeypatch):
-    """One grid point: the mean is a normal of huge variance, and the joint normal is conditioned directly."""
-    for name, value in (("AMPLITUDES", 0.8), ("LENGTHS", 0.3), ("NUGGETS", 0.2)):
-        monkeypatch.setattr(depth_gp, name, np.array([value]))
-    layers, values = [0, 2, 3, 7], np.array([0.1, 0.4, 0.35, 0.9])
-    noise = np.diag([0.01, 0.02, 0.01, 0.03]) + 0.005
-    prior = np.full((4, 4), 1e5)
-    for i, a in enumerate(layers):
-        for j, b in enumerate(layers):
-            r = np.sqrt(3) * abs(a - b) / 7 / 0.3
-            prior[i, j] += (0.8 * values.std()) ** 2 * (0.8 * (1 + r) * np.exp(-r) + 0.2 * (i == j))
-    expected = prior @ np.linalg.solve(prior + noise, values)
-    spread = prior - prior @ np.linalg.solve(prior + noise, prior)
-    found = depth_gp.posterior(layers, values, noise)
-    assert found.mean == pytest.approx(expected, abs=1e-4)
-    draws = found.draws(200_000, np.random.default_rng(0))
-    assert np.cov(draws.T) == pytest.approx(spread, abs=5e-4)
-
-
-def test_depth_posterior_of_degenerate_values():
-    exact = depth_gp.posterior([0, 1, 2], np.array([1.0, 2.0, 4.0]), np.zeros((3, 3)))
-    assert exact.mean == pytest.approx([1, 2, 4])
-    level = depth_gp.posterior([0, 1], np.ones(2), np.zeros((2, 2))).draws(5, np.random.default_rng(0))
-    best, top = depth_gp.top_probabilities(level, 1)
-    assert best.tolist() == [0.5, 0.5] and top.tolist() == [0.5, 0.5]
-    assert depth_gp.posterior([4], np.array([0.3]), np.eye(1)).mean.tolist() == [0.3]
-    with pytest.raises(ValueError, match="finite"):
-        depth_gp.posterior([0, 1], np.array([1, np.nan]), np.eye(2))
-
-
-def test_top_probabilities_by_counting():
-    """Four draws of three layers: layer 0 best twice, 1 once, 2 once; in the top two 3, 3 and 2 times."""
-    draws = np.array([[3, 2, 1], [3, 1, 2], [2, 3, 1], [1, 2, 3]])
-    best, top = depth_gp.top_probabilities(draws, 2)
-    assert best.tolist() == [0.5, 0.25, 0.25] and top.tolist() == [0.75, 0.75, 0.5]
-
-
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_intervals_cover(seeds):
-    """Some 80 simulated sweeps of 28 layers; layers of a sweep share noise, so this alone strays by about 0.01."""
-    assert 0.92 <= coverage(simulate(World(published()), 80, seeds)) <= 0.98
-
-
-def test_no_gain_gives_no_contribution():
-    nothing = World(np.zeros(28), gain=0.0, seed_sd=0.0, full_seed_sd=0.0)
-    assert np.mean([outcome.shown for outcome in simulate(nothing, 100, 1)]) < 0.03
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seeds", [1, 3, 5])
-def test_intervals_cover_in_500_sweeps(seeds):
-    assert 0.93 <= coverage(simulate(World(published()), 500, seeds)) <= 0.97
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("seeds", "seed_sd"), [(1, 0.0), (3, 0.1), (5, 0.1)])
-def test_no_gain_gives_no_contribution_in_1000_sweeps(seeds, seed_sd):
-    nothing = World(np.zeros(28), gain=0.0, seed_sd=seed_sd, full_seed_sd=seed_sd)
-    assert np.mean([outcome.shown for outcome in simulate(nothing, 1000, seeds)]) < 0.02
+def test_degrees_of_freedom_by_hand():
+    """4^2 / (2^2 / 2 + 1^2 / 4) = 7.11 where 1 of 4 is known; all of them known, the normal's; and no fewer than the
+    least part has: 1^2 / (2^2 / 3) would be .75."""
+    assert intervals.effective_dof(4.0, [(2.0, 2.0), (1.0, 4.0)]) == pytest.approx(16 / 2.25)
+    assert np.isinf(intervals.effective_dof(4.0, [(0.0, 2.0), (1.0, np.inf)]))
+    assert intervals.effective_dof(1.0, [(2.0, 3.0)]) == 3.0

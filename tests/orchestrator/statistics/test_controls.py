@@ -3,11 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from layersweep.orchestrator.report import write_report
 from layersweep.orchestrator.report.controls import control_section
 from layersweep.orchestrator.report.findings import headline
 from layersweep.orchestrator.report.results import Results, read
+from layersweep.orchestrator.statistics import intervals
 from layersweep.orchestrator.statistics.contribution import contribution_table
 from layersweep.orchestrator.statistics.contribution_table import sweep_table, table_problem
 from layersweep.orchestrator.statistics.layer_profile import profile
@@ -15,6 +17,7 @@ from layersweep.orchestrator.statistics.null_controls import null_sentence
 from layersweep.orchestrator.statistics.seeds_needed import seeds_needed
 from layersweep.orchestrator.statistics.suite_table import suite_table
 from layersweep.workers.storage.tables import CONTRIBUTION, SCORES, STEPS
+from tests.simulations.control_coverage import Controls, coverage, judge
 
 SWEEP = {"sweep": "s", "model": "m", "algorithm": "grpo", "task": "t", "learning_rate_policy": "by kind",
          "model_layers": 3}  # fmt: skip
@@ -150,3 +153,80 @@ def test_tables_without_controls_have_no_section(tables):
     old = bare[0].drop(columns=["control", "control_of", "change_norm"])  # runs of an earlier version
     assert sweep_table(SWEEP, old, *bare[1:])["control"].isna().all()
     assert contribution_table(tables[2], tables[0], split="final")["kind"].eq("control").sum() == 4
+
+
+def untrained_controls(control):
+    """40 prompts, of which the base has every fourth right; on every prompt full gains .5 with either seed, a layer .1
+    and .25, the control `a` 0 and .2, and `b` nothing."""
+    base = np.tile([0.0, 0, 0, 1], 10)
+    full = base + 0.5
+    runs = {
+        ("base", 0): base, ("full", 0): full, ("full", 1): full, ("layer-00", 0): base + 0.1,
+        ("layer-00", 1): base + 0.25, ("a", 0): base, ("a", 1): base + 0.2, ("b", 0): base, ("b", 1): base,
+    }  # fmt: skip
+    scores = pd.concat(
+        pd.DataFrame({"selection": name, "seed": seed, "step": 0, "suite": "s", "split": "final", "sample": 0,
+                      "prompt": [str(i) for i in range(40)], "score": values})
+        for (name, seed), values in runs.items()
+    )  # fmt: skip
+    kinds = {"base": "base", "full": "full", "layer-00": "layer", "a": "control", "b": "control"}
+    known = pd.DataFrame({"selection": kinds.keys(), "kind": kinds.values(), "layer": [None, None, 0, None, None],
+                          "control": [None, None, None, control, control]})  # fmt: skip
+    return contribution_table(scores, known).set_index("selection")
+
+
+@pytest.mark.parametrize("control", ["random_direction", "constant_reward"])
+def test_an_untrained_control_s_interval_by_hand(control):
+    """Draws: `a` varies by .02 between seeds, `b` by 0, no evaluation noise in either: pooled .01, 2 degrees of
+    freedom, .005 of a mean of two.
+
+    Score of `a`: .35, variance of the base's .0048077 (.1875 / 39) and .005, .0098077; degrees of freedom
+    .0098077^2 / (.005^2 / 2) = 7.6953. C: .1 / .5 = .2; the gain varies by .005, that of full by its seeds alone,
+    .001875 (the runs' pooled .005625, two parts in three, of a mean of two); the ratio's numerator by .005 + .2^2 *
+    .001875 = .005075, of which full's seeds are .000075, with 2 degrees of freedom: .005075^2 / (.005^2 / 2 +
+    .000075^2 / 2) = 2.05999. Fieller with that t.
+    """
+    table = untrained_controls(control)
+    half = stats.t.ppf(0.975, 7.6953) * 0.0098077**0.5
+    assert table.loc["a", "score_high"] - 0.35 == pytest.approx(half, rel=1e-4)
+    assert table.loc["a", "contribution"] == pytest.approx(0.2)
+    low, high = intervals.fieller(0.1, 0.5, 0.005, 0.0, 0.001875, stats.t.ppf(0.975, 2.05999))
+    ends = table.loc["a", ["contribution_low", "contribution_high"]]
+    assert [float(end) for end in ends] == pytest.approx([float(low), float(high)], rel=1e-3)
+
+
+def test_other_controls_have_the_runs_variance():
+    """Full varies by 0 and the layer by .01125 between seeds: pooled .005625, .0028125 of a mean of two, and the t of
+    2 degrees of freedom."""
+    table = untrained_controls("random_reward")
+    half = stats.t.ppf(0.975, 2) * (0.1875 / 39 + 0.0028125) ** 0.5
+    assert table.loc["a", "score_high"] - 0.35 == pytest.approx(half)
+    assert table.loc["layer-00", "score_high"] - 0.425 == pytest.approx(half)
+
+
+@pytest.mark.parametrize(
+    "world",
+    [Controls(), Controls(count=1, seeds=5, draw_sd=0.3), Controls(count=1, draw_sd=0.0, draw_prompt_sd=0.0)],
+)
+def test_their_intervals_cover(world):
+    """Of 95 %: 93 to 97."""
+    score, contribution, _ = coverage(world, 1000)
+    assert 0.93 <= score <= 0.97 and 0.93 <= contribution <= 0.97
+
+
+@pytest.mark.parametrize("control", ["random_direction", "random_reward"])
+def test_the_simulation_judges_as_the_table_does(control):
+    world = Controls(count=2, prompts=30)
+    suite = world.sweep(np.random.default_rng(1))
+    names = ["a", "b", "layer-00", "layer-01", "layer-02", "full", "base"]
+    scores = pd.concat(
+        pd.DataFrame({"selection": name, "seed": seed, "step": 0, "suite": "s", "split": "final", "sample": 0,
+                      "prompt": [str(i) for i in range(30)], "score": suite[run, seed]})
+        for run, name in enumerate(names) for seed in range(3 if name != "base" else 1)
+    )  # fmt: skip
+    kinds = ["control"] * 2 + ["layer"] * 3 + ["full", "base"]
+    known = pd.DataFrame({"selection": names, "kind": kinds, "layer": [None, None, 0, 1, 2, None, None],
+                          "control": [control] * 2 + [None] * 5})  # fmt: skip
+    table = contribution_table(scores, known).set_index("selection").loc[["a", "b"]]
+    ends = table[["score_low", "score_high", "contribution_low", "contribution_high"]].to_numpy(float)
+    np.testing.assert_allclose(ends, judge(suite, own=control == "random_direction"), rtol=1e-9)

@@ -93,3 +93,20 @@ def test_layers_without_a_contribution_are_left_out():
     assert found["layers"] == 4 and found["best"] == 0.8
     assert not len(probe_agreement(rows, table(layer_02={"status": "failed"}, layer_03={"contribution": None})))
     assert not len(probe_agreement(PROBE.frame([]), table()))
+
+
+def test_sets_of_layers_and_adapters_are_apart_from_layers():
+    """Five of each kind, of which one order is C's and the others are turned."""
+    kinds = {"layers": {}, "sets of layers": {"layer": None}, "mlp lora-4": {"modules": "mlp", "lora_rank": 4}}
+    rows, runs = [], []
+    for number, (kind, facts) in enumerate(kinds.items()):
+        for k, value in C.items():
+            name = f"{kind}-{k}"
+            rows.append(
+                {"selection": name, "layer": k, "seed": 0, "screened_gain": value * (1 - 2 * (number > 0))} | facts
+            )
+            runs.append({"selection": name, "kind": "layer", "status": "completed", "score": 0.5, "contribution": value,
+                         "contribution_low": value - 0.1, "contribution_high": value + 0.1})  # fmt: skip
+    found = probe_agreement(PROBE.frame(rows), CONTRIBUTION.frame(runs)).set_index("of")
+    assert found["spearman"].round(9).to_dict() == {"layers": 1.0, "sets of layers": -1.0, "mlp lora-4": -1.0}
+    assert set(found["measure"]) == {"screened_gain"} and set(found["layers"]) == {5}

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from layersweep.orchestrator.statistics.contribution import contribution_table
-from layersweep.orchestrator.statistics.variants import kept_of_runs, variant_scores
+from layersweep.orchestrator.statistics.variants import kept_of_runs, seed_gains, variant_scores
 from tests.helpers.tables import selections_of
 
 SCORES = {
@@ -105,3 +105,19 @@ def test_seeds_of_runs_alone_say_how_training_runs_differ():
     few = variant_scores(scores, runs, variants()[:2], "selection").set_index("variant")
     many = variant_scores(scores, runs, variants(), "selection").set_index("variant")
     assert few.loc["layer-01.mlp", "score_low"] == many.loc["layer-01.mlp", "score_low"]
+
+
+def test_gains_of_each_seed_by_itself():
+    """Over the base's 0, .5, .5, 1, which it was scored with once: differences 1, 0, .5, -.5 have a mean of .25 and a
+    variance of 1.25 / 3, whose error is sqrt(1.25 / 12); of seed 1 all are .5."""
+    scores = {("base", 0): [0, 0.5, 0.5, 1], ("layer-01", 0): [1, 0.5, 1, 0.5], ("layer-01", 1): [0.5, 1, 1, 1.5]}
+    rows = pd.DataFrame([
+        {"selection": name, "seed": seed, "step": 0 if name == "base" else 3, "suite": "s", "split": "selection",
+         "prompt": f"p{i}", "sample": 0, "score": score}
+        for (name, seed), values in scores.items() for i, score in enumerate(values)
+    ])  # fmt: skip
+    first, second = seed_gains(rows, {0: ["layer-01"], 1: ["layer-01"], 2: []}, 3).to_dict("records")
+    assert first["gain"] == 0.25 and (first["seed"], first["prompts"]) == (0, 4)
+    assert first["gain_high"] - 0.25 == pytest.approx(1.959964 * np.sqrt(1.25 / 12)) == 0.25 - first["gain_low"]
+    assert (second["seed"], second["gain"], second["gain_low"], second["gain_high"]) == (1, 0.5, 0.5, 0.5)
+    assert list(seed_gains(rows, {0: []}, 3)) == list(seed_gains(rows, {0: ["layer-01"]}, 3))

@@ -10,8 +10,10 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
+from layersweep.rollout.data.data_config import Columns, DataConfig
 from layersweep.rollout.data.data_files import DataError
-from layersweep.rollout.data.prompt_data import Columns, DataConfig, PromptData, ground_truth
+from layersweep.rollout.data.prompt_data import PromptData
+from layersweep.rollout.data.row_prompts import ground_truth
 from layersweep.rollout.data.row_readers import value_at
 from layersweep.rollout.tasks.code import CodeConfig
 from layersweep.rollout.tasks.math import MathConfig

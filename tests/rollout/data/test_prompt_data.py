@@ -10,9 +10,11 @@ import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
+from layersweep.rollout.data.data_config import Columns, DataConfig
 from layersweep.rollout.data.data_files import DataError
 from layersweep.rollout.data.decontamination import contaminated, ngrams
-from layersweep.rollout.data.prompt_data import Columns, DataConfig, PromptData, ground_truth, split_of
+from layersweep.rollout.data.prompt_data import PromptData, split_of
+from layersweep.rollout.data.row_prompts import ground_truth
 
 
 def truth(raw):

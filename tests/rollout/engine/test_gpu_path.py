@@ -80,7 +80,7 @@ def test_replays_of_one_capture_serve_every_run(biased_folder):
     assert max(seen["self_check"], seen["worst"], seen["mixture"]) < 1e-5
     assert min(seen["control"], seen["mixture_control"]) > 0.1
     assert seen["captures"] == 0
-    assert seen["replays"] > 70 and seen["preemptions"] > 0
+    assert seen["replays"] > 40 and seen["preemptions"] > 0
     assert "log-probabilities differ" in seen["without_rows"]
 
 

@@ -7,7 +7,8 @@ import zlib
 
 import pytest
 
-from layersweep.rollout.data.prompt_data import Columns, DataError
+from layersweep.rollout.data.data_config import Columns
+from layersweep.rollout.data.prompt_data import DataError
 from layersweep.rollout.tasks.code import CodeConfig, complete, extract_program
 from layersweep.rollout.tasks.code_data import parse_tests, question_of
 from layersweep.rollout.types import Response

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from layersweep.policies.algorithms.grpo import GRPO
-from layersweep.policies.model.trunk import Policy
+from layersweep.policies.model.trunk import Policy, Trunk
 from layersweep.policies.selection import Selection
+from layersweep.workers.config import DeepSpeedConfig
 from layersweep.workers.training.optimizer import OptimizerPair, make_optimizer
+from layersweep.workers.training.training_state import dump, restore
 from tests.workers.training.test_old_logprobs import RATE, training
 from tests.workers.training.test_update_loop import (
     experience,
@@ -78,13 +81,16 @@ def test_muons_first_update_is_as_large_as_adamws(model_folder, trunk, one_rank)
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_run_with_muon_goes_on_bit_for_bit(model_folder, one_rank, dtype):
-    from safetensors.torch import save
+    goes_on_bit_for_bit(model_folder, dtype, "muon")
 
-    from layersweep.policies.model.trunk import Trunk
-    from layersweep.workers.training.training_state import dump, restore
+
+def goes_on_bit_for_bit(model_folder, dtype, optimizer):
+    """Two updates in one, and the second after a checkpoint of the first."""
 
     def loop():
-        return update_loop(Trunk.load(model_folder, dtype), Selection.layer(2), GRPO(), settings(dtype))
+        return update_loop(
+            Trunk.load(model_folder, dtype), Selection.layer(2), GRPO(), settings(dtype, optimizer=optimizer)
+        )
 
     straight, resumed = loop(), loop()
     straight.update(experience(0), 0)
@@ -120,3 +126,40 @@ def test_groups_by_what_is_boosted_and_by_optimizer(trunk):
     assert sizes == {(1, False): 2 * 4 + 2, (2, False): 2 * 4, (1, True): 2 * 7, (2, True): 2 * 7}
     plain_adamw = make_optimizer(Policy(trunk, Selection.layer(1)), training())
     assert isinstance(plain_adamw, torch.optim.AdamW) and len(plain_adamw.param_groups) == 1
+
+
+# AdamW with moments in 8 bits
+
+
+@pytest.mark.parametrize(("dtype", "stage"), [("float32", 0), ("bfloat16", 0), ("float32", 3), ("bfloat16", 2)])
+@pytest.mark.parametrize("selection", [Selection.layer(2), Selection.full()], ids=lambda s: s.name)
+def test_8_bit_adamw_goes_where_adamw_goes(model_folder, one_rank, selection, dtype, stage):
+    """Three steps beside torch's AdamW through the same backend: its first step is the same, as moments are rounded
+    after it, and its third within 5 % of how far it went. Moments of large tensors take a byte."""
+    pytest.importorskip("bitsandbytes")
+    section = DeepSpeedConfig(layer_zero_stage=min(stage, 1), full_zero_stage=stage)
+    loops = [
+        update_loop(Trunk.load(model_folder, dtype), selection, GRPO(), settings(dtype, optimizer=optimizer), section)
+        for optimizer in ("adamw", "adamw_8bit")
+    ]
+    start = masters(loops[0])
+    for step, tolerance in enumerate((1e-3, 0.05, 0.05)):
+        for loop in loops:
+            loop.update(experience(step), step)
+        exact, eight = (masters(loop) for loop in loops)
+        assert (eight - exact).norm() < tolerance * (exact - start).norm()
+    state = loops[1].backend.state()
+    moments = {name: tensor for name, tensor in state.items() if name.endswith(("/state1", "/state2"))}
+    assert any(tensor.dtype == torch.uint8 for tensor in moments.values())
+    assert all((tensor.dtype == torch.uint8) is (tensor.numel() >= 4096) for tensor in moments.values())
+
+
+def masters(loop) -> torch.Tensor:
+    """All that the optimizer works on, float32, flat."""
+    return torch.cat([tensor.detach().flatten().clone() for _, tensor in loop.backend._optimized()])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_with_8_bit_adamw_goes_on_bit_for_bit(model_folder, one_rank, dtype):
+    pytest.importorskip("bitsandbytes")
+    goes_on_bit_for_bit(model_folder, dtype, "adamw_8bit")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from layersweep.policies.selection import Selection
+from layersweep.policies.selection import LowRank, Selection
 from layersweep.rollout.types import Experience
 from layersweep.workers.training.probe import gradient_facts, probe
 from tests.workers.training.test_update_loop import experience, plain_loss, plain_models, settings
@@ -42,6 +42,31 @@ def test_gradients_are_those_of_the_plain_loss(rows, model_folder):
         assert row["gradient_agreement"] == pytest.approx(float(torch.cosine_similarity(e, o, dim=0)), abs=1e-4)
         gain = float((e.sign() * o).sum() + (o.sign() * e).sum()) / 2
         assert row["first_order_gain"] == pytest.approx(gain, rel=1e-3, abs=1e-4)
+
+
+FURTHER = [Selection.part((), "embed_tokens"), Selection.part((), r"^model\.norm"), Selection.several((1, 3)),
+           Selection.part((2,), "k_proj"), Selection.part((2,), "mlp", LowRank(2, 2.0))]  # fmt: skip
+
+
+def test_other_selections_are_measured_alike(trunk, rows, model_folder):
+    """Embeddings, the final norm, several layers, single projections: gradients of the plain loss. Of adapters nothing
+    but their number is known, 2 * (64 + 128) for each of three matrices. What is a layer already is not there twice."""
+    exp = experience()
+    found = probe(trunk, *settings(0.0, 1e-3, 0.5, 40), exp, [*FURTHER, Selection.layer(2)])
+    assert [row["selection"] for row in found[:16]] == [row["selection"] for row in rows]
+    *plain, adapters = found[16:]
+    assert [row["layer"] for row in plain] == [None, None, None, 2] and adapters["layer"] == adapters["lora_rank"] == 2
+    assert adapters["parameters"] == 2 * 3 * (64 + 128) and "gradient_norm" not in adapters
+    for row, selection in zip(plain, FURTHER, strict=False):
+        model, trained, base = plain_models(model_folder, selection)
+        even, odd = (
+            torch.cat([g.flatten() for g in torch.autograd.grad(2 * plain_loss(model, base, exp, half, 0.0), trained)])
+            for half in (np.flatnonzero(exp.group % 2 == 0), np.flatnonzero(exp.group % 2))
+        )
+        assert row["selection"] == selection.name and row["parameters"] == len(even)
+        assert row["gradient_norm"] == pytest.approx(float(((even + odd) / 2).norm()), rel=1e-4)
+        assert row["gradient_agreement"] == pytest.approx(float(torch.cosine_similarity(even, odd, dim=0)), abs=1e-4)
+        assert row["fisher_trace"] > 0 and row["skip_loss"] is None
 
 
 def of_the_base(folder: str) -> Experience:
