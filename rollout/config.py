@@ -79,6 +79,20 @@ class RolloutConfig(StrictModel):
     that spans GPUs always gets them through the object store."""
     prefix_caching: bool = True
     """Reuse the KV cache of equal prompts, per run and version of its weights."""
+    cuda_graphs: bool = False
+    """Decode under CUDA graphs, whatever runs are mixed, so that kernel launches bound no step. Runs' weights lie in
+    stacks that stay where they are; graphs are captured anew (seconds) when a run comes for whose modules there is no
+    free place in them. Batches of more than 512 responses, and those with prompts, run as without. For engines on one
+    NVIDIA GPU each; not with `sleep`, nor for experts and OLMo. **Not run on a GPU yet: neither its gain nor its memory
+    has been measured.** The engine's self-check covers it, and refuses to start rather than serve wrong weights."""
+
+    @model_validator(mode="after")
+    def _graphs_need_their_weights_in_place(self) -> "RolloutConfig":
+        if self.cuda_graphs and self.sleep:
+            raise ValueError("cuda_graphs: not with sleep, which was never tried; set one of them false")
+        if self.cuda_graphs and self.tensor_parallel_size > 1:
+            raise ValueError("cuda_graphs: not for engines that span GPUs; set it or tensor_parallel_size back")
+        return self
 
 
 class SuiteConfig(StrictModel):

@@ -31,7 +31,8 @@ class GpuMemory:
     cache: float = 0
     """KV cache of engines."""
     overlays: float = 0
-    """Overlays of the runs that train at the same time; an engine drops those of a run that ends."""
+    """Overlays of the runs that train at the same time; an engine drops those of a run that ends, but under CUDA graphs
+    keeps their place for others, so those of all selections count."""
     trunk: float = 0
     """Frozen base weights, once for all layer trainers that share the GPU."""
     trainers: float = 0
@@ -66,13 +67,7 @@ class GpuMemory:
 
 def gpu_memories(plan: Plan, allocation: GpuAllocation, kind: GpuKind) -> Counter[GpuMemory]:
     """Memory of the allocated GPUs, and how many have each; where runs take turns, that of the larger."""
-    layer_runs = layer_runs_at_once(plan, allocation) - (allocation.in_turn and allocation.whole_runs > 0)
-    largest = max(map(plan.push_bytes, _partial(plan)))
-    overlays = max(
-        [plan.push_bytes(Selection.full())] * allocation.whole_runs + [largest] * layer_runs,
-        [largest] * layer_runs_at_once(plan, allocation, joined=True),
-        key=sum,
-    )
+    overlays = _overlays(plan, allocation)
     gpus = []
     for gpu in allocation.gpus:
         if allocation.in_turn and gpu.whole_ranks and gpu.layer_ranks:
@@ -114,6 +109,19 @@ def received_bytes(plan: Plan) -> int:
     shape = plan.architecture
     embedding = shape.vocabulary * shape.hidden if any(run.selection.outside for run in plan.runs) else 0
     return max(2 * shape.layer_parameters, embedding) * plan.element_bytes
+
+
+def _overlays(plan: Plan, allocation: GpuAllocation) -> list[int]:
+    """Bytes of all overlays that engines hold at the same time."""
+    layer_runs = layer_runs_at_once(plan, allocation) - (allocation.in_turn and allocation.whole_runs > 0)
+    joined = layer_runs_at_once(plan, allocation, joined=True)
+    whole = [plan.push_bytes(Selection.full())] * allocation.whole_runs
+    if plan.spec.rollout.cuda_graphs:
+        runs = Counter(run.selection for run in plan.runs if not run.selection.trains_all)
+        most = max(layer_runs, joined)
+        return whole + [plan.push_bytes(one) for one, count in runs.items() for _ in range(min(count, most))]
+    largest = max(map(plan.push_bytes, _partial(plan)))
+    return max(whole + [largest] * layer_runs, [largest] * joined, key=sum)
 
 
 def _memory(plan: Plan, gpu: Gpu, kind: GpuKind, overlays: list[int]) -> GpuMemory:

@@ -10,6 +10,7 @@ from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import PretrainedModel
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.model.checkpoint import HEAD, INDEX, StoredTensor, non_finite, shards, stored_tensors
+from layersweep.policies.model.families import FAMILIES
 from layersweep.rollout.data.data_config import DataConfig
 from layersweep.rollout.types import Prompt
 from layersweep.workers.startup.model_source import LOADED
@@ -50,6 +51,8 @@ def model_problems(spec: SweepSpec, model: ResolvedModel, weights_needed: bool) 
         )
     if (asked := spec.rollout.max_model_len) and asked > shape.max_positions:
         problems.append(f"rollout.max_model_len: {asked} is more than the model's {shape.max_positions} positions")
+    if spec.rollout.cuda_graphs and not FAMILIES[shape.name].static_slots:
+        problems.append(f"rollout.cuda_graphs: not for {shape.name}, whose modules cannot be captured; set it to false")
     if not isinstance(spec.model, PretrainedModel):
         return problems
     if not spec.resources.on_gpu() and shape.head_dim not in CPU_HEAD_DIMS:

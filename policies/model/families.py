@@ -39,6 +39,12 @@ class Family:
     ropes: tuple[str, ...] = ROPE_TYPES
     """Rotary embeddings that transformers and vLLM compute alike."""
 
+    @property
+    def static_slots(self) -> bool:
+        """Whether the engine can serve it under CUDA graphs: no experts, nor norms over all heads, for which vLLM runs
+        transformers' own blocks."""
+        return not self.experts and self.qk_norm != "projection"
+
 
 FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": Family("llama"),

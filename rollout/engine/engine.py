@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoConfig, PretrainedConfig
 from vllm import SamplingParams
+from vllm.config import CompilationConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import CompletionOutput
@@ -28,15 +29,18 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.model.checkpoint import head_is_tied, stored_tensors
+from layersweep.policies.model.families import FAMILIES
 from layersweep.rollout.config import CPU_KV_CACHE_MIB, RolloutConfig
 from layersweep.rollout.types import Completions, EngineStopped, Pushed, Sampling, StaleWeights
 
 from .batching import AutoBatching
-from .memory import gpu_cache_bytes
+from .memory import capture_sizes, gpu_cache_bytes
 from .model import ROUTED
 from .row_routing import RUN
 
 CPU_BLOCK_TOKENS = 32
+SETTLED = 32
+"""Steps after a change of the static slots' structure until graphs are captured anew: runs come one after another."""
 
 
 @dataclass
@@ -62,10 +66,14 @@ def engine_args(
     """Make vLLM's engine arguments.
 
     Raises:
-        ValueError: an architecture that cannot be routed.
+        ValueError: an architecture that cannot be routed, or CUDA graphs where there can be none.
     """
     if architecture not in ROUTED:
         raise ValueError(f"model: {architecture} is not supported; supported are {', '.join(sorted(ROUTED))}")
+    if config.cuda_graphs and not FAMILIES[architecture].static_slots:
+        raise ValueError(f"rollout.cuda_graphs: not for {architecture}; set it to false")
+    if config.cuda_graphs and not current_platform.is_cuda():
+        raise ValueError("rollout.cuda_graphs: this engine has no GPU of NVIDIA's; set it to false")
     kv_bytes, window = config.kv_cache_memory_mib and config.kv_cache_memory_mib << 20, config.max_model_len
     if current_platform.is_cpu():
         shape = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
@@ -91,7 +99,8 @@ def engine_args(
         dtype=dtype,
         seed=seed,
         skip_tokenizer_init=True,
-        enforce_eager=True,
+        enforce_eager=not config.cuda_graphs,
+        compilation_config=graph_settings(config),
         # On a CPU vLLM cannot rewind the seeded generator of a prompt that it splits.
         enable_chunked_prefill=not current_platform.is_cpu(),
         enable_prefix_caching=config.prefix_caching,
@@ -109,6 +118,15 @@ def engine_args(
         disable_log_stats=True,
         enable_sleep_mode=config.sleep,
         worker_extension_cls="layersweep.rollout.engine.worker.OverlayWorker",
+    )
+
+
+def graph_settings(config: RolloutConfig) -> CompilationConfig:
+    """Have vLLM capture decode batches, without torch.compile; nothing where `rollout.cuda_graphs` is off."""
+    if not config.cuda_graphs:
+        return CompilationConfig()
+    return CompilationConfig(
+        mode=0, cudagraph_mode="FULL_DECODE_ONLY", cudagraph_capture_sizes=capture_sizes(config.max_num_seqs)
     )
 
 
@@ -141,10 +159,11 @@ class RolloutEngine:
         seed: int,
         trust_remote_code: bool = False,
     ):
-        self._config, self._model = config, model
+        self._config, self._model, self.cuda_graphs = config, model, config.cuda_graphs
         args = engine_args(model, architecture, config, dtype, seed, trust_remote_code)
         self._engine = LLMEngine.from_engine_args(args)
         self._engine.collective_rpc("install_routing")
+        self._structure, self._until_capture = self._slot_structure(), 0
         self._versions: dict[str, int] = {}
         self._pushes: dict[str, int] = {}
         self._pushed = 0
@@ -215,6 +234,14 @@ class RolloutEngine:
         """Restore the state before `sleep`."""
         return self._call(self._wake)
 
+    def capture(self) -> "Future[None]":
+        """Capture CUDA graphs now if weights of other modules came or went, rather than some steps later."""
+        return self._call(self._capture)
+
+    def replays(self) -> "Future[int]":
+        """Return how many batches have been replays of a CUDA graph so far."""
+        return self._call(lambda: self._engine.collective_rpc("replays")[0])
+
     def stuck_for(self) -> float:
         """Return the seconds since the last step that ended, while there is work; 0 without work.
 
@@ -265,6 +292,7 @@ class RolloutEngine:
     def _end_push(self, run: str, version: int, number: int) -> None:
         self._check_newest(run, number)
         self._versions[run] = version
+        self._note_structure()
 
     def _check_newest(self, run: str, number: int) -> None:
         if self._pushes.get(run) != number:
@@ -275,6 +303,19 @@ class RolloutEngine:
         self._engine.collective_rpc("drop_overlay", args=(run,))
         self._versions.pop(run, None)
         self._pushes.pop(run, None)
+        self._note_structure()
+
+    def _slot_structure(self) -> int | None:
+        return self._engine.collective_rpc("slot_structure")[0] if self.cuda_graphs else None
+
+    def _note_structure(self) -> None:
+        """Have graphs captured anew in a while, if the static slots' structure has changed."""
+        if (structure := self._slot_structure()) != self._structure:
+            self._structure, self._until_capture = structure, SETTLED
+
+    def _capture(self) -> None:
+        self._until_capture = 0
+        self._engine.collective_rpc("capture_graphs")
 
     def _sleep(self) -> None:
         for run in {request.run for request in [*self._waiting, *self._active.values()]}:
@@ -378,6 +419,10 @@ class RolloutEngine:
         self._active[self._numbers] = request
 
     def _step(self) -> None:
+        if self._until_capture:
+            self._until_capture -= 1
+            if not self._until_capture:
+                self._capture()
         began = self._clock()
         runs = len({request.run for request in [*self._waiting, *self._active.values()]})
         outputs = self._engine.step()

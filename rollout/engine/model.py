@@ -6,13 +6,15 @@ activations, residual streams) has no weights and is computed for all rows toget
 vLLM's own path.
 
 Modules part the rows in Python, so these models run eagerly: torch.compile would bake one batch's routing in and serve
-base weights to every run (seen), and a CUDA graph would need fixed row counts.
+base weights to every run (seen), and a CUDA graph would need fixed row counts. Under a CUDA graph modules compute from
+static slots instead (`use_slots`).
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.fused_moe import RoutedExperts
@@ -29,8 +31,8 @@ from vllm.model_executor.models.transformers import TransformersForCausalLM
 from .model_state import RoutedModelState
 from .overlay import EngineOverlay, OverlayBuilder
 from .row_routing import RowGroups, RowRouting
-
-HEAD = "lm_head"
+from .slot_modules import install
+from .weight_slots import HEAD, WeightSlots
 
 
 class RoutedMixin:
@@ -45,6 +47,7 @@ class RoutedMixin:
         self.routing = self.hidden = None
         self.builder = OverlayBuilder(self)
         self.overlays: dict[str, EngineOverlay] = {}
+        self.slots: WeightSlots | None = None
         self._owners: dict[tuple[str, ...], dict[str, dict[int, nn.Module]]] = {}
         self._rows = 0
         for name in self.builder.modules:
@@ -61,13 +64,22 @@ class RoutedMixin:
         """Return the class in which vLLM's V2 model runner keeps what it knows of requests."""
         return RoutedModelState
 
+    def use_slots(self, max_rows: int, device: torch.device) -> None:
+        """Keep overlays in static slots from now on, for batches of so many rows; before the first overlay."""
+        self.slots = WeightSlots(self.builder.modules, max_rows, device)
+        install(self, self.slots)
+
     def set_overlay(self, run: str, overlay: EngineOverlay | None) -> None:
         """Serve `run` from an overlay from now on; None forgets it."""
         self._owners.clear()
         if overlay is None:
             self.overlays.pop(run, None)
+            if self.slots:
+                self.slots.free(run)
         else:
             self.overlays[run] = overlay
+            if self.slots:
+                self.slots.adopt(run, overlay.modules)
 
     def forward(self, input_ids, positions, intermediate_tensors=None, inputs_embeds=None):
         self._rows = positions.shape[-1]

@@ -10,7 +10,7 @@ reload) touches them, and the base stays as it was loaded.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,8 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+from .weight_slots import with_data
 
 FEWEST_ROWS = 16
 """Fewest rows of a matrix product on a CPU. Below 4, other kernels sum in another order, and what a run samples would
@@ -70,12 +72,18 @@ class OverlayBuilder:
         self._stored: dict[str, list[str]] = {}
 
     def build(
-        self, version: int, weights: Mapping[str, Tensor], checkpoint: Mapping[str, Tensor], device: torch.device
+        self,
+        version: int,
+        weights: Mapping[str, Tensor],
+        checkpoint: Mapping[str, Tensor],
+        device: torch.device,
+        memory: Callable[[Iterable[str]], dict[int, nn.Parameter]] | None = None,
     ) -> EngineOverlay:
         """Build from Hugging Face names and tensors, as a trainer sends them; they are copied.
 
         Args:
             checkpoint: the base's weights, likewise; read where a module's weights are sent in part.
+            memory: what gives parameters of modules by their names, such as `WeightSlots.take`; null makes new ones.
 
         Raises:
             ValueError: a name that the model has not.
@@ -88,9 +96,9 @@ class OverlayBuilder:
             for module in modules:
                 changed[module] = changed.get(module, 0) + numbers
         base = [name for module, sent in changed.items() for name in self._missing(module, sent, checkpoint)]
-        with_memory = {
+        with_memory = memory(changed) if memory else {
             id(p): _like(p, device) for name in changed for p in self.modules[name].parameters(recurse=False)
-        }
+        }  # fmt: skip
         copies = {name: copy.deepcopy(self.modules[name], dict(with_memory)) for name in changed}
         sent = 0
 
@@ -157,11 +165,8 @@ class OverlayBuilder:
 
 
 def _like(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
-    """Return a new parameter of the same kind, with what vLLM's loader notes on it."""
-    data = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
-    new = torch.Tensor._make_subclass(type(parameter), data, False)
-    new.__dict__.update(parameter.__dict__)
-    return new
+    """Return a new parameter of the same kind."""
+    return with_data(parameter, torch.empty(parameter.shape, dtype=parameter.dtype, device=device))
 
 
 def _rms_norm(module: RMSNorm, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:

@@ -164,7 +164,8 @@ def _serve(
 ) -> dict[str | None, Completions]:
     """Generate responses of every run to the same prompts, in one batch.
 
-    The middle run has served other weights just before: its second version must not meet what they left behind.
+    The middle run has served other weights just before: its second version must not meet what they left behind. With
+    CUDA graphs, prompts are computed as ever and responses by replays.
     """
     sampling = Sampling(samples=1, max_tokens=RESPONSE_TOKENS, logprobs=True)
     names = [run for run in runs if run]
@@ -176,8 +177,14 @@ def _serve(
             engine.generate(run, 1, prompts, [0, 1], sampling).result()
         engine.push(run, 1 + (run == updated), runs[run]).result()
     versions = {run: 0 if run is None else 1 + (run == updated) for run in runs}
+    if engine.cuda_graphs:
+        engine.capture().result()
+        before = engine.replays().result()
     futures = {run: engine.generate(run, versions[run], prompts, [0, 1], sampling) for run in runs}
-    return {run: future.result() for run, future in futures.items()}
+    completions = {run: future.result() for run, future in futures.items()}
+    if engine.cuda_graphs and engine.replays().result() == before:
+        raise RoutingMismatch("the self-check cannot tell: no batch was the replay of a CUDA graph")
+    return completions
 
 
 def _responses(weights: ChangedWeights, prompts: list[np.ndarray], done: Completions) -> list[ScoredResponse]:

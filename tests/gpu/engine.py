@@ -4,7 +4,7 @@ import json
 import time
 from typing import Any
 
-from tests.gpu.common import setting
+from tests.gpu.common import Setting, setting
 from tests.gpu.findings import say
 
 PROMPT = 128
@@ -30,8 +30,8 @@ def rate(engine: Any, runs: list[str | None], sequences: int, tokens: int, vocab
     return sum(len(future.result(120).tokens) for future in waiting) / (time.perf_counter() - began)
 
 
-def main() -> None:
-    given = setting(__doc__)
+def measure(given: Setting, part: str, cuda_graphs: bool) -> dict[str, float]:
+    """Start and check an engine, and return its tokens a second by mixture and number of sequences."""
     import vllm
 
     from layersweep.policies.model.pretrained import load_pretrained
@@ -41,32 +41,39 @@ def main() -> None:
     from layersweep.workers.transport.weight_transfer import in_parts
 
     folder, model = given.model()
-    say("engine", "vLLM", vllm.__version__)
+    say(part, "vLLM", vllm.__version__)
     layers, vocabulary, dtype = model["num_hidden_layers"], model["vocab_size"], "bfloat16" if given.gpu else "float32"
     most = max(SEQUENCES[given.device])
-    config = RolloutConfig(batching="mixed", max_num_seqs=most, max_model_len=512, gpu_memory_utilization=0.6)
+    config = RolloutConfig(
+        batching="mixed", max_num_seqs=most, max_model_len=512, gpu_memory_utilization=0.6, cuda_graphs=cuda_graphs
+    )
     began = time.perf_counter()
     engine = RolloutEngine(folder, model["architectures"][0], config, dtype, 0)
-    say("engine", "start, seconds", time.perf_counter() - began)
+    say(part, "start, seconds", time.perf_counter() - began)
     runner = engine._engine.vllm_config.use_v2_model_runner
-    say("engine", "vLLM's V2 model runner", runner, "True" if given.gpu else "", runner if given.gpu else None)
+    say(part, "vLLM's V2 model runner", runner, "True" if given.gpu else "", runner if given.gpu else None)
     began = time.perf_counter()
     try:
         worst = check(engine, folder, dtype)
-        say("engine", "self-check: difference from transformers, nats", worst, "within its limits", True)
+        say(part, "self-check: difference from transformers, nats", worst, "within its limits", True)
     except RoutingMismatch as mismatch:
-        say("engine", "self-check", str(mismatch), "within its limits", False)
-    say("engine", "self-check, seconds", time.perf_counter() - began)
+        say(part, "self-check", str(mismatch), "within its limits", False)
+    say(part, "self-check, seconds", time.perf_counter() - began)
 
     weights = {name: weight.detach() for name, weight in load_pretrained(folder, dtype).named_parameters()}
     began = time.perf_counter()
     for k in range(layers):
         block = {name: weight for name, weight in weights.items() if name.startswith(f"model.layers.{k}.")}
         engine.push(f"layer-{k:02d}", 1, block).result(60)
-    say("engine", "push of a layer, ms", 1000 * (time.perf_counter() - began) / layers)
+    say(part, "push of a layer, ms", 1000 * (time.perf_counter() - began) / layers)
     began = time.perf_counter()
-    engine.push_parts("full", 1, ({name: weights[name] for name in part} for part in in_parts(weights)))
-    say("engine", "push of the whole model by blocks, seconds", time.perf_counter() - began)
+    engine.push_parts("full", 1, ({name: weights[name] for name in names} for names in in_parts(weights)))
+    say(part, "push of the whole model by blocks, seconds", time.perf_counter() - began)
+
+    if cuda_graphs:
+        began = time.perf_counter()
+        engine.capture().result(120)
+        say(part, "capture of all sizes, seconds", time.perf_counter() - began)
 
     runs = [f"layer-{k:02d}" for k in range(layers)]
     mixes = {"base": [None], "one run": runs[:1], f"{layers} runs": runs, f"{layers} runs and full": [*runs, "full"]}
@@ -76,8 +83,16 @@ def main() -> None:
         for name, mix in mixes.items():
             speed = rate(engine, mix, sequences, TOKENS[given.device], vocabulary)
             found[f"{name}, {sequences}"] = speed
-            say("engine", f"{name}, {sequences} sequences: tokens/s", speed)
-    (given.scratch / "rates.json").write_text(json.dumps(found | {"layers": layers}))
+            say(part, f"{name}, {sequences} sequences: tokens/s", speed)
+    if cuda_graphs:
+        replays = engine.replays().result()
+        say(part, "batches that were replays", replays, "> 0", replays > 0)
+    return found | {"layers": layers}
+
+
+def main() -> None:
+    given = setting(__doc__)
+    (given.scratch / "rates.json").write_text(json.dumps(measure(given, "engine", cuda_graphs=False)))
 
 
 if __name__ == "__main__":

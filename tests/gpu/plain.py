@@ -41,23 +41,21 @@ def main() -> None:
         rate(engine, sequences, 8, model["vocab_size"])
         found[sequences] = rate(engine, sequences, tokens, model["vocab_size"])
         say("plain", f"{sequences} sequences: tokens/s", found[sequences])
-    if not (rates := given.scratch / "rates.json").is_file():
-        return
-    mixed = json.loads(rates.read_text())
+    for kind in ("rates", "graph_rates"):
+        if (rates := given.scratch / f"{kind}.json").is_file():
+            compare(json.loads(rates.read_text()), found, few, many, ", CUDA graphs" if kind == "graph_rates" else "")
+
+
+def compare(mixed: dict[str, float], found: dict[int, float], few: int, many: int, how: str) -> None:
+    """Hold mixed batches against plain vLLM, by sequences: all at once, and an engine a run one after the other."""
     layers = mixed["layers"]
     share = mixed[f"{layers} runs, {many}"] / found[many]
-    say(
-        "plain",
-        f"{layers} runs mixed, {many} sequences, of plain vLLM's base",
-        share,
-        ">= 0.8",
-        share >= 0.8,
-        must=False,
-    )
+    say("plain", f"{layers} runs mixed{how}, {many} sequences, of plain vLLM's base", share, ">= 0.8", share >= 0.8,
+        must=False)  # fmt: skip
     # One engine after the other: each run's eight sequences alone, at the speed of a plain engine.
     speedup = mixed[f"{layers} runs, {few}"] / found[8]
-    say("plain", f"{layers} runs mixed, {few} sequences, of {layers} engines one after the other with 8 each", speedup,
-        ">= 6", speedup >= 6, must=False)  # fmt: skip
+    say("plain", f"{layers} runs mixed{how}, {few} sequences, of {layers} engines one after the other with 8 each",
+        speedup, ">= 6", speedup >= 6, must=False)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,29 +1,27 @@
 """The routed engine on the paths that only GPUs take, run without one; a program, as both are chosen before vLLM is
-imported: `python -m tests.helpers.engine_elsewhere v2|spans|wrong_shard MODEL_FOLDER [DTYPE]`, which prints what it
-saw as JSON.
+imported: `python -m tests.helpers.engine_elsewhere v2|graphs|spans|wrong_shard MODEL_FOLDER [DTYPE]`, which prints what
+it saw as JSON.
 
-`v2`: vLLM's own V2 model runner, its Triton kernels carried out by Triton's interpreter. `spans`: two tensor-parallel
-workers, spawned as they are from a Ray actor. `wrong_shard`: the same, with a fault: both keep the first one's shards.
+`v2`: vLLM's own V2 model runner, its Triton kernels carried out by Triton's interpreter. `graphs`: the same, decode
+batches as replays of recordings (`graphs_on_cpu`). `spans`: two tensor-parallel workers, spawned as they are from a Ray
+actor. `wrong_shard`: the same, with a fault: both keep the first one's shards.
 """
 
 import json
 import os
 import sys
-from types import SimpleNamespace
+from pathlib import Path
 
 from layersweep.workers.startup.environment import worker_environment
+from tests.helpers import any_mixture, graphs_on_cpu
 
 
 def prepare(path: str) -> None:
     os.environ.update(worker_environment(gpu=False))
-    if path != "v2":
+    if path not in ("v2", "graphs"):
         os.environ.update(VLLM_WORKER_MULTIPROC_METHOD="spawn", VLLM_CPU_OMP_THREADS_BIND="0|1")
         return
-    os.environ.update(TRITON_INTERPRET="1", VLLM_USE_V2_MODEL_RUNNER="1")
-    from triton.backends import backends
-
-    # vLLM for CPUs takes Triton only with a CPU backend; interpreted kernels need no backend at all.
-    backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True), compiler=None)
+    graphs_on_cpu.prepare_v2_runner()
 
 
 def under_load(engine, folder: str) -> dict:
@@ -74,27 +72,35 @@ def main(path: str, folder: str, dtype: str = "float32") -> None:
     from layersweep.rollout.engine import engine as module
     from layersweep.rollout.engine.selfcheck import RoutingMismatch, check
 
-    spans, build = 1 if path == "v2" else 2, module.engine_args
+    if path == "graphs":
+        graphs_on_cpu.install()
+    v2, build = path in ("v2", "graphs"), module.engine_args
+    spans = 1 if v2 else 2
 
     def as_on_a_gpu(*args):
         arguments = build(*args)
-        arguments.enable_chunked_prefill = path == "v2" or arguments.enable_chunked_prefill
+        arguments.enable_chunked_prefill = v2 or arguments.enable_chunked_prefill
         if path == "wrong_shard":
             arguments.worker_extension_cls = "tests.rollout.engine.faults.FirstShardWorker"
         return arguments
 
     module.engine_args = as_on_a_gpu
     config = RolloutConfig(
-        max_num_seqs=32, max_num_batched_tokens=256, kv_cache_memory_mib=1, tensor_parallel_size=spans
-    )
-    engine = module.RolloutEngine(folder, "Qwen3ForCausalLM", config, dtype, seed=0)
+        max_num_seqs=32, max_num_batched_tokens=256, kv_cache_memory_mib=1, tensor_parallel_size=spans,
+        cuda_graphs=path == "graphs",
+    )  # fmt: skip
+    (architecture,) = json.loads((Path(folder) / "config.json").read_text())["architectures"]
+    engine = module.RolloutEngine(folder, architecture, config, dtype, seed=0)
     seen = {"v2": engine._engine.vllm_config.use_v2_model_runner}
     try:
         seen["self_check"] = check(engine, folder, dtype)
     except RoutingMismatch as mismatch:
         seen["refused"] = str(mismatch)
-    if path == "v2" and dtype == "float32":
+    if v2 and dtype == "float32":
         seen |= under_load(engine, folder)
+    if path == "graphs" and dtype == "float32":
+        seen |= any_mixture.serve(engine, folder)
+        seen["without_rows"] = any_mixture.self_check_without_rows(engine, folder)
     print(json.dumps(seen), flush=True)
     engine._engine.engine_core.shutdown()
     os._exit(0)

@@ -17,6 +17,7 @@ from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import load_spec, parse_spec
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.selection import Selection
+from layersweep.rollout.engine.memory import GRAPH, pass_bytes
 
 FOLDER = Path(DEMO).parent
 # 1020 parameters a layer, 2 * 1020 + 50 * 10 + 10 = 2550 in all: 4080 and 10,200 bytes in float32.
@@ -81,6 +82,20 @@ def test_memory_of_every_gpu():
     # Two of them, around one base; its host is a process too.
     assert (layers.trunk, layers.trainers, layers.contexts) == (10_200, 2 * 16 * 1020, 3 * CONTEXT)
     assert layers.activations == 2 * update_bytes(found.plan, Selection.layer(0))
+
+
+def test_static_slots_of_runs_that_ended_count_too():
+    """Two seeds of two layers, one run at a time: of each layer one place, and with three at a time two, as there are
+    seeds. Eleven graphs for 40 sequences."""
+    for at_once, places in ((1, 1), (3, 2)):
+        plan = toy(concurrent_runs=at_once)
+        rollout = plan.spec.rollout.model_copy(update={"cuda_graphs": True, "max_num_seqs": 40})
+        runs = tuple(Run(Selection.layer(k), seed) for k in (0, 1) for seed in (0, 1))
+        plan = replace(plan, spec=plan.spec.model_copy(update={"rollout": rollout}), runs=runs)
+        engine = next(gpu for gpu in plan_on(plan, ClusterShape(2, 2, GPU), ALL).memory if "engine" in gpu.actors)
+        assert engine.overlays == 2 * places * 4080
+        without = rollout.model_copy(update={"cuda_graphs": False})
+        assert pass_bytes(SHAPE, rollout, 4) - pass_bytes(SHAPE, without, 4) == 11 * GRAPH
 
 
 def test_memory_of_a_gpu_whose_engine_sleeps():

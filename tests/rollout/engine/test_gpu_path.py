@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
 from layersweep.policies.model import tensor_transport as tensors
@@ -49,6 +50,41 @@ def test_the_v2_model_runner_routes_in_bfloat16(model_folder):
 
 
 @pytest.fixture(scope="module")
+def biased_folder(tmp_path_factory):
+    """Qwen2, whose queries, keys and values have biases, with an LM head of its own."""
+    folder = tmp_path_factory.mktemp("biased")
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        vocab_size=32, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=2,
+        num_key_value_heads=1, tie_word_embeddings=False, initializer_range=0.15, max_position_embeddings=256,
+        bos_token_id=None, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.Qwen2ForCausalLM(config).float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.5)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_replays_of_one_capture_serve_every_run(biased_folder):
+    """vLLM's own runner, dispatch and capture, each graph a recording that bakes in all but data: eight runs of every
+    kind within 1e-5 nats of transformers with their own weights, in changing numbers, padded, preempted, under new
+    weights, one in the place of another that ended: no capture after the first. The self-check runs over replays, and
+    refuses an engine whose replays keep the rows of the first."""
+    pytest.importorskip("triton")
+    seen = elsewhere("graphs", biased_folder)
+    assert seen["v2"] and seen["same_alone"]
+    assert max(seen["self_check"], seen["worst"], seen["mixture"]) < 1e-5
+    assert min(seen["control"], seen["mixture_control"]) > 0.1
+    assert seen["captures"] == 0
+    assert seen["replays"] > 40 and seen["preemptions"] > 0
+    assert "log-probabilities differ" in seen["without_rows"]
+
+
+@pytest.fixture(scope="module")
 def wide_folder(tmp_path_factory):
     """Four heads over two KV heads: two workers can share them."""
     return save_random_qwen3(tmp_path_factory.mktemp("wide"), vocabulary=64, heads=4, kv_heads=2)
@@ -71,10 +107,22 @@ def test_a_request_whose_run_is_not_known_is_no_request_of_the_base():
     from layersweep.rollout.engine.model_state import RoutedModelState
 
     state = RoutedModelState.__new__(RoutedModelState)
-    state.runs = {"known": None}
+    state.runs, state._replaying = {"known": None}, False
     batch = SimpleNamespace(req_ids=["known", "lost"], num_reqs=2, query_start_loc_np=np.arange(3))
     with pytest.raises(KeyError, match="lost"):
         state.prepare_inputs(batch, None)
+
+
+def test_a_batch_of_the_start_is_the_bases():
+    """On GPUs vLLM runs dummy batches before the first request, of requests that nobody has added."""
+    from layersweep.rollout.engine.model_state import RoutedModelState
+
+    state = RoutedModelState.__new__(RoutedModelState)
+    state.runs, state._replaying, state.rope_state = {}, False, None
+    state.model = SimpleNamespace(slots=None, routing="of the batch before")
+    batch = SimpleNamespace(req_ids=["req_0_dummy"], num_reqs=1, query_start_loc_np=np.arange(2))
+    assert state.prepare_inputs(batch, None) == {}
+    assert state.model.routing is None
 
 
 def test_the_cache_of_a_gpu_is_counted_not_measured():
