@@ -286,10 +286,10 @@ async def base_model(plan: Plan, say: Callable[[str], None]) -> ModelSource:
     if isinstance(model, PretrainedModel):
         return plan.source
     if exists(folder := cache_folder(model, task)):
-        return ModelSource(str(folder), files=ray.put(read_folder(folder)))
+        return ModelSource.of_tiny(str(folder), read_folder(folder))
     say("warming up the tiny base model (cached afterwards)")
     path, files = await ray.remote(_make_tiny_model).options(name="warm-up", num_cpus=0.1).remote(model, task)
-    return ModelSource(path, files=ray.put(files))
+    return ModelSource.of_tiny(path, files)
 
 
 def _make_tiny_model(model: TinyModel, task: Any) -> tuple[str, dict[str, bytes]]:

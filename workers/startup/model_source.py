@@ -1,6 +1,7 @@
 """The base model of a sweep: one object, resolved once by the plan, from which every actor loads."""
 
 import os
+import pickle
 import socket
 import tempfile
 from dataclasses import dataclass, field, replace
@@ -28,8 +29,8 @@ class ModelSource:
 
     `path` is a folder that every node can read, a GGUF file or packaged model (gguf_model), or a hub name; then
     `revision` is the commit that the spec's revision meant when the sweep was planned. Of the tiny model, which one
-    node has made, `files` is a reference in Ray's object store to the content of its files by name; a reference,
-    because Ray repeats the arguments of an actor that it starts again, and does not keep large ones.
+    node has made, `files` refers to the content of its files by name in Ray's object store, because Ray repeats the
+    arguments of an actor that it starts again, and does not keep large ones.
     """
 
     path: str
@@ -37,11 +38,20 @@ class ModelSource:
     """Commit of a hub model; None of a folder."""
     trust_remote_code: bool = False
     """Whether code that the model brings may run."""
-    files: Any = None
+    files: bytes | None = None
+    """Pickled reference. Of one among an actor's arguments Ray warns in every sweep that it might go out of scope; of a
+    pickled one it keeps the object as long as the process that put it there, which is the driver."""
     chat_template: str | None = None
     """Jinja text in place of the model's own template."""
     template_arguments: dict[str, Any] = field(default_factory=dict)
     """Further variables of the chat template."""
+
+    @classmethod
+    def of_tiny(cls, path: str, files: dict[str, bytes]) -> "ModelSource":
+        """Return the source of a tiny model, by its folder and the content of the files; called by the driver."""
+        import ray
+
+        return cls(path, files=ray.cloudpickle.dumps(ray.put(files)))
 
     def here(self) -> str:
         """Return the folder to load from on this node; what is not there yet is fetched first.
@@ -57,7 +67,7 @@ class ModelSource:
         if self.files is not None and not exists(folder):
             import ray
 
-            write_folder(ray.get(self.files), folder)
+            write_folder(ray.get(pickle.loads(self.files)), folder)
         return self.path
 
     def fetch(self, weights: bool = True) -> Path:

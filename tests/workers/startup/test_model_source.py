@@ -1,11 +1,14 @@
 """The base model as actors get it: the tiny model on another node, a hub model's revision."""
 
 import json
+import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 
+from layersweep.orchestrator.execution.ray_session import start_ray
 from layersweep.policies.config import PretrainedModel
 from layersweep.workers.startup import model_source
 from layersweep.workers.startup.model_source import (
@@ -39,7 +42,34 @@ def test_a_folder_arrives_whole_and_once(tmp_path, made):
 
 
 def test_what_is_there_already_is_not_fetched(made):
-    assert ModelSource(str(made), files="no reference").here() == str(made)
+    assert ModelSource(str(made), files=b"no reference").here() == str(made)
+
+
+@pytest.mark.slow
+def test_a_restarted_actor_gets_the_files_again(tmp_path, made, capfd):
+    """Its arguments are repeated as they were; and Ray has nothing to warn of, which it does on the terminal."""
+    import ray
+
+    class Reader:
+        def __init__(self, source: ModelSource):
+            self.source = source
+
+        def config(self) -> tuple[int, bytes]:
+            return os.getpid(), (Path(self.source.here()) / "config.json").read_bytes()
+
+    start_ray("local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        source = ModelSource.of_tiny(str(tmp_path / "elsewhere"), read_folder(made))
+        reader = ray.remote(Reader).options(num_cpus=0.1, max_restarts=1, max_task_retries=-1).remote(source)
+        del source
+        before, content = ray.get(reader.config.remote())
+        shutil.rmtree(tmp_path / "elsewhere")
+        ray.kill(reader, no_restart=False)
+        after, again = ray.get(reader.config.remote())
+    finally:
+        ray.shutdown()
+    assert content == again == b"{}" and before != after
+    assert "constructor arguments in the object store" not in capfd.readouterr().err
 
 
 COMMITS = {"main": "a" * 40, "older": "b" * 40}
