@@ -12,7 +12,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from layersweep.rollout.config import RolloutConfig
-from layersweep.rollout.engine.engine import engine_args
+from layersweep.rollout.engine.arguments import engine_args
 from layersweep.rollout.engine.row_routing import RUN
 
 

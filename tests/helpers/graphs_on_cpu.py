@@ -32,6 +32,7 @@ def install() -> None:
     from vllm.v1.worker.workspace import init_workspace_manager
 
     from layersweep.rollout.engine import engine
+    from layersweep.rollout.engine.arguments import graph_settings
     from layersweep.rollout.engine.model_state import RoutedModelState
     from tests.helpers.recorded_graph import RecordedGraph
 
@@ -50,7 +51,7 @@ def install() -> None:
 
     def engine_args(model: str, architecture: str, config: Any, *args: Any) -> Any:
         arguments = build(model, architecture, config.model_copy(update={"cuda_graphs": False}), *args)
-        arguments.enforce_eager, arguments.compilation_config = False, engine.graph_settings(config)
+        arguments.enforce_eager, arguments.compilation_config = False, graph_settings(config)
         arguments.enable_chunked_prefill = True
         return arguments
 

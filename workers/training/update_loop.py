@@ -20,6 +20,7 @@ from layersweep.workers.config import TrainingConfig
 
 from .backend import NonFinite, TrainerBackend
 from .microbatch_cache import CacheBudget, MicroBatchCache, TrainingMicroBatch
+from .schedule import learning_rate
 
 SAMPLED_STEPS, SAMPLED_RESPONSES = 8, 32
 """Sample on which the KL to the base is measured where the loss does not need it: one in so many steps, and the last,
@@ -58,33 +59,6 @@ class _RolloutBatch:
     """Whether it gave one, bool [tokens]."""
     old_logp: Tensor
     """Those that the ratio is taken against, [tokens]: the engine's, or the trainer's, NaN until they are computed."""
-
-
-def learning_rate(config: TrainingConfig, peak: float, step: int, optimizer_step: int = 0) -> float:
-    """Return a learning rate: linear warm-up, then the schedule, which would be at 0 after the last step.
-
-    With n steps of warm-up and N in all step i has (i + 1) / n of the peak at i < n, and then 1 - (i - n) / (N - n)
-    (linear) or half of 1 + cos(pi (i - n) / (N - n)); transformers' get_linear_schedule_with_warmup and
-    get_cosine_schedule_with_warmup, but for the warm-up, which is theirs one step ahead.
-
-    Args:
-        peak: learning rate after the warm-up.
-        step: of the run, from 0.
-        optimizer_step: number of the optimizer step within the batch, from 0; a minibatch that takes none counts too.
-    """
-    unit = 1
-    if config.schedule_unit == "optimizer_step":
-        unit = config.epochs * config.minibatches
-        step = step * unit + optimizer_step
-    warmup = config.warmup_steps * unit
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step - warmup) / max(1, config.steps * unit - warmup)
-    if config.schedule == "linear":
-        return peak * (1 - done)
-    if config.schedule == "cosine":
-        return peak * 0.5 * (1 + math.cos(math.pi * done))
-    return peak
 
 
 class UpdateLoop:

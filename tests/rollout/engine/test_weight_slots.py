@@ -202,7 +202,7 @@ def test_a_module_of_another_kind_is_refused():
 @pytest.mark.parametrize("architecture", ["Olmo2ForCausalLM", "Qwen3MoeForCausalLM", "Qwen3ForCausalLM"])
 def test_engines_without_a_gpu_or_with_other_modules_are_refused(architecture):
     from layersweep.rollout.config import RolloutConfig
-    from layersweep.rollout.engine.engine import engine_args
+    from layersweep.rollout.engine.arguments import engine_args
 
     reason = "this engine has no GPU" if architecture == "Qwen3ForCausalLM" else f"not for {architecture}"
     with pytest.raises(ValueError, match=f"rollout.cuda_graphs: {reason}"):

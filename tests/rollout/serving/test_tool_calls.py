@@ -17,7 +17,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.input_processor import InputProcessor
 
 from layersweep.rollout.config import RolloutConfig
-from layersweep.rollout.engine.engine import engine_args
+from layersweep.rollout.engine.arguments import engine_args
 from layersweep.rollout.serving.app import make_app
 from layersweep.workers.startup.tiny_model_training import character_tokenizer
 from tests.helpers.served_sweep import TEMPLATE

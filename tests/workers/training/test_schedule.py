@@ -13,7 +13,7 @@ from transformers import (
 from layersweep.policies.algorithms.grpo import GRPO
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import TrainingConfig
-from layersweep.workers.training.update_loop import learning_rate
+from layersweep.workers.training.schedule import learning_rate
 from tests.workers.training.test_old_logprobs import training
 from tests.workers.training.test_update_loop import experience, update_loop
 
