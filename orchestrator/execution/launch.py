@@ -160,6 +160,9 @@ def carry_out(
             try:
                 outcome, table = run_plan(plan, manifest, progress, actor_environment)
             except (RayError, RayLost) as error:
+                if not runs_of(plan.folder):  # a failed warm-up fails again unless the spec changes
+                    again = (f"no run had begun: `layersweep resume {plan.folder}` tries once more, `layersweep run "
+                             "--fresh` begins with a spec that you changed")  # fmt: skip
                 print(f"layersweep: the sweep stopped: {reason_of(error)}; {again}", file=sys.stderr)
                 return EXIT["failed"]
             except asyncio.CancelledError:
