@@ -125,7 +125,8 @@ def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
         if not sweep.job and not over and "running" not in states:  # between two, or nobody's any more
             driver, over = describe_driver(sweep.folder)
             again = f"resume {sweep.folder} goes on" if states != {"not begun"} else "run begins with the first"
-            lines.append(f"driver  {driver}{f'; not all sweeps are done, layersweep {again}' if over else ''}")
+            if not over or "stopped" not in states:  # else each that is stopped tells so
+                lines.append(f"driver  {driver}{f'; not all sweeps are done, layersweep {again}' if over else ''}")
         shown = Group(Text("\n".join(lines)), *(part for part, _, _ in parts))
     else:
         shown, state, failed = _look_at(sweep, "", lines, files)
