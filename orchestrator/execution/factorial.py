@@ -194,7 +194,7 @@ def _compare(folder: str, plans: Sequence[Plan]) -> None:
         for path in compare_tables(tables, 5, None, folder):
             print(path)
     except SpecError as error:
-        print(f"layersweep: no comparison: {error}", file=sys.stderr)
+        print(f"layersweep: no comparison: {'; '.join(error.problems)}", file=sys.stderr)
 
 
 def _write_spec(spec: SweepSpec) -> None:

@@ -60,7 +60,6 @@ def in_own_session(command: Callable[[], int]) -> int:
 def stoppable(command: Callable[[], int]) -> int:
     """Run a command that a stop signal ends with STOPPED, at whatever moment it comes. Returns its exit code."""
     before = stop_handlers()
-    _interrupted.clear()
     interrupt_on_stop()
     try:
         return command()
@@ -73,6 +72,7 @@ def stoppable(command: Callable[[], int]) -> int:
         print("layersweep: stopped", file=sys.stderr)
         return STOPPED
     finally:
+        _interrupted.clear()
         restore_handlers(before)
 
 
@@ -95,8 +95,8 @@ def interrupt_on_stop() -> None:
 
 
 def check_interrupted() -> None:
-    """Raise the KeyboardInterrupt of a stop signal that was lost: Python ignores what is raised in callbacks of forks and
-    finalizers, where a signal may find it.
+    """Raise the KeyboardInterrupt of a stop signal that was lost: Python ignores what is raised in callbacks of forks
+    and in finalizers, where a signal may find it.
 
     Raises:
         KeyboardInterrupt: a stop signal has come, and the command went on all the same.
