@@ -13,9 +13,7 @@ from layersweep.orchestrator.report.format import wide_console
 from layersweep.orchestrator.report.probe_table import show_agreement
 from layersweep.orchestrator.report.suite_comparison import HEADS, suite_rows
 from layersweep.orchestrator.spec.errors import SpecError
-from layersweep.orchestrator.spec.factorial import sweeps_of
-from layersweep.orchestrator.spec.load import parse_spec
-from layersweep.orchestrator.spec.yaml_core import read_yaml
+from layersweep.orchestrator.spec.factorial import folders_within
 from layersweep.orchestrator.statistics.layer_profile import Profile, load_profile
 from layersweep.orchestrator.statistics.probe_agreement import probe_agreement
 from layersweep.orchestrator.statistics.profile_agreement import compare_all, concentrations, matrix
@@ -31,14 +29,10 @@ FEW = 8
 def sweeps_in(paths: Sequence[str]) -> list[str]:
     """Return the paths, with that of a spec with factors as those of its sweeps that have a table."""
     found: list[str] = []
-    for path in (path.rstrip("/") for path in paths):
-        try:
-            spec = read_yaml((read_bytes(f"{path}/sweep.yaml") or b"").decode())
-        except (OSError, ImportError, ValueError):  # told when its table is looked for
-            spec = None
-        several = isinstance(spec, dict) and spec.get("factors")
-        folders = [f"{path}/{one.name}" for one in sweeps_of(parse_spec(spec))] if several else []
-        found += [folder for folder in folders if read_bytes(f"{folder}/contribution.parquet") is not None] or [path]
+    for path in paths:
+        found += [one for one in folders_within(path) if read_bytes(f"{one}/contribution.parquet") is not None] or [
+            path
+        ]
     return found
 
 

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from layersweep.cli import DEMO, main
+from layersweep.orchestrator.api.subcommands import COMMANDS
 from layersweep.orchestrator.commands import probe as command
 from layersweep.orchestrator.commands.compare import compare_tables
 from layersweep.orchestrator.execution.probing import ProbeFailed
@@ -99,3 +100,13 @@ def test_a_sweep_may_begin_where_a_base_was_probed(tmp_path, asked):
     assert main(["probe", *sweep(tmp_path), "seeds=[0]"]) == 0
     check_folder(f"{tmp_path}/probed", fresh=False)
     assert len(pd.read_parquet(tmp_path / "probed" / "probe.parquet")) == 6
+
+
+def test_ctrl_c_says_what_goes_on(monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "probe", interrupted)
+    assert main(["probe", "--screen", "2"]) == 130
+    assert capsys.readouterr().err == "layersweep: stopped; what is scored is kept, and the same command goes on\n"
+    assert main(["probe"]) == 130 and capsys.readouterr().err == "layersweep: stopped\n"
