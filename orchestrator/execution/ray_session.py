@@ -41,6 +41,8 @@ def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[s
         forked = stack.enter_context(preloaded(environment)) if address is None and not gpu else {}
         if address is not None:
             show_token(address)
+        elif "ray" not in sys.modules:  # which has read it by then
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default for a new cluster, which else it announces
         import ray
 
         local = {"include_dashboard": False} if address is None else {"runtime_env": {"env_vars": environment}}

@@ -1,5 +1,6 @@
 """Whole sweeps on the real Ray, vLLM and DeepSpeed, through the command line."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ def sweep(folder: Path, expect: int, program=("layersweep", "run"), more=(), **s
     command = [sys.executable, "-m", *program, str(path), *more]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == expect, done.stdout + done.stderr
+    assert not re.search("core_worker|Token authentication", done.stderr), done.stderr  # what Ray would warn users of
     return folder / "small"
 
 
