@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 
 from layersweep.cli import DEMO, main
-from layersweep.orchestrator.api.subcommands import COMMANDS
 from layersweep.orchestrator.commands import probe as command
 from layersweep.orchestrator.commands.compare import compare_tables
 from layersweep.orchestrator.execution.probing import ProbeFailed
@@ -102,11 +101,12 @@ def test_a_sweep_may_begin_where_a_base_was_probed(tmp_path, asked):
     assert len(pd.read_parquet(tmp_path / "probed" / "probe.parquet")) == 6
 
 
-def test_ctrl_c_says_what_goes_on(monkeypatch, capsys):
-    def interrupted(args):
+def test_ctrl_c_says_what_goes_on(tmp_path, monkeypatch, capsys):
+    def interrupted(plan, address, screening):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(COMMANDS, "probe", interrupted)
+    monkeypatch.setattr(command, "probe_base", interrupted)
+    monkeypatch.chdir(tmp_path)
     assert main(["probe", "--screen", "2"]) == 130
     assert capsys.readouterr().err == "layersweep: stopped; what is scored is kept, and the same command goes on\n"
     assert main(["probe"]) == 130 and capsys.readouterr().err == "layersweep: stopped\n"
