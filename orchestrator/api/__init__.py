@@ -272,17 +272,18 @@ def compare(*tables: "str | os.PathLike[str]", top: int = 5, noise: float | None
     correlation, its 95 % interval, and a verdict.
 
     Args:
-        tables: sweeps' folders, contribution tables in parquet, or CSV files with columns `layer` and `contribution`.
+        tables: sweeps' folders, contribution tables in parquet, or CSV files with columns `layer` and `contribution`;
+            the folder of a spec with factors stands for all of its sweeps.
         top: how many of the best layers to hold against each other.
         noise: standard deviation of the contribution, for tables without intervals.
 
     Raises:
         SpecError: fewer than two tables, or one that is not there or holds no profile.
     """
-    from layersweep.orchestrator.commands.compare import load_profiles
+    from layersweep.orchestrator.commands.compare import load_profiles, sweeps_in
     from layersweep.orchestrator.statistics.profile_agreement import compare_all
 
-    return compare_all(load_profiles([os.fspath(table) for table in tables], noise), top)
+    return compare_all(load_profiles(sweeps_in([os.fspath(table) for table in tables]), noise), top)
 
 
 def export(

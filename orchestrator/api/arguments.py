@@ -68,8 +68,8 @@ def make_parser() -> argparse.ArgumentParser:
     report = add("report", "Write a finished or running sweep's report: one HTML file, and PNGs.")
     report.add_argument("sweep", help="the sweep's folder (OUTPUT/NAME), or a contribution table in parquet")
     compare = add("compare", "Do the layer rankings agree? Observed and noise-corrected rank correlation.")
-    compare.add_argument("tables", nargs="+", metavar="TABLE", help="path or URI of a sweep's folder, a parquet of "
-                         "ours, or a CSV")  # fmt: skip
+    compare.add_argument("tables", nargs="+", metavar="TABLE", help="path or URI of a sweep's folder, of that of "
+                         "several (factors), of a parquet of ours, or of a CSV")  # fmt: skip
     compare.add_argument("-o", "--output", metavar="DIR", help="write compare.html and compare.png there")
     compare.add_argument("--top", type=_count, default=5, metavar="K", help="how many best layers to hold against "
                          "each other (default: 5)")  # fmt: skip

@@ -18,6 +18,9 @@ from .subcommands import COMMANDS, DEMO
 
 __all__ = ["DEMO", "main"]
 
+OF_ONE_SWEEP = ("report", "export", "responses", "rescore", "dissect", "compose", "serve")
+"""Subcommands about a sweep that has begun, of which a spec with factors has several."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Carry out a command line; returns the exit code."""
@@ -37,12 +40,18 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _carry_out(args)
     except KeyboardInterrupt:
+        kept = "; what is scored is kept, and the same command goes on" if getattr(args, "screen", None) else ""
+        print(f"layersweep: stopped{kept}", file=sys.stderr)
         return 130
 
 
 def _carry_out(args: argparse.Namespace) -> int:
     """Run a command; errors that the user can fix are printed. Returns the exit code."""
     try:
+        if args.command in OF_ONE_SWEEP:
+            from layersweep.orchestrator.spec.factorial import check_single
+
+            check_single(args.sweep)
         code = COMMANDS[args.command](args)
         sys.stdout.flush()
         return code

@@ -13,6 +13,7 @@ from layersweep.orchestrator.report.format import wide_console
 from layersweep.orchestrator.report.probe_table import show_agreement
 from layersweep.orchestrator.report.suite_comparison import HEADS, suite_rows
 from layersweep.orchestrator.spec.errors import SpecError
+from layersweep.orchestrator.spec.factorial import folders_within
 from layersweep.orchestrator.statistics.layer_profile import Profile, load_profile
 from layersweep.orchestrator.statistics.probe_agreement import probe_agreement
 from layersweep.orchestrator.statistics.profile_agreement import compare_all, concentrations, matrix
@@ -25,11 +26,21 @@ FEW = 8
 """Tables of which every pair is printed as a matrix too; more do not fit a terminal."""
 
 
+def sweeps_in(paths: Sequence[str]) -> list[str]:
+    """Return the paths, with that of a spec with factors as those of its sweeps that have a table."""
+    found: list[str] = []
+    for path in paths:
+        found += [one for one in folders_within(path) if read_bytes(f"{one}/contribution.parquet") is not None] or [
+            path
+        ]
+    return found
+
+
 def load_profiles(paths: Sequence[str], noise: float | None = None) -> list[Profile]:
     """The profiles in sweeps' folders, parquet files of ours, or CSV files.
 
     Args:
-        paths: paths or fsspec URIs.
+        paths: paths or fsspec URIs, none of a spec with factors (see `sweeps_in`).
         noise: standard deviation of C, for tables that carry none.
 
     Raises:
@@ -93,6 +104,7 @@ def compare_tables(paths: Sequence[str], top: int, noise: float | None, folder: 
 
     Returns the paths written.
     """
+    paths = sweeps_in(paths)
     profiles = load_profiles(paths, noise)
     pairs, shares = compare_all(profiles, top), concentrations(profiles, top)
     suites = suite_rows([(profile.name, _table_of(path)) for profile, path in zip(profiles, paths, strict=True)])

@@ -121,8 +121,13 @@ def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
         found = iter(sweep.read([f"{name}/{file}" for name in names for file in FILES]))
         parts = [_look_at(sweep, name, [f"sweep   {name}"], [next(found) for _ in FILES]) for name in names]
         states, failed = {state for _, state, _ in parts}, any(failed for _, _, failed in parts)
-        shown, over = Group(Text("\n".join(lines)), *(part for part, _, _ in parts)), states == {"over"}
-        over |= "stopped" in states and "running" not in states
+        over = states == {"over"}
+        if not sweep.job and not over and "running" not in states:  # between two, or nobody's any more
+            driver, over = describe_driver(sweep.folder)
+            again = f"resume {sweep.folder} goes on" if states != {"not begun"} else "run begins with the first"
+            if not over or "stopped" not in states:  # else each that is stopped tells so
+                lines.append(f"driver  {driver}{f'; not all sweeps are done, layersweep {again}' if over else ''}")
+        shown = Group(Text("\n".join(lines)), *(part for part, _, _ in parts))
     else:
         shown, state, failed = _look_at(sweep, "", lines, files)
         over = state != "running"

@@ -3,6 +3,7 @@
     <output>/<name>/sweep.yaml              the spec with its factors
     <output>/<name>/<name>-<level>/         a sweep each
     <output>/<name>/first_rollouts/         the base's responses to first training batches, for all of them
+    <output>/<name>/lock/                   the driver of all; each sweep has one of its own besides
     <output>/<name>/compare.html, .png      do their profiles agree?
 
 What does not depend on the factors is computed once: where two sweeps have the same base, prompts and sampling, the
@@ -37,7 +38,7 @@ from .launch import EXIT, begin_sweep, carry_out, continue_sweep, find_sweep, re
 from .manifest import SweepManifest, model_files
 from .progress import Listener
 from .sweep_folder import check_folder, holds_sweep
-from .sweep_lock import check_owner
+from .sweep_lock import check_owner, hold_lock
 
 SAMPLED_BY = ("max_response_tokens", "stop", "include_stop", "dtype")
 """Fields of `training` that the base's scores depend on."""
@@ -57,8 +58,9 @@ def run(spec: SweepSpec, address: str | None, fresh: bool, listen: Listener | No
     for plan in plans:
         check_folder(plan.folder, fresh)
         check_owner(plan.folder)
-    _write_spec(spec)
-    return _carry_out(spec.folder, plans, address, listen, fresh)
+    with hold_lock(spec.folder):
+        _write_spec(spec)
+        return _carry_out(spec.folder, plans, address, listen, fresh)
 
 
 def resume(
@@ -94,8 +96,9 @@ def resume(
     plans = _plans(sweeps)
     for plan in plans:
         check_owner(plan.folder)
-    _write_spec(with_absolute_paths(wanted))
-    return _carry_out(folder, plans, address, listen, fresh=False)
+    with hold_lock(folder):
+        _write_spec(with_absolute_paths(wanted))
+        return _carry_out(folder, plans, address, listen, fresh=False)
 
 
 def _plans(sweeps: Sequence[SweepSpec]) -> list[Plan]:
@@ -191,7 +194,7 @@ def _compare(folder: str, plans: Sequence[Plan]) -> None:
         for path in compare_tables(tables, 5, None, folder):
             print(path)
     except SpecError as error:
-        print(f"layersweep: no comparison: {error}", file=sys.stderr)
+        print(f"layersweep: no comparison: {'; '.join(error.problems)}", file=sys.stderr)
 
 
 def _write_spec(spec: SweepSpec) -> None:

@@ -18,7 +18,7 @@ from layersweep.workers.storage.files import write_atomically
 from layersweep.workers.storage.run_store import CorruptFile, remove_partial_files, runs_of
 
 from .manifest import SweepManifest
-from .own_session import STOPPED
+from .own_session import STOPPED, check_interrupted
 from .progress import Listener
 from .sweep_folder import check_folder, clear
 from .sweep_lock import check_owner, hold_lock
@@ -155,11 +155,15 @@ def carry_out(
         wait_for_room(plan)
         with hold_lock(plan.folder):
             manifest = begin()
+            check_interrupted()
             print(f"layersweep: {BEGUN} {plan.folder}", file=sys.stderr, flush=True)
             progress = Progress([run.name for run in plan.runs], plan.spec.training.steps, listen=listen)
             try:
                 outcome, table = run_plan(plan, manifest, progress, actor_environment)
             except (RayError, RayLost) as error:
+                if not runs_of(plan.folder):  # a failed warm-up fails again unless the spec changes
+                    again = (f"no run had begun: `layersweep resume {plan.folder}` tries once more, `layersweep run "
+                             "--fresh` begins with a spec that you changed")  # fmt: skip
                 print(f"layersweep: the sweep stopped: {reason_of(error)}; {again}", file=sys.stderr)
                 return EXIT["failed"]
             except asyncio.CancelledError:

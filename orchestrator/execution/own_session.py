@@ -19,6 +19,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED = 3
 """Exit code of a sweep that was stopped before its end."""
 _PR_SET_PDEATHSIG = 1
+_interrupted = threading.Event()
+"""Whether `_interrupt` has raised within the present command."""
 
 
 def in_own_session(command: Callable[[], int]) -> int:
@@ -70,6 +72,7 @@ def stoppable(command: Callable[[], int]) -> int:
         print("layersweep: stopped", file=sys.stderr)
         return STOPPED
     finally:
+        _interrupted.clear()
         restore_handlers(before)
 
 
@@ -91,6 +94,17 @@ def interrupt_on_stop() -> None:
         signal.signal(number, _interrupt)
 
 
+def check_interrupted() -> None:
+    """Raise the KeyboardInterrupt of a stop signal that was lost: Python ignores what is raised in callbacks of forks
+    and in finalizers, where a signal may find it.
+
+    Raises:
+        KeyboardInterrupt: a stop signal has come, and the command went on all the same.
+    """
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
+
+
 def stop_at_once() -> None:
     """End the sweep of this process without checkpoints, as two stop signals do."""
     for _ in range(2):
@@ -107,6 +121,7 @@ def leave_terminal() -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
+    _interrupted.set()
     if number == signal.SIGHUP:
         leave_terminal()
     raise KeyboardInterrupt

@@ -12,7 +12,7 @@ from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.workers.startup.environment import worker_environment
 from layersweep.workers.startup.preload import preloaded
 
-from .own_session import restore_handlers, stop_handlers
+from .own_session import check_interrupted, restore_handlers, stop_handlers
 
 STARTS = 3
 """How often a Ray of our own is started at most."""
@@ -58,6 +58,7 @@ def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[s
             ) from error
         stack.callback(ray.shutdown)
         restore_handlers(handlers)  # Ray has one of its own for SIGTERM, which ends the process at once
+        check_interrupted()
         _wait_for_names(namespace)
         yield forked
 

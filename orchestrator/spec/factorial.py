@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from layersweep.workers.storage.files import read_bytes
+
 from .errors import SpecError, shorten
 from .load import parse_spec
 from .overrides import override, value_at
 from .sweep_spec import SweepSpec
+from .yaml_core import read_yaml
 
 OF_THE_WHOLE = ("name", "output", "factors")
 """Fields that all sweeps have in common."""
@@ -24,6 +27,27 @@ def sweeps_of(spec: SweepSpec) -> list[SweepSpec]:
         SpecError: levels that cannot be told apart, or that make no valid spec.
     """
     return [sweep for _, sweep in _expanded(spec)] if spec.factors else [spec]
+
+
+def folders_within(folder: str) -> list[str]:
+    """Return the folders of the sweeps of a spec with factors, whose own folder or URI is given; of any other none."""
+    folder = folder.rstrip("/")
+    try:
+        spec = read_yaml((read_bytes(f"{folder}/sweep.yaml") or b"").decode())
+    except (OSError, ImportError, ValueError):  # no folder, no such store, no text: told when its tables are read
+        return []
+    several = isinstance(spec, dict) and spec.get("factors")
+    return [f"{folder}/{sweep.name}" for sweep in sweeps_of(parse_spec(spec))] if several else []
+
+
+def check_single(folder: str) -> None:
+    """Refuse the folder of a spec with factors, for what is about one sweep.
+
+    Raises:
+        SpecError: with the folders of its sweeps.
+    """
+    if within := folders_within(folder):
+        raise SpecError([f"{folder}: these are several sweeps; name one of {', '.join(within)}"])
 
 
 def with_changed_levels(spec: SweepSpec, change: Callable[[SweepSpec], SweepSpec]) -> SweepSpec:

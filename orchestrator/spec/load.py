@@ -2,7 +2,7 @@
 
 import difflib
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,7 +91,7 @@ def _explain(problem: Any) -> str:
     where = ".".join(path)
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown key.{_suggest(path[-1], classes)}"
+        return f"{where}: unknown key.{_suggest(path, classes)}"
     if problem["type"] == "union_tag_invalid":
         known = problem["ctx"]["expected_tags"].replace("'", "")
         near = difflib.get_close_matches(str(problem["ctx"]["tag"]), known.split(", "), n=1)
@@ -113,14 +113,19 @@ def _explain(problem: Any) -> str:
     return f"{where}: {message[0].lower()}{message[1:]}, got {shorten(problem['input'])}"
 
 
-def _suggest(key: str, here: list[type[BaseModel]]) -> str:
-    """The nearest spelling in this section, else the same key where it does exist."""
-    valid = sorted({name for cls in here for name in cls.model_fields})
-    if near := difflib.get_close_matches(key, valid, n=1):
+def _suggest(path: Sequence[str], here: list[type[BaseModel]]) -> str:
+    """The nearest spelling in this section, else the same key where it does exist: in the same part of the spec, or
+    the least deep. At the top, where values by dotted path lack their section, another section's key comes first."""
+    key, valid = path[-1], sorted({name for cls in here for name in cls.model_fields})
+    places: dict[str, list[str]] = {}
+    for name, place in _paths(SweepSpec):
+        if place != ".".join(path):  # of another type of the same section
+            places.setdefault(name, []).append(place)
+    if (near := difflib.get_close_matches(key, valid, n=1)) and not (len(path) == 1 and key in places):
         return f" Did you mean {near[0]}?"
-    everywhere = dict(_paths(SweepSpec))
-    if near := difflib.get_close_matches(key, everywhere, n=1, cutoff=0.8):
-        return f" Did you mean {everywhere[near[0]]}?"
+    if near := difflib.get_close_matches(key, places, n=1, cutoff=0.8):
+        nearest = min(places[near[0]], key=lambda place: (place.split(".")[0] != path[0], place.count(".")))
+        return f" Did you mean {nearest}?"
     return f" Valid here: {', '.join(valid)}" if valid else ""
 
 

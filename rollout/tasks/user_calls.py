@@ -1,5 +1,8 @@
 """Calls of a user's own code in worker processes, within limits, and what is said of those that fail."""
 
+import errno
+import os
+import sysconfig
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +10,10 @@ from pydantic import Field
 
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.subprocess_pool import Failure, LimitedCalls
+
+LIBRARIES = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "purelib", "platlib"))
+NO_ROOM = (os.strerror(errno.EFBIG), "disk I/O error")
+"""What is said of a file above RLIMIT_FSIZE by Python, and by SQLite."""
 
 
 class CallLimits(StrictModel):
@@ -79,9 +86,13 @@ def trial(calls: LimitedCalls, requests: Sequence[Any]) -> list[Any]:
 
 
 def last_line(failure: Failure) -> str:
-    """The last line of a failure's traceback, with the place that it came from."""
+    """The last line of a failure's traceback, with the place that it came from: in code of the user's own, if any, not
+    in a library that it calls."""
     frames = [line.strip() for line in failure.traceback.splitlines() if line.lstrip().startswith('File "')]
-    return f"{failure.reason} ({frames[-1].partition(', in ')[0]})" if frames else failure.reason
+    own = [frame for frame in frames if not frame.removeprefix('File "').startswith(LIBRARIES)]
+    place = f" ({(own or frames)[-1].partition(', in ')[0]})" if frames else ""
+    wrote = any(word in failure.reason for word in NO_ROOM)
+    return f"{failure.reason}{place}{'; it may write files of at most file_mib, 0 unless set' if wrote else ''}"
 
 
 def _kind(failure: Failure) -> str:

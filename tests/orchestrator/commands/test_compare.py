@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
+import layersweep
 from layersweep.cli import main
 from layersweep.orchestrator.commands.compare import load_profiles
 from layersweep.workers.storage.files import write_atomically
 from layersweep.workers.storage.tables import BY_SUITE
 from tests.orchestrator.report.test_report import Page
+from tests.orchestrator.spec.test_spec import demo
 
 RISING = np.linspace(0.1, 1.0, 12)
 
@@ -154,6 +157,22 @@ def test_names_that_clash_are_told_apart(tmp_path):
         pulled.append(str(tmp_path / name / "x.parquet"))
         (Path(tmp_path) / name / "demo" / "contribution.parquet").rename(pulled[-1])
     assert [profile.name for profile in load_profiles(pulled)] == ["a/x", "b/x"]
+
+
+def test_the_folder_of_several_sweeps_is_all_that_have_a_table(tmp_path, capsys):
+    """Of three sweeps the last has not begun; a fourth table is beside them."""
+    folder = tmp_path / "demo"
+    for name in ("grpo", "gspo"):
+        ours(folder / f"demo-{name}", RISING)
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(demo(factors={"algorithm": ["grpo", "gspo", "rloo"]})))
+    assert main(["compare", f"{folder}/"]) == 0
+    assert "demo-grpo and demo-gspo" in capsys.readouterr().out
+    agreement = layersweep.compare(folder, ours(tmp_path / "other", RISING))
+    assert sorted(agreement[["a", "b"]].itertuples(index=False, name=None)) == [
+        ("demo-grpo", "demo-gspo"), ("demo-grpo", "other"), ("demo-gspo", "other")
+    ]  # fmt: skip
+    (folder / "demo-gspo" / "contribution.parquet").unlink()
+    assert main(["compare", str(folder)]) == 2 and "at least two tables" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -99,3 +99,14 @@ def test_a_sweep_may_begin_where_a_base_was_probed(tmp_path, asked):
     assert main(["probe", *sweep(tmp_path), "seeds=[0]"]) == 0
     check_folder(f"{tmp_path}/probed", fresh=False)
     assert len(pd.read_parquet(tmp_path / "probed" / "probe.parquet")) == 6
+
+
+def test_ctrl_c_says_what_goes_on(tmp_path, monkeypatch, capsys):
+    def interrupted(plan, address, screening):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "probe_base", interrupted)
+    monkeypatch.chdir(tmp_path)
+    assert main(["probe", "--screen", "2"]) == 130
+    assert capsys.readouterr().err == "layersweep: stopped; what is scored is kept, and the same command goes on\n"
+    assert main(["probe"]) == 130 and capsys.readouterr().err == "layersweep: stopped\n"

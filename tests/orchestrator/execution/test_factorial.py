@@ -168,3 +168,23 @@ def test_fresh_discards_what_each_had(tmp_path, monkeypatch):
     factorial.run(spec_of(tmp_path), None, fresh=True)
     assert sweeps.begun == ["demo-grpo", "demo-gspo", "demo-rloo"] * 2
     assert sweeps.scored == ["demo-grpo", "demo-grpo"]
+
+
+def test_one_driver_for_all(tmp_path, monkeypatch):
+    """While one sweep is carried out, even between two, no second driver of the same spec begins or goes on."""
+    refused = []
+
+    def carry_out(plan, begin, address, listen):
+        begin()
+        for again in (
+            lambda: factorial.resume(str(tmp_path / "demo"), None, None),
+            lambda: factorial.run(spec_of(tmp_path), None, fresh=True),
+        ):
+            with pytest.raises(SpecError, match="demo: process .* is running this sweep"):
+                again()
+            refused.append(plan.spec.name)
+        return 0
+
+    monkeypatch.setattr(factorial, "carry_out", carry_out)
+    assert factorial.run(spec_of(tmp_path), None, fresh=False) == 0
+    assert refused == ["demo-grpo", "demo-grpo", "demo-gspo", "demo-gspo", "demo-rloo", "demo-rloo"]

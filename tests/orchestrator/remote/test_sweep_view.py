@@ -188,6 +188,23 @@ def test_status_of_several_sweeps(factorial_bucket, capsys):
         assert _look(view)[1:] == (False, True)
 
 
+def test_sweeps_of_which_none_runs_now(factorial_bucket, capsys):
+    """The first is done, no other begun: `--watch` goes on while the driver of all is there, and ends where it is not;
+    of the sweeps that have not begun, status says how to begin them."""
+    filesystem, path = fsspec.core.url_to_fs(factorial_bucket)
+    filesystem.rm(f"{path}/demo-of-factors-gspo", recursive=True)
+    done = CONTRIBUTION.frame(TABLE.assign(status="completed", reason=None)).to_parquet(index=False)
+    filesystem.pipe_file(f"{path}/demo-of-factors-grpo/contribution.parquet", done)
+    with hold_lock(factorial_bucket):
+        assert _look(SweepView(factorial_bucket, None))[1:] == (False, False)
+    assert main(["status", "--watch", factorial_bucket]) == 0
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert f"driver  none now; not all sweeps are done, layersweep resume {factorial_bucket} goes on" in said
+    filesystem.rm(f"{path}/demo-of-factors-grpo", recursive=True)
+    assert main(["status", "--watch", factorial_bucket]) == 0
+    assert "not all sweeps are done, layersweep run begins with the first" in capsys.readouterr().out
+
+
 def test_pull_of_several_sweeps_is_a_file_each(factorial_bucket, tmp_path):
     (line,) = pull(SweepView(factorial_bucket, None), str(tmp_path / "table.parquet"))
     target = tmp_path / "table-demo-of-factors-grpo.parquet"

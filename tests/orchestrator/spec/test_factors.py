@@ -53,7 +53,8 @@ def test_names_of_values():
 @pytest.mark.parametrize(
     ("factors", "expected"),
     [
-        ({"algorithm": ["grpo"]}, "factors.algorithm: "),
+        ({"algorithm": ["grpo"]}, "factors.algorithm: needs two values or more, as a list"),
+        ({"algorithm": "grpo"}, "factors.algorithm: needs two values or more, as a list"),
         ({"algorithm": ["grpo", "grp"]}, "factors, demo-grp: algorithm.type: no 'grp' here"),
         ({"algorithm": ["grpo", "grpo"]}, "factors.algorithm: two levels are called grpo; give names"),
         ({"seeds": [[0], [1]]}, "factors.seeds: [0] has no name of its own; give names"),
@@ -99,3 +100,18 @@ def test_paths_of_levels_mean_the_same_everywhere(tmp_path, monkeypatch):
     travelling = with_absolute_paths(parse_spec(demo(factors={"task.data.path": ["b.jsonl", "c.jsonl"]}, model="/model",
                                                      task=math)), "there")  # fmt: skip
     assert travelling.factors["task.data.path"] == {"b.jsonl": "b.jsonl", "c.jsonl": f"{tmp_path}/c.jsonl"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["report", "export -o out", "responses --run layer-01", "rescore", "dissect", "compose --best 1", "serve"],
+)
+def test_commands_about_one_finished_sweep_name_those_in_a_folder_of_several(capsys, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    spec = parse_spec(demo(factors={"algorithm": ["grpo", "gspo"]}))
+    (tmp_path / "demo" / "sweep.yaml").write_text(write_yaml(spec.model_dump(mode="json")))
+    name, *options = command.split()
+    assert main([name, "demo", *(["full"] if name == "export" else []), *options]) == 2
+    said = "layersweep: demo: these are several sweeps; name one of demo/demo-grpo, demo/demo-gspo\n"
+    assert capsys.readouterr().err == said

@@ -50,6 +50,9 @@ def test_layers_of_a_six_layer_model(chosen, expected):
     [
         ({"training__prompt_per_step": 3}, "training.prompt_per_step: unknown key. Did you mean prompts_per_step?"),
         ({"learning_rate": 1e-3}, "learning_rate: unknown key. Did you mean training.learning_rate?"),
+        ({"steps": 3}, "steps: unknown key. Did you mean training.steps?"),
+        ({"task__bad_rows": "skip"}, "task.bad_rows: unknown key. Did you mean task.data.bad_rows?"),
+        ({"task__overlong_prompts": "drop"}, "unknown key. Did you mean task.data.overlong_prompts?"),
         ({"algorithm__clip_hi": 1}, "algorithm.clip_hi: unknown key. Did you mean clip_high?"),
         ({"algorithm__type": "grp"}, "Did you mean grpo?"),
         ({"algorithm": "gsp"}, "algorithm.type: no 'gsp' here; one of cispo, custom, dapo, "),

@@ -219,6 +219,24 @@ def test_the_trial_names_row_and_line(tmp_path):
     assert "fails on row 1:" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("import json\ndef score(solution_str):\n    return json.loads('{')", "line 3)"),  # not json's own line
+        ("def score(solution_str):\n    with open('x', 'w') as file: file.write('x')",
+         "line 2); it may write files of at most file_mib, 0 unless set"),
+        ("import sqlite3\ndef score(solution_str):\n    sqlite3.connect('x.db').execute('CREATE TABLE x (y)')",
+         "line 3); it may write files of at most file_mib, 0 unless set"),
+    ],
+)  # fmt: skip
+def test_the_trial_names_the_users_own_line_and_file_mib(tmp_path, monkeypatch, source, says):
+    monkeypatch.chdir(tmp_path)
+    task = build(tmp_path, source, rows=ROWS[:1])
+    with pytest.raises(ValueError) as error:
+        task.check()
+    assert f'(File "{tmp_path}/rewards.py", {says}' in str(error.value), str(error.value)
+
+
 def test_a_reward_that_works_passes(tmp_path):
     """Modules beside the file are found, and no answer is needed."""
     (tmp_path / "beside_of_a_test.py").write_text("def length(text): return len(text)")
