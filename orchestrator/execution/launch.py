@@ -172,7 +172,7 @@ def carry_out(
             except OSError as error:  # a full disk, a store that does not answer
                 print(f"layersweep: the sweep stopped: {plan.folder}: {error}; {again}", file=sys.stderr)
                 return EXIT["failed"]
-    show_table(table)
+    show_table(table.assign(status=table["status"].replace("running", "stopped")))  # as `status` calls it from now on
     print(f"table: {plan.folder}/contribution.parquet")
     try:
         write_report(plan.folder)
