@@ -22,6 +22,7 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
     """
     spec, shape, training = plan.spec, plan.architecture, plan.spec.training
     console = wide_console()
+    updates = training.epochs * training.minibatches
     facts = {
         "sweep": f"{spec.name} -> {plan.folder}",
         **({"overridden": ", ".join(f"{path}={value}" for path, value in overrides.items())} if overrides else {}),
@@ -31,7 +32,7 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
         **_data(plan),
         **_overlong(plan),
         "each run": f"{training.steps} steps of {training.prompts_per_step} prompts x {training.group_size} responses, "
-        f"{training.epochs * training.minibatches} optimizer steps each, at most {training.max_response_tokens} tokens "
+        f"{updates} optimizer step{'s' * (updates > 1)} each, at most {training.max_response_tokens} tokens "
         f"of a window of {plan.window}",
         "runs": f"{len(plan.runs)} to train, seeds {', '.join(map(str, spec.seeds))}; the base is scored besides",
         **_seeds(plan),
