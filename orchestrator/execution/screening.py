@@ -101,8 +101,8 @@ def cost_text(sweep: Plan, plan: Plan) -> str:
     each = sum(suite.prompts * suite.samples for suite in plan.spec.evaluation.suites)
     whole = sweep.training_responses + sweep.evaluation_responses
     return (
-        f"screening {count} selections with {seeds} seed{'s' * (seeds > 1)}: {steps} optimizer step{'s' * (steps > 1)} each on the first "
-        f"rollout batch, then {each * (count * seeds + 1):,} responses to evaluate (the sweep generates {whole:,})"
+        f"screening {count} selections with {seeds} seed{'s' * (seeds > 1)}: {steps} optimizer "
+        f"step{'s' * (steps > 1)} each on the first rollout batch, then {each * (count * seeds + 1):,} responses to evaluate (the sweep generates {whole:,})"
     )
 
 
