@@ -102,7 +102,8 @@ def cost_text(sweep: Plan, plan: Plan) -> str:
     whole = sweep.training_responses + sweep.evaluation_responses
     return (
         f"screening {count} selections with {seeds} seed{'s' * (seeds > 1)}: {steps} optimizer "
-        f"step{'s' * (steps > 1)} each on the first rollout batch, then {each * (count * seeds + 1):,} responses to evaluate (the sweep generates {whole:,})"
+        f"step{'s' * (steps > 1)} each on the first rollout batch, then {each * (count * seeds + 1):,} responses to "
+        f"evaluate (the sweep generates {whole:,})"
     )
 
 
