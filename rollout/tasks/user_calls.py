@@ -13,7 +13,7 @@ from layersweep.rollout.subprocess_pool import Failure, LimitedCalls
 
 LIBRARIES = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "purelib", "platlib"))
 NO_ROOM = (os.strerror(errno.EFBIG), "disk I/O error")
-"""What is said of a file above RLIMIT_FSIZE by Python, and by SQLite."""
+"""Words for a file above RLIMIT_FSIZE by Python, and by SQLite."""
 
 
 class CallLimits(StrictModel):
