@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -82,3 +83,9 @@ class Server:
         self.url = re.search(r"http://\S+", self.said)[0]
         found = re.search(r"^token: (\S+)$", self.said, re.MULTILINE)
         self.token = found[1] if found else None
+
+    def stop(self) -> None:
+        """End it, if it has not ended yet."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            self.process.wait(30)

@@ -38,9 +38,7 @@ def server(sweep):
                               "layer-01-attention") for word in ("--run", name)]  # fmt: skip
     started = Server(sweep, *runs, "--stack", "stack-00-01-x0.5", "--stack", "1+3")
     yield started
-    if started.process.poll() is None:
-        os.killpg(started.process.pid, signal.SIGTERM)
-        started.process.wait(30)
+    started.stop()
 
 
 @pytest.fixture(scope="module")

@@ -47,9 +47,7 @@ def server(tmp_path_factory, scratch):
         )
         yield started
         web.shutdown()
-    if started.process.poll() is None:
-        os.killpg(started.process.pid, signal.SIGTERM)
-        started.process.wait(30)
+    started.stop()
 
 
 @pytest.fixture(scope="module")
