@@ -1,9 +1,10 @@
 """A user's own code: an object in a file or a module that the spec names, and the source files behind it.
 
-Nothing here runs the code but `load`.
+Nothing here runs the code but `load` and `make`.
 """
 
 import ast
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -63,15 +64,37 @@ def load(path: str) -> Any:
     module, name = module_and_name(path)
     is_file = module.endswith(".py")
     where = "" if is_file else f" from {os.getcwd()} or the installed packages"
-    _search(Path(module).absolute().parent if is_file else Path.cwd())
+    for folder in _folders(Path(module).expanduser().absolute()) if is_file else (Path.cwd(),):
+        _search(folder)
     try:
         found = _file_module(Path(module)) if is_file else importlib.import_module(module)
-    except Exception as error:  # a user's module may raise anything
-        raise ValueError(f"importing {module}{where} fails: {type(error).__name__}: {error}{place(error)}") from error
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        raise ValueError(f"importing {module}{where} fails: {described(error)}{place(error)}") from error
     try:
         return operator.attrgetter(name)(found)
     except AttributeError as error:
         raise ValueError(f"{module} has no {name}") from error
+
+
+def make(path: str, settings: dict[str, Any]) -> Any:
+    """Import a class, or another callable, and return what it makes of settings.
+
+    Raises:
+        ValueError: says what cannot be imported or made, and why.
+    """
+    made_by = load(path)
+    try:
+        return made_by(**settings)
+    except (Exception, SystemExit) as error:  # a user's class may raise anything
+        raise ValueError(f"making {path} fails: {described(error)}{place(error)}") from error
+
+
+def described(error: BaseException) -> str:
+    """Return an exception's class and message, 500 characters at most."""
+    message = "(without a message, as its __str__ fails)"
+    with contextlib.suppress(Exception):
+        message = str(error)
+    return f"{type(error).__name__}: {message}"[:500]
 
 
 def place(error: BaseException) -> str:
@@ -88,8 +111,8 @@ def sources(path: str) -> dict[str, Path]:
     """List the source files of an object: its module's, and those that this imports from the same folder.
 
     Returns:
-        Files by their place in the folder: that of the file, or the working directory for a module in it. Of a module
-        that is installed it is its own file alone.
+        Files by their place in the folder: that of the file (`import_root`), or the working directory for a module in
+        it. Of a module that is installed it is its own file alone.
 
     Raises:
         ValueError: there is no such file or module.
@@ -114,7 +137,7 @@ def _place_of(path: str) -> tuple[Path | None, Path]:
         file = Path(module).expanduser().absolute()
         if not file.is_file():
             raise ValueError(f"{module}: no such file")
-        return file.parent, file
+        return import_root(file), file
     parts = module.split(".")
     if here := next(_files(Path.cwd(), parts), None):
         return Path.cwd(), here
@@ -154,13 +177,40 @@ def _imported_files(file: Path, root: Path) -> Iterator[Path]:
                 yield from (found for found in _files(base, parts[:count]) if found.is_relative_to(root))
 
 
+def import_root(file: Path) -> Path:
+    """Return the folder that a file is imported from: its own, or the one that its outermost package lies in."""
+    folder = file.parent
+    while (folder / "__init__.py").is_file():
+        folder = folder.parent
+    return folder
+
+
+def _folders(file: Path) -> Iterator[Path]:
+    """Yield the folders in which a file's imports may be: its own, and that of its package."""
+    yield from dict.fromkeys((file.parent, import_root(file)))
+
+
 def _file_module(file: Path) -> ModuleType:
-    """Import a file as a module, whatever it is called."""
+    """Import a file as a module, whatever it is called; one in a package as a module of it, with relative imports."""
     file = file.expanduser().absolute()
-    name = f"{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    package, *inner = file.relative_to(import_root(file)).with_suffix("").parts
+    if not inner:
+        return _load_as(f"{package}_{_digest(file)}", file)
+    folder = import_root(file) / package
+    name = f"{package}_{_digest(folder)}"
+    _load_as(name, folder / "__init__.py", [str(folder)])
+    inner = inner[:-1] if inner[-1] == "__init__" else inner
+    return importlib.import_module(".".join([name, *inner]))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(str(path).encode()).hexdigest()[:8]
+
+
+def _load_as(name: str, file: Path, submodules: list[str] | None = None) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=submodules)
     assert spec and spec.loader
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:

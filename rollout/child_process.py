@@ -11,9 +11,12 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
+
+from layersweep.policies.user_code import described
 
 START_SECONDS = 120
 """Time for a child to import its libraries and warm up; beyond it something is wrong with the machine."""
@@ -44,10 +47,10 @@ class ChildProcess:
             start_new_session=True,  # killed with all that it starts; Ctrl-C reaches the parent alone
         )
         self.send(setup)
-        reply = self.receive(START_SECONDS) or {"error": "it died or did not answer in time"}
-        if "error" in reply:
-            self.kill()
-            raise RuntimeError(reply["error"])
+        reply = self.receive(START_SECONDS)
+        if reply is None or "error" in reply:
+            reason, _ = self.kill()
+            raise RuntimeError(reply["error"] if reply else f"{reason} while it started, with what it imports")
 
     def send(self, message: Any) -> None:
         """Write a message; when the child has ended, the next `receive` says so."""
@@ -97,20 +100,44 @@ class ChildProcess:
 
 
 def answer_requests(prepare: Callable[[dict[str, Any]], Callable[[Any], Iterable[Any]]]) -> None:
-    """Runs the child's end until its standard input is closed.
+    """Runs the child's end until the parent closes it.
+
+    Its standard streams lead nowhere: what the code that is called reads and prints is no message. A process that it
+    forks and does not end is ended where it would begin to answer too.
 
     Args:
         prepare: makes a function from the setup; it takes a message and yields the replies. It is the place for imports
             and for all that the first request should not have to wait for.
     """
-    out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is no reply
+    messages, out, pid = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", buffering=1), os.getpid()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    threading.Thread(target=_end_with_parent, args=(messages.fileno(),), daemon=True).start()
+
+    def reply_with(reply: dict[str, Any]) -> None:
+        if os.getpid() != pid:
+            os._exit(0)
+        try:
+            line = json.dumps(reply)
+        except (TypeError, ValueError, RecursionError) as error:
+            line = json.dumps({"error": f"what was given cannot be sent: {described(error)}"})
+        out.write(line + "\n")
+
     try:
-        answer = prepare(json.loads(sys.stdin.readline()))
-    except BaseException as error:
-        out.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
-        raise
-    out.write(json.dumps({"ready": True}) + "\n")
-    for line in sys.stdin:
+        answer = prepare(json.loads(messages.readline()))
+    except BaseException as error:  # imported code may raise anything
+        reply_with({"error": described(error)})
+        return
+    reply_with({"ready": True})
+    for line in messages:
         for reply in answer(json.loads(line)):
-            out.write(json.dumps(reply) + "\n")
+            reply_with(reply)
+
+
+def _end_with_parent(messages: int) -> None:
+    """Wait until nobody can write to a pipe any more, and end this process and what it started: it may be in a call
+    that never ends."""
+    poll = select.poll()
+    poll.register(messages, 0)  # a pipe that is closed is always told
+    poll.poll()
+    os.killpg(0, signal.SIGKILL)

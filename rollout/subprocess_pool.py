@@ -9,6 +9,7 @@ import os
 import queue
 import resource
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+from layersweep.policies.user_code import described
 from layersweep.rollout.child_process import ChildProcess, answer_requests
 
 MEMORY_BYTES = 4 << 30
@@ -39,6 +41,8 @@ class Failure:
     """Whether it ran out of time, rather than raised an exception or ended its process."""
     traceback: str = field(default="", compare=False)
     """Traceback of an exception."""
+    wrote: bool = field(default=False, compare=False)
+    """Whether it tried to write a larger file than it may."""
 
 
 @dataclass
@@ -119,8 +123,7 @@ class LimitedCalls:
                     # Wall time bounds what burns no CPU; on a busy machine it must be far above the CPU time.
                     if (reply := worker.receive(self._wall_seconds or 10 + 20 * cpu_seconds)) is None:
                         break
-                    failed = "error" in reply
-                    results.append(Failure(reply["error"], False, reply["traceback"]) if failed else reply["result"])
+                    results.append(_failed_call(reply) if "error" in reply else reply["result"])
                 if len(results) < len(calls):  # the next call is the one that ended the worker
                     results.append(_failure(*worker.kill(), cpu_seconds, self._setup["memory_bytes"]))
                     worker = None
@@ -135,6 +138,10 @@ class LimitedCalls:
             return ChildProcess("layersweep.rollout.subprocess_pool", self._setup)
         except RuntimeError as error:
             raise RuntimeError(f"no worker process for {self._setup['function']}: {error}") from error
+
+
+def _failed_call(reply: dict[str, Any]) -> Failure:
+    return Failure(reply["error"], False, reply.get("traceback", ""), reply.get("wrote", False))
 
 
 def _failure(reason: str, status: int | None, cpu_seconds: float, memory_bytes: int) -> Failure:
@@ -157,6 +164,8 @@ def _prepare(setup: dict[str, Any]) -> Callable[[Any], Iterator[Any]]:
         _named(setup["warm_up"])(*setup["bound"])
     # What is judged may print, and must not write files unless that is asked for.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    wrote_too_much = threading.Event()
+    signal.signal(signal.SIGXFSZ, lambda *_: wrote_too_much.set())
     resource.setrlimit(resource.RLIMIT_FSIZE, (setup["file_bytes"], setup["file_bytes"]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (setup["memory_bytes"], setup["memory_bytes"]))
@@ -165,19 +174,20 @@ def _prepare(setup: dict[str, Any]) -> Callable[[Any], Iterator[Any]]:
         for argument in frame["calls"]:
             # The default action of this timer's signal ends the process, whatever code it is in.
             signal.setitimer(signal.ITIMER_PROF, frame["cpu_seconds"])
+            wrote_too_much.clear()
             try:
                 reply = {"result": call(argument)}
             except MemoryError:
                 os._exit(os.EX_OSERR)  # a fresh process has its memory back
-            except Exception as error:
-                reply = {"error": f"{type(error).__name__}: {error}"[:500], "traceback": _traceback(error)}
+            except BaseException as error:  # SystemExit too
+                reply = {"error": described(error), "traceback": _traceback(error), "wrote": wrote_too_much.is_set()}
             signal.setitimer(signal.ITIMER_PROF, 0)
             yield reply
 
     return answer
 
 
-def _traceback(error: Exception) -> str:
+def _traceback(error: BaseException) -> str:
     """The frames of an exception below this module's own, at most TRACEBACK_CHARS of them."""
     frames = error.__traceback__.tb_next if error.__traceback__ else None
     return "".join(traceback.format_exception(type(error), error, frames))[-TRACEBACK_CHARS:]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:  # tasks import this module, and import nothing heavy
     import numpy as np
 
+MOST_REWARD = 1e20
+"""Size of a reward at most: with any weight it is a float32, with which trainers compute."""
 Split = Literal["train", "selection", "final"]
 """`train` feeds RL; `selection` picks layers; `final` scores what was picked. Their prompts never overlap."""
 
@@ -56,6 +58,17 @@ class Score:
     """The final answer as the task read it, in a form in which equal answers are equal texts: what a majority vote
     counts. None where it read none, and in tasks whose responses have no answer to vote on (programs). No part of the
     verdict: scores are equal without it."""
+
+
+def bounded_reward(value: Any, what: str = "the reward") -> float:
+    """Return a reward as a float.
+
+    Raises:
+        ValueError: it is NaN or infinite, or beyond MOST_REWARD; the message begins with `what`.
+    """
+    if not abs(value) <= MOST_REWARD:  # NaN too
+        raise ValueError(f"{what} is {value!s:.40}; a reward is finite, and {MOST_REWARD:g} at most")
+    return float(value)
 
 
 class StaleWeights(RuntimeError):

@@ -22,7 +22,7 @@ from layersweep.orchestrator.spec.factorial import with_changed_levels
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.orchestrator.spec.user_code_sections import with_code_paths
 from layersweep.orchestrator.spec.yaml_core import write_yaml
-from layersweep.policies.user_code import module_and_name, sources
+from layersweep.policies.user_code import import_root, module_and_name, sources
 
 PACKAGES = ("orchestrator", "workers", "rollout", "policies", "deploy")
 """Packages of `layersweep`."""
@@ -125,12 +125,12 @@ def _user_code(spec: SweepSpec, folder: str | None) -> tuple[SweepSpec, list[_En
             here = {inner: file for inner, file in files.items() if file == Path.cwd() / inner}
             found.update((n, file) for n, file in here.items() if folder is None or not Path(folder, n).exists())
             return path
-        root = Path(module).parent
+        root = import_root(Path(module))
         if root not in roots:
             roots.append(root)
         prefix = f"{USER_CODE}/{roots.index(root)}"
         found.update((f"{prefix}/{inner}", file) for inner, file in files.items())
-        return f"{prefix}/{Path(module).name}:{name}"
+        return f"{prefix}/{Path(module).relative_to(root).as_posix()}:{name}"
 
     changed = with_code_paths(with_changed_levels(spec, partial(with_code_paths, change=place)), place)
     return changed, [_Entry(name, file) for name, file in sorted(found.items())]

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from layersweep.policies.user_code import UserCode, load
+from layersweep.policies.user_code import UserCode, make
 
 from .base import EnvironmentConfig, EnvironmentTask
 from .process_pool import Call, EnvironmentLost, EnvironmentProcess
@@ -27,7 +27,7 @@ class CustomEnvironmentConfig(EnvironmentConfig, UserCode):
 
     def environment(self) -> "CustomEnvironment":
         """Make an environment; called in a worker process."""
-        return CustomEnvironment(self.path, load(self.path)(**self.settings))
+        return CustomEnvironment(self.path, make(self.path, self.settings))
 
     def build(self) -> "CustomEnvironmentTask":
         """Make start states and processes."""

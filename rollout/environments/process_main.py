@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from layersweep.policies.user_code import place
+from layersweep.policies.user_code import described, place
 from layersweep.rollout.child_process import answer_requests
+from layersweep.rollout.types import bounded_reward
 
 from .base import Environment, EnvironmentConfig
 
@@ -54,10 +55,10 @@ class EnvironmentHost:
             "actions": environment.actions,
             "category": environment.category,
             "tools": getattr(environment, "tools", []),
-            "reward": float(reward),
+            "reward": bounded_reward(reward),
             "terminated": bool(terminated),
             "truncated": bool(truncated),
-            "success": float(info.get("success", 0.0)),
+            "success": _success(info),
             "invalid": bool(info.get("invalid", False)),
         }
         if terminated or truncated:
@@ -69,6 +70,13 @@ class EnvironmentHost:
         observation = environment.reset(seed)
         self.active[number] = environment
         return observation
+
+
+def _success(info: dict[str, Any]) -> float:
+    success = float(info.get("success", 0.0))
+    if not 0 <= success <= 1:
+        raise ValueError(f'info["success"] is {success}; it lies in [0, 1]')
+    return success
 
 
 def _key(anchor: str) -> str:
@@ -87,9 +95,9 @@ def _prepare(section: dict[str, Any]) -> Callable[[Any], Iterator[dict[str, Any]
             began = time.process_time()
             try:
                 reply = host.call(**call)
-            except Exception as error:
+            except BaseException as error:  # SystemExit too
                 host.active.pop(call["number"], None)  # in no known state: not to be used again
-                reply = {"error": f"{type(error).__name__}: {error}"[:500] + place(error)}
+                reply = {"error": described(error) + place(error)}
             signal.setitimer(signal.ITIMER_REAL, 0)
             yield reply | {"cpu_seconds": time.process_time() - began}
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from layersweep.policies.user_code import load
+from layersweep.policies.user_code import make
 from layersweep.rollout.types import Prompt, Response, Score
 
 from .reward_calls import reward_of
@@ -68,13 +68,18 @@ def prompt_of(given: Any) -> Prompt:
         raise ValueError(f"the id of a prompt is text, not {prompt.id!r:.80}")
     if (prompt.text is None) == (prompt.messages is None):
         raise ValueError(f"prompt {prompt.id:.80} has not exactly one of text and messages")
+    if prompt.text is not None and (not isinstance(prompt.text, str) or not prompt.text):
+        raise ValueError(f"the text of prompt {prompt.id:.80} is not text, or empty: {prompt.text!r:.80}")
     messages = None if prompt.messages is None else tuple(prompt.messages)
+    for message in messages or ():
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
+            raise ValueError(f"prompt {prompt.id:.80} has a message without role and content: {message!r:.80}")
     return dataclasses.replace(prompt, messages=messages, tools=tuple(prompt.tools))
 
 
 @cache
 def _task(path: str, settings: str) -> Any:
-    made = load(path)(**json.loads(settings))
+    made = make(path, json.loads(settings))
     if missing := [name for name in ("prompts", "score") if not callable(getattr(made, name, None))]:
         raise ValueError(f"{path} has no method {missing[0]}")
     return made

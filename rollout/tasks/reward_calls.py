@@ -11,14 +11,15 @@ Two signatures are understood, by the names of the parameters; a function gets t
 
 import asyncio
 import inspect
-import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from numbers import Real
 from typing import Any
 
 from layersweep.policies.user_code import load
+from layersweep.rollout.types import bounded_reward
 
 FORMS = "(data_source, solution_str, ground_truth, extra_info), as verl has it, or (prompts, completions, **columns), as TRL has it"  # fmt: skip # noqa: E501
 MOST_NUMBERS = 32
@@ -69,7 +70,7 @@ def call(paths: list[str], request: dict[str, Any]) -> dict[str, Any]:
     arguments = {name: value for name, value in arguments.items() if taken is None or name in taken}
     given = function(**arguments | request["settings"])
     if inspect.isawaitable(given):
-        given = asyncio.run(_result(given))
+        given = _event_loop().run(_result(given))
     if batched:
         given = _plain(given)
         if not isinstance(given, list | tuple) or len(given) != 1:
@@ -84,15 +85,24 @@ def _function(path: str) -> tuple[Callable[..., Any], frozenset[str] | None, boo
     function = load(path)
     if not callable(function):
         raise ValueError(f"{path} is no function but {type(function).__name__}")
-    parameters = inspect.signature(function).parameters
+    if isinstance(function, type):
+        raise ValueError(f"{path} is a class; make an instance of it in the file, and name that")
+    signature = inspect.signature(function)
+    parameters = signature.parameters
     batched = "completions" in parameters
     if not batched and "solution_str" not in parameters:
-        raise ValueError(f"{path} takes ({', '.join(parameters)}); a reward takes {FORMS}")
+        raise ValueError(f"{path} takes {signature}; a reward takes {FORMS}")
     positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_ONLY]
     if positional:
         raise ValueError(f"{path} takes {positional[0]} by position alone; a reward is called with keyword arguments")
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return function, None if anything else frozenset(parameters), batched
+
+
+@cache
+def _event_loop() -> asyncio.Runner:
+    """Return the process's loop: one for all calls, as a client that a module makes belongs to one."""
+    return asyncio.Runner()
 
 
 async def _result(awaitable: Any) -> Any:
@@ -112,7 +122,7 @@ def reward_of(given: Any, may_be_none: bool) -> dict[str, Any]:
     format_ok = given.get("format_ok")
     return {
         "score": _number(given["score"], "`score`", may_be_none),
-        "numbers": {key: float(value) for key, value in numbers.items() if math.isfinite(value)},
+        "numbers": {key: float(value) for key, value in numbers.items() if abs(value) <= sys.float_info.max},
         "format_ok": None if format_ok is None else bool(format_ok),
     }
 
@@ -123,9 +133,7 @@ def _number(value: Any, what: str, may_be_none: bool) -> float | None:
         return None
     if not isinstance(value, Real):
         raise TypeError(f"{what} is no number but {_shown(value)}")
-    if not math.isfinite(value):
-        raise ValueError(f"{what} is {float(value)}")
-    return float(value)
+    return bounded_reward(value, what)
 
 
 def _plain(value: Any) -> Any:

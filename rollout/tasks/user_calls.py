@@ -1,9 +1,8 @@
 """Calls of a user's own code in worker processes, within limits, and what is said of those that fail."""
 
-import errno
-import os
 import sysconfig
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -11,9 +10,8 @@ from pydantic import Field
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.subprocess_pool import Failure, LimitedCalls
 
+OURS = f"{Path(__file__).parents[2]}/"
 LIBRARIES = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "purelib", "platlib"))
-NO_ROOM = (os.strerror(errno.EFBIG), "disk I/O error")
-"""Words for a file above RLIMIT_FSIZE by Python, and by SQLite."""
 
 
 class CallLimits(StrictModel):
@@ -82,17 +80,18 @@ def trial(calls: LimitedCalls, requests: Sequence[Any]) -> list[Any]:
     try:
         return calls.map(requests)
     except RuntimeError as error:
-        raise ValueError(str(error).partition("ValueError: ")[2] or str(error)) from error
+        raise ValueError(str(error).partition(": ")[2].removeprefix("ValueError: ")) from error
 
 
 def last_line(failure: Failure) -> str:
     """The last line of a failure's traceback, with the place that it came from: in code of the user's own, if any, not
     in a library that it calls."""
     frames = [line.strip() for line in failure.traceback.splitlines() if line.lstrip().startswith('File "')]
-    own = [frame for frame in frames if not frame.removeprefix('File "').startswith(LIBRARIES)]
-    place = f" ({(own or frames)[-1].partition(', in ')[0]})" if frames else ""
-    wrote = any(word in failure.reason for word in NO_ROOM)
-    return f"{failure.reason}{place}{'; it may write files of at most file_mib, 0 unless set' if wrote else ''}"
+    theirs = [frame for frame in frames if not frame.removeprefix('File "').startswith(OURS)]
+    own = [frame for frame in theirs if not frame.removeprefix('File "').startswith(LIBRARIES)]
+    place = f" ({(own or theirs)[-1].partition(', in ')[0]})" if theirs else ""
+    wrote = "; it may write files of at most file_mib, 0 unless set" if failure.wrote else ""
+    return f"{failure.reason}{place}{wrote}"
 
 
 def _kind(failure: Failure) -> str:

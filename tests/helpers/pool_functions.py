@@ -28,3 +28,15 @@ def warm(_: object) -> bool:
 def start_a_process(_: object) -> int:
     """Starts a process that sleeps, and returns its id."""
     return subprocess.Popen(["sleep", "300"]).pid
+
+
+class Mute(Exception):
+    """Raises when it is shown."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def raise_mute(_: object) -> None:
+    """Raises an exception that cannot be shown."""
+    raise Mute

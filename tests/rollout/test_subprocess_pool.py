@@ -23,7 +23,7 @@ def test_a_worker_that_ends_or_eats_memory_is_replaced():
     calls = LimitedCalls("builtins:eval", cpu_seconds=5)
     assert calls.map(["1 + 1", "exit()", "len(' ' * 10**11)", "__import__('os')._exit(3)", "2 + 2"]) == [
         2,
-        Failure("the process ended with status 0"),
+        Failure("SystemExit: None"),
         Failure("more than 4 GiB of memory"),
         Failure("the process ended with status 3"),
         4,
@@ -46,18 +46,60 @@ def test_a_worker_that_cannot_start_says_why():
     calls.close()
 
 
-def test_workers_end_with_the_process():
-    code = (
-        "from layersweep.rollout.subprocess_pool import LimitedCalls\n"
-        "calls = LimitedCalls('builtins:eval', 5)\n"
-        "print(calls.map(['__import__(\"os\").getpid()'])[0], flush=True)\n"
-        "import os; os._exit(1)"
-    )
+@pytest.mark.parametrize("meanwhile", ["pass", "threading.Thread(target=calls.map, args=([hang],)).start()"])
+def test_workers_end_with_the_process(tmp_path, meanwhile):
+    """Also one that is in a call which never ends, without burning CPU time."""
+    began = tmp_path / "began"
+    code = f"""
+import os, threading, time
+from layersweep.rollout.subprocess_pool import LimitedCalls
+calls = LimitedCalls('builtins:eval', 5, file_bytes=1)
+hang = "[open({str(began)!r}, 'w').close(), __import__('threading').Event().wait()]"
+print(calls.map(['__import__("os").getpid()'])[0], flush=True)
+{meanwhile}
+while {meanwhile != "pass"} and not os.path.exists({str(began)!r}):
+    time.sleep(0.01)
+os._exit(1)
+"""
     pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and os.path.exists(f"/proc/{pid}"):
         time.sleep(0.05)
     assert not os.path.exists(f"/proc/{pid}")
+
+
+def test_what_a_worker_calls_neither_reads_nor_forks_its_messages():
+    """Standard input is empty for it and for what it starts; a fork that is not ended answers nothing."""
+    calls = LimitedCalls("builtins:eval", cpu_seconds=20)
+    fork = "[__import__('os').fork() and 1, {}][1]"
+    read = "__import__('subprocess').run(['cat'], capture_output=True).stdout.decode()"
+    results = calls.map([*(fork.format(k) for k in range(4)), read, "input()", *map(str, range(8))])
+    results += calls.map([str(k) for k in range(8)])
+    calls.close()
+    assert results == [0, 1, 2, 3, "", Failure("EOFError: EOF when reading a line"), *range(8), *range(8)]
+
+
+def test_a_result_that_cannot_be_sent_is_a_failure():
+    calls = LimitedCalls("builtins:eval", cpu_seconds=5)
+    results = calls.map(["{1}", "()", "1"])
+    calls.close()
+    assert results == [
+        Failure("what was given cannot be sent: TypeError: Object of type set is not JSON serializable"), [], 1
+    ]  # fmt: skip
+
+
+def test_an_exception_that_cannot_be_shown_is_a_failure():
+    calls = LimitedCalls("tests.helpers.pool_functions:raise_mute", cpu_seconds=5)
+    assert calls.map([0]) == [Failure("Mute: (without a message, as its __str__ fails)")]
+    calls.close()
+
+
+def test_a_worker_that_does_not_start_in_time_says_so(monkeypatch):
+    monkeypatch.setattr("layersweep.rollout.child_process.START_SECONDS", 2)
+    calls = LimitedCalls("builtins:eval", 1, warm_up="time:sleep", bound=[1000])
+    with pytest.raises(RuntimeError, match="no answer within 2 s while it started"):
+        calls.map(["1"])
+    calls.close()
 
 
 def test_a_late_call_is_tried_once_more_with_more_time():

@@ -101,6 +101,12 @@ REFUSED = {
                "gives another observation for the same seed"),
     "fails in a step": (COUNTER.replace("invalid = ", "invalid = text[0] == '' or "),
                         "Counter.step fails on an empty action: IndexError"),
+    "ends itself": (COUNTER.replace("invalid = ", "invalid = exit('enough') or "), "SystemExit: enough"),
+    "no number": (COUNTER.replace("0.5 *", "float('nan') *"), "ValueError: the reward is nan; a reward is finite"),
+    "a success of 5": (COUNTER.replace('{"invalid": True}', '{"success": 5}'),
+                       'ValueError: info["success"] is 5.0; it lies in [0, 1]'),
+    "a list of other things": (COUNTER.replace('"wait"]', '"wait"]\n        self.tools = [{1}]'),
+                               "what was given cannot be sent: TypeError"),
     "four values": (COUNTER.replace(", False, {", ", {"), "a tuple of observation, reward, terminated, "),
     "no file": ("", "has no Counter"),
 }  # fmt: skip

@@ -77,6 +77,14 @@ PROMPTS = (
 SCORE = "    def score(self, prompts, responses): return [1.0]\n"
 REFUSED = {
     "no class": ("T = 1", "'int' object is not callable"),
+    "fails to begin": ("class T:\n    def __init__(self):\n        raise OSError('no disk')",
+                       "T fails: OSError: no disk (mine.py, line 3)"),
+    "a set": (ALL + SCORE + PROMPTS.replace("text='q'", "text='q', truth={1}"),
+              "T.prompts fails: what was given cannot be sent: TypeError: Object of type set"),
+    "a number as text": (ALL + SCORE + PROMPTS.replace("text='q'", "text=n"), "is not text, or empty: 0"),
+    "empty text": (ALL + SCORE + PROMPTS.replace("text='q'", "text=''"), "is not text, or empty: ''"),
+    "text as messages": (ALL + SCORE + PROMPTS.replace("text='q'", "messages='q'"),
+                         "has a message without role and content: 'q'"),
     "no score": (ALL + PROMPTS, "T has no method score"),
     "no prompts": (ALL + SCORE, "T has no method prompts"),
     "settings that it lacks": ("class T:\n    def __init__(self, x): pass\n", "missing 1 required positional argument"),

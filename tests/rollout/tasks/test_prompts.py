@@ -5,6 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from layersweep.policies.user_code import sources
 from layersweep.rollout.tasks.prompts import PromptsConfig
 from layersweep.rollout.types import Response
 
@@ -110,7 +111,10 @@ def helper(): raise KeyError("of the helper")
 def score(solution_str, ground_truth):
     match solution_str:
         case "raise": helper()
-        case "exit": raise SystemExit(3)
+        case "exit": raise SystemExit("enough")
+        case "end": __import__("os")._exit(3)
+        case "huge": return 1e21
+        case "integer": return {"score": 10**400}
         case "hang": time.sleep(1000)
         case "spin":
             while True: pass
@@ -124,11 +128,14 @@ def score(solution_str, ground_truth):
 """
 FAULTS = {
     "raise": "KeyError: 'of the helper'",
-    "exit": "the process ended with status 3",
+    "exit": "SystemExit: enough",
+    "end": "the process ended with status 3",
     "hang": "no answer within 1 s",
     "spin": "more than 1 s of CPU time",
     "memory": "more than 4 GiB of memory",
-    "nan": "ValueError: the reward is nan",
+    "nan": "ValueError: the reward is nan; a reward is finite, and 1e+20 at most",
+    "huge": "ValueError: the reward is 1e+21; a reward is finite, and 1e+20 at most",
+    "integer": f"ValueError: `score` is 1{'0' * 39}; a reward is finite",
     "text": "TypeError: the reward is no number but str '0.5'",
     "nothing": "TypeError: the reward is no number but NoneType 'None'",
     "dict": "ValueError: gave a dict without `score`: dict \"{'acc': 1}\"",
@@ -139,7 +146,7 @@ FAULTS = {
 def test_a_call_that_fails_costs_its_own_response_alone(tmp_path):
     task = build(tmp_path, FAULTY, seconds=1)
     texts = ["fine", *(text for fault in FAULTS for text in (fault, "fine"))]
-    found = scored(task, *texts)
+    found = scored(task, *texts, prompts=(task.prompts("train", 25) * 2)[: len(texts)])
     assert [(s.reward, s.judged, s.format_ok) for s in found] == [
         (1.0, True, True) if text == "fine" else (0.0, False, False) for text in texts
     ]
@@ -147,9 +154,10 @@ def test_a_call_that_fails_costs_its_own_response_alone(tmp_path):
     for fault, reason in FAULTS.items():
         if fault in ("spin", "hang"):
             continue  # which of two clocks ends a loop depends on the machine
-        assert sum(reason in message for message in messages) == 1 or fault in ("text", "nothing", "nan", "dict"), fault
+        one_of_a_kind = not reason.startswith(("ValueError", "TypeError"))
+        assert sum(reason in message for message in messages) == 1 or not one_of_a_kind, fault
     traceback = next(message for message in messages if "of the helper" in message)
-    assert "rewards.py:score failed on 1 of 21 responses" in traceback and "on 'raise'" in traceback
+    assert "rewards.py:score failed on 1 of 27 responses" in traceback and "on 'raise'" in traceback
     assert 'line 3, in helper\n    def helper(): raise KeyError("of the helper")' in traceback
 
 
@@ -189,6 +197,11 @@ REFUSED = {
     "no callable": ("score = 1", "rewards.py:score", "rewards.py:score is no function but int"),
     "fails to import": ("import nowhere_at_all", "rewards.py:score", "ModuleNotFoundError: No module named 'nowhere_"),
     "no Python": ("def score(:", "rewards.py:score", "SyntaxError: invalid syntax (rewards.py, line 1)"),
+    "a class": ("class score:\n    def __call__(self, solution_str): return 1.0", "rewards.py:score",
+                "rewards.py:score is a class; make an instance of it in the file, and name that"),
+    "ends at its import": ("raise SystemExit(3)", "rewards.py:score",
+                           "importing rewards.py fails: SystemExit: 3 (rewards.py, line 1)"),
+    "any keywords": ("def score(*args, **names): return 1", "rewards.py:score", "takes (*args, **names); a reward"),
     "another signature": ("def score(text, truth): ...", "rewards.py:score",
                           r"takes (text, truth); a reward takes (data_source, solution_str, ground_truth, extra_info)"),
     "raises": ("def score(solution_str, ground_truth):\n    return 1 / 0", "rewards.py:score",
@@ -208,7 +221,8 @@ def test_a_reward_is_tried_before_anything_starts(tmp_path, name):
     task = build(tmp_path, source, path)
     with pytest.raises(ValueError) as error:
         task.check()
-    assert says in str(error.value), str(error.value)
+    said = str(error.value).replace(f"{tmp_path}/", "")
+    assert says in said and "reward_calls" not in said, said
 
 
 def test_the_trial_names_row_and_line(tmp_path):
@@ -226,6 +240,8 @@ def test_the_trial_names_row_and_line(tmp_path):
         ("def score(solution_str):\n    with open('x', 'w') as file: file.write('x')",
          "line 2); it may write files of at most file_mib, 0 unless set"),
         ("import sqlite3\ndef score(solution_str):\n    sqlite3.connect('x.db').execute('CREATE TABLE x (y)')",
+         "line 3); it may write files of at most file_mib, 0 unless set"),
+        ("import tempfile\ndef score(solution_str):\n    return len(tempfile.mkdtemp() + tempfile.mkstemp()[1])",
          "line 3); it may write files of at most file_mib, 0 unless set"),
     ],
 )  # fmt: skip
@@ -245,6 +261,37 @@ def test_a_reward_that_works_passes(tmp_path):
     task = build(tmp_path, source, rows=rows)
     task.check()
     assert [score.reward for score in scored(task, "abc")] == [3]
+
+
+def test_a_file_in_a_package_imports_from_it(tmp_path):
+    """By a name relative to itself, to the package's other folders, and by the package's name."""
+    files = {
+        "pack_of_rewards/__init__.py": "",
+        "pack_of_rewards/words.py": "a = 1",
+        "pack_of_rewards/inner/__init__.py": "",
+        "pack_of_rewards/inner/others.py": "b = 20",
+        "pack_of_rewards/inner/mine.py": "from ..words import a\nfrom .others import b\n"
+        "from pack_of_rewards.inner.others import b as c\ndef score(solution_str): return a + b + c / 100",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    task = build(tmp_path, "", f"{tmp_path}/pack_of_rewards/inner/mine.py:score")
+    task.check()
+    assert [score.reward for score in scored(task, "x")] == [21.2]
+    assert list(sources(task.config.reward[0].path)) == sorted(files)
+
+
+def test_asynchronous_calls_share_a_loop(tmp_path):
+    """As a client of a module belongs to the loop that it was first used in."""
+    source = """
+import asyncio
+first = []
+async def score(solution_str):
+    first.append(asyncio.get_running_loop())
+    return float(first[0] is first[-1])
+"""
+    assert [score.reward for score in scored(build(tmp_path, source), "a", "b", "c")] == [1, 1, 1]
 
 
 def test_a_module_of_the_working_folder(tmp_path, monkeypatch):
