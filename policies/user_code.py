@@ -108,7 +108,8 @@ def place(error: BaseException) -> str:
 
 
 def sources(path: str) -> dict[str, Path]:
-    """List the source files of an object: its module's, and those that this imports from the same folder.
+    """List the source files of an object: its module's, those that this imports from the same folder, and the
+    `__init__.py` of their packages.
 
     Returns:
         Files by their place in the folder: that of the file (`import_root`), or the working directory for a module in
@@ -127,6 +128,8 @@ def sources(path: str) -> dict[str, Path]:
         if (name := file.relative_to(root).as_posix()) not in found:
             found[name] = file
             todo += _imported_files(file, root)
+            packages = (folder / "__init__.py" for folder in file.parents if folder != root)
+            todo += [init for init in packages if init.is_relative_to(root) and init.is_file()]
     return dict(sorted(found.items()))
 
 

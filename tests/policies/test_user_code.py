@@ -60,7 +60,8 @@ def test_files_behind_an_object_are_its_imports_from_the_same_folder(here):
              "pack_of_test/inner.py", "pack_of_test/other.py"]  # fmt: skip
     for path in ("mine_of_test.one", "mine_of_test.py:one", f"{here}/mine_of_test.py:one"):
         assert list(sources(path)) == names
-    assert list(sources("pack_of_test.other.two")) == ["pack_of_test/other.py"]
+    inner = ["pack_of_test/__init__.py", "pack_of_test/other.py"]
+    assert list(sources("pack_of_test.other.two")) == list(sources("pack_of_test/other.py:two")) == inner
     assert list(sources("broken_of_test.f")) == ["broken_of_test.py"]
     assert set(sources("json.decoder.JSONDecoder")) == {"decoder.py"}  # installed: its own file alone
 

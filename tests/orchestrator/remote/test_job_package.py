@@ -15,7 +15,7 @@ from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.factorial import sweeps_of
 from layersweep.orchestrator.spec.load import load_spec, parse_spec
 from layersweep.orchestrator.spec.paths import with_absolute_paths
-from layersweep.policies.user_code import sources
+from layersweep.policies.user_code import load, sources
 
 
 @pytest.fixture
@@ -255,6 +255,21 @@ def test_code_that_is_not_there_does_not_travel(folder, monkeypatch):
     with pytest.raises(SpecError, match=r"evaluation\.suites\[0\]\.task\.path: tasks_of_mine\.Mine: no module"):
         with job_package(with_absolute_paths(spec), None):
             pass
+
+
+def test_a_file_of_a_package_travels_with_its_package(folder, tmp_path, monkeypatch):
+    """Its relative imports work there too."""
+    files = {"mine/__init__.py": "", "mine/words.py": "x = 3", "mine/inner/__init__.py": "",
+             "mine/inner/rewards.py": "from ..words import x\ndef score(solution_str): return x"}  # fmt: skip
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    monkeypatch.chdir(folder)
+    task = {"type": "prompts", "data": {"path": "/data/rows.jsonl"}, "reward": "mine/inner/rewards.py:score"}
+    spec, names = unpacked(parse_spec(yaml.safe_load(open(DEMO)) | {"task": task}), None, tmp_path / "out")
+    assert names == sorted(f"user_code/0/{name}" for name in files)
+    assert spec.task.reward[0].path == "user_code/0/mine/inner/rewards.py:score"
+    assert load(f"{tmp_path}/out/{spec.task.reward[0].path}")("") == 3
 
 
 def test_code_of_levels_travels(folder, tmp_path, monkeypatch):
