@@ -157,6 +157,8 @@ def _show_right_answers(
     known = [(prompt, response.text) for prompt, response in responses if response is not None]
     if not known:
         return _fact(console, "right answers", "none of the rows brings a program, so none was tried")
+    if not any(answer for _, answer in known):
+        return _fact(console, "right answers", "none of the rows has one; data.columns.answer names its column")
     prompts, answers = zip(*known, strict=True)
     best: tuple[float, str, list[Any]] | None = None
     for name, form in FORMS.items():

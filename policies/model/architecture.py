@@ -57,8 +57,10 @@ class Architecture:
         if not isinstance(config, dict):
             raise ValueError(f"config.json holds a {type(config).__name__}, not an object with the model's sizes")
         names = config.get("architectures") or ["none"]
-        name = names[0] if isinstance(names, list) else names
-        if not isinstance(names, list) or not isinstance(name, str) or name not in FAMILIES:
+        if not isinstance(names, list):
+            raise ValueError(f"config.json: architectures: {json.dumps(names):.80} is not a list of names")
+        name = names[0]
+        if not isinstance(name, str) or name not in FAMILIES:
             raise ValueError(refusal(config, name if isinstance(name, str) else json.dumps(name)))
         if found := unsupported_fields(config):
             raise ValueError("config.json: " + "; ".join(f"{field}: {reason}" for field, reason in found.items()))
@@ -110,7 +112,7 @@ class Architecture:
             raise ValueError(f"there is no folder {folder}")
         path = folder / "config.json"
         if not path.is_file():
-            raise ValueError(f"{folder} has no config.json: it is not a Hugging Face model folder")
+            raise ValueError(f"{folder} has no config.json: it is not a Hugging Face model folder{_other_kind(folder)}")
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
             architecture = cls.from_config(config)
@@ -209,6 +211,15 @@ class Architecture:
     def parameters(self) -> int:
         """Number of parameters of the whole model; a tied LM head counts once."""
         return self.layers * self.layer_parameters + sum(map(prod, self.outer_weights.values()))
+
+
+def _other_kind(folder: Path) -> str:
+    """Say what a folder is that holds no model, where that can be seen, and what to do."""
+    if (folder / "adapter_config.json").is_file():
+        return ", but an adapter; merge it into its base model (merge_and_unload of peft), and name that folder"
+    if gguf := next(folder.glob("*.gguf"), None):
+        return f"; name the GGUF file itself, such as {gguf}"
+    return ""
 
 
 def _size(config: dict[str, Any], field: str, default: int | None = None, most: int = MOST_UNITS) -> int:

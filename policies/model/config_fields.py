@@ -78,8 +78,9 @@ def unsupported_fields(config: dict[str, Any]) -> dict[str, str]:
         found["eos_token_id"] = str(error)
     if config.get("dual_chunk_attention_config"):
         found["dual_chunk_attention_config"] = "is not supported; without it the model attends to everything"
-    if config.get("quantization_config"):
-        found["quantization_config"] = "is not supported: quantized weights cannot be trained; take the original model"
+    for field in ("quantization_config", "compression_config", "quantization"):
+        if config.get(field):
+            found[field] = "is not supported: quantized weights cannot be trained; take the original model"
     return found
 
 

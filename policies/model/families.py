@@ -81,15 +81,30 @@ FAMILIES: dict[str, Family] = {
 
 STATE_SPACE = (
     "mamba", "rwkv", "xlstm", "bamba", "jamba", "zamba", "falcon_h1", "recurrent", "nemotron_h", "lfm2", "hybrid",
-    "next", "qwen3_5", "minimax", "kimi_linear", "gated_delta", "plamo2", "plamo3", "samba", "phi4flash", "hyena",
+    "next", "qwen3_5", "minimax_text", "minimax_m1", "kimi_linear", "gated_delta", "plamo2", "plamo3", "samba",
+    "phi4flash", "hyena", "retnet",
 )  # fmt: skip
 """Parts of the model_type of models with layers that carry a state from token to token."""
 STATES = ("state_size", "ssm_cfg", "d_state", "mamba_d_state", "mamba_num_heads", "ssm_state_size", "lru_width",
           "linear_num_key_heads", "linear_attn_config", "conv_L_cache")  # fmt: skip
 """Fields of such layers in config.json."""
-OF_IMAGES = ("vision_config", "vision_tower", "mm_vision_tower", "image_token_id", "image_token_index", "audio_config",
-             "img_processor", "embd_layer")  # fmt: skip
-"""Fields of models that see or hear."""
+OF_IMAGES = (
+    "vision_",
+    "image_",
+    "video_",
+    "audio_",
+    "speech_",
+    "mm_vision_",
+    "img_processor",
+    "embd_layer",
+    "thinker_",
+)
+"""Beginnings of the fields of models that see or hear."""
+DIFFUSION = ("llada", "dream", "diffu", "sdar")
+"""Parts of the model_type of models that fill in masked tokens."""
+NO_NEXT_TOKEN = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering",
+                 "RewardModel", "EncoderModel")  # fmt: skip
+"""Ends of the names of classes that give something else than the next token."""
 
 
 def refusal(config: dict[str, Any], name: str) -> str:
@@ -101,7 +116,9 @@ def refusal(config: dict[str, Any], name: str) -> str:
         reason = "config.json names none in 'architectures'"
     elif config.get("is_encoder_decoder") or kind in ("t5", "mt5", "bart", "whisper") or "encoder" in config:
         reason = "it is an encoder-decoder, whose prompts and responses go through different blocks; take a decoder"
-    elif any(field in config for field in OF_IMAGES) or name.endswith(("VLForConditionalGeneration", "VForCausalLM")):
+    elif any(field.startswith(OF_IMAGES) for field in config) or name.endswith(
+        ("VLForConditionalGeneration", "VForCausalLM")
+    ):
         reason = "it sees images or hears; rewards and prompts here are text. Take the text-only model of its family"
     elif any(part in kind for part in STATE_SPACE) or any(config.get(f) for f in STATES) or foreign:
         what = f" ({', '.join(foreign)})" if foreign else ""
@@ -111,6 +128,17 @@ def refusal(config: dict[str, Any], name: str) -> str:
         )
     elif config.get("kv_lora_rank"):
         reason = "its attention (multi-head latent) has weights of its own, so that runs cannot share a batch"
+    elif kind == "gpt_oss":
+        reason = "its attention has weights of its own (sinks), so that runs cannot share a batch"
+    elif "mask_token_id" in config or any(part in kind for part in DIFFUSION):
+        reason = (
+            "it is a diffusion model, which fills in masked tokens in any order; take one that writes from left to "
+        )
+        reason += "right"
+    elif name.endswith(NO_NEXT_TOKEN) or f"{name.removesuffix('Model')}ForCausalLM" in FAMILIES:
+        reason = (
+            "it gives no next token (it encodes, classifies or scores); take the causal language model of its family"
+        )
     else:
         reason = "engine and trainer have not been shown to compute it alike"
     return f"architecture {name!r} is not supported: {reason}. Supported are {', '.join(FAMILIES)}"

@@ -24,7 +24,7 @@ class Columns(StrictModel):
     """Text that belongs before the question; null is `body` or `context` where a row has one."""
     answer: str | None = None
     """The answer; null is `reward_model.ground_truth`, or of rows that have no `reward_model` the first of `answer`,
-    `final_answer`, `target` and `solution` that there is."""
+    `final_answer`, `target`, `solution` and `ground_truth` that there is."""
 
     @property
     def questions(self) -> tuple[str, ...]:
@@ -39,7 +39,11 @@ class Columns(StrictModel):
     @property
     def answers(self) -> tuple[str, ...]:
         """Columns to look for the answer in, in order."""
-        return (self.answer,) if self.answer else _either_case("answer", "final_answer", "target", "solution")
+        return (
+            (self.answer,)
+            if self.answer
+            else _either_case("answer", "final_answer", "target", "solution", "ground_truth")
+        )
 
     @property
     def all(self) -> frozenset[str]:

@@ -31,6 +31,12 @@ _PLACEHOLDERS = {"data"}
 """Names of folders that say nothing about their content."""
 _NOT_DATA = {"", ".md", ".txt", ".rst", ".py", ".sh", ".yaml", ".yml", ".toml", ".html", ".pdf", ".png", ".jpg", ".svg",
              ".bib", ".cff", ".lock"}  # fmt: skip
+_NO_DATA = {
+    b"version https://git-lfs": "is a pointer of Git LFS and not the data itself; get that with `git lfs pull`",
+    b"\xff\xfe": "is text in UTF-16; save it in UTF-8",
+    b"\xfe\xff": "is text in UTF-16; save it in UTF-8",
+}
+"""First bytes of files that are not what their names say, and what to do about them."""
 _METADATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
 
 
@@ -75,10 +81,17 @@ class DataFile:
 
         Raises:
             OSError: it cannot be opened, or is a pipe, a socket or a device, which could keep a reader waiting forever.
+            DataError: it begins as what is no data of any format does.
         """
         if is_local(self.filesystem) and not self.filesystem.isfile(self.path):
             raise OSError("it is no ordinary file")
         stream = self.filesystem.open(self.path, "rb")
+        begin = stream.read(max(map(len, _NO_DATA)))
+        for mark, why in _NO_DATA.items():
+            if begin.startswith(mark):
+                stream.close()
+                raise DataError(f"data.path: {self.path} {why}")
+        stream.seek(0)
         if kind := COMPRESSIONS.get(PurePosixPath(self.name).suffix.lower()):
             import pyarrow
 

@@ -21,7 +21,7 @@ from .data_config import DataConfig
 from .data_files import DataError
 from .decontamination import contaminated
 from .row_prompts import ID_COLUMNS, digest, digest_of_answer, id_of_row, prompt_of_row
-from .row_readers import file_rows, hub_rows
+from .row_readers import file_rows, hub_rows, value_at
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +85,17 @@ class PromptData:
             prompts = self._drawn()  # once more, without them
         prompts.sort(key=lambda prompt: prompt.id)
         self._report_bad_rows()
+        if self._unseen:
+            field, name = next(iter(self._unseen.items()))
+            raise DataError(
+                f"data.columns.{field}: no row of {self._name} has anything in {name!r}; there are: {self._there}"
+            )
         if not prompts:
-            raise DataError(f"data: {self._name} has no usable row{self._first_bad_rows()}")
+            dropped = f"{self._conflicting_rows} of them answer one question differently, " if self._conflicting else ""
+            raise DataError(
+                f"data: {self._name} has no usable row, of {self._rows} rows: {dropped}"
+                f"{self._bad_count} are bad{self._first_bad_rows()}"
+            )
         self._row_names = {prompt.id: self._seen[prompt.id][1] for prompt in prompts}
         del self._seen
         self._splits: dict[Split, list[Prompt]] = {"train": [], "selection": [], "final": []}
@@ -201,8 +210,11 @@ class PromptData:
         self._rows = self._duplicates = self._bad_count = self._conflicting_rows = 0
         self._bad: list[str] = []
         self._seen: dict[str, tuple[bytes, str]] = {}
+        self._unseen: dict[str, str] = self._config.columns.model_dump(exclude_defaults=True)
+        self._there = "none"
         for where, raw in self._raw_rows(self._columns):
             self._rows += 1
+            self._note_columns(raw)
             try:
                 prompt, answer = self._prompt_and_answer(raw)
             except _UNUSABLE as error:
@@ -219,6 +231,12 @@ class PromptData:
                 self._duplicates += 1
             else:
                 self._conflicting.add(prompt.id)
+
+    def _note_columns(self, raw: Any) -> None:
+        """Note that a row has columns which the section names: one that no row has is misspelled."""
+        if self._unseen and isinstance(raw, dict):
+            self._there = ", ".join(map(str, list(raw)[:12]))
+            self._unseen = {field: name for field, name in self._unseen.items() if value_at(raw, name) is None}
 
     def _prompt_and_answer(self, raw: Any) -> tuple[Prompt, bytes]:
         """A good row as a prompt, and a hash of its answer; a bad one raises one of _UNUSABLE."""

@@ -56,8 +56,8 @@ def json_like(value: Any) -> Any:
 def digest_of_answer(truth: Any) -> bytes:
     try:
         return digest(json.dumps(truth, sort_keys=True, ensure_ascii=False).encode())
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the answer is no valid Unicode text ({error.reason})") from error
+    except UnicodeEncodeError as error:  # bytes that are not UTF-8, or half an emoji
+        raise ValueError("the answer is no valid text; save the data in UTF-8") from error
 
 
 def digest(data: bytes) -> bytes:
@@ -81,8 +81,8 @@ def prompt_of_row(raw: Any, truth: Callable[[dict[str, Any]], Any], config: Data
         )
     try:
         identity = digest(question.encode()).hex()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the prompt is no valid Unicode text ({error.reason})") from error
+    except UnicodeEncodeError as error:  # bytes that are not UTF-8, or half an emoji
+        raise ValueError("the prompt is no valid text; save the data in UTF-8") from error
     answer = truth(raw)
     info = {"question": question} | {k: raw[k] for k in _KEPT if isinstance(raw.get(k), str)}
     if keep_columns:

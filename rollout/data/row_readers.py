@@ -5,8 +5,8 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
 
 from .data_files import DataError, DataFile, DataUnavailable, read_error
 from .locations import PERMANENT, is_local
@@ -194,7 +194,12 @@ def _csv_rows(file: DataFile, columns: Collection[str] | None, max_bytes: int) -
     try:
         with file.open() as stream, io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="") as text:
             lines = csv.reader(text, delimiter=_SEPARATORS[file.format or ""], strict=True)
-            header = next(lines, [])
+            header = [name.strip() for name in next(lines, [])]
+            if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
+                raise DataError(
+                    f"data.path: {file.path} has {other!r} between its columns; save it with commas, or with tabs as "
+                    ".tsv"
+                )
             if twice := [name for name in header if header.count(name) > 1]:
                 raise DataError(f"data.path: {file.path} has two columns {twice[0]!r}; rename one")
             needed = set(_needed(header, columns, f"data.path: {file.path}"))
@@ -230,19 +235,31 @@ def _arrow_rows(file: DataFile, columns: Collection[str] | None, _: int) -> Iter
     number = 0
     try:
         with file.open() as stream:
-            reader = pyarrow.ipc.open_stream(stream)
+            reader, batches = _arrow_batches(stream)
             needed = _needed(reader.schema.names, columns, f"data.path: {file.path}")
-            for batch in reader:
+            for batch in batches:
                 for row in _batch_rows(batch.select(needed)):
                     number += 1
                     yield number, row
     except DataError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        form = "as `save_to_disk` of datasets writes it"
         raise read_error(
-            file.filesystem, f"data.path: {file.path} cannot be read after row {number} {form}", error
+            file.filesystem, f"data.path: {file.path} cannot be read as Arrow after row {number}", error
         ) from error
+
+
+def _arrow_batches(stream: BinaryIO) -> tuple[Any, Iterable[Any]]:
+    """Return the reader of an Arrow stream, as `datasets` writes it, or of an Arrow file, as others do; its batches."""
+    import pyarrow
+
+    begin = stream.read(6)
+    stream.seek(0)
+    if begin != b"ARROW1":
+        reader = pyarrow.ipc.open_stream(stream)
+        return reader, reader
+    reader = pyarrow.ipc.open_file(stream)
+    return reader, map(reader.get_batch, range(reader.num_record_batches))
 
 
 def _parquet_rows(file: DataFile, columns: Collection[str] | None, _: int) -> Iterator[tuple[int, Any]]:

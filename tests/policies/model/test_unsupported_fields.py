@@ -28,6 +28,9 @@ LLAMA, QWEN2, QWEN3 = ({"architectures": [f"{name}ForCausalLM"]} | SIZES for nam
         (LLAMA | {"logit_scale": 0.5}, "logit_scale"),
         (QWEN2 | {"dual_chunk_attention_config": {"chunk_size": 64}}, "dual_chunk_attention_config"),
         (LLAMA | {"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+        (LLAMA | {"compression_config": {"format": "int-quantized"}}, "compression_config"),
+        (LLAMA | {"quantization": {"bits": 4}}, "quantization"),
+        (LLAMA | {"architectures": "LlamaForCausalLM"}, "architectures"),
     ],
 )
 def test_a_model_that_would_be_another_one_is_refused_by_its_field(config, field):
@@ -114,9 +117,31 @@ def test_sliding_blocks_are_counted():
         ({"architectures": ["Gemma3ForConditionalGeneration"], "vision_config": {"hidden_size": 1}}, "images"),
         ({"architectures": ["LlavaForConditionalGeneration"], "vision_config": {"hidden_size": 1}}, "images"),
         ({"architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 512}, "latent"),
-        ({"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss"}, "shown to compute it alike"),
+        ({"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss"}, "weights of its own .sinks."),
+        ({"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}, "shown to compute it alike"),
+        ({"architectures": ["MiniMaxM2ForCausalLM"], "model_type": "minimax_m2"}, "shown to compute it alike"),
+        ({"architectures": ["LLaDAModelLM"], "model_type": "llada"}, "it is a diffusion model"),
+        ({"architectures": ["AnyForCausalLM"], "model_type": "any", "mask_token_id": 7}, "it is a diffusion model"),
+        ({"architectures": ["Qwen2_5OmniModel"], "model_type": "qwen2_5_omni", "thinker_config": {}}, "hears"),
+        ({"architectures": ["UltravoxModel"], "model_type": "ultravox", "audio_model_id": "x"}, "hears"),
+        ({"architectures": ["BertForMaskedLM"], "model_type": "bert"}, "it gives no next token"),
+        ({"architectures": ["Qwen3Model"], "model_type": "qwen3"}, "it gives no next token"),
     ],
 )  # fmt: skip
 def test_other_architectures_are_refused_by_name_with_the_reason(config, reason):
     with pytest.raises(ValueError, match=rf"^architecture '{config['architectures'][0]}' is not supported: .*{reason}"):
         Architecture.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("adapter_config.json", ", but an adapter; merge it into its base model"),
+        ("q8.gguf", "; name the GGUF file itself, such as /.*/q8.gguf$"),
+        ("a.txt", "it is not a Hugging Face model folder$"),
+    ],
+)
+def test_a_folder_of_something_else(tmp_path, file, says):
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(ValueError, match=says):
+        Architecture.from_folder(tmp_path)

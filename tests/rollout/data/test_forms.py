@@ -42,6 +42,13 @@ def as_arrow(rows) -> bytes:
     return sink.getvalue()
 
 
+def as_arrow_file(rows) -> bytes:
+    table, sink = pyarrow.Table.from_pylist(rows), io.BytesIO()
+    with pyarrow.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1)
+    return sink.getvalue()
+
+
 def as_parquet(rows) -> bytes:
     sink = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
@@ -80,6 +87,10 @@ READ = {
         {"a.csv": as_csv([{"question": r["question"], "extra_info": json.dumps(r)} for r in ROWS])},
         {"columns": {"answer": "extra_info.answer"}},
     ),
+    "csv with spaces in its header": ({"a.csv": as_csv(ROWS).replace(b"question,answer", b"question , answer")}, {}),
+    "an arrow file": ({"a.arrow": as_arrow_file(ROWS)}, {}),
+    "ground_truth": ({"a.jsonl": as_lines([{"question": r["question"], "ground_truth": r["answer"]} for r in ROWS])},
+                     {}),
     "tsv": ({"a.tsv": as_csv(ROWS, "\t")}, {}),
     "csv.gz": ({"a.csv.gz": packed(as_csv(ROWS), "gzip")}, {}),
     "json, a list": ({"a.json": json.dumps(ROWS).encode()}, {}),
@@ -122,7 +133,6 @@ def test_forms_that_are_read(tmp_path, name):
 REFUSED = {
     "csv, a cell too many": ({"a.csv": b"question,answer\nq,1\nq, 2,2\n"}, r"row 2: 3 cells where the header has 2; "
                              "quote what has commas"),
-    "csv with semicolons": ({"a.csv": b"question;answer\nq;1\n"}, r"data\.path: .* it has: question;answer"),
     "csv without a header": ({"a.csv": b"What is it?,1\n"}, r"none of the columns .*it has: What is it\?, 1"),
     "csv, a column twice": ({"a.csv": b"question,answer,answer\nq,1,2\n"}, "two columns 'answer'; rename one"),
     "csv of Python's lists": ({"a.csv": b"prompt,answer\n\"[{'role': 'user', 'content': 'q'}]\",1\n"},
@@ -136,8 +146,17 @@ REFUSED = {
     "json, a number": ({"a.json": b"7"}, r"holds no list of rows; save it as \.jsonl"),
     "json, a list of texts": ({"a.json": b'["q"]'}, "row 1: not an object with columns but str"),
     "gz that is none": ({"a.jsonl.gz": as_lines(ROWS)}, "cannot be read after row 0"),
+    "utf-16": ({"a.jsonl": as_lines(ROWS).decode().encode("utf-16")}, r"a\.jsonl is text in UTF-16; save it in UTF-8"),
+    "csv in utf-16": ({"a.csv": as_csv(ROWS).decode().encode("utf-16")}, "is text in UTF-16; save it in UTF-8"),
+    "latin-1": ({"a.csv": "question,answer\né?,4\n".encode("latin-1")},
+                "row 1: the prompt is no valid text; save the data in UTF-8"),
+    "a pointer": ({"a.parquet": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"},
+                  "a.parquet is a pointer of Git LFS and not the data itself; get that with `git lfs pull`"),
+    "csv with semicolons": ({"a.csv": as_csv(ROWS, ";")}, "has ';' between its columns; save it with commas"),
+    "contradictions": ({"a.jsonl": as_lines([ROWS[0], ROWS[0] | {"answer": "5"}])},
+                       "has no usable row, of 2 rows: 2 of them answer one question differently, 0 are bad"),
     "xlsx": ({"a.xlsx": b"PK"}, r"data\.path: .* cannot be read: \.jsonl, \.json, \.csv, \.tsv, \.parquet and \.arrow"),
-    "arrow, cut off": ({"a.arrow": as_arrow(ROWS)[:-60]}, r"cannot be read after row \d as `save_to_disk`"),
+    "arrow, cut off": ({"a.arrow": as_arrow(ROWS)[:-60]}, r"cannot be read as Arrow after row \d"),
     "arrow without answers": ({"a.arrow": as_arrow([{"label": 1}])}, "it has: label"),
     "a path that leads nowhere": ({"a.jsonl": as_lines(NESTED)}, r"row 1: no answer, neither .* nor a column 'answer'"),
 }  # fmt: skip
@@ -148,6 +167,20 @@ def test_forms_that_are_refused(tmp_path, name):
     files, says = REFUSED[name]
     with pytest.raises(DataError, match=says):
         load(written(tmp_path, files))
+
+
+@pytest.mark.parametrize("field", ["prompt", "question", "context", "answer"])
+def test_a_named_column_that_no_row_has_is_refused(tmp_path, field):
+    """Also one without which rows could be read."""
+    path = written(tmp_path, {"a.jsonl": as_lines(ROWS)})
+    config = DataConfig(path=path, columns={field: "anser.x"}, **ALL_TRAIN)
+    says = rf"data\.columns\.{field}: no row of .* has anything in 'anser\.x'; there are: question, answer$"
+    if field == "question":
+        says = "row 1: no column 'prompt' or 'anser.x' .* there are: question, answer"
+    with pytest.raises(DataError, match=says):
+        PromptData(config, lambda raw: ground_truth(raw, config.columns, required=False))
+    resolved = DataConfig(path=path, columns=Columns().model_dump(), **ALL_TRAIN)
+    assert PromptData(resolved, lambda raw: ground_truth(raw, resolved.columns)).report.train == 2
 
 
 def test_what_a_path_means():

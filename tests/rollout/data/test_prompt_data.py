@@ -219,7 +219,7 @@ def test_columns_that_nothing_reads_cannot_break_a_file(tmp_path):
     (tmp_path / "c.jsonl").write_bytes(b'{"question": "Q0", "answer": "0", "note": "\xff"}\n')
     assert load(str(tmp_path / "c.jsonl"), **ALL_TRAIN).report.train == 1
     (tmp_path / "d.jsonl").write_bytes(b'{"question": "Q0", "answer": "\xff"}\n')
-    with pytest.raises(DataError, match="row 1: the answer is no valid Unicode"):
+    with pytest.raises(DataError, match="row 1: the answer is no valid text; save the data in UTF-8"):
         load(str(tmp_path / "d.jsonl"), **ALL_TRAIN)
     pyarrow.parquet.write_table(pyarrow.table({"text": ["Q0"]}), tmp_path / "e.parquet")
     with pytest.raises(DataError, match=r"e\.parquet has none of the columns .* it has: text"):
@@ -332,7 +332,7 @@ BAD_LINES = {
     "assistant last": ({"prompt": [{"role": "assistant", "content": "q"}], "answer": "1"}, "end with a message of"),
     "too long": ({"question": "q" * 101, "answer": "1"}, "101 characters, data.max_prompt_chars is 100"),
     "huge line": ({"question": "q", "answer": "1" * 5000}, "longer than data.max_row_bytes, 4000"),
-    "lone surrogate": ('{"question": "\\ud800", "answer": "1"}', "no valid Unicode"),
+    "lone surrogate": ('{"question": "\\ud800", "answer": "1"}', "the prompt is no valid text; save"),
     "no JSON": ("not json", "no JSON"),
     "cut off": ('{"question": "q", "ans', "no JSON"),
     "two objects": ('{"question": "q"} {"answer": "1"}', "no JSON"),
