@@ -88,17 +88,8 @@ STATE_SPACE = (
 STATES = ("state_size", "ssm_cfg", "d_state", "mamba_d_state", "mamba_num_heads", "ssm_state_size", "lru_width",
           "linear_num_key_heads", "linear_attn_config", "conv_L_cache")  # fmt: skip
 """Fields of such layers in config.json."""
-OF_IMAGES = (
-    "vision_",
-    "image_",
-    "video_",
-    "audio_",
-    "speech_",
-    "mm_vision_",
-    "img_processor",
-    "embd_layer",
-    "thinker_",
-)
+OF_IMAGES = ("vision_", "image_", "video_", "audio_", "speech_", "mm_vision_", "thinker_", "img_processor",
+             "embd_layer")  # fmt: skip
 """Beginnings of the fields of models that see or hear."""
 DIFFUSION = ("llada", "dream", "diffu", "sdar")
 """Parts of the model_type of models that fill in masked tokens."""
@@ -131,14 +122,9 @@ def refusal(config: dict[str, Any], name: str) -> str:
     elif kind == "gpt_oss":
         reason = "its attention has weights of its own (sinks), so that runs cannot share a batch"
     elif "mask_token_id" in config or any(part in kind for part in DIFFUSION):
-        reason = (
-            "it is a diffusion model, which fills in masked tokens in any order; take one that writes from left to "
-        )
-        reason += "right"
+        reason = "it is a diffusion model, which fills in masked tokens in any order; take an autoregressive one"
     elif name.endswith(NO_NEXT_TOKEN) or f"{name.removesuffix('Model')}ForCausalLM" in FAMILIES:
-        reason = (
-            "it gives no next token (it encodes, classifies or scores); take the causal language model of its family"
-        )
+        reason = "it gives no next token (it encodes, classifies or scores); take a causal language model"
     else:
         reason = "engine and trainer have not been shown to compute it alike"
     return f"architecture {name!r} is not supported: {reason}. Supported are {', '.join(FAMILIES)}"

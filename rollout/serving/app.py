@@ -1,12 +1,12 @@
 """The web application: vLLM's own handlers of OpenAI's protocol, with a model name for each run, behind a token."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, HTTPException
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from vllm.entrypoints.openai.chat_completion.api_router import router as chat_router
@@ -38,9 +38,8 @@ class _KnownNames:
     async def _check_model(self, request: Any) -> ErrorResponse | None:
         if await super()._check_model(request) is None:
             return None
-        names = [BASE, *self.models.lora_requests]
         return self.create_error_response(
-            f"The model `{request.model}` does not exist; there are {', '.join(names)}",
+            _unknown(request.model, [BASE, *self.models.lora_requests]),
             err_type="NotFoundError",
             status_code=HTTPStatus.NOT_FOUND,
             param="model",
@@ -53,6 +52,24 @@ class RunCompletions(_KnownNames, OpenAIServingCompletion):
 
 class RunChat(_KnownNames, OpenAIServingChat):
     """Handler of /v1/chat/completions."""
+
+
+one_model = APIRouter()
+"""Route that vLLM lacks."""
+
+
+@one_model.get("/v1/models/{name}")
+async def show_model(name: str, request: Request) -> dict[str, Any]:
+    """Handle what `client.models.retrieve` asks for."""
+    models = await request.app.state.openai_serving_models.show_available_models()
+    cards = {card.id: card for card in models.data}
+    if name not in cards:
+        raise HTTPException(HTTPStatus.NOT_FOUND, _unknown(name, cards))
+    return cards[name].model_dump()
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    return f"The model `{name}` does not exist; there are {', '.join(known)}"
 
 
 def make_app(
@@ -106,7 +123,7 @@ def make_app(
     state.openai_serving_chat_batch = None
     state.args = SimpleNamespace(log_error_stack=False, sse_keep_alive_interval=0)  # what vLLM's handlers look at
     guards = [] if token is None else [Depends(_bearer_of(token))]
-    for router in (models_router, completion_router, chat_router):
+    for router in (models_router, one_model, completion_router, chat_router):
         app.include_router(router, dependencies=guards)
     app.include_router(health_router)
     init_exception_handler(app)

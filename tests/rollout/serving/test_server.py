@@ -95,6 +95,9 @@ def test_the_example_of_the_page(server, capsys):
 
 
 def test_models(client):
+    assert client.models.retrieve("layer-01").id == "layer-01"
+    with pytest.raises(openai.NotFoundError, match="`layer-09` does not exist; there are base, full, layer-00"):
+        client.models.retrieve("layer-09")
     assert [model.id for model in client.models.list()] == ["base", *MODELS]
 
 
