@@ -188,8 +188,10 @@ def _prepare(setup: dict[str, Any]) -> Callable[[Any], Iterator[Any]]:
 
 
 def _traceback(error: BaseException) -> str:
-    """The frames of an exception below this module's own, at most TRACEBACK_CHARS of them."""
-    frames = error.__traceback__.tb_next if error.__traceback__ else None
+    """An exception with its frames from the first one on that is not of this package, TRACEBACK_CHARS of it."""
+    frames = error.__traceback__
+    while frames and frames.tb_frame.f_globals["__name__"].startswith(("layersweep.", "__main__")):
+        frames = frames.tb_next
     return "".join(traceback.format_exception(type(error), error, frames))[-TRACEBACK_CHARS:]
 
 

@@ -38,9 +38,7 @@ def headline(results: Results) -> list[str]:
     if pd.notna(best["imprecise"]) and best["imprecise"]:
         said.append("The full run's gain is small against its noise, so every contribution is imprecise.")
     if (unjudged := results.table["unjudged_fraction"].max()) > 0:
-        said.append(
-            f"Up to {100 * unjudged:.2g} % of a selection's responses got no verdict in time and count as wrong."
-        )
+        said.append(f"Up to {100 * unjudged:.2g} % of a selection's responses got no verdict and count as wrong.")
     return said
 
 

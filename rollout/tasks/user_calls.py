@@ -1,8 +1,8 @@
 """Calls of a user's own code in worker processes, within limits, and what is said of those that fail."""
 
+import re
 import sysconfig
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -10,7 +10,6 @@ from pydantic import Field
 from layersweep.policies.strict import StrictModel
 from layersweep.rollout.subprocess_pool import Failure, LimitedCalls
 
-OURS = f"{Path(__file__).parents[2]}/"
 LIBRARIES = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "purelib", "platlib"))
 
 
@@ -87,12 +86,15 @@ def last_line(failure: Failure) -> str:
     """The last line of a failure's traceback, with the place that it came from: in code of the user's own, if any, not
     in a library that it calls."""
     frames = [line.strip() for line in failure.traceback.splitlines() if line.lstrip().startswith('File "')]
-    theirs = [frame for frame in frames if not frame.removeprefix('File "').startswith(OURS)]
-    own = [frame for frame in theirs if not frame.removeprefix('File "').startswith(LIBRARIES)]
-    place = f" ({(own or theirs)[-1].partition(', in ')[0]})" if theirs else ""
+    own = [frame for frame in frames if not frame.removeprefix('File "').startswith(LIBRARIES)]
+    place = f" ({(own or frames)[-1].partition(', in ')[0]})" if frames else ""
     wrote = "; it may write files of at most file_mib, 0 unless set" if failure.wrote else ""
     return f"{failure.reason}{place}{wrote}"
 
 
 def _kind(failure: Failure) -> str:
-    return failure.reason.partition(":")[0]
+    """Name what failures have in common that are reported once: exception and line, else the reason without numbers."""
+    lines = [line for line in failure.traceback.splitlines() if line.lstrip().startswith('File "')]
+    if lines:
+        return f"{failure.reason.partition(':')[0]} {lines[-1]}"
+    return re.sub(r"\bis -?[\d.e+-]+|['\"].*", "", failure.reason)
