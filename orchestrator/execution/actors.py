@@ -24,6 +24,7 @@ from layersweep.workers.actors.rollout_worker import RolloutWorker
 from layersweep.workers.actors.trainer import Trainer
 from layersweep.workers.actors.variant_maker import VariantMaker
 from layersweep.workers.config import ActorResources, LearningRates
+from layersweep.workers.startup.environment import enter_folder
 from layersweep.workers.startup.model_cache import exists
 from layersweep.workers.startup.model_source import ModelSource, read_folder
 from layersweep.workers.startup.tiny_model import cache_folder
@@ -293,6 +294,7 @@ async def base_model(plan: Plan, say: Callable[[str], None]) -> ModelSource:
 
 
 def _make_tiny_model(model: TinyModel, task: Any) -> tuple[str, dict[str, bytes]]:
+    enter_folder()
     folder = cache_folder(model, task)
     if not exists(folder):  # on this node
         from layersweep.workers.startup.tiny_model_training import (

@@ -9,7 +9,7 @@ from typing import Any
 
 from layersweep.orchestrator.remote.ray_token import ADVICE, show_token
 from layersweep.orchestrator.spec.errors import SpecError
-from layersweep.workers.startup.environment import worker_environment
+from layersweep.workers.startup.environment import FOLDER, worker_environment
 from layersweep.workers.startup.preload import preloaded
 
 from .own_session import check_interrupted, restore_handlers, stop_handlers
@@ -45,7 +45,8 @@ def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[s
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default for a new cluster, which else it announces
         import ray
 
-        local = {"include_dashboard": False} if address is None else {"runtime_env": {"env_vars": environment}}
+        there = {"env_vars": environment | {FOLDER: os.getcwd()}}
+        local = {"include_dashboard": False} if address is None else {"runtime_env": there}
         options = {"namespace": namespace, "log_to_driver": False, "configure_logging": False} | local
         handlers = stop_handlers()
         try:

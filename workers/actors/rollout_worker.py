@@ -33,6 +33,7 @@ from layersweep.rollout.types import (
     verdict_columns,
 )
 from layersweep.workers.config import TrainingConfig
+from layersweep.workers.startup.environment import enter_folder
 from layersweep.workers.startup.model_source import ModelSource
 from layersweep.workers.storage.completions import CompletionStore
 from layersweep.workers.storage.responses import TRAIN, ResponseKeeper, question_of
@@ -72,6 +73,7 @@ class RolloutWorker:
         max_num_gen_batches: int = 1,
         first_rollouts: CompletionStore | None = None,
     ):
+        enter_folder()
         self.training, self.window, self.keeper = training, window, keeper
         self.max_num_gen_batches, self.first_rollouts = max_num_gen_batches, first_rollouts
         self.encoder = PromptEncoder(

@@ -1,4 +1,11 @@
-"""Environment variables of every process of a sweep; set before Ray starts, so that its idle workers have them."""
+"""Environment of every process of a sweep: variables, set before Ray starts, so that its idle workers have them, and
+the working folder on a cluster that was started elsewhere."""
+
+import contextlib
+import os
+
+FOLDER = "LAYERSWEEP_FOLDER"
+"""Variable with the driver's working folder."""
 
 
 def worker_environment(gpu: bool) -> dict[str, str]:
@@ -23,3 +30,10 @@ def worker_environment(gpu: bool) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "WARNING",
         "CUDA_VISIBLE_DEVICES": "",
     }
+
+
+def enter_folder() -> None:
+    """Change into the driver's working folder, if this machine has it, before code of the user's own is called: it then
+    reads the same files as when it was tried. A Ray that the sweep starts has it already."""
+    with contextlib.suppress(OSError):
+        os.chdir(os.environ.get(FOLDER, "."))

@@ -69,6 +69,23 @@ def worker(tokenizer, tmp_path):
     return RolloutWorker(ModelSource(str(tmp_path / "model")), SortDigitsConfig(digits=6), suites, training)
 
 
+def test_code_of_ones_own_reads_files_of_the_drivers_folder(tokenizer, tmp_path, monkeypatch):
+    """As when it was tried, wherever the Ray that calls it was started."""
+    mine, elsewhere = tmp_path / "mine", tmp_path / "elsewhere"
+    mine.mkdir(), elsewhere.mkdir()
+    (mine / "rewards.py").write_text("def score(solution_str): return float(open('weight.txt').read())")
+    (mine / "weight.txt").write_text("0.25")
+    (mine / "rows.jsonl").write_text('{"question": "12="}\n')
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("LAYERSWEEP_FOLDER", str(mine))
+    data = {"path": f"{mine}/rows.jsonl", "prompt_format": "plain", "selection_share": 1, "final_share": 0}
+    task = PromptsConfig(data=data, reward=f"{mine}/rewards.py:score", processes=1)
+    suite = SuiteConfig(name="own", prompts=1, samples=1)
+    worker = RolloutWorker(ModelSource(str(tmp_path / "model")), task, [suite], TrainingConfig(max_response_tokens=7))
+    assert scores(worker, Engine(tokenizer, {(None, 2): 1}), "own")["score"].tolist() == [0.25]
+    worker.task.close()
+
+
 def scores(worker, engine, suite, split="selection", run=None, samples=None, greedy=False, seed=0) -> pd.DataFrame:
     version = int(run is not None)
     samples = samples or worker.suites[suite].samples
