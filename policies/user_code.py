@@ -11,6 +11,7 @@ import importlib.util
 import operator
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -98,13 +99,17 @@ def described(error: BaseException) -> str:
 
 
 def place(error: BaseException) -> str:
-    """Return ` (file.py, line 7)` of the innermost frame that an exception passed; nothing where there is none."""
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    if isinstance(error, SyntaxError) or not trace or "importlib" in trace.tb_frame.f_code.co_filename:
-        return ""  # a syntax error names its line itself
-    return f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
+    """Return ` (file.py, line 7)` of the innermost frame outside of this package; nothing where there is none."""
+    theirs = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not frame.f_globals.get("__name__", "").startswith(("layersweep.", "__main__", "importlib"))
+        and not frame.f_code.co_filename.startswith("<frozen")
+    ]
+    if isinstance(error, SyntaxError) or not theirs:  # a syntax error names its line itself
+        return ""
+    file, line = theirs[-1]
+    return f" ({Path(file).name}, line {line})"
 
 
 def sources(path: str) -> dict[str, Path]:

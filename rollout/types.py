@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # tasks import this module, and import nothing heavy
@@ -61,11 +62,14 @@ class Score:
 
 
 def bounded_reward(value: Any, what: str = "the reward") -> float:
-    """Return a reward as a float.
+    """Return a reward, a number of Python, NumPy or torch, as a float.
 
     Raises:
-        ValueError: it is NaN or infinite, or beyond MOST_REWARD; the message begins with `what`.
+        TypeError, ValueError: it is no number, NaN or infinite, or beyond MOST_REWARD; the message begins with `what`.
     """
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(value, Real):
+        raise TypeError(f"{what} is no number but {type(value).__name__} {str(value)[:80]!r}")
     if not abs(value) <= MOST_REWARD:  # NaN too
         raise ValueError(f"{what} is {value!s:.40}; a reward is finite, and {MOST_REWARD:g} at most")
     return float(value)

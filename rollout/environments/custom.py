@@ -1,8 +1,10 @@
 """An environment of the user's own: a class with `reset` and `step`, in a file outside the package."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from layersweep.policies.user_code import UserCode, make
+from layersweep.rollout.types import bounded_reward
 
 from .base import EnvironmentConfig, EnvironmentTask
 from .process_pool import Call, EnvironmentLost, EnvironmentProcess
@@ -50,7 +52,7 @@ class CustomEnvironment:
 
     @property
     def actions(self) -> list[str]:
-        return [str(action) for action in getattr(self.inner, "actions", ())]
+        return [str(action) for action in getattr(self.inner, "actions", None) or ()]
 
     @property
     def category(self) -> str | None:
@@ -76,10 +78,13 @@ class CustomEnvironment:
             raise TypeError(f"step gave {type(given).__name__} {str(given)[:80]!r}; a tuple of observation, reward, "
                             "terminated, truncated, info is expected")  # fmt: skip
         observation, reward, terminated, truncated, info = given
-        self._returned += float(reward)
+        reward = bounded_reward(reward)
+        if not isinstance(info, Mapping):
+            raise TypeError(f"step gave an info that is no dict but {type(info).__name__}")
+        self._returned += reward
         info = {"success": min(max(self._returned, 0.0), 1.0)} | info
         self._last = {"success": info["success"]}
-        return self._seen(observation, "step"), float(reward), bool(terminated), bool(truncated), info
+        return self._seen(observation, "step"), reward, bool(terminated), bool(truncated), info
 
     def close(self) -> None:
         if callable(close := getattr(self.inner, "close", None)):
@@ -88,6 +93,7 @@ class CustomEnvironment:
     def _seen(self, observation: Any, method: str) -> str:
         if not isinstance(observation, str):
             raise TypeError(f"{method} gave an observation that is no text but {type(observation).__name__}")
+        observation.encode()  # half an emoji is none either
         self._observation = observation
         return observation
 

@@ -70,6 +70,7 @@ def prompt_of(given: Any) -> Prompt:
         raise ValueError(f"prompt {prompt.id:.80} has not exactly one of text and messages")
     if prompt.text is not None and (not isinstance(prompt.text, str) or not prompt.text):
         raise ValueError(f"the text of prompt {prompt.id:.80} is not text, or empty: {prompt.text!r:.80}")
+    (prompt.text or "").encode()  # half an emoji is no text
     messages = None if prompt.messages is None else tuple(prompt.messages)
     for message in messages or ():
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:

@@ -128,12 +128,7 @@ def reward_of(given: Any, may_be_none: bool) -> dict[str, Any]:
 
 
 def _number(value: Any, what: str, may_be_none: bool) -> float | None:
-    value = _plain(value)
-    if value is None and may_be_none:
-        return None
-    if not isinstance(value, Real):
-        raise TypeError(f"{what} is no number but {_shown(value)}")
-    return bounded_reward(value, what)
+    return None if value is None and may_be_none else bounded_reward(value, what)
 
 
 def _plain(value: Any) -> Any:

@@ -103,6 +103,9 @@ REFUSED = {
                         "Counter.step fails on an empty action: IndexError"),
     "ends itself": (COUNTER.replace("invalid = ", "invalid = exit('enough') or "), "SystemExit: enough"),
     "no number": (COUNTER.replace("0.5 *", "float('nan') *"), "ValueError: the reward is nan; a reward is finite"),
+    "a number as text": (COUNTER.replace("0.5 *", "'x' *"), "TypeError: the reward is no number but str ''"),
+    "no info": (COUNTER.replace('{"invalid": True} if', "None if"), "step gave an info that is no dict but NoneType"),
+    "half an emoji": (COUNTER.replace('return f"at {self.value}"\n', 'return chr(0xD83D)\n'), "UnicodeEncodeError"),
     "a success of 5": (COUNTER.replace('{"invalid": True}', '{"success": 5}'),
                        'ValueError: info["success"] is 5.0; it lies in [0, 1]'),
     "a list of other things": (COUNTER.replace('"wait"]', '"wait"]\n        self.tools = [{1}]'),
@@ -117,4 +120,4 @@ def test_a_class_is_tried_before_anything_starts(tmp_path, name):
     source, says = REFUSED[name]
     with pytest.raises(ValueError) as error:
         config(tmp_path, source, goal=3).build().check()
-    assert says in str(error.value), str(error.value)
+    assert says in str(error.value) and "(custom.py" not in str(error.value), str(error.value)

@@ -83,6 +83,7 @@ REFUSED = {
               "T.prompts fails: what was given cannot be sent: TypeError: Object of type set"),
     "a number as text": (ALL + SCORE + PROMPTS.replace("text='q'", "text=n"), "is not text, or empty: 0"),
     "empty text": (ALL + SCORE + PROMPTS.replace("text='q'", "text=''"), "is not text, or empty: ''"),
+    "half an emoji": (ALL + SCORE + PROMPTS.replace("'q'", "chr(0xD83D)"), "UnicodeEncodeError"),
     "text as messages": (ALL + SCORE + PROMPTS.replace("text='q'", "messages='q'"),
                          "has a message without role and content: 'q'"),
     "no score": (ALL + PROMPTS, "T has no method score"),
