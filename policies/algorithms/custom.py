@@ -64,7 +64,7 @@ def _try(algorithm: PolicyGradient) -> None:
     try:
         found = algorithm.advantages(reward, zeros, rows, zeros, ["state"] * 4)
         fine = found.shape == (4,) and found.dtype == np.float32 and np.isfinite(found).all()
-    except Exception as error:  # a user's code may raise anything
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
         raise ValueError(f"{name}.advantages fails on rewards 1, 0, 0, 0: {type(error).__name__}: {error}") from error
     if not fine:
         raise ValueError(f"{name}.advantages must give a finite float32 a row; rewards 1, 0, 0, 0 give {found!r}")
@@ -89,7 +89,7 @@ def _try_loss(algorithm: PolicyGradient) -> None:
     try:
         loss = algorithm.loss(LossTokens(logp, logp.detach() - 0.1, advantage, torch.full((4,), 0.25), response)).loss
         (gradient,) = torch.autograd.grad(loss, logp)
-    except Exception as error:  # a user's code may raise anything
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
         raise ValueError(f"{name}.loss fails on two responses: {type(error).__name__}: {error}") from error
     if not (loss.isfinite() and gradient.isfinite().all()):
         raise ValueError(

@@ -62,6 +62,18 @@ def test_counts_tokens_prompts_and_right_answers(folder, capsys):
     assert sum("rewards.py:score failed on 1 of 10" in line for line in lines) == 1 and "ValueError: no dozens" in said
 
 
+def test_rows_without_answers_are_told(folder, capsys):
+    """A reward may do without; where its answers have another name, that is the place to see it."""
+    (folder / "rows.jsonl").write_text('{"question": "is 1 + 1?", "label": "2"}\n')
+    (folder / "rewards.py").write_text("def score(solution_str, ground_truth): return 1.0")
+    data = {"path": "rows.jsonl", "selection_share": 0.0, "final_share": 0.0}
+    suite = {"name": "own", "prompts": 1, "task": {"type": "prompts", "reward": "rewards.py:score",
+                                                   "data": data | {"selection_share": 1.0}}}  # fmt: skip
+    task = {"type": "prompts", "reward": "rewards.py:score", "data": data | {"decontaminate_ngram": None}}
+    said = shown(folder, capsys, task, evaluation={"suites": [suite]})
+    assert said.count("right answers  none of the rows has one; data.columns.answer names its column") == 2
+
+
 def test_generated_prompts_and_a_tiny_model(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["data", DEMO, f"output={tmp_path}"]) == 0
