@@ -103,9 +103,12 @@ def compose(
 
 def _outside_a_loop(call: Callable[[], T]) -> T:
     """Call something that needs an event loop of its own: in a thread where one is running, as in a notebook."""
+    running = True
     try:
         asyncio.get_running_loop()
     except RuntimeError:
+        running = False
+    if not running:
         return call()
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(call).result()

@@ -58,5 +58,6 @@ def test_bad_input_is_refused(tmp_path):
     with pytest.raises(layersweep.SpecError, match="give screen too"):
         layersweep.probe(DEMO, screen_prompts=8)
     for function in (layersweep.dissect, layersweep.compose):
-        with pytest.raises(layersweep.SpecError, match="no such file"):
+        with pytest.raises(layersweep.SpecError, match="no such file") as refused:
             function(tmp_path)
+        assert "event loop" not in str(refused.getrepr(chain=True))
