@@ -84,7 +84,7 @@ def messages_of(raw: dict[str, Any], prompt: str, question: Sequence[str], conte
     if name is None:
         there = ", ".join(map(str, list(raw)[:12])) or "none"
         raise ValueError(f"no column {prompt!r} or {question[0]!r} (see data.columns); there are: {there}")
-    value = value_at(raw, name)
+    value = _messages_in(value_at(raw, name))
     if isinstance(value, str):
         before = next((text for n in context if isinstance(text := value_at(raw, n), str) and text.strip()), None)
         if before is not None and name != prompt and value.strip():
@@ -104,6 +104,16 @@ def messages_of(raw: dict[str, Any], prompt: str, question: Sequence[str], conte
     if value[-1]["role"] != "user":
         raise ValueError(f"{name} does not end with a message of the user")
     return [{"role": message["role"], "content": message["content"]} for message in value]
+
+
+def _messages_in(value: Any) -> Any:
+    """Return the messages that a text holds as JSON, as columns of text often do; anything else as it stands."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            parsed = json.loads(value)
+            if all(isinstance(message, dict) and "role" in message for message in parsed):
+                return parsed
+    return value
 
 
 def value_at(raw: dict[str, Any], name: str) -> Any:

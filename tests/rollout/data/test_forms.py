@@ -89,6 +89,10 @@ READ = {
     ),
     "csv with spaces in its header": ({"a.csv": as_csv(ROWS).replace(b"question,answer", b"question , answer")}, {}),
     "an arrow file": ({"a.arrow": as_arrow_file(ROWS)}, {}),
+    "messages as a text of JSON": (
+        {"a.jsonl": as_lines([{"prompt": json.dumps([{"role": "user", "content": r["question"]}]),
+                               "answer": r["answer"]} for r in ROWS])}, {},
+    ),
     "ground_truth": ({"a.jsonl": as_lines([{"question": r["question"], "ground_truth": r["answer"]} for r in ROWS])},
                      {}),
     "tsv": ({"a.tsv": as_csv(ROWS, "\t")}, {}),
@@ -167,6 +171,11 @@ def test_forms_that_are_refused(tmp_path, name):
     files, says = REFUSED[name]
     with pytest.raises(DataError, match=says):
         load(written(tmp_path, files))
+
+
+@pytest.mark.parametrize("question", ['[{"a": 1}] is JSON?', '[{"a": 1}]', "[{", '[{"role": 1}, 2]'])
+def test_a_question_about_json_stays_text(tmp_path, question):
+    assert load(written(tmp_path, {"a.jsonl": as_lines([{"question": question, "answer": "4"}])})) == [(question, "4")]
 
 
 @pytest.mark.parametrize("field", ["prompt", "question", "context", "answer"])
