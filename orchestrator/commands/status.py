@@ -22,7 +22,8 @@ from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.orchestrator.spec.yaml_core import read_yaml
 from layersweep.policies.selection import parse_run_name
 from layersweep.workers.storage.files import write_atomically
-from layersweep.workers.storage.tables import CONTRIBUTION, PHASES, STEPS, TableSchema
+from layersweep.workers.storage.table_schema import TableSchema
+from layersweep.workers.storage.tables import CONTRIBUTION, PHASES, STEPS
 
 FILES = ("sweep.yaml", "checkpoints/places.json", "contribution.parquet", "steps.parquet")
 """Files of a sweep that its status is in."""
