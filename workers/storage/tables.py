@@ -27,6 +27,15 @@ REWARD = Column("reward.", NUMBER, "one of several rewards, or a number that a r
 """Named numbers of a user's reward functions: of a response in SCORES, their mean over the batch in STEPS."""
 
 
+def _with_interval(name: str, meaning: str, unit: str = "", required: bool = False) -> tuple[Column, Column, Column]:
+    """Make the columns NAME, NAME_low and NAME_high: an estimate and the ends of its 95 % interval."""
+    return (
+        Column(name, NUMBER, meaning, unit, required),
+        Column(f"{name}_low", NUMBER, "lower end of its 95 % interval", unit),
+        Column(f"{name}_high", NUMBER, "upper end", unit),
+    )
+
+
 def model_layers_from_depth(layer: pd.Series, depth: pd.Series) -> int | None:
     """Return the number of layers L behind depth = layer / (L - 1), for tables that do not store L; None without a
     depth."""
@@ -135,13 +144,9 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("layer", COUNT, "index of a single layer, or of the one that a part or a control is of, from 0"),
     Column("depth", NUMBER, "layer / (model_layers - 1): 0 the first layer, 1 the last"),
     Column("seeds", COUNT, "training runs of the selection"),
-    Column("score", NUMBER, "mean over the suites that count of the mean over prompts, on the selection split",
-           "reward", True),
-    Column("score_low", NUMBER, "lower end of its 95 % interval", "reward"),
-    Column("score_high", NUMBER, "upper end", "reward"),
-    Column("contribution", NUMBER, "C = (score - base) / (full - base)"),
-    Column("contribution_low", NUMBER, "lower end of its 95 % interval"),
-    Column("contribution_high", NUMBER, "upper end"),
+    *_with_interval("score", "mean over the suites that count of the mean over prompts, on the selection split",
+                    "reward", required=True),
+    *_with_interval("contribution", "C = (score - base) / (full - base)"),
     Column("rank", COUNT, "rank among single layers, 1 the best"),
     Column("response_tokens", NUMBER, "mean response length", "tokens"),
     Column("truncated_fraction", NUMBER, "share of responses cut at the token limit"),
@@ -166,12 +171,8 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("p_best", NUMBER, "probability of being the best layer"),
     Column("p_top", NUMBER, "probability of being among the best three layers"),
     Column("tied_with_best", FLAG, "cannot be told apart from the best layer"),
-    Column("final_score", NUMBER, "score on the final split", "reward"),
-    Column("final_score_low", NUMBER, "lower end of its 95 % interval", "reward"),
-    Column("final_score_high", NUMBER, "upper end", "reward"),
-    Column("final_contribution", NUMBER, "C on the final split"),
-    Column("final_contribution_low", NUMBER, "lower end of its 95 % interval"),
-    Column("final_contribution_high", NUMBER, "upper end"),
+    *_with_interval("final_score", "score on the final split", "reward"),
+    *_with_interval("final_contribution", "C on the final split"),
     Column("learning_rate_policy", TEXT, "how the learning rates were found"),
     Column("unjudged_fraction", NUMBER, "share of responses whose answer got no verdict in time, and counts as wrong"),
     Column("optimizer_steps", COUNT, "optimizer steps taken, the fewest over seeds", "steps"),
@@ -194,15 +195,9 @@ BY_SUITE = TableSchema("contribution_by_suite", (
     Column("step", COUNT, "training steps done when scored"),
     Column("seeds", COUNT, "training runs of the selection"),
     Column("prompts", COUNT, "prompts that it was scored on"),
-    Column("score", NUMBER, "mean over prompts, then over the group's suites", "reward"),
-    Column("score_low", NUMBER, "lower end of its 95 % interval", "reward"),
-    Column("score_high", NUMBER, "upper end", "reward"),
-    Column("gain", NUMBER, "score - base; what is below 0 was forgotten", "reward"),
-    Column("gain_low", NUMBER, "lower end of its 95 % interval", "reward"),
-    Column("gain_high", NUMBER, "upper end", "reward"),
-    Column("contribution", NUMBER, "C = gain / gain of the full run, on this suite"),
-    Column("contribution_low", NUMBER, "lower end of its 95 % interval"),
-    Column("contribution_high", NUMBER, "upper end"),
+    *_with_interval("score", "mean over prompts, then over the group's suites", "reward"),
+    *_with_interval("gain", "score - base; what is below 0 was forgotten", "reward"),
+    *_with_interval("contribution", "C = gain / gain of the full run, on this suite"),
     Column("contribution_reason", REASON, "why C is null"),
     Column("contribution_note", REASON, "what to know about C"),
     Column("imprecise", FLAG, "the full run's gain is below 4 standard errors"),
@@ -223,16 +218,10 @@ BY_BASE_SUCCESS = TableSchema("contribution_by_base_success", (
     Column("suites", COUNT, "suites with such prompts"),
     Column("step", COUNT, "training steps done when scored"),
     Column("seeds", COUNT, "training runs of the selection"),
-    Column("score", NUMBER, "mean over these prompts, then over suites that have any", "reward"),
-    Column("score_low", NUMBER, "lower end of its 95 % interval", "reward"),
-    Column("score_high", NUMBER, "upper end", "reward"),
-    Column("gain", NUMBER, "score - base", "reward"),
-    Column("gain_low", NUMBER, "lower end of its 95 % interval", "reward"),
-    Column("gain_high", NUMBER, "upper end", "reward"),
+    *_with_interval("score", "mean over these prompts, then over suites that have any", "reward"),
+    *_with_interval("gain", "score - base", "reward"),
     Column("gain_part", NUMBER, "what these prompts add to the gain over all; the classes' sum is the gain", "reward"),
-    Column("contribution", NUMBER, "C = gain / gain of the full run, on these prompts"),
-    Column("contribution_low", NUMBER, "lower end of its 95 % interval"),
-    Column("contribution_high", NUMBER, "upper end"),
+    *_with_interval("contribution", "C = gain / gain of the full run, on these prompts"),
     Column("contribution_reason", REASON, "why C is null"),
     Column("contribution_note", REASON, "what to know about C"),
     Column("imprecise", FLAG, "the full run's gain is below 4 standard errors"),
@@ -265,12 +254,8 @@ PROMPTS = TableSchema("prompts", (
 _SCORED = (
     Column("seeds", COUNT, "training runs that it was made from"),
     Column("prompts", COUNT, "prompts that it was scored on"),
-    Column("score", NUMBER, "mean over suites of the mean over prompts", "reward"),
-    Column("score_low", NUMBER, "lower end of its 95 % interval", "reward"),
-    Column("score_high", NUMBER, "upper end", "reward"),
-    Column("contribution", NUMBER, "C = (score - base) / (full - base)"),
-    Column("contribution_low", NUMBER, "lower end of its 95 % interval"),
-    Column("contribution_high", NUMBER, "upper end"),
+    *_with_interval("score", "mean over suites of the mean over prompts", "reward"),
+    *_with_interval("contribution", "C = (score - base) / (full - base)"),
     Column("contribution_reason", REASON, "why C is null"),
 )
 _CHANGE = (
@@ -311,9 +296,7 @@ DISSECTION = TableSchema("dissection", (
     Column("part", TEXT, "of `part`: attention, mlp or norms"),
     Column("amount", NUMBER, "rank, share of entries, factor, or index of the layer"),
     *_SCORED,
-    Column("kept", NUMBER, "share of the run's own gain: (score - base) / (run - base)"),
-    Column("kept_low", NUMBER, "lower end of its 95 % interval"),
-    Column("kept_high", NUMBER, "upper end"),
+    *_with_interval("kept", "share of the run's own gain: (score - base) / (run - base)"),
     Column("kept_reason", REASON, "why it is null"),
     *_CHANGE,
 ))  # fmt: skip
