@@ -15,7 +15,7 @@ from layersweep.orchestrator.execution.sweep_lock import describe_driver
 from layersweep.orchestrator.remote.ray_jobs import Job
 from layersweep.orchestrator.remote.sweep_view import SweepView
 from layersweep.orchestrator.report.format import interval_text, number_text, wide_console
-from layersweep.orchestrator.report.terminal_table import interval_title, without_contribution
+from layersweep.orchestrator.report.terminal_table import interval_title, without_contribution, without_driver
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.factorial import sweeps_of
 from layersweep.orchestrator.spec.load import parse_spec
@@ -164,7 +164,7 @@ def _look_at(
         ended = f"; it ended before the sweep did, layersweep resume {sweep.folder} goes on" if stopped else ""
         lines.append(f"driver  {driver}{ended}")
         if stopped and table is not None:
-            table["status"] = table["status"].replace("running", "stopped")
+            table = without_driver(table)
     if over or stopped:
         locations = {}
     if engines := [f"{actor} on {where}" for actor, where in sorted(locations.items()) if actor.startswith("Engine-")]:
