@@ -3,6 +3,7 @@
 The manifest records those that decide how runs train: a sweep that is resumed keeps to them.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -80,8 +81,13 @@ class Decisions:
         """Pick the runs over several layers, from the layer runs that are finished now, or from another table."""
         if not self.spec.combine:
             return []
-        context = self.context
-        table = read_profile(self.spec.profile) if self.spec.profile else await self.collector.table()
+        context, profile = self.context, self.spec.profile
+        try:
+            table = await (asyncio.to_thread(read_profile, profile) if profile else self.collector.table())
+        except ValueError as error:  # the profile was there when the sweep was planned
+            context.failed = True
+            context.progress.say(str(error))
+            return []
         begun = set(await reach_files("the sweep's checkpoints", runs_of, self.plan.folder))
         runs = []
         for seed in self.spec.seeds:
