@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("changes", nargs="*", metavar="FIELD=VALUE", help="changes of the demo's spec")
     parser.add_argument("--sweeps", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3, help="of each sweep")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     found = [run_sweep(args.folder.resolve(), number, args.seeds, args.changes) for number in range(args.sweeps)]
     whole = [groups(pd.read_parquet(sweep / "contribution.parquet")) for sweep in found]
     single = [table for sweep in found for table in of_each_seed(sweep)]
