@@ -41,8 +41,9 @@ def _plan(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.spec.factorial import sweeps_of
 
     overrides = _spec_and_overrides(args.words)[1]
-    for spec in sweeps_of(_spec(args.words)):
+    for number, spec in enumerate(sweeps_of(_spec(args.words))):
         plan = layersweep.plan(spec)
+        overrides = {} if number else overrides  # those of all sweeps are said once
         if args.cluster is None:
             show_plan(plan, overrides)
             continue

@@ -25,7 +25,8 @@ from layersweep.rollout.types import Response, reward_columns, verdict_columns
 from layersweep.workers.storage.files import write_atomically
 from layersweep.workers.storage.responses import TRAIN, KeptFile, kept_files, kept_prompts
 from layersweep.workers.storage.run_store import RunStore, runs_of
-from layersweep.workers.storage.tables import BY_SUITE, CONTRIBUTION, SCORES, STEPS, TableSchema
+from layersweep.workers.storage.table_schema import TableSchema
+from layersweep.workers.storage.tables import BY_SUITE, CONTRIBUTION, SCORES, STEPS
 
 FOLDER = "rescored"
 KEY = ["selection", "seed", "step", "suite", "split", "prompt", "sample"]

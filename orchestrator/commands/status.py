@@ -15,14 +15,15 @@ from layersweep.orchestrator.execution.sweep_lock import describe_driver
 from layersweep.orchestrator.remote.ray_jobs import Job
 from layersweep.orchestrator.remote.sweep_view import SweepView
 from layersweep.orchestrator.report.format import interval_text, number_text, wide_console
-from layersweep.orchestrator.report.terminal_table import interval_title, without_contribution
+from layersweep.orchestrator.report.terminal_table import interval_title, without_contribution, without_driver
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.factorial import sweeps_of
 from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.orchestrator.spec.yaml_core import read_yaml
 from layersweep.policies.selection import parse_run_name
 from layersweep.workers.storage.files import write_atomically
-from layersweep.workers.storage.tables import CONTRIBUTION, PHASES, STEPS, TableSchema
+from layersweep.workers.storage.table_schema import TableSchema
+from layersweep.workers.storage.tables import CONTRIBUTION, PHASES, STEPS
 
 FILES = ("sweep.yaml", "checkpoints/places.json", "contribution.parquet", "steps.parquet")
 """Files of a sweep that its status is in."""
@@ -163,7 +164,7 @@ def _look_at(
         ended = f"; it ended before the sweep did, layersweep resume {sweep.folder} goes on" if stopped else ""
         lines.append(f"driver  {driver}{ended}")
         if stopped and table is not None:
-            table["status"] = table["status"].replace("running", "stopped")
+            table = without_driver(table)
     if over or stopped:
         locations = {}
     if engines := [f"{actor} on {where}" for actor, where in sorted(locations.items()) if actor.startswith("Engine-")]:

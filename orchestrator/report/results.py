@@ -12,6 +12,7 @@ from layersweep.orchestrator.statistics.contribution_table import table_problem
 from layersweep.orchestrator.statistics.score_arrays import responses_of_split
 from layersweep.orchestrator.statistics.seeds import interval_covers, one_run_each, seeds_trained
 from layersweep.workers.storage.files import read_bytes
+from layersweep.workers.storage.table_schema import TableSchema
 from layersweep.workers.storage.tables import (
     BY_BASE_SUCCESS,
     COMPOSITION,
@@ -20,7 +21,6 @@ from layersweep.workers.storage.tables import (
     PROBE,
     SCORES,
     STEPS,
-    TableSchema,
 )
 
 

@@ -23,8 +23,13 @@ def without_contribution(table: Any) -> str:
     return f"No contribution: {'; '.join(reasons)}." if len(reasons) else ""
 
 
+def without_driver(table: Any) -> Any:
+    """Return the table as it is once its driver has ended: runs that were `running` are `stopped`."""
+    return table.assign(status=table["status"].replace("running", "stopped"))
+
+
 def show_table(table: Any) -> None:
-    """The contribution table on the terminal."""
+    """Print the contribution table."""
     interval = interval_title(table)
     shown = Table("selection", "score", interval, "contribution", interval, "rank", "steps", "status")
     for row in table.itertuples():

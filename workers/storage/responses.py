@@ -20,7 +20,8 @@ from layersweep.policies.selection import run_name
 from layersweep.rollout.types import Prompt, stable_seed
 
 from .files import find_files, read_bytes, resolve_uri, write_atomically
-from .tables import PROMPTS, RESPONSES, TableSchema
+from .table_schema import TableSchema
+from .tables import PROMPTS, RESPONSES
 
 FOLDER, PROMPT_FOLDER = "responses", "checkpoints/prompts"
 TRAIN = "train"

@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from layersweep.orchestrator.execution import learning_rate_trials
-from layersweep.orchestrator.execution.driver import Driver
+from layersweep.orchestrator.execution.decisions import Decisions
 from layersweep.orchestrator.execution.manifest import SweepManifest
 from layersweep.orchestrator.spec.layers import LayerSearch
 from layersweep.workers.config import LearningRates
@@ -311,7 +311,7 @@ def test_a_stop_while_only_the_base_is_left_writes_the_tables(tmp_path):
 
 def searched(tmp_path, monkeypatch, choose, **changes) -> World:
     """A search over four layers, six steps; `choose` decides in place of their scores."""
-    monkeypatch.setattr(Driver, "_choose_layers", choose)
+    monkeypatch.setattr(Decisions, "surviving_layers", choose)
     return sweep(tmp_path, steps=6, layers=4, search={"budget": 0.6}, **changes)
 
 
@@ -320,7 +320,7 @@ def test_paused_runs_give_their_slots_up_and_survivors_take_them_back(tmp_path, 
     """The highest layers survive; with one slot, too, all runs meet at each rung."""
     asked = []
 
-    async def choose(driver, rung, layers):
+    async def choose(decisions, rung, layers):
         asked.append((rung.step, layers, rung.keep))
         return layers[-rung.keep :]
 
@@ -338,7 +338,7 @@ def test_paused_runs_give_their_slots_up_and_survivors_take_them_back(tmp_path, 
 def test_a_rung_that_cannot_be_decided_fails_its_runs_and_no_slot_is_released_twice(tmp_path, monkeypatch):
     """One slot: each layer run has given it up when the decision fails. Full takes it once, as do they after it."""
 
-    async def choose(driver, rung, layers):
+    async def choose(decisions, rung, layers):
         raise ValueError("no scores")
 
     world = searched(tmp_path, monkeypatch, choose, concurrent=1)
@@ -351,7 +351,7 @@ def test_a_rung_that_cannot_be_decided_fails_its_runs_and_no_slot_is_released_tw
 def test_a_run_that_fails_before_a_rung_is_not_waited_for(tmp_path, monkeypatch):
     asked = []
 
-    async def choose(driver, rung, layers):
+    async def choose(decisions, rung, layers):
         asked.append(layers)
         return layers[-rung.keep :]
 

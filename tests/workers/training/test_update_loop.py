@@ -341,7 +341,7 @@ def test_a_token_outside_the_embedding_is_named(trunk, one_rank):
 def test_signal_without_any_gradient_is_an_error(trunk, one_rank):
     """A loss that has lost its way to the weights; without signal the same loss is none."""
     from layersweep.policies.algorithms.loss import LossTerms
-    from layersweep.workers.training.update_loop import GradientMissing
+    from layersweep.workers.training.update_metrics import GradientMissing
 
     class Blind(GRPO):
         def loss(self, tokens):
