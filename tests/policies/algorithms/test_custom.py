@@ -29,6 +29,9 @@ class Winners(ClippedPolicyGradient):
 class Silent(PolicyGradient):
     pass
 
+class Leaver(ClippedPolicyGradient):
+    def advantages(self, reward, group, trajectory, step, anchor): raise SystemExit("enough")
+
 class Short(PolicyGradient):
     def advantages(self, reward, group, trajectory, step, anchor):
         return reward[:1]
@@ -105,6 +108,7 @@ def test_a_loss_of_ones_own_keeps_what_all_losses_have_in_common(here):
         ({"path": "not_here.py:Winners"}, "algorithm.path: importing not_here.py fails: FileNotFoundError"),
         ({"path": "mine_of_a_test.function"}, "mine_of_a_test.function is not a subclass"),
         ({"path": "mine_of_a_test.Silent"}, "algorithm.settings: Silent.advantages fails on rewards 1, 0, 0, 0"),
+        ({"path": "mine_of_a_test.Leaver"}, "Leaver.advantages fails on rewards 1, 0, 0, 0: SystemExit: enough"),
         ({"path": "mine_of_a_test.Short"}, "algorithm.settings: Short.advantages must give a finite float32 a row"),
         (
             {"path": "mine_of_a_test.Winners", "settings": {"bar": "high"}},
