@@ -127,7 +127,7 @@ def _owner(folder: str, number: int) -> dict[str, Any] | None:
 
 
 def _is_alive(owner: dict[str, Any]) -> bool:
-    """Whether a driver's process is there, on its own host."""
+    """Tell whether a driver's process is there, on its own host."""
     try:
         return abs(psutil.Process(owner["pid"]).create_time() - owner["began"]) < 1
     except psutil.NoSuchProcess:

@@ -55,7 +55,7 @@ def preferred_nodes(plan: Plan, nodes: Sequence[Node]) -> tuple[tuple[int, ...],
 
 
 def all_runs_fit(plan: Plan, nodes: Sequence[Node]) -> bool:
-    """Whether the trainers of all runs of a plan certainly fit at the same time."""
+    """Tell whether the trainers of all runs of a plan certainly fit at the same time."""
     resources, wholes = plan.spec.resources, whole_runs(plan)
     layers = sum(not run.selection.trains_all for run in plan.runs)
     try:
@@ -111,7 +111,7 @@ def _boosts(plan: Plan) -> int:
 
 
 def _wholes_come_later(plan: Plan) -> bool:
-    """Whether whole-model runs come after the layer runs: boosts, or controls that train everything."""
+    """Tell whether whole-model runs come after the layer runs: boosts, or controls that train everything."""
     return _boosts(plan) > 0 or any(run.selection.trains_all and run.control.trained for run in plan.controls)
 
 

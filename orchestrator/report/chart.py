@@ -106,7 +106,7 @@ class Chart:
             self.add("text", "tick", axis_number(value), x=self.x.start - 6, y=at + 4, text_anchor="end")
 
     def x_axis(self, values: Iterable[float], title: str | None = None) -> None:
-        """Numbers below the chart."""
+        """Draw numbers below the chart."""
         for value in values:
             at = self.x(value)
             self.add("text", "tick", axis_number(value), x=at, y=self.y.start + 16, text_anchor="middle")
@@ -115,14 +115,14 @@ class Chart:
             self.add("text", "tick", title, x=middle, y=self.height - 3, text_anchor="middle")
 
     def reference_line(self, value: float, cls: str, label: str | None = None, nudge: int = 0) -> None:
-        """A horizontal line across the chart, named in the right margin, `nudge` pixels lower."""
+        """Draw a horizontal line across the chart, named in the right margin, `nudge` pixels lower."""
         at = self.y(value)
         self.add("line", f"reference {cls}", x1=self.x.start, x2=self.x.end, y1=at, y2=at)
         if label:
             self.add("text", "name", label, x=self.x.end + 5, y=at + 4 + nudge)
 
     def line(self, points: Iterable[tuple[float, float]], cls: str = "line") -> None:
-        """A line through points of the data; those that are not finite are left out."""
+        """Draw a line through points of the data; those that are not finite are left out."""
         self.add("polyline", cls, points=[(self.x(x), self.y(y)) for x, y in points if math.isfinite(y)])
 
 

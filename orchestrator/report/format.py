@@ -32,7 +32,7 @@ def wide_console() -> Console:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a table's value is None, NaN or pandas' NA, told without pandas."""
+    """Tell whether a table's value is None, NaN or pandas' NA, without pandas."""
     return value is None or str(value) in ("nan", "<NA>")
 
 

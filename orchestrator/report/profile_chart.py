@@ -121,7 +121,7 @@ def _point(chart: Chart, row: dict, column: str) -> None:
 
 
 def _final(chart: Chart, x: float, row: dict) -> None:
-    """The same layer on the final split, beside its point."""
+    """Draw the same layer on the final split, beside its point."""
     low, high = row["final_contribution_low"], row["final_contribution_high"]
     if pd.notna(low) and pd.notna(high):
         chart.add("line", "final whisker", x1=x, x2=x, y1=chart.y(low), y2=chart.y(high))
@@ -129,7 +129,7 @@ def _final(chart: Chart, x: float, row: dict) -> None:
 
 
 def diamond(chart: Chart, x: float, y: float) -> None:
-    """The mark of the final split."""
+    """Draw the mark of the final split."""
     chart.add("polygon", "final", points=[(x, y - 4), (x + 4, y), (x, y + 4), (x - 4, y)])
 
 

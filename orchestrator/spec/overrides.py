@@ -23,7 +23,7 @@ def long_form(section: str, value: Any) -> Any:
 
 
 def is_override(word: str) -> bool:
-    """Whether a word of a command line has the form PATH=VALUE."""
+    """Tell whether a word of a command line has the form PATH=VALUE."""
     return re.match(rf"{PATH}=", word) is not None
 
 

@@ -157,7 +157,7 @@ def critical(dof: float, tail: float = 0.025) -> float:
 
 
 def fieller(gain, full, var_gain, covariance, var_full, t):
-    """Both ends of the interval of gain / full (Fieller 1954); scalars or arrays that broadcast.
+    """Return both ends of the interval of gain / full (Fieller 1954); scalars or arrays that broadcast.
 
     They are the roots C of (gain - C full)^2 = t^2 (var_gain - 2 C covariance + C^2 var_full). The interval is an
     interval only where full^2 > t^2 var_full; elsewhere it is unbounded and (-inf, inf) is returned.

@@ -22,7 +22,7 @@ def readable(text: str) -> str:
 
 
 def is_prose(text: str) -> bool:
-    """Whether an answer is sentences instead of a value."""
+    """Tell whether an answer is sentences instead of a value."""
     return len(_WORD.findall(_COMMAND.sub(" ", _FORMULA.sub(" ", text)))) > MAX_PROSE_WORDS
 
 

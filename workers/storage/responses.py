@@ -44,7 +44,7 @@ class ResponseKeeper:
     """Split and suite of the prompts that this process has written."""
 
     def wants(self, split: str, step: int) -> bool:
-        """Whether responses to prompts of this split, by the weights after `step` steps, are kept."""
+        """Tell whether responses to prompts of this split, by the weights after `step` steps, are kept."""
         if self.keep == "final":
             return split != TRAIN and step in self.final_steps
         return self.keep != "none"

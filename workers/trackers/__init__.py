@@ -28,7 +28,7 @@ class Tracker(Protocol):
         """
 
     def table(self, frame: "pd.DataFrame") -> None:
-        """The contribution table as of now."""
+        """Send the contribution table as of now."""
 
     def close(self) -> None:
         """Nothing comes any more."""
