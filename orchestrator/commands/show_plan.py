@@ -71,7 +71,7 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
 
 
 def _data(plan: Plan) -> dict[str, str]:
-    """Rows of each data set, those dropped by reason, and prompts by split."""
+    """Return rows of each data set, those dropped by reason, and prompts by split."""
     names = {f"evaluation.suites[{i}]": f"data of {s.name}" for i, s in enumerate(plan.spec.evaluation.suites)}
     return {names.get(section, "data"): str(report) for section, report in plan.data.items()}
 

@@ -78,7 +78,7 @@ def pull(sweep: SweepView, output: str) -> list[str]:
 
 
 def _parse(schema: TableSchema, sweep: SweepView, content: bytes) -> pd.DataFrame:
-    """A table of the sweep.
+    """Return a table of the sweep.
 
     Raises:
         SpecError: it is not one.
@@ -90,7 +90,7 @@ def _parse(schema: TableSchema, sweep: SweepView, content: bytes) -> pd.DataFram
 
 
 def _spec(sweep: SweepView, content: bytes | None) -> dict[str, Any]:
-    """The sweep's own spec; what a sweep wrote has every field that is asked for here.
+    """Return the sweep's own spec; what a sweep wrote has every field that is asked for here.
 
     Raises:
         SpecError: it is none.
@@ -186,7 +186,8 @@ def _job_lines(job: Job, logs: str) -> list[str]:
 
 
 def overview(table: pd.DataFrame, steps: pd.DataFrame, total: int, locations: dict[str, str]) -> Table:
-    """A row per selection: its step and last reward (the mean of its seeds), tokens per second, score, contribution.
+    """Return a row per selection: its step and last reward (the mean of its seeds), tokens per second, score,
+    contribution.
 
     Args:
         table, steps: the content of contribution.parquet and steps.parquet.

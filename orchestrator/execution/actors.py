@@ -304,7 +304,7 @@ def _make_tiny_model(model: TinyModel, task: Any) -> tuple[str, dict[str, bytes]
 
 
 def _table_constants(plan: Plan) -> dict[str, str | int]:
-    """Columns of the contribution table that are the same in every row."""
+    """Return columns of the contribution table that are the same in every row."""
     spec = plan.spec
     return {
         "sweep": spec.name,

@@ -273,7 +273,7 @@ def _output_problems(spec: SweepSpec) -> list[str]:
 
 
 def _missing_folders(filesystem: Any, folder: str) -> list[str]:
-    """The folder and its parents as far as they do not exist, innermost first."""
+    """Return the folder and its parents as far as they do not exist, innermost first."""
     missing = []
     while folder and not filesystem.exists(folder):
         missing.append(folder)

@@ -154,7 +154,7 @@ def whole_ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def axis_number(value: float) -> str:
-    """A number for an axis: 0.25, 1.2k, 3M, 2e-5."""
+    """Return a number for an axis: 0.25, 1.2k, 3M, 2e-5."""
     if value < 0:
         return "−" + axis_number(-value)
     if value == 0:
@@ -169,7 +169,7 @@ def axis_number(value: float) -> str:
 
 
 def axis_range(values: Iterable[float], *, include: Sequence[float] = (), margin: float = 0.06) -> tuple[float, float]:
-    """The range of the finite values and of `include`, a little widened; never empty."""
+    """Return the range of the finite values and of `include`, a little widened; never empty."""
     finite = [float(v) for v in (*values, *include) if math.isfinite(v)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
     if high - low < 1e-12:
@@ -179,6 +179,6 @@ def axis_range(values: Iterable[float], *, include: Sequence[float] = (), margin
 
 
 def depth_colour(depth: float) -> Blend:
-    """The colour of a layer at this relative depth, on the ramp from the first to the last layer."""
+    """Return the colour of a layer at this relative depth, on the ramp from the first to the last layer."""
     depth = min(max(depth, 0.0), 1.0)
     return Blend("depth-0", "depth-1", depth * 2) if depth < 0.5 else Blend("depth-1", "depth-2", depth * 2 - 1)

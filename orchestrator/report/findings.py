@@ -17,7 +17,7 @@ OVERSTATES = (
 
 
 def headline(results: Results) -> list[str]:
-    """The answer in a few sentences."""
+    """Return the answer in a few sentences."""
     layers = results.layers
     if not len(layers):
         return _best_of_several(results, "runs") or ["No layer has been scored yet."]
@@ -95,7 +95,7 @@ def tiles(results: Results) -> list[tuple[str, str, str]]:
 
 
 def finalists(results: Results) -> list[dict]:
-    """Rows of those scored on the final split: both scores and both contributions, best first."""
+    """Return rows of those scored on the final split: both scores and both contributions, best first."""
     rows = results.table[results.table["final_score"].notna()]
     order = {"base": 0, "full": 1}
     rows = rows.assign(order=rows["kind"].map(order).fillna(2)).sort_values(
@@ -119,7 +119,7 @@ def finalists(results: Results) -> list[dict]:
 
 
 def unfinished(results: Results) -> list[dict]:
-    """Rows that failed, were pruned, or still run, each with what it had and why."""
+    """Return rows that failed, were pruned, or still run, each with what it had and why."""
     rows = results.table[results.table["status"] != "completed"]
     return [
         {
@@ -148,7 +148,8 @@ def saved(results: Results) -> str | None:
 
 
 def rates(results: Results) -> str | None:
-    """The learning rates used and how they were found, as they change the ranking, and how far runs moved by them."""
+    """Return the learning rates used and how they were found, as they change the ranking, and how far runs moved by
+    them."""
     found = results.table.dropna(subset=["learning_rate"]).groupby("kind")["learning_rate"].unique()
     if not len(found):
         return None

@@ -14,7 +14,7 @@ LABEL = 18
 
 
 def matrix_chart(table: pd.DataFrame, title: str, labels: Sequence[str] | None = None, signed: bool = False) -> Chart:
-    """A table of numbers as shaded cells.
+    """Return a table of numbers as shaded cells.
 
     Args:
         table: [rows, columns] the numbers.

@@ -175,18 +175,18 @@ def _style(classes: frozenset[str]) -> dict[str, str]:
 
 @cache
 def _palette() -> dict[str, str]:
-    """The light theme of style.css."""
+    """Return the light theme of style.css."""
     text = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
     return dict(re.findall(r"--([\w-]+): (#\w+)", text[: text.index("}")]))
 
 
 def _pixels(length: str) -> float:
-    """A length of chart.css in matplotlib's points."""
+    """Return a length of chart.css in matplotlib's points."""
     return float(length.removesuffix("px")) * 72 / DPI
 
 
 def _resolve(value: str, current: str) -> str:
-    """A colour of chart.css as matplotlib names it."""
+    """Return a colour of chart.css as matplotlib names it."""
     if value == "currentColor":
         return current
     return "none" if value in ("none", "transparent") else _palette()[value.removeprefix("var(--").removesuffix(")")]

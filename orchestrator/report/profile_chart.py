@@ -14,7 +14,7 @@ FARTHEST = 1.0
 
 
 def measure(results: Results) -> str:
-    """The column that is drawn: C, or the score where C is not defined."""
+    """Return the column that is drawn: C, or the score where C is not defined."""
     return "contribution" if results.has_contribution else "score"
 
 
@@ -27,7 +27,7 @@ def reference_values(results: Results) -> dict[str, float]:
 
 
 def plotted_rows(results: Results) -> pd.DataFrame:
-    """Rows to draw, with their `x`: layers by index, runs of several layers behind the last."""
+    """Return rows to draw, with their `x`: layers by index, runs of several layers behind the last."""
     column = measure(results)
     layers, several = results.layers, results.several
     x = np.concatenate([layers["layer"].astype(float), _x_of_several(results)])
@@ -41,7 +41,7 @@ def _x_of_several(results: Results) -> np.ndarray:
 
 
 def y_range(rows: pd.DataFrame, column: str, lines: dict[str, float]) -> tuple[float, float]:
-    """The range of the y axis, not stretched by intervals that run away."""
+    """Return the range of the y axis, not stretched by intervals that run away."""
     values = rows[column].astype(float)
     if not len(values):
         return axis_range(lines.values())

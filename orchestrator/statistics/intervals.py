@@ -54,7 +54,7 @@ class SeedVariance:
         return self.pooled / seeds
 
     def of_full(self, run: int, seeds: int) -> float:
-        """The same for the full run, which may vary more than the layers: two parts pooled, the rest its own."""
+        """Return the same for the full run, which may vary more than the layers: two parts pooled, the rest its own."""
         return (2 * self.pooled + (seeds - 1) * self.own[run]) / (seeds + 1) / seeds
 
 

@@ -50,7 +50,8 @@ def selection_facts(selections: pd.DataFrame) -> dict[str, SelectionFacts]:
 
 
 def suites_that_count(scores: pd.DataFrame) -> dict[str, bool]:
-    """Every suite of a scores table but the greedy ones, in order of their names, and whether it is part of S."""
+    """Return every suite of a scores table but the greedy ones, in order of their names, and whether it is part of
+    S."""
     if "counts" not in scores:
         found = dict.fromkeys(scores["suite"].unique(), True)
     else:
@@ -59,7 +60,7 @@ def suites_that_count(scores: pd.DataFrame) -> dict[str, bool]:
 
 
 def responses_of_split(scores: pd.DataFrame, split: str, uncounted: bool = False) -> pd.DataFrame:
-    """The responses of a split, the base's pooled: it is one model, whatever seed or step it was scored at.
+    """Return the responses of a split, the base's pooled: it is one model, whatever seed or step it was scored at.
 
     Args:
         scores: the content of scores.parquet.
@@ -90,7 +91,7 @@ def responses_of_split(scores: pd.DataFrame, split: str, uncounted: bool = False
 
 
 def last_steps(rows: pd.DataFrame, suites: list[str]) -> tuple[dict[str, int], dict[str, str]]:
-    """The last step at which each selection was scored on every suite, and for the others what is missing."""
+    """Return the last step at which each selection was scored on every suite, and for the others what is missing."""
     scored = rows.groupby(["selection", "seed", "step"])["suite"].agg(lambda names: frozenset(names.unique()))
     last: dict[str, int] = {}
     missing: dict[str, str] = {}

@@ -18,7 +18,7 @@ def one_run_each(seeds: int) -> str:
 
 
 def interval_covers(seeds: int, seed_sd: float | None = None) -> str:
-    """A sentence on what the intervals cover, to print under a table.
+    """Return a sentence on what the intervals cover, to print under a table.
 
     Args:
         seeds: training runs of a selection.

@@ -93,14 +93,14 @@ class ResponseKeeper:
 
 
 def question_of(prompt: Prompt) -> str:
-    """The text of a prompt, for reading."""
+    """Return the text of a prompt, for reading."""
     if prompt.text is not None:
         return prompt.text
     return "\n\n".join(message["content"] for message in prompt.messages or ())
 
 
 def _of_prompts(frame: pd.DataFrame, count: int) -> pd.DataFrame:
-    """The rows of `count` prompts, which depend on the prompts' names alone: the same of every run."""
+    """Return the rows of `count` prompts, which depend on the prompts' names alone: the same of every run."""
     chosen = sorted(frame["prompt"].unique(), key=stable_seed)[:count]
     return frame[frame["prompt"].isin(chosen)].reset_index(drop=True)
 

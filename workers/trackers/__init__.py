@@ -60,7 +60,7 @@ class FailSafeTracker:
 
 
 def build(tracking: TrackingConfig, sweep: str, folder: str) -> list[Tracker]:
-    """The trackers of a sweep, to be called inside an actor.
+    """Return the trackers of a sweep, to be called inside an actor.
 
     Args:
         tracking: the spec's section.
