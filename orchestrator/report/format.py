@@ -15,8 +15,8 @@ def size(count: float) -> str:
 
 
 def plain_console(file: IO[str] | None = None, width: int | None = None) -> Console:
-    """Return a console, the one way to a terminal: all text is printed as it is. Reasons, names and paths hold what they please,
-    brackets too, which rich would take for markup, and `:words:`, which it would take for emoji.
+    """Return a console, the one way to a terminal: all text is printed as it is. Reasons, names and paths hold what
+    they please, brackets too, which rich would take for markup, and `:words:`, which it would take for emoji.
 
     Args:
         file: where to; standard output by default.
