@@ -20,7 +20,7 @@ from layersweep.orchestrator.remote.ray_token import show_token
 from layersweep.orchestrator.remote.sweep_view import SweepView
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.workers.storage.tables import CONTRIBUTION
-from tests.orchestrator.spec.test_spec import demo
+from tests.helpers.specs import demo
 
 
 @pytest.fixture

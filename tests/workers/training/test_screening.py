@@ -7,7 +7,7 @@ from layersweep.policies.selection import LowRank, Selection
 from layersweep.workers.config import DeepSpeedConfig
 from layersweep.workers.training.screening import train_on_batch
 from layersweep.workers.training.setup import TrainingSetup
-from tests.workers.training.test_update_loop import (
+from tests.helpers.updates import (
     assert_same_step,
     experience,
     plain_loss,
