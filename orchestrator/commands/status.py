@@ -38,13 +38,13 @@ def show_status(sweep: SweepView, watch: bool) -> bool:
     run, or the whole sweep, failed."""
     console = wide_console()
     if not watch:
-        view, _, failed = _look(sweep)
+        view, _, failed = look(sweep)
         console.print(view)
         return not failed
     with Live(console=console, auto_refresh=False, screen=False) as live:
         while True:
             sweep.refresh()
-            view, over, failed = _look(sweep)
+            view, over, failed = look(sweep)
             live.update(view, refresh=True)
             if over:
                 return not failed
@@ -110,7 +110,7 @@ def _sweeps_within(sweep: SweepView, content: bytes | None) -> list[str]:
     return [one.name for one in sweeps_of(parse_spec(read_yaml(content.decode())))]
 
 
-def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
+def look(sweep: SweepView) -> tuple[Group, bool, bool]:
     """Look at a sweep, or at those of a spec with factors: what to show now, whether all is over, whether something
     failed."""
     files = sweep.read(list(FILES))
