@@ -160,6 +160,22 @@ MUTANTS = [
         "run_controller",
     ),
     Mutant(
+        "sweeps: each fails once more to score the base that the first could not",
+        "factorial.py", "if twin and not _base_is_scored(twin):", "if False:", "factorial",
+    ),
+    Mutant(
+        "sweeps: another base is given up too",
+        "factorial.py", "return _base_facts(one) == _base_facts(other)", "return True", "factorial",
+    ),
+    Mutant(
+        "base: a failure fails nothing",
+        "base_score.py", "self.failure = await score_or_say(", "await score_or_say(", "run_controller",
+    ),
+    Mutant(
+        "decisions: layers that were pruned are finalists",
+        "decisions.py", 'scored = table[(table["status"] == "completed") & ', "scored = table[", "decisions",
+    ),
+    Mutant(
         "checks: one step more without reward",
         "step_checks.py", "if self.without_reward >= MAX_STEPS_WITHOUT_REWARD:",
         "if self.without_reward > MAX_STEPS_WITHOUT_REWARD:", "step_checks",

@@ -306,6 +306,34 @@ def test_a_stop_while_only_the_base_is_left_writes_the_tables(tmp_path):
     assert completed(world) == {FULL, LAYER, OTHER} and world.calls["close"] == 1
 
 
+# -- a base without a score -----------------------------------------------------------------------------------
+
+
+async def unscored_base(worker, engine, run, *args):
+    """Fails evaluations of the base in a way that no retry mends."""
+    if run is None:
+        raise ray.exceptions.RayTaskError("evaluate", "", ValueError("no reward"))
+
+
+def test_a_search_without_a_score_of_the_base_decides_nothing(tmp_path):
+    """The layers fail at the first rung, with the reason; full, which no rung decides about, completes."""
+    world = sweep(tmp_path, steps=6, layers=4, search={"budget": 0.6}, faults={"evaluation": unscored_base})
+    for layer in range(4):
+        status, reason = world.statuses[f"layer-{layer:02d}-seed0"]
+        assert status == "failed" and reason.endswith("the base has no score: ValueError: no reward")
+    assert completed(world) == {FULL}
+
+
+def test_trials_choose_no_learning_rate_without_a_score_of_the_base(tmp_path):
+    """No run begins."""
+    tuning = {"tune": [1e-5, 1e-6], "steps": 1}
+    plan = study(str(tmp_path), 1, 2, layers=2, training={"learning_rate": tuning}, resources={"engines": 1})
+    world = World(16, TIMES, FREE, folder=plan.folder, faults={"evaluation": unscored_base})
+    simulate(plan, world, worked=lambda world: 0.0, limit=50_000)
+    assert completed(world) == {"full@lr-1e-05-seed0", "full@lr-1e-06-seed0"}
+    assert SweepManifest.load(plan.folder).rates is None
+
+
 # -- a search -------------------------------------------------------------------------------------------------
 
 
