@@ -160,6 +160,15 @@ MUTANTS = [
         "run_controller",
     ),
     Mutant(
+        "checks: one step more without reward",
+        "step_checks.py", "if self.without_reward >= MAX_STEPS_WITHOUT_REWARD:",
+        "if self.without_reward > MAX_STEPS_WITHOUT_REWARD:", "step_checks",
+    ),
+    Mutant(
+        "checks: a mismatch that is not a number passes",
+        "step_checks.py", "not mismatch <= self.limit:", "mismatch > self.limit:", "step_checks",
+    ),
+    Mutant(
         "sweeps: each fails once more to score the base that the first could not",
         "factorial.py", "if twin and not _base_is_scored(twin):", "if False:", "factorial",
     ),
@@ -174,15 +183,6 @@ MUTANTS = [
     Mutant(
         "decisions: layers that were pruned are finalists",
         "decisions.py", 'scored = table[(table["status"] == "completed") & ', "scored = table[", "decisions",
-    ),
-    Mutant(
-        "checks: one step more without reward",
-        "step_checks.py", "if self.without_reward >= MAX_STEPS_WITHOUT_REWARD:",
-        "if self.without_reward > MAX_STEPS_WITHOUT_REWARD:", "step_checks",
-    ),
-    Mutant(
-        "checks: a mismatch that is not a number passes",
-        "step_checks.py", "not mismatch <= self.limit:", "mismatch > self.limit:", "step_checks",
     ),
 ]  # fmt: skip
 
