@@ -161,8 +161,8 @@ MUTANTS = [
     ),
     Mutant(
         "checks: one step more without reward",
-        "step_checks.py", "if self.without_reward >= MAX_STEPS_WITHOUT_REWARD:",
-        "if self.without_reward > MAX_STEPS_WITHOUT_REWARD:", "step_checks",
+        "step_checks.py", "if self.without_reward >= MAX_STEPS_WITHOUT_REWARD and",
+        "if self.without_reward > MAX_STEPS_WITHOUT_REWARD and", "step_checks",
     ),
     Mutant(
         "checks: a mismatch that is not a number passes",
