@@ -79,7 +79,7 @@ def gpu_memories(plan: Plan, allocation: GpuAllocation, kind: GpuKind) -> Counte
 
 
 def memory_problems(plan: Plan, memories: Counter[GpuMemory], gpu: GpuKind) -> list[str]:
-    """Problems of a plan that runs out of memory whatever the activations: field, sizes, fix."""
+    """Return problems of a plan that runs out of memory whatever the activations: field, sizes, fix."""
     return _cache_problems(plan, gpu) + [
         _explain(memory, gpu, plan.spec.rollout) for memory in memories if memory.certain > gpu.memory
     ]
@@ -152,7 +152,7 @@ def _memory(plan: Plan, gpu: Gpu, kind: GpuKind, overlays: list[int]) -> GpuMemo
 
 
 def _partial(plan: Plan) -> set[Selection]:
-    """Selections of the runs over a part of the model; without such runs a layer, for one to be added."""
+    """Return selections of the runs over a part of the model; without such runs a layer, for one to be added."""
     return {run.selection for run in plan.runs if not run.selection.trains_all} or {Selection.layer(0)}
 
 

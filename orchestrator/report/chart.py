@@ -91,7 +91,7 @@ class Chart:
 
     @contextmanager
     def group(self, cls: str, colour: Colour | None = None, **attributes: object) -> Iterator[None]:
-        """Marks that share class, colour and tooltip."""
+        """Yield marks that share class, colour and tooltip."""
         outer, group = self.open, Mark("g", cls, attributes, colour=colour)
         outer.append(group)
         self.open = group.marks

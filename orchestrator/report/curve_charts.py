@@ -88,7 +88,7 @@ def line_colour(results: Results, selection: str) -> Blend | None:
 
 
 def health_charts(results: Results, columns: Iterable[str] = HEALTH) -> list[Panel]:
-    """Panels of training health: a title, what it means, and the chart, or the value where it never changed."""
+    """Return panels of training health: a title, what it means, and the chart, or the value where it never changed."""
     panels = []
     for column in columns:
         if column not in results.steps:

@@ -76,7 +76,7 @@ def _recovers(results: Results, best: pd.Series) -> str:
 
 
 def tiles(results: Results) -> list[tuple[str, str, str]]:
-    """Figures under the headline: name, value, interval."""
+    """Return figures under the headline: name, value, interval."""
     found = []
     for kind, name in (("base", "base score"), ("full", "full training")):
         row = results.only(kind)
@@ -166,7 +166,7 @@ def rates(results: Results) -> str | None:
 
 
 def categories(results: Results) -> tuple[list[str], list[dict]]:
-    """Success by category, where the environment has them: the categories, and a row per selection."""
+    """Return success by category, where the environment has them: the categories, and a row per selection."""
     scores = results.scores
     if "category" not in scores or not scores["category"].notna().any():
         return [], []

@@ -94,7 +94,7 @@ def render_page(results: Results) -> str:
 
 @cache
 def environment() -> Environment:
-    """Templates, with the style sheets and the script as variables to put inline."""
+    """Return templates, with the style sheets and the script as variables to put inline."""
     folder = Path(__file__).parent
     made = Environment(
         loader=FileSystemLoader(folder),
@@ -144,7 +144,7 @@ def _sampling(results: Results) -> dict | None:
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:
-    """Facts on what was run, from the constant columns."""
+    """Return facts on what was run, from the constant columns."""
     first = results.table.iloc[0] if len(results.table) else pd.Series(dtype=object)
     names = ("model", "algorithm", "task")
     facts = [(name, str(first[name])) for name in names if pd.notna(first.get(name))]

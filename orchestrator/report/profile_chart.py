@@ -19,7 +19,7 @@ def measure(results: Results) -> str:
 
 
 def reference_values(results: Results) -> dict[str, float]:
-    """Values at which the lines of base and full lie."""
+    """Return values at which the lines of base and full lie."""
     column = measure(results)
     rows = {name: results.only(name) for name in ("base", "full")}
     found = {name: float(row[column]) for name, row in rows.items() if row is not None}
@@ -36,7 +36,7 @@ def plotted_rows(results: Results) -> pd.DataFrame:
 
 
 def _x_of_several(results: Results) -> np.ndarray:
-    """Positions of combined runs: behind the last layer, far enough apart for their names."""
+    """Return positions of combined runs: behind the last layer, far enough apart for their names."""
     return results.model_layers + max(1.0, results.model_layers / 16) * (0.5 + np.arange(len(results.several)))
 
 
@@ -67,7 +67,7 @@ def legend(results: Results) -> list[tuple[str, str]]:
 
 
 def profile_chart(results: Results, width: int, height: int) -> Chart:
-    """Points with 95 % intervals; the best and those tied with it filled, the final split as diamonds."""
+    """Return points with 95 % intervals; the best and those tied with it filled, the final split as diamonds."""
     column, lines, rows = measure(results), reference_values(results), plotted_rows(results)
     last = max([results.model_layers - 1, 0, *_x_of_several(results)])
     bottom = 100 if len(results.several) else 36
@@ -134,7 +134,7 @@ def diamond(chart: Chart, x: float, y: float) -> None:
 
 
 def row_class(row: dict) -> str:
-    """Class of a row's mark: base, full; single layers best, tied or other; several for combined runs."""
+    """Return the class of a row's mark: base, full; single layers best, tied or other; several for combined runs."""
     if row["kind"] != "layer":
         return row["kind"] if row["kind"] in ("base", "full") else "several"
     if pd.notna(row["rank"]) and row["rank"] == 1:

@@ -64,7 +64,7 @@ def _chart(results: Results, title: str, found: pd.DataFrame) -> Chart:
 
 
 def sampling_rows(results: Results, found: pd.DataFrame) -> tuple[list[str], list[dict]]:
-    """Heads, and rows by selection: each value with its interval, and C where there is one."""
+    """Return heads, and rows by selection: each value with its interval, and C where there is one."""
     columns = list(found[["measure", "k"]].drop_duplicates().itertuples(index=False, name=None))
     columns.sort(key=lambda column: (column[0] != PASS, column[1]))
     cells = {(row["selection"], row["measure"], row["k"]): row for row in found.to_dict("records")}

@@ -28,7 +28,7 @@ def is_override(word: str) -> bool:
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
-    """Values by dotted path from texts of the form PATH=VALUE; values are read as YAML.
+    """Return values by dotted path from texts of the form PATH=VALUE; values are read as YAML.
 
     Raises:
         SpecError: a text of another form, a value that is not YAML, or a path that is given twice.

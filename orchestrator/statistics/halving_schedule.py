@@ -106,7 +106,8 @@ class HalvingSchedule:
 
 
 def _ladder(first: float, keeps: Sequence[int], layers: int, steps: int, wanted: int) -> list[Rung]:
-    """Rungs at powers of `first`, without those that would drop no layer or train no further than the one before."""
+    """Return rungs at powers of `first`, without those that would drop no layer or train no further than the one
+    before."""
     rungs: list[Rung] = []
     alive = layers
     for power, keep in zip(EXPONENTS, keeps, strict=True):

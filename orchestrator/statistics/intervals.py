@@ -138,7 +138,7 @@ def seed_variance(suites: Sequence[np.ndarray], runs: Sequence[int], seed_sd: fl
 
 
 def effective_dof(variance: float, estimated: Sequence[tuple[float, float]]) -> float:
-    """Degrees of freedom of a variance, parts of which are estimates and the rest known (Satterthwaite 1946).
+    """Return degrees of freedom of a variance, parts of which are estimates and the rest known (Satterthwaite 1946).
 
     They are V^2 / sum(v^2 / n) over the parts v with n degrees of freedom, and no fewer than the least of these.
 

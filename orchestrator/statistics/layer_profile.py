@@ -179,7 +179,8 @@ def _noise(table: pd.DataFrame, given: float | None) -> np.ndarray:
 
 
 def _model_layers(table: pd.DataFrame, layer: np.ndarray, name: str) -> int:
-    """Layers of the model: as stored, else from `depth` = layer / (L - 1), else one more than the last named.
+    """Return the number of layers of the model: as stored, else from `depth` = layer / (L - 1), else one more than the
+    last named.
 
     Raises:
         ValueError: there are fewer by what is stored than by the layers that are named, or more than any model has.

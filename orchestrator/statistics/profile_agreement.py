@@ -48,7 +48,7 @@ class Correlation:
 
 
 def align(a: Profile, b: Profile) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Depths, both contributions and both noises where the two can be compared.
+    """Return depths, both contributions and both noises where the two can be compared.
 
     Models of one depth are paired layer by layer. Otherwise the profile with more layers is interpolated linearly, in
     relative depth, to those of the other that lie within its range.

@@ -38,7 +38,7 @@ class SelectionFacts:
 
 
 def selection_facts(selections: pd.DataFrame) -> dict[str, SelectionFacts]:
-    """Facts by selection, from a table with the columns selection, kind and layer, of runs or of selections.
+    """Return facts by selection, from a table with the columns selection, kind and layer, of runs or of selections.
 
     The column control may be missing: then no control is known to be UNTRAINED.
     """
@@ -149,7 +149,7 @@ def gains_at(
     split: str = "selection",
     seed_sd: float | None = None,
 ) -> intervals.MeanAndCovariance:
-    """Gains over the base of `selections` at one step, in that order, with the covariance of their noise.
+    """Return gains over the base of `selections` at one step, in that order, with the covariance of their noise.
 
     What a search decides on at a rung. All of them, and the base, must have been scored on every suite that one of
     them was scored on there.

@@ -13,7 +13,7 @@ def seeds_trained(table: "pd.DataFrame") -> int:
 
 
 def one_run_each(seeds: int) -> str:
-    """Words beside an interval in every headline: none where the interval covers RL seeds."""
+    """Return words beside an interval in every headline: none where the interval covers RL seeds."""
     return "" if seeds > 1 else "one training run each"
 
 

@@ -136,7 +136,7 @@ def _needed(there: Sequence[str], columns: Collection[str] | None, what: str) ->
 
 
 def _jsonl_rows(file: DataFile, _: Collection[str] | None, max_bytes: int) -> Iterator[tuple[int, Any]]:
-    """Lines by number, blank ones left out; never more than `max_bytes` of the file in memory."""
+    """Yield lines by number, blank ones left out; never more than `max_bytes` of the file in memory."""
     number = 0
     try:
         with file.open() as stream:
@@ -161,7 +161,8 @@ def _parsed(line: bytes) -> Any:
 
 
 def _json_rows(file: DataFile, columns: Collection[str] | None, max_bytes: int) -> Iterator[tuple[int, Any]]:
-    """Rows of a list, which may be within an object (`{"data": [...]}`); or of lines, as many a .json file has them."""
+    """Yield rows of a list, which may be within an object (`{"data": [...]}`); or of lines, as many a .json file has
+    them."""
     try:
         with file.open() as stream:
             first = stream.readline(max_bytes + 1)
@@ -188,7 +189,7 @@ def _json_rows(file: DataFile, columns: Collection[str] | None, max_bytes: int) 
 
 
 def _csv_rows(file: DataFile, columns: Collection[str] | None, max_bytes: int) -> Iterator[tuple[int, Any]]:
-    """Rows below a header line."""
+    """Yield rows below a header line."""
     csv.field_size_limit(min(max_bytes, sys.maxsize))
     number = 0
     try:

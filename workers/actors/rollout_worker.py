@@ -275,7 +275,7 @@ class RolloutWorker:
         return await play(task, starts, samples, generate, self._encode, decode, scope)
 
     def _decode(self, responses: Sequence[np.ndarray], stop: Sequence[str]) -> list[str]:
-        """Texts of responses without special tokens, cut at the first stop string."""
+        """Return texts of responses without special tokens, cut at the first stop string."""
         texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
         return [cut_at_stop(text, stop, self.training.include_stop) for text in texts] if stop else texts
 

@@ -140,7 +140,7 @@ def kept_files(folder: str) -> Iterator[KeptFile]:
 
 
 def kept_prompts(folder: str, split: str, suite: str) -> dict[str, Prompt] | None:
-    """Prompts of a suite by identifier, as they were scored; None where they were not kept.
+    """Return prompts of a suite by identifier, as they were scored; None where they were not kept.
 
     Raises:
         OSError, ValueError: the file cannot be read.
