@@ -100,7 +100,7 @@ class ChildProcess:
 
 
 def answer_requests(prepare: Callable[[dict[str, Any]], Callable[[Any], Iterable[Any]]]) -> None:
-    """Runs the child's end until the parent closes it.
+    """Run the child's end until the parent closes it.
 
     Its standard streams lead nowhere: what the code that is called reads and prints is no message. A process that it
     forks and does not end is ended where it would begin to answer too.

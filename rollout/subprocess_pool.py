@@ -188,7 +188,7 @@ def _prepare(setup: dict[str, Any]) -> Callable[[Any], Iterator[Any]]:
 
 
 def _traceback(error: BaseException) -> str:
-    """An exception with its frames from the first one on that is not of this package, TRACEBACK_CHARS of it."""
+    """Return an exception with its frames from the first one outside of this package on, cut to TRACEBACK_CHARS."""
     frames = error.__traceback__
     while frames and frames.tb_frame.f_globals["__name__"].startswith(("layersweep.", "__main__")):
         frames = frames.tb_next

@@ -20,7 +20,7 @@ DEMO = str(files("layersweep.deploy") / "sweeps" / "demo.yaml")
 
 
 def _spec_and_overrides(words: list[str]) -> tuple[str | None, dict[str, Any]]:
-    """The spec file among a command's words, if there is one, and the values that replace its own.
+    """Return the spec file among a command's words, if there is one, and the values that replace its own.
 
     Raises:
         SpecError: two files, or an override of the wrong form.
@@ -214,7 +214,7 @@ def _compose(args: argparse.Namespace) -> int:
 
 
 def _members(stack: str) -> tuple[str, ...]:
-    """The members of a stack such as 1+5 or layer-01+layer-05-mlp."""
+    """Return the members of a stack such as 1+5 or layer-01+layer-05-mlp."""
     from layersweep.orchestrator.commands.compose import member_name
 
     return tuple(map(member_name, stack.split("+")))

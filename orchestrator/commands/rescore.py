@@ -130,7 +130,7 @@ def _table(folder: str, schema: TableSchema) -> pd.DataFrame:
 
 
 def _graders(spec: SweepSpec) -> dict[str, Any]:
-    """The task of each suite, and what is wrong with those that cannot be built."""
+    """Return the task of each suite, and what is wrong with those that cannot be built."""
     problems, built = [], {}
     for section, config in [("task", spec.task)] + [
         (suite.name, suite.task) for suite in spec.evaluation.suites if suite.task is not None
@@ -148,7 +148,7 @@ def _graders(spec: SweepSpec) -> dict[str, Any]:
 
 
 def _judged(folder: str, file: KeptFile, graders: dict[str, Any]) -> pd.DataFrame:
-    """Columns KEY and those that the task decides of one evaluation's responses."""
+    """Return columns KEY and those that the task decides of one evaluation's responses."""
     try:
         kept = file.read()
         prompts = kept_prompts(folder, file.split, file.suite)

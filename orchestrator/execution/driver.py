@@ -237,7 +237,7 @@ class Driver:
     # -- stopping ---------------------------------------------------------------------------------------------
 
     def stop(self, main: asyncio.Task[Any]) -> None:
-        """The first time, have every run stop at a checkpoint; the second time, cancel the main task."""
+        """Have every run stop at a checkpoint; when called a second time, cancel the main task."""
         if self.stopping:
             main.cancel()
             return

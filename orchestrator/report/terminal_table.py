@@ -12,7 +12,7 @@ from .format import interval_text, number_text, plain_text, wide_console
 
 
 def interval_title(table: Any) -> str:
-    """The head of a column of intervals; with one seed it says so."""
+    """Return the head of a column of intervals; with one seed it says so."""
     return "95 %" if not (said := one_run_each(seeds_trained(table))) else "95 %,\n" + said.replace(" run", "\nrun")
 
 

@@ -35,7 +35,7 @@ def load_spec(source: str | Path | Mapping[str, Any], overrides: Mapping[str, An
 
 
 def read_spec(path: str) -> dict[str, Any]:
-    """The content of a spec file as it stands there.
+    """Return the content of a spec file as it stands there.
 
     Raises:
         SpecError: the file is missing, is not YAML, or is not a mapping.
@@ -114,8 +114,8 @@ def _explain(problem: Any) -> str:
 
 
 def _suggest(path: Sequence[str], here: list[type[BaseModel]]) -> str:
-    """The nearest spelling in this section, else the same key where it does exist: in the same part of the spec, or
-    the least deep. At the top, where values by dotted path lack their section, another section's key comes first."""
+    """Return the nearest spelling in this section, else the same key where it does exist: in the same part of the spec,
+    or the least deep. At the top, where values by dotted path lack their section, another section's key comes first."""
     key, valid = path[-1], sorted({name for cls in here for name in cls.model_fields})
     places: dict[str, list[str]] = {}
     for name, place in _paths(SweepSpec):

@@ -75,7 +75,7 @@ class TableSchema:
             )
 
     def frame(self, rows: pd.DataFrame | list[dict[str, Any]]) -> pd.DataFrame:
-        """Rows as the table has them: all columns, in order and typed; what rows lack is null.
+        """Return rows as the table has them: all columns, in order and typed; what rows lack is null.
 
         Raises:
             UnknownColumn: rows have a name that the table has no column for.
@@ -115,7 +115,7 @@ class TableSchema:
         return self.parse(content)
 
     def parse(self, content: bytes) -> pd.DataFrame:
-        """Rows of a file of this or an older version; columns that are not the table's are left out.
+        """Return rows of a file of this or an older version; columns that are not the table's are left out.
 
         Raises:
             ValueError: it is not parquet, not this table, or of a newer version.

@@ -8,7 +8,7 @@ from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.workers.storage.run_store import RunStore
 from layersweep.workers.storage.tables import CONTRIBUTION
-from tests.orchestrator.spec.test_spec import demo
+from tests.helpers.specs import demo
 
 SCORES = {0: 0.2, 1: 0.9, 2: 0.4, 3: 0.3, 4: 0.5, 5: 0.1}
 """By layer: by score 1, 4, 2, 3, 0, 5. Layer 1 was pruned."""

@@ -14,7 +14,7 @@ from layersweep.orchestrator.spec.load import load_spec, parse_spec
 from layersweep.orchestrator.spec.yaml_core import write_yaml
 from layersweep.workers.storage.run_store import RunStore
 from layersweep.workers.storage.tables import CONTRIBUTION
-from tests.orchestrator.spec.test_spec import demo
+from tests.helpers.specs import demo
 
 ALGORITHMS = {"algorithm": ["grpo", "gspo", "rloo"]}
 

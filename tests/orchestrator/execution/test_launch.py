@@ -11,7 +11,7 @@ from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.workers.startup.tiny_model_training import WarmupFailed
 from layersweep.workers.storage.run_store import RunStore
 from layersweep.workers.storage.tables import CONTRIBUTION
-from tests.orchestrator.spec.test_spec import demo
+from tests.helpers.specs import demo
 
 
 def carried_out(tmp_path, monkeypatch, run_plan) -> int:

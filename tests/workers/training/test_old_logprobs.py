@@ -8,7 +8,7 @@ import torch
 from layersweep.policies.algorithms.grpo import GRPO
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
-from tests.workers.training.test_update_loop import (
+from tests.helpers.updates import (
     experience,
     plain_models,
     update_loop,
