@@ -45,12 +45,12 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
         "micro batches": micro_batches(plan),
     }
     if hours and spec.resources.on_gpu():
-        cost, assumed = estimate(plan), Assumptions()
+        cost = estimate(plan)
         facts["GPU-hours"] = (
             f"about {cost.total:,.0f} of one {H200.name}: {cost.rollout:,.0f} generating, {cost.update:,.0f} training, "
             f"{cost.evaluation:,.0f} scoring"
         )
-        facts["assumed"] = str(assumed)
+        facts["assumed"] = Assumptions().text(plan)
     if plan.unchecked:
         facts["checked by run"] = ", ".join(plan.unchecked)
     for name, fact in facts.items():

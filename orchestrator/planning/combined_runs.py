@@ -44,9 +44,12 @@ def read_profile(path: str) -> "pd.DataFrame":
     try:
         table = CONTRIBUTION.read(source)
     except FileNotFoundError as error:
-        raise ValueError(f"profile: there is no table at {source}") from error
+        raise ValueError(
+            f"profile: there is no table at {source}; name a finished sweep's folder or its contribution.parquet"
+        ) from error
     except (ValueError, OSError) as error:
-        raise ValueError(f"profile: {source}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"profile: {source}: {reason}") from error
     from layersweep.orchestrator.statistics.contribution_table import table_problem  # scipy: a second
 
     if problem := table_problem(table):

@@ -80,7 +80,7 @@ def test_overrides_are_typed_and_refused_like_the_file():
         load_spec(DEMO, {"training.stpes": 50, "seeds": "x", "resources.engines": 0})
     assert sorted(problem.partition(",")[0] for problem in error.value.problems) == [
         "resources.engines: input should be greater than 0",
-        "seeds: input should be a valid tuple",
+        "seeds: needs a list",
         "training.stpes: unknown key. Did you mean steps?",
     ]
 
