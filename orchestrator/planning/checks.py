@@ -18,6 +18,7 @@ from layersweep.orchestrator.spec.paths import with_absolute_paths
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.orchestrator.spec.user_code_sections import code_texts
 from layersweep.policies.config import PretrainedModel
+from layersweep.policies.wording import counted
 from layersweep.rollout.data.locations import local_path
 from layersweep.rollout.data.prompt_data import decontaminate_across
 from layersweep.rollout.data.window import Encode, fit_prompts, prompt_uses
@@ -248,7 +249,7 @@ def _pick_problems(plan: Plan, run: CombinedRun, where: str) -> list[str]:
     if wanted <= there:
         return []
     which = "trains to the end" if kind != "middle" and plan.rungs else "has"
-    return [f"{where}: {run.name} needs {wanted} layer runs, the sweep {which} {there}"]
+    return [f"{where}: {run.name} needs {counted(wanted, 'layer runs')}, the sweep {which} {there}"]
 
 
 def _output_problems(spec: SweepSpec) -> list[str]:

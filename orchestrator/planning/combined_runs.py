@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from layersweep.orchestrator.spec.layers import CombinedRun, middle_layers
 from layersweep.policies.selection import Selection
+from layersweep.policies.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +25,9 @@ def pick(run: CombinedRun, table: "pd.DataFrame | None", layers: int) -> Selecti
     else:
         ranked = table[(table["kind"] == "layer") & table["score"].notna() & (table["status"] != "pruned")]
         if len(ranked) < count:
-            raise ValueError(f"combine: {run.name} needs {count} layers with a score, the profile has {len(ranked)}")
+            raise ValueError(
+                f"combine: {run.name} needs {counted(count, 'layers')} with a score, the profile has {len(ranked)}"
+            )
         if (highest := int(ranked["layer"].max())) >= layers:
             raise ValueError(f"profile: it has a layer {highest}, and the model has layers 0 to {layers - 1}")
         ordered = ranked.sort_values("score", ascending=kind == "worst", kind="stable")

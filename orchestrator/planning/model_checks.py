@@ -12,6 +12,7 @@ from layersweep.policies.config import PretrainedModel
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.model.checkpoint import HEAD, INDEX, StoredTensor, non_finite, shards, stored_tensors
 from layersweep.policies.model.families import FAMILIES
+from layersweep.policies.wording import counted
 from layersweep.rollout.data.data_config import DataConfig
 from layersweep.rollout.types import Prompt
 from layersweep.workers.config import TrainingConfig
@@ -126,8 +127,8 @@ def tokenizer_problems(encoder: "PromptEncoder", model: ResolvedModel, training:
     outside = sorted(token for token, number in known.items() if number >= rows)
     if outside:
         return [
-            f"model.path: the tokenizer has {len(outside)} tokens outside the model's embedding of {rows} rows, such "
-            f"as {outside[0]!r}; resize the embedding (resize_token_embeddings), or take these tokens out"
+            f"model.path: the tokenizer has {counted(len(outside), 'tokens')} outside the model's embedding of {rows} "
+            f"rows, such as {outside[0]!r}; resize the embedding (resize_token_embeddings), or take these tokens out"
         ]
     if stops := [number for number in encoder.stop_token_ids if number >= rows]:
         return [f"model.path: eos_token_id {stops[0]} is outside the model's embedding of {rows} rows; correct it"]

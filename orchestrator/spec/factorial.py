@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
-from layersweep.workers.storage.files import read_bytes
+from layersweep.workers.storage.files import read_bytes, resolve_uri
 
 from .errors import SpecError, shorten
 from .factors import MOST_SWEEPS
@@ -46,8 +46,12 @@ def check_single(folder: str) -> None:
     """Refuse the folder of a spec with factors, for what is about one sweep.
 
     Raises:
-        SpecError: with the folders of its sweeps.
+        SpecError: with the folders of its sweeps; a URI whose protocol is unknown, or whose filesystem does not start.
     """
+    try:
+        resolve_uri(folder)
+    except ValueError as error:
+        raise SpecError([f"{folder}: {error}"]) from error
     if within := folders_within(folder):
         raise SpecError([f"{folder}: these are several sweeps; name one of {', '.join(within)}"])
 

@@ -41,7 +41,9 @@ def read_spec(path: str) -> dict[str, Any]:
     try:
         content = read_bytes(path)
     except (OSError, ImportError, ValueError) as error:  # ValueError: an unknown protocol, a null byte in the path
-        raise SpecError([f"{path}: {getattr(error, 'strerror', None) or error}"]) from error
+        reason = getattr(error, "strerror", None) or error
+        fix = "; name the file of the spec" if isinstance(error, IsADirectoryError) else ""
+        raise SpecError([f"{path}: {reason}{fix}"]) from error
     if content is None:
         raise SpecError([f"{path}: no such file"])
     try:

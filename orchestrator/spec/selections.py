@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from layersweep.policies.selection import MODULES, LowRank, Selection
 from layersweep.policies.strict import StrictModel
+from layersweep.policies.wording import counted
 
 from .errors import shorten
 from .explain import read_section
@@ -40,7 +41,9 @@ class RandomSets(StrictModel):
         if self.size > count:
             raise ValueError(f"layers.random.size: {self.size} is more than the model's {count} layers")
         if self.sets > (there := comb(count, self.size)):
-            raise ValueError(f"layers.random.sets: {count} layers have {there} sets of {self.size}, not {self.sets}")
+            raise ValueError(
+                f"layers.random.sets: {count} layers have {counted(there, 'sets')} of {self.size}, not {self.sets}"
+            )
         drawn: dict[tuple[int, ...], None] = {}
         generator = random.Random(f"{self.seed} {self.size} {count}")
         while len(drawn) < self.sets:

@@ -255,7 +255,7 @@ class PromptData:
     @property
     def notice(self) -> str | None:
         """Rows that were left out as bad, for whoever is to be told; None where there are none."""
-        return f"{self._bad_message()}. They are left out" if self._bad_count else None
+        return f"{self._bad_message()}. Bad rows are left out" if self._bad_count else None
 
     def _bad_message(self) -> str:
         verb = "is" if self._bad_count == 1 else "are"

@@ -163,7 +163,7 @@ def read_bytes(target: str) -> bytes | None:
     """
     try:
         return read_file(*resolve_uri(target))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter of a file within a file
         return None
 
 
@@ -191,10 +191,13 @@ def copy_here(filesystem: Any, path: str, target: str) -> None:
 
 
 def _refuse_device(path: str) -> None:
-    """Refuse /dev/zero and its like, which never end. Pipes do, such as those that a shell makes of `<(command)`."""
+    """Refuse /dev/zero and its like, which never end, and pipes that may have no writer; those that a shell makes of
+    `<(command)` have one."""
     kind = os.stat(path).st_mode
     if stat.S_ISCHR(kind) or stat.S_ISBLK(kind):
         raise OSError("it is a device, not a file")
+    if stat.S_ISFIFO(kind) and not path.startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/")):
+        raise OSError("it is a pipe, not a file")
 
 
 def read_table(target: str) -> "pd.DataFrame":

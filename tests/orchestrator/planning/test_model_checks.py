@@ -314,7 +314,7 @@ WRONG = {
     "no end token": (
         {"eos_token_id": None},
         _without_end,
-        r"model\.path: neither tokenizer nor generation_config\.json nor config\.json names an eos token.*training\.stop",
+        r"model\.path: neither tokenizer nor generation_config\.json nor config\.json names an eos token.*training\.st",
     ),
     "template that leaves the question out": (
         {"template": "What?"},
