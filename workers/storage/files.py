@@ -40,8 +40,10 @@ def resolve_uri(target: str) -> tuple[Any, str]:
 
     Raises:
         NoStore: the package for it is missing.
-        ValueError: there is no such protocol, or its filesystem does not start.
+        ValueError: there is no such protocol, its filesystem does not start, or it is no path.
     """
+    if "\0" in target:
+        raise ValueError("a null byte is in no path; correct it")
     try:
         # Listings are not cached: other processes write here too.
         return open_filesystem(target, use_listings_cache=False)
@@ -177,6 +179,8 @@ def read_file(filesystem: Any, path: str) -> bytes:
     """
     if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
         _refuse_device(path)
+        with open(path, "rb") as file:  # fsspec's own seeks, which pipes cannot
+            return file.read()
     return filesystem.cat_file(path)
 
 

@@ -7,7 +7,7 @@ import yaml
 
 from layersweep.cli import DEMO, main
 
-REWARD = "def length(prompt, response):\n    return float(len(response))\n"
+REWARD = "def length(prompts, completions, **columns):\n    return list(map(len, completions))\n"
 
 
 @pytest.mark.parametrize("model", [{"type": "tiny"}, "Qwen/Qwen3-1.7B-Base"], ids=["tiny", "pretrained"])

@@ -55,7 +55,7 @@ def test_sections_are_added_and_the_source_is_left_alone():
     [
         ({"a.b.c": 1}, "a.b.c: a.b is 1 in the spec, not a section; override a.b as a whole"),
         ({"a[0]": 1}, "a[0]: a is no list in the spec; override a as a whole"),
-        ({"d[2].e": 1}, "d[2].e: d has 1 items in the spec, numbered from 0"),
+        ({"d[2].e": 1}, "d[2].e: d has 1 item in the spec, numbered from 0"),
         ({"d.e": 1}, "d.e: d is [{'e': 1}] in the spec, not a section; override d as a whole"),
     ],
 )
