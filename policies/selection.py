@@ -138,7 +138,7 @@ def _numbers(layers: tuple[int, ...]) -> list[str]:
 
 
 def run_name(selection: str, seed: int) -> str:
-    """A run's name: of its folders, actors and metrics everywhere."""
+    """Return a run's name: of its folders, actors and metrics everywhere."""
     return f"{selection}-seed{seed}"
 
 

@@ -97,7 +97,7 @@ class ChildProcess:
 
 
 def answer_requests(prepare: Callable[[dict[str, Any]], Callable[[Any], Iterable[Any]]]) -> None:
-    """Runs the child's end until its standard input is closed.
+    """Run the child's end until its standard input is closed.
 
     Args:
         prepare: makes a function from the setup; it takes a message and yields the replies. It is the place for imports

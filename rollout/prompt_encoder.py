@@ -41,7 +41,7 @@ class PromptEncoder:
         return templates.get("default") if isinstance(templates, dict) else templates or None
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """The tokens that the model is shown."""
+        """Return the tokens that the model is shown."""
         return next(self.encode_all([prompt]))
 
     def encode_all(self, prompts: Sequence[Prompt]) -> Iterator[list[int]]:

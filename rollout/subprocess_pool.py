@@ -178,7 +178,7 @@ def _prepare(setup: dict[str, Any]) -> Callable[[Any], Iterator[Any]]:
 
 
 def _traceback(error: Exception) -> str:
-    """The frames of an exception below this module's own, at most TRACEBACK_CHARS of them."""
+    """Return the frames of an exception below this module's own, at most TRACEBACK_CHARS of them."""
     frames = error.__traceback__.tb_next if error.__traceback__ else None
     return "".join(traceback.format_exception(type(error), error, frames))[-TRACEBACK_CHARS:]
 

@@ -181,7 +181,7 @@ class ScoredResponses:
 
 
 def verdict_columns(scores: Sequence[Score]) -> dict[str, np.ndarray]:
-    """Columns of scores.parquet that the judge of the responses decides."""
+    """Return columns of scores.parquet that the judge of the responses decides."""
     import numpy as np
 
     return {
@@ -193,7 +193,7 @@ def verdict_columns(scores: Sequence[Score]) -> dict[str, np.ndarray]:
 
 
 def reward_columns(scores: Sequence[Score]) -> dict[str, np.ndarray]:
-    """The named numbers of scores by column, float64 [scores]; NaN where a response has none of this name."""
+    """Return the named numbers of scores by column, float64 [scores]; NaN where a response has none of this name."""
     import numpy as np
 
     names = sorted({name for score in scores for name in score.numbers})
@@ -201,7 +201,7 @@ def reward_columns(scores: Sequence[Score]) -> dict[str, np.ndarray]:
 
 
 def stable_seed(*parts: object) -> int:
-    """A seed from a name: 48 bits of BLAKE2b, the same on every machine and in every process."""
+    """Return a seed from a name: 48 bits of BLAKE2b, the same on every machine and in every process."""
     return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=6).digest())
 
 

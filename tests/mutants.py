@@ -161,12 +161,28 @@ MUTANTS = [
     ),
     Mutant(
         "checks: one step more without reward",
-        "step_checks.py", "if self.without_reward >= MAX_STEPS_WITHOUT_REWARD:",
-        "if self.without_reward > MAX_STEPS_WITHOUT_REWARD:", "step_checks",
+        "step_checks.py", "if self.without_reward >= MAX_STEPS_WITHOUT_REWARD and",
+        "if self.without_reward > MAX_STEPS_WITHOUT_REWARD and", "step_checks",
     ),
     Mutant(
         "checks: a mismatch that is not a number passes",
         "step_checks.py", "not mismatch <= self.limit:", "mismatch > self.limit:", "step_checks",
+    ),
+    Mutant(
+        "sweeps: each fails once more to score the base that the first could not",
+        "factorial.py", "if twin and not _base_is_scored(twin):", "if False:", "factorial",
+    ),
+    Mutant(
+        "sweeps: another base is given up too",
+        "factorial.py", "return _base_facts(one) == _base_facts(other)", "return True", "factorial",
+    ),
+    Mutant(
+        "base: a failure fails nothing",
+        "base_score.py", "self.failure = await score_or_say(", "await score_or_say(", "run_controller",
+    ),
+    Mutant(
+        "decisions: layers that were pruned are finalists",
+        "decisions.py", 'scored = table[(table["status"] == "completed") & ', "scored = table[", "decisions",
     ),
 ]  # fmt: skip
 

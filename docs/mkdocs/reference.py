@@ -17,6 +17,7 @@ from layersweep.arguments import make_parser
 from layersweep.orchestrator.spec.schema_docs import json_schema
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.workers.storage import tables
+from layersweep.workers.storage.table_schema import TableSchema
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = {
@@ -114,7 +115,7 @@ class _WideHelp(type(make_parser()._get_formatter())):
 def tables_page() -> str:
     """Return the columns of every table that a sweep writes."""
     parts = ["# Tables", "The columns of the parquet files in a sweep's folder; pandas reads each by itself."]
-    schemas = (table for table in vars(tables).values() if isinstance(table, tables.TableSchema))
+    schemas = (table for table in vars(tables).values() if isinstance(table, TableSchema))
     for table in schemas:
         parts += [f"## {table.name}.parquet", "| column | meaning | unit |\n|---|---|---|"]
         rows = (f"| `{column.name}` | {_cell(column.meaning)} | {column.unit} |" for column in table.columns)

@@ -268,8 +268,8 @@ def resume(
 
 
 def compare(*tables: "str | os.PathLike[str]", top: int = 5, noise: float | None = None) -> "pd.DataFrame":
-    """Whether the layer rankings of two or more sweeps agree: a row per pair, with observed and noise-corrected rank
-    correlation, its 95 % interval, and a verdict.
+    """Tell whether the layer rankings of two or more sweeps agree: a row per pair, with observed and noise-corrected
+    rank correlation, its 95 % interval, and a verdict.
 
     Args:
         tables: sweeps' folders, contribution tables in parquet, or CSV files with columns `layer` and `contribution`;

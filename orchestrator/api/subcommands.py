@@ -21,7 +21,7 @@ DEMO = str(files("layersweep.deploy") / "sweeps" / "demo.yaml")
 
 
 def _spec_and_overrides(words: list[str]) -> tuple[str | None, dict[str, Any]]:
-    """The spec file among a command's words, if there is one, and the values that replace its own.
+    """Return the spec file among a command's words, if there is one, and the values that replace its own.
 
     Raises:
         SpecError: two files, or an override of the wrong form.
@@ -44,8 +44,9 @@ def _plan(args: argparse.Namespace) -> int:
     from layersweep.orchestrator.spec.factorial import sweeps_of
 
     overrides = _spec_and_overrides(args.words)[1]
-    for spec in sweeps_of(_spec(args.words)):
+    for number, spec in enumerate(sweeps_of(_spec(args.words))):
         plan = layersweep.plan(spec)
+        overrides = {} if number else overrides  # those of all sweeps are said once
         if args.cluster is None:
             show_plan(plan, overrides)
             continue
@@ -216,7 +217,7 @@ def _compose(args: argparse.Namespace) -> int:
 
 
 def _members(stack: str) -> tuple[str, ...]:
-    """The members of a stack such as 1+5 or layer-01+layer-05-mlp."""
+    """Return the members of a stack such as 1+5 or layer-01+layer-05-mlp."""
     from layersweep.orchestrator.commands.compose import member_name
 
     return tuple(map(member_name, stack.split("+")))

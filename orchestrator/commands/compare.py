@@ -37,7 +37,7 @@ def sweeps_in(paths: Sequence[str]) -> list[str]:
 
 
 def load_profiles(paths: Sequence[str], noise: float | None = None) -> list[Profile]:
-    """The profiles in sweeps' folders, parquet files of ours, or CSV files.
+    """Return the profiles in sweeps' folders, parquet files of ours, or CSV files.
 
     Args:
         paths: paths or fsspec URIs, none of a spec with factors (see `sweeps_in`).
@@ -66,7 +66,7 @@ def load_profiles(paths: Sequence[str], noise: float | None = None) -> list[Prof
 
 
 def _table_of(path: str) -> str:
-    """The path or URI of a table: the contribution table where it is that of a folder.
+    """Return the path or URI of a table: the contribution table where it is that of a folder.
 
     Raises:
         FileNotFoundError: there is nothing.
@@ -78,7 +78,7 @@ def _table_of(path: str) -> str:
 
 
 def _resolved(path: str) -> PurePath:
-    """The path in its filesystem, links followed where it is local."""
+    """Return the path in its filesystem, links followed where it is local."""
     _, inner = resolve_uri(path)
     return PurePosixPath(inner) if local_path(path) is None else Path(inner).resolve()
 

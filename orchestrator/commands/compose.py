@@ -210,7 +210,7 @@ def _candidates(finished: FinishedSweep, plan: Plan) -> list[str]:
 
 
 def _apart(finished: FinishedSweep, plan: Plan, members: tuple[str, ...]) -> bool:
-    """Whether no parameter was trained by two of these runs."""
+    """Tell whether no parameter was trained by two of these runs."""
     selections: list[Selection] = [finished.selections[name] for name in members]
     trained = [name for selection in selections for name in trained_weights(selection, plan.architecture)]
     return len(set(trained)) == len(trained)

@@ -97,7 +97,7 @@ def composed_stacks(sweep: str) -> dict[str, dict[str, float]]:
 
 
 def find_overlay(sweep: str, selection: str, seed: int | None) -> OverlayFile:
-    """The overlay of a selection in a sweep's folder.
+    """Return the overlay of a selection in a sweep's folder.
 
     Raises:
         SpecError: it is not there; there are several seeds, and none was named.
@@ -122,7 +122,7 @@ def find_overlay(sweep: str, selection: str, seed: int | None) -> OverlayFile:
 
 
 def overlays(sweep: str) -> list[OverlayFile]:
-    """All overlays in a sweep's folder, by selection and seed.
+    """Return all overlays in a sweep's folder, by selection and seed.
 
     Raises:
         SpecError: the folder cannot be listed.
@@ -141,7 +141,8 @@ def overlays(sweep: str) -> list[OverlayFile]:
 
 
 def base_folder(spec: SweepSpec) -> Path:
-    """The folder with the base's weights: local, from the hub (downloaded if need be), or the tiny model's cache.
+    """Return the folder with the base's weights: local, from the hub (downloaded if need be), or the tiny model's
+    cache.
 
     Raises:
         SpecError: it is not there. The tiny model is not made anew: made elsewhere it may differ in the last bits.
@@ -212,7 +213,7 @@ def merge(base: Path, overlay: "dict[str, torch.Tensor]", target: Path) -> None:
 
 
 def _shards(base: Path) -> list[Path]:
-    """The base's weight files, in order."""
+    """Return the base's weight files, in order."""
     index = base / "model.safetensors.index.json"
     if index.is_file():
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -233,7 +234,7 @@ def _tensors(shard: Path) -> "Iterator[tuple[str, torch.Tensor]]":
 
 
 def local_overlay(overlay: OverlayFile, scratch: Path) -> Path:
-    """The file itself where it is local, else a copy of it in `scratch`.
+    """Return the file itself where it is local, else a copy of it in `scratch`.
 
     Raises:
         SpecError: it cannot be copied.

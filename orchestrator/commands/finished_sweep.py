@@ -15,7 +15,7 @@ from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.selection import LowRank, Selection, run_name
 from layersweep.workers.storage.files import read_bytes, write_atomically
 from layersweep.workers.storage.run_store import RunStore
-from layersweep.workers.storage.tables import TableSchema
+from layersweep.workers.storage.table_schema import TableSchema
 
 from .export import overlays
 

@@ -25,7 +25,8 @@ from layersweep.rollout.types import Response, reward_columns, verdict_columns
 from layersweep.workers.storage.files import write_atomically
 from layersweep.workers.storage.responses import TRAIN, KeptFile, kept_files, kept_prompts
 from layersweep.workers.storage.run_store import RunStore, runs_of
-from layersweep.workers.storage.tables import BY_SUITE, CONTRIBUTION, SCORES, STEPS, TableSchema
+from layersweep.workers.storage.table_schema import TableSchema
+from layersweep.workers.storage.tables import BY_SUITE, CONTRIBUTION, SCORES, STEPS
 
 FOLDER = "rescored"
 KEY = ["selection", "seed", "step", "suite", "split", "prompt", "sample"]
@@ -129,7 +130,7 @@ def _table(folder: str, schema: TableSchema) -> pd.DataFrame:
 
 
 def _graders(spec: SweepSpec) -> dict[str, Any]:
-    """The task of each suite, and what is wrong with those that cannot be built."""
+    """Return the task of each suite, and what is wrong with those that cannot be built."""
     problems, built = [], {}
     for section, config in [("task", spec.task)] + [
         (suite.name, suite.task) for suite in spec.evaluation.suites if suite.task is not None
@@ -147,7 +148,7 @@ def _graders(spec: SweepSpec) -> dict[str, Any]:
 
 
 def _judged(folder: str, file: KeptFile, graders: dict[str, Any]) -> pd.DataFrame:
-    """Columns KEY and those that the task decides of one evaluation's responses."""
+    """Return columns KEY and those that the task decides of one evaluation's responses."""
     try:
         kept = file.read()
         prompts = kept_prompts(folder, file.split, file.suite)

@@ -72,13 +72,13 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
 
 
 def _data(plan: Plan) -> dict[str, str]:
-    """Rows of each data set, those dropped by reason, and prompts by split."""
+    """Return rows of each data set, those dropped by reason, and prompts by split."""
     names = {f"evaluation.suites[{i}]": f"data of {s.name}" for i, s in enumerate(plan.spec.evaluation.suites)}
     return {names.get(section, "data"): str(report) for section, report in plan.data.items()}
 
 
 def _overlong(plan: Plan) -> dict[str, str]:
-    """Prompts too long for the model, in training and each suite."""
+    """Return prompts too long for the model, in training and each suite."""
     names = {f"evaluation.suites[{i}]": f"suite {s.name}" for i, s in enumerate(plan.spec.evaluation.suites)}
     found = [f"{names.get(prompts.section, 'training')}: {prompts.count:,} of {prompts.of:,} {prompts.split} prompts "
              f"{'give way to others' if prompts.replaced else 'dropped'}" for prompts in plan.overlong]  # fmt: skip
@@ -103,7 +103,7 @@ def _seeds(plan: Plan) -> dict[str, str]:
 
 
 def _search(plan: Plan) -> dict[str, str]:
-    """Layers that train to each rung, where a search stops weak layers early."""
+    """Return layers that train to each rung, where a search stops weak layers early."""
     if not (rungs := plan.rungs):
         return {}
     from layersweep.orchestrator.statistics.halving_schedule import cost

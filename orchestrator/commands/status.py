@@ -15,14 +15,15 @@ from layersweep.orchestrator.execution.sweep_lock import describe_driver
 from layersweep.orchestrator.remote.ray_jobs import Job
 from layersweep.orchestrator.remote.sweep_view import SweepView
 from layersweep.orchestrator.report.format import interval_text, number_text, wide_console
-from layersweep.orchestrator.report.terminal_table import interval_title, without_contribution
+from layersweep.orchestrator.report.terminal_table import interval_title, without_contribution, without_driver
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.factorial import sweeps_of
 from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.orchestrator.spec.yaml_core import read_yaml
 from layersweep.policies.selection import parse_run_name
 from layersweep.workers.storage.files import write_atomically
-from layersweep.workers.storage.tables import CONTRIBUTION, PHASES, STEPS, TableSchema
+from layersweep.workers.storage.table_schema import TableSchema
+from layersweep.workers.storage.tables import CONTRIBUTION, PHASES, STEPS
 
 FILES = ("sweep.yaml", "checkpoints/places.json", "contribution.parquet", "steps.parquet")
 """Files of a sweep that its status is in."""
@@ -37,13 +38,13 @@ def show_status(sweep: SweepView, watch: bool) -> bool:
     run, or the whole sweep, failed."""
     console = wide_console()
     if not watch:
-        view, _, failed = _look(sweep)
+        view, _, failed = look(sweep)
         console.print(view)
         return not failed
     with Live(console=console, auto_refresh=False, screen=False) as live:
         while True:
             sweep.refresh()
-            view, over, failed = _look(sweep)
+            view, over, failed = look(sweep)
             live.update(view, refresh=True)
             if over:
                 return not failed
@@ -77,7 +78,7 @@ def pull(sweep: SweepView, output: str) -> list[str]:
 
 
 def _parse(schema: TableSchema, sweep: SweepView, content: bytes) -> pd.DataFrame:
-    """A table of the sweep.
+    """Return a table of the sweep.
 
     Raises:
         SpecError: it is not one.
@@ -89,7 +90,7 @@ def _parse(schema: TableSchema, sweep: SweepView, content: bytes) -> pd.DataFram
 
 
 def _spec(sweep: SweepView, content: bytes | None) -> dict[str, Any]:
-    """The sweep's own spec; what a sweep wrote has every field that is asked for here.
+    """Return the sweep's own spec; what a sweep wrote has every field that is asked for here.
 
     Raises:
         SpecError: it is none.
@@ -109,7 +110,7 @@ def _sweeps_within(sweep: SweepView, content: bytes | None) -> list[str]:
     return [one.name for one in sweeps_of(parse_spec(read_yaml(content.decode())))]
 
 
-def _look(sweep: SweepView) -> tuple[Group, bool, bool]:
+def look(sweep: SweepView) -> tuple[Group, bool, bool]:
     """Look at a sweep, or at those of a spec with factors: what to show now, whether all is over, whether something
     failed."""
     files = sweep.read(list(FILES))
@@ -163,7 +164,7 @@ def _look_at(
         ended = f"; it ended before the sweep did, layersweep resume {sweep.folder} goes on" if stopped else ""
         lines.append(f"driver  {driver}{ended}")
         if stopped and table is not None:
-            table["status"] = table["status"].replace("running", "stopped")
+            table = without_driver(table)
     if over or stopped:
         locations = {}
     if engines := [f"{actor} on {where}" for actor, where in sorted(locations.items()) if actor.startswith("Engine-")]:
@@ -185,7 +186,8 @@ def _job_lines(job: Job, logs: str) -> list[str]:
 
 
 def overview(table: pd.DataFrame, steps: pd.DataFrame, total: int, locations: dict[str, str]) -> Table:
-    """A row per selection: its step and last reward (the mean of its seeds), tokens per second, score, contribution.
+    """Return a row per selection: its step and last reward (the mean of its seeds), tokens per second, score,
+    contribution.
 
     Args:
         table, steps: the content of contribution.parquet and steps.parquet.

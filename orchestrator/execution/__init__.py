@@ -3,8 +3,8 @@
 - Start: `launch` (run, resume), `background` (a sweep in a process of its own), `own_session` and `ray_session`
   (signals; joining or starting Ray), `ray_nodes` (waiting for room), `sweep_folder`, `sweep_lock` (heartbeats),
   `manifest` (what must not change on resume).
-- Sweep: `driver`, `context` (what runs share), `progress`, `halving_barrier`, `learning_rate_trials`, `evaluation`;
-  `factorial` (several sweeps in turn).
+- Sweep: `driver`, `context` (what runs share), `progress`, `base_score`, `evaluation`, `decisions` (what is chosen by
+  scores), `learning_rate_trials`, `halving_barrier`; `factorial` (several sweeps in turn).
 - One run: `run_controller` (the training loop), `run_state`, `run_checkpointer`, `run_recovery` (retries),
   `weight_sync`, `step_checks`; `made_run` (weights made of a finished run's, without training).
 - Besides sweeps: `variant_scoring` (dissect, compose), `probing` and `screening` (probe).

@@ -28,6 +28,7 @@ from layersweep.workers.startup.model_cache import exists
 from layersweep.workers.startup.model_source import ModelSource, read_folder
 from layersweep.workers.startup.tiny_model import cache_folder
 from layersweep.workers.storage.responses import ResponseKeeper
+from layersweep.workers.training.setup import TrainingSetup
 
 from .clients import CollectorClient, EngineClient, RolloutClient, TrainerGroup, TrainerInfo, VariantClient
 from .engine_pool import EnginePool, engine_dtype
@@ -156,15 +157,17 @@ class SweepActors:
             ray.exceptions.RayError: they could not be; what they held is released.
         """
         spec, rates = self.spec, LearningRates(layer=learning_rate, full=learning_rate)
-        training = spec.training.model_copy(update={"learning_rate": rates})
+        setup = TrainingSetup(
+            RejectionSampling() if run.control and run.control.supervised else spec.algorithm,
+            spec.training.model_copy(update={"learning_rate": rates}),
+            spec.deepspeed,
+            engine_dtype(self.plan),
+            stale=spec.rollout.staleness > 0,
+        )
         trainers = await self.create_trainers(run)
         try:
             device = await engine.engine.device()
-            supervised, reward = (run.control.supervised, run.control.reward) if run.control else (False, None)
-            info = await trainers.start(
-                self.model, RejectionSampling() if supervised else spec.algorithm, training, spec.deepspeed, device,
-                engine_dtype(self.plan), spec.rollout.weight_transfer, spec.rollout.staleness > 0, reward,
-            )  # fmt: skip
+            info = await trainers.start(self.model, setup, device, spec.rollout.weight_transfer)
         except BaseException:
             await trainers.stop()
             raise
@@ -192,7 +195,7 @@ class SweepActors:
                         held.callback(remove_placement_group, group)
                         while not await wait_until_placed(group) and self._could_be_placed():
                             pass
-            trainers = []
+            trainers, reward = [], run.control.reward if run.control else None
             for rank in range(ranks):
                 options: dict[str, Any] = {"runtime_env": self.actor_environment}
                 if shared_gpu:
@@ -201,7 +204,7 @@ class SweepActors:
                     options["scheduling_strategy"] = bundle_of(group, rank)
                 name = f"Trainer-{run.name}" + (f"-rank{rank}" if ranks > 1 else "")
                 factory = create_actor(Trainer, name, needs, **options)
-                trainers.append(factory.remote(run.selection, run.seed, rank, ranks, needs.gpus))
+                trainers.append(factory.remote(run.selection, run.seed, rank, ranks, needs.gpus, reward))
                 held.callback(ray.kill, trainers[-1])
                 if shared_gpu:
                     shared_gpu.trainers.append(trainers[-1])
@@ -304,7 +307,7 @@ def _make_tiny_model(model: TinyModel, task: Any) -> tuple[str, dict[str, bytes]
 
 
 def _table_constants(plan: Plan) -> dict[str, str | int]:
-    """Columns of the contribution table that are the same in every row."""
+    """Return columns of the contribution table that are the same in every row."""
     spec = plan.spec
     return {
         "sweep": spec.name,

@@ -13,15 +13,13 @@ from typing import Any, NamedTuple, NewType
 import pandas as pd
 import ray
 
-from layersweep.policies.config import AlgorithmConfig
 from layersweep.policies.selection import Selection, run_name
 from layersweep.policies.variant import Variant
 from layersweep.rollout.config import RolloutConfig
 from layersweep.rollout.types import Pushed
-from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
 from layersweep.workers.startup.model_source import ModelSource
 from layersweep.workers.storage.run_store import CheckpointRecord
-from layersweep.workers.training.drawn_reward import DrawnReward
+from layersweep.workers.training.setup import TrainingSetup
 
 Reference = NewType("Reference", object)
 """ray.ObjectRef of something that does not pass through the driver."""
@@ -192,13 +190,10 @@ class ProberClient:
         """Ask for rows of probe.parquet from a batch of the base's responses, with some selections beside layers."""
         return await self.actor.probe.remote(experience, further)
 
-    def train(
-        self, experience: Reference, selection: Selection, training: TrainingConfig, deepspeed: DeepSpeedConfig,
-        engine_dtype: str,
-    ) -> MadeVariant:  # fmt: skip
+    def train(self, experience: Reference, selection: Selection, setup: TrainingSetup) -> MadeVariant:
         """Train a selection for a short while on a batch of the base's responses."""
         call = self.actor.train.options(num_returns=2, name=f"Prober.train {selection.name}")
-        return MadeVariant(*call.remote(experience, selection, training, deepspeed, engine_dtype))
+        return MadeVariant(*call.remote(experience, selection, setup))
 
 
 class CollectorClient(RestartableClient):
@@ -274,20 +269,16 @@ class TrainerGroup:
         """Steps done, also the version of the weights; None while an update is under way, and after one that failed."""
 
     async def start(
-        self, model: ModelSource, algorithm: AlgorithmConfig, training: TrainingConfig, deepspeed: DeepSpeedConfig,
-        engine_device: str, engine_dtype: str, weight_transfer: str, stale: bool, reward: DrawnReward | None,
-    ) -> TrainerInfo:  # fmt: skip
+        self, model: ModelSource, setup: TrainingSetup, engine_device: str, weight_transfer: str
+    ) -> TrainerInfo:
         """Join the ranks to a process group, load the base and build the DeepSpeed engines."""
         address = await self.trainers[0].address.remote()
         started = await asyncio.gather(
             *(
-                trainer.start.remote(
-                    model, address, algorithm, training, deepspeed, engine_device, engine_dtype, weight_transfer,
-                    self.base_weights, stale, reward,
-                )
+                trainer.start.remote(model, address, setup, engine_device, weight_transfer, self.base_weights)
                 for trainer in self.trainers
             )
-        )  # fmt: skip
+        )
         hosts = " + ".join(dict.fromkeys(rank["where"] for rank in started))
         return TrainerInfo(started[0]["trainable_parameters"], started[0]["trunk"], hosts)
 

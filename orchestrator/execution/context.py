@@ -38,11 +38,14 @@ class SweepContext:
     learning_rates: LearningRates | None = None
     """Learning rates of all runs but tuning trials; None until tuning has finished."""
     halving: SuccessiveHalvingBarrier | None = None
+    """Barrier of a search."""
     release_while_paused: bool = False
     """True where a search's paused runs must give up their trainers."""
     first_rollouts: dict[int, dict[int, Produced]] = field(default_factory=dict)
     """Experience by the base, by seed and step: that of the first step, which all runs of a seed share, and with a
     staleness of 1 that of the second."""
+    failed: bool = False
+    """Something besides a run has failed: a score, or a decision."""
     ray_lost: bool = False
     """Ray is gone: nothing can be saved or told any more."""
     told: set[str] = field(default_factory=set)

@@ -5,7 +5,7 @@
       v
     Driver.run()               learning-rate trials -> runs -> combined runs, controls -> final scoring -> table
       |
-      +-- score(base)          once, beside the runs' first steps
+      +-- BaseScore            once, beside the runs' first steps
       |
       +-- RunController.run()  one per run
       |     WAITING            for a run slot
@@ -40,7 +40,7 @@ What each loop waits for, and what unblocks it:
                     files              up to three more attempts, 20 s in all; then this run fails alone
     RECOVERING      engine slot        the replacement has started, whichever run or the HealthMonitor asked for it
     checkpoint      trainers, files    it is waited for by the next checkpoint, and before trainers stop
-    score(base)     responses          as above; in a search every rung waits for it
+    BaseScore       responses          as above; in a search every rung waits for it
     HealthMonitor   sleep, answers     its timeouts; ends with the driver, or ends it where Ray is lost
 
 Data never passes through here. The driver hands references on: experience from the rollout worker to the trainers,
@@ -51,35 +51,20 @@ import asyncio
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache, partial
 from typing import Any, Literal
 
-import ray
-
 from layersweep.orchestrator.planning.plan import Plan, Run
-from layersweep.orchestrator.spec.layers import LayerSearch
-from layersweep.orchestrator.statistics.halving_schedule import FINAL_SAMPLES, Rung, survivors
-from layersweep.policies.selection import Selection, run_name
+from layersweep.orchestrator.statistics.halving_schedule import FINAL_SAMPLES
+from layersweep.policies.selection import run_name
 from layersweep.workers.config import LearningRates, LearningRateTuning
-from layersweep.workers.storage.run_store import RunStore, runs_of
 
-from .actors import SweepActors, run_metadata
+from .actors import SweepActors
+from .base_score import BaseScore
 from .context import SweepContext
-from .evaluation import score
-from .failures import (
-    AdaptiveTimeouts,
-    BaseNotScored,
-    CallTimeout,
-    RayLost,
-    RunFailure,
-    StoreUnavailable,
-    first_error,
-    reach_files,
-    reach_store,
-    reason_of,
-)
-from .halving_barrier import SuccessiveHalvingBarrier
+from .decisions import Decisions
+from .evaluation import score_or_say
+from .failures import AdaptiveTimeouts, RayLost, StoreUnavailable, first_error, reach_files
 from .health import HealthMonitor
 from .made_run import MadeRun
 from .manifest import SweepManifest
@@ -163,8 +148,8 @@ class Driver:
         self.actors, self.tasks = actors, tasks
         self.stoppable: set[asyncio.Task[Any]] = set()
         """Tasks of runs and of scoring, which a stop cancels."""
-        self.stopping = self.failed = False
-        """Flags: the sweep is told to stop; something besides a run has failed."""
+        self.stopping = False
+        """Whether the sweep is told to stop."""
         self.controllers: dict[str, Controller] = {}
         """Controllers of the runs that have begun, by name."""
         limit = actors.max_concurrent_runs()
@@ -179,7 +164,6 @@ class Driver:
             record_base_digest=manifest.record_base_digest,
             base_digest=manifest.trunk,
             learning_rates=None if isinstance(rates, LearningRateTuning) else rates,
-            halving=self._halving(),
             release_while_paused=limit < len(plan.runs) or not actors.all_runs_fit(),
         )
         # In sleep mode each run generates its own first batch within a generation phase. Else runs share theirs, and
@@ -187,9 +171,9 @@ class Driver:
         if manifest.trunk is None and not self.spec.rollout.sleep:
             for run in plan.runs:
                 self.context.first_rollout(run.seed, actors.engines.slot_of(run.name).engine)
-        self.base_failure: str | None = None
-        """Reason why the base could not be scored."""
-        self.base = self._stoppable(tasks, self._score_base())
+        self.base = BaseScore(self.context, partial(self._stoppable, tasks))
+        self.decisions = Decisions(self.context, manifest, self.base)
+        self.context.halving = self.decisions.halving_barrier()
 
     async def run(self) -> tuple[Outcome, Any]:
         """Train, evaluate, write: how it ended, and the contribution table."""
@@ -212,16 +196,17 @@ class Driver:
         if await self._tune_learning_rates():
             controllers = await self._run_all(self.plan.runs)
             if not self.stopping:
-                await self._wait_for_base()
+                await self.base.wait()
             if not self.stopping:
-                controllers += await self._run_all(await self._combined_runs(), self._controls(controllers))
+                combined = await self.decisions.combined_runs()
+                controllers += await self._run_all(combined, self._controls(controllers))
             if not self.stopping:
                 await self._score_finalists(controllers)
         elif not self.stopping:
-            self.failed = True
+            self.context.failed = True
         if self.stopping:
             return "stopped"
-        if self.failed or self.base_failure or any(run.state is RunState.FAILED for run in controllers):
+        if self.context.failed or self.base.failure or any(run.state is RunState.FAILED for run in controllers):
             return "failed"
         await reach_files("the sweep's manifest", self.manifest.finish)
         return "completed"
@@ -252,7 +237,7 @@ class Driver:
     # -- stopping ---------------------------------------------------------------------------------------------
 
     def stop(self, main: asyncio.Task[Any]) -> None:
-        """The first time, have every run stop at a checkpoint; the second time, cancel the main task."""
+        """Have every run stop at a checkpoint; when called a second time, cancel the main task."""
         if self.stopping:
             main.cancel()
             return
@@ -297,141 +282,33 @@ class Driver:
         """Find learning rates: the spec's, those of an earlier start, or the trials'. False where there are none."""
         if not self.plan.trials:
             return True
-        if self.manifest.rates is None:
-            for run in self.plan.trials:
-                self.progress.add(run.name, self.plan.steps(run))
-            trials = await self._run_all(self.plan.trials)
-            if self.stopping or not await self._choose_learning_rates(trials):
-                return False
-        self.context.learning_rates = LearningRates(**self.manifest.rates)
-        return True
-
-    async def _choose_learning_rates(self, trials: Sequence[RunController]) -> bool:
-        """Choose by the trials' scores, and free what their checkpoints take. False where none can be chosen."""
-        from .learning_rate_trials import learning_rates_of
-
-        await self._wait_for_base()
+        if self.manifest.rates is not None:
+            self.context.learning_rates = LearningRates(**self.manifest.rates)
+            return True
+        for run in self.plan.trials:
+            self.progress.add(run.name, self.plan.steps(run))
+        trials = await self._run_all(self.plan.trials)
+        if not self.stopping:
+            await self.base.wait()
         if self.stopping:
             return False
-        if self.base_failure:
-            self.progress.say(f"no learning rate can be chosen: {self.base_failure}")
+        rates = await self.decisions.learning_rates([run.planned for run in trials if run.state is RunState.COMPLETED])
+        if rates is None:
             return False
-        completed = [trial.planned for trial in trials if trial.state is RunState.COMPLETED]
-        scores = await self.actors.collector.all_scores()
-        try:
-            rates = learning_rates_of(self.spec.training.learning_rate, completed, scores)
-        except ValueError as error:
-            self.progress.say(str(error))
-            return False
-        await reach_files("the sweep's manifest", self.manifest.record_learning_rates, rates.model_dump())
-        self.progress.say(f"learning rates: {rates.full:g} for full, {rates.layer:g} for layers")
+        self.context.learning_rates = rates
         for trial in trials:
             await reach_files("a trial's checkpoints", trial.checkpoints.store.delete_weights)
         return True
-
-    def _halving(self) -> SuccessiveHalvingBarrier | None:
-        """Make the search's barrier, if the spec asks for one."""
-        if not isinstance(self.spec.layers, LayerSearch):
-            return None
-        layers = {run.name: run.selection.layers[0] for run in self.plan.runs if run.selection.kind == "layer"}
-        return SuccessiveHalvingBarrier(self.plan.rungs, layers, self._choose_layers, self.manifest.rungs)
-
-    async def _choose_layers(self, rung: Rung, layers: list[int]) -> list[int]:
-        """Choose the layers that train on after a rung, by their scores smoothed along depth.
-
-        Raises:
-            BaseNotScored: they cannot be compared with the base.
-        """
-        from layersweep.orchestrator.statistics.score_arrays import gains_at
-
-        await asyncio.shield(self.base)
-        if self.base_failure:
-            raise BaseNotScored(f"the base has no score: {self.base_failure}")
-        names = [Selection.layer(k).name for k in layers]
-        scores = await self.actors.collector.all_scores()
-        gains = gains_at(scores, names, rung.step, seed_sd=self.spec.evaluation.seed_sd)
-        promoted = survivors(layers, gains.mean, gains.covariance, rung.keep)
-        self.progress.say(f"search: after step {rung.step} layers {', '.join(map(str, promoted))} go on")
-        await reach_files("the sweep's manifest", self.manifest.record_rung, rung.step, promoted)
-        return promoted
-
-    async def _combined_runs(self) -> list[Run]:
-        """Pick the runs over several layers, from the layer runs that are finished now, or from another table."""
-        if not self.spec.combine:
-            return []
-        from layersweep.orchestrator.planning.combined_runs import pick, read_profile
-
-        table = read_profile(self.spec.profile) if self.spec.profile else await self.actors.collector.table()
-        begun = set(await reach_files("the sweep's checkpoints", runs_of, self.plan.folder))
-        runs = []
-        for seed in self.spec.seeds:
-            for wanted in self.spec.combine:
-                try:
-                    selection = pick(wanted, table, self.plan.architecture.layers)
-                except ValueError as error:  # too many layer runs failed
-                    self.failed = True
-                    self.progress.say(str(error))
-                    continue
-                run = Run(selection, seed)
-                if run.name in begun:  # with the layers that were best when it began
-                    store = RunStore(self.plan.folder, run.name)
-                    metadata = await reach_files("the run's metadata", store.metadata)
-                    run = Run(replace(selection, layers=tuple(metadata.get("layers", selection.layers))), seed)
-                runs.append(run)
-        for run in runs:
-            self.progress.say(f"{run.name}: layers {', '.join(map(str, run.selection.layers))}")
-            self.progress.add(run.name)
-            add = partial(self.actors.collector.add_run, run_metadata(self.plan, run))
-            await reach_store("the run's metadata", add)
-        return runs
-
-    # -- scoring without training -----------------------------------------------------------------------------
-
-    async def _score_base(self) -> None:
-        """Score the base on the selection split; a failure is the base's own."""
-        began, base = time.monotonic(), self._base_run()
-        self.base_failure = await self._score(base, 0)
-        update = self.actors.collector.update_run
-        status, seconds = "failed" if self.base_failure else "completed", time.monotonic() - began
-        changes = {"status": status, "reason": self.base_failure, "seconds": seconds}
-        try:
-            await reach_store("the base's metadata", partial(update, base.selection.name, base.seed, **changes))
-        except StoreUnavailable as error:
-            self.base_failure = reason_of(error)
-
-    async def _wait_for_base(self) -> None:
-        """Wait until the base is scored, or `stop` has cancelled that."""
-        await asyncio.wait({self.base})
 
     async def _score_finalists(self, controllers: Sequence[Controller]) -> None:
         """Score base, full, the best, and their controls once more, on prompts that picked none of them, with four
         times the samples."""
         if not any(suite.final_prompts for suite in self.spec.evaluation.suites):
             return
-        table = await self.actors.collector.table()
-        scored = table[(table["status"] == "completed") & table["score"].notna()]
-        swept = scored[scored["selection"].isin([run.selection.name for run in self.plan.runs])]
-        best = swept.sort_values("score", ascending=False, kind="stable").groupby("kind")
-        combined = scored.loc[(scored["kind"] == "layers") & ~scored["selection"].isin(swept["selection"]), "selection"]
-        chosen = {"full", *best.head(self.spec.evaluation.finalists)["selection"], *combined}
-        chosen |= {run.selection.name for run in self.plan.controls if run.control_of in chosen}
+        chosen = await self.decisions.finalists()
         self.progress.say(f"scoring base and {', '.join(sorted(chosen))} on the final split")
         completed = [run.planned for run in controllers if run.state is RunState.COMPLETED]
         finalists = [run for run in completed if run.selection.name in chosen]
         async with asyncio.TaskGroup() as tasks:
-            self._stoppable(tasks, self._score(self._base_run(), 0, "final", FINAL_SAMPLES))
-            for run in finalists:
-                self._stoppable(tasks, self._score(run, self.spec.training.steps, "final", FINAL_SAMPLES))
-
-    async def _score(self, run: Run, step: int, split: str = "selection", factor: int = 1) -> str | None:
-        """Score a run that does not train. Returns the reason if it cannot be scored, which leaves the others alone."""
-        try:
-            await score(run, self.context, step, split, factor)
-        except (ray.exceptions.RayError, CallTimeout, RunFailure) as error:
-            self.failed, reason = True, reason_of(error)
-            self.progress.say(f"{run.name} could not be scored: {reason}")
-            return reason
-        return None
-
-    def _base_run(self) -> Run:
-        return Run(Selection.base(), self.spec.seeds[0])
+            for run, step in [(self.base.run, 0), *((run, self.spec.training.steps) for run in finalists)]:
+                self._stoppable(tasks, score_or_say(run, self.context, step, "final", FINAL_SAMPLES))

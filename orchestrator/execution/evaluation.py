@@ -11,7 +11,7 @@ from layersweep.workers.storage.run_store import RunStore
 from .clients import Produced
 from .context import SweepContext
 from .engine_slot import EngineSlot
-from .failures import CallTimeout, reach_files, reach_store
+from .failures import CallTimeout, RunFailure, reach_files, reach_store, reason_of
 from .run_recovery import RunRecovery
 from .weight_sync import WeightSource, WeightSync
 
@@ -97,3 +97,16 @@ async def score(
             return await evaluator.evaluate(step, source, split, factor)
         except (ray.exceptions.RayError, CallTimeout) as error:
             await recovery.recover(error, step)
+
+
+async def score_or_say(
+    run: Run, context: SweepContext, step: int, split: str = "selection", factor: int = 1
+) -> str | None:
+    """Score a run without trainers. Return and say the reason if it cannot be, which leaves the others alone."""
+    try:
+        await score(run, context, step, split, factor)
+    except (ray.exceptions.RayError, CallTimeout, RunFailure) as error:
+        context.failed, reason = True, reason_of(error)
+        context.progress.say(f"{run.name} could not be scored: {reason}")
+        return reason
+    return None

@@ -10,6 +10,9 @@ What does not depend on the factors is computed once: where two sweeps have the 
 second takes over the base's scores, and its responses to the first training batch, which every run begins with. Each
 starts Ray and engines of its own: an engine's actors, slots and health checks belong to one driver, which ends with
 its sweep.
+
+Runs that fail leave the next sweeps alone. Where not even the base could be scored, model, task or engine are at fault,
+and sweeps with the same base are left out: each would take as long to fail alike.
 """
 
 import json
@@ -121,19 +124,33 @@ def _plans(sweeps: Sequence[SweepSpec]) -> list[Plan]:
 def _carry_out(folder: str, plans: Sequence[Plan], address: str | None, listen: Listener | None, fresh: bool) -> int:
     codes = []
     plans = [replace(plan, first_rollouts=first_rollouts(folder, plan)) for plan in plans]
+    again = f"`layersweep resume {folder}` goes on"
     for number, plan in enumerate(plans):
-        print(f"layersweep: sweep {number + 1} of {len(plans)}, {plan.spec.name}", file=sys.stderr, flush=True)
+        which = f"sweep {number + 1} of {len(plans)}"
+        twin = next((other for other in plans[:number] if same_base(other, plan)), None)
+        if twin and not _base_is_scored(twin):
+            print(f"layersweep: {which}, {plan.spec.name}, is left out: {twin.spec.name} has the same base and could "
+                  f"not score it; once it can, {again}", file=sys.stderr, flush=True)  # fmt: skip
+            continue
+        print(f"layersweep: {which}, {plan.spec.name}", file=sys.stderr, flush=True)
         if not fresh and (manifest := SweepManifest.load(plan.folder)):
             codes.append(continue_sweep(plan, manifest, address, listen))
         else:
-            twin = next((other for other in plans[:number] if same_base(other, plan)), None)
             codes.append(carry_out(plan, partial(_begin, plan, twin, fresh), address, listen))
         if codes[-1] == EXIT["stopped"]:
-            again = f"`layersweep resume {folder}` goes on"
-            print(f"layersweep: stopped in sweep {number + 1} of {len(plans)}; {again}", file=sys.stderr)
+            print(f"layersweep: stopped in {which}; {again}", file=sys.stderr)
             return codes[-1]
     _compare(folder, plans)
     return max(codes)
+
+
+def _base_store(plan: Plan) -> RunStore:
+    return RunStore(plan.folder, run_name(Selection.base().name, plan.spec.seeds[0]))
+
+
+def _base_is_scored(plan: Plan) -> bool:
+    """Tell whether a sweep that has ended could score its base."""
+    return _base_store(plan).metadata().get("status") == "completed"
 
 
 def _begin(plan: Plan, twin: Plan | None, fresh: bool) -> SweepManifest:
@@ -174,12 +191,11 @@ def first_rollouts(folder: str, plan: Plan) -> completions.CompletionStore:
 
 def take_over_base(source: Plan, target: Plan) -> None:
     """Copy the base's scores and kept responses from one sweep's folder to another's that has begun."""
-    base = run_name(Selection.base().name, source.spec.seeds[0])
-    scored, copy = RunStore(source.folder, base), RunStore(target.folder, base)
+    scored, copy = _base_store(source), _base_store(target)
     for (step, split, suite), frame in scored.scores():
         copy.write_scores(step, split, suite, frame)
     filesystem, folder = resolve_uri(source.folder)
-    for kept in (f"{FOLDER}/run={base}", PROMPT_FOLDER):
+    for kept in (f"{FOLDER}/run={scored.run}", PROMPT_FOLDER):
         for path in find_files(filesystem, f"{folder}/{kept}"):
             content = filesystem.cat_file(f"{folder}/{kept}/{path}")
             write_atomically(f"{target.folder}/{kept}/{path}", lambda file, content=content: file.write(content))

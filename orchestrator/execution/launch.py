@@ -139,7 +139,7 @@ def carry_out(
         SpecError: the cluster can never place the plan's actors, or another driver has the sweep.
     """
     from layersweep.orchestrator.report import write_report
-    from layersweep.orchestrator.report.terminal_table import show_table
+    from layersweep.orchestrator.report.terminal_table import show_table, without_driver
 
     from .progress import Progress
     from .ray_session import connected
@@ -172,7 +172,7 @@ def carry_out(
             except OSError as error:  # a full disk, a store that does not answer
                 print(f"layersweep: the sweep stopped: {plan.folder}: {error}; {again}", file=sys.stderr)
                 return EXIT["failed"]
-    show_table(table.assign(status=table["status"].replace("running", "stopped")))  # as `status` calls it from now on
+    show_table(without_driver(table))
     print(f"table: {plan.folder}/contribution.parquet")
     try:
         write_report(plan.folder)

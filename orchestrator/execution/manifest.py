@@ -100,7 +100,7 @@ class SweepManifest:
             self._write()
 
     def asks_no_more_than_done(self, plan: Plan) -> bool:
-        """Whether everything that a plan asks for is done already.
+        """Tell whether everything that a plan asks for is done already.
 
         Raises:
             SpecError: the plan would mix two experiments; every difference is named.

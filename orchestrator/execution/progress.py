@@ -168,7 +168,7 @@ class Progress:
             self.say(f"step {steps}/{total}, about {left:.0f} s left; at work: {', '.join(busy[:NAMED])}{more}")
 
     def _pause(self) -> float:
-        """Seconds between plain lines: a log of days should still be readable."""
+        """Return the seconds between plain lines: a log of days should still be readable."""
         return max(self.interval, min(60.0, (time.monotonic() - self.began) / 60))
 
     def _left(self, row: _ProgressRow) -> float:

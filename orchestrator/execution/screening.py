@@ -20,6 +20,7 @@ from layersweep.policies.variant import Variant
 from layersweep.rollout.config import SuiteConfig
 from layersweep.workers.config import LearningRates
 from layersweep.workers.storage.run_store import RunStore
+from layersweep.workers.training.setup import TrainingSetup
 
 from .clients import MadeVariant, ProberClient, Reference
 from .engine_pool import engine_dtype
@@ -129,7 +130,8 @@ class ScreeningWeights:
             run = selection.name, seed
             facts = RunStore(self.plan.folder, run_name(*run)).metadata()
             if "screened_steps" not in facts:  # which is written once it is scored
-                made = self.prober.train(batch, selection, spec.training, spec.deepspeed, engine_dtype(self.plan))
+                setup = TrainingSetup(spec.algorithm, spec.training, spec.deepspeed, engine_dtype(self.plan))
+                made = self.prober.train(batch, selection, setup)
                 self.made[run], facts = made, await made.facts
             self.steps[run] = facts["screened_steps"]
         return len(self.made)

@@ -63,7 +63,7 @@ class Slots(Generic[K]):
                 blocked.update(*hold.choices)
 
     def _free(self, units: Counter[K]) -> int:
-        """Units that the scarcest of these keys has left once they are held; negative where they do not fit."""
+        """Return units that the scarcest of these keys has left once they are held; negative where they do not fit."""
         return min((self.capacity(key) - self._held[key] - count for key, count in units.items()), default=0)
 
     def _grant(self, hold: "Hold[K]", units: Counter[K]) -> None:

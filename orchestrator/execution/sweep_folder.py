@@ -39,7 +39,7 @@ def check_folder(folder: str, fresh: bool) -> None:
 
 
 def holds_sweep(folder: str) -> bool:
-    """Whether a sweep has begun in a folder: it has a manifest, or a contribution table beside its spec."""
+    """Tell whether a sweep has begun in a folder: it has a manifest, or a contribution table beside its spec."""
     filesystem, path = resolve_uri(folder)
     if filesystem.exists(manifest_file(path)):
         return True

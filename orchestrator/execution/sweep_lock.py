@@ -109,7 +109,7 @@ def _acquire(folder: str) -> int:
 
 
 def _owner(folder: str, number: int) -> dict[str, Any] | None:
-    """The driver behind a lock file; None where it is done or gone."""
+    """Return the driver behind a lock file; None where it is done or gone."""
     owner = _read(folder, number)
     if owner.get("released"):
         return None
@@ -127,7 +127,7 @@ def _owner(folder: str, number: int) -> dict[str, Any] | None:
 
 
 def _is_alive(owner: dict[str, Any]) -> bool:
-    """Whether a driver's process is there, on its own host."""
+    """Tell whether a driver's process is there, on its own host."""
     try:
         return abs(psutil.Process(owner["pid"]).create_time() - owner["began"]) < 1
     except psutil.NoSuchProcess:
@@ -159,7 +159,7 @@ def _write(folder: str, number: int, content: dict[str, Any]) -> None:
 
 
 def _read(folder: str, number: int) -> dict[str, Any]:
-    """The content of a lock file; empty while it is being created."""
+    """Return the content of a lock file; empty while it is being created."""
     try:
         return json.loads(read_bytes(_file(folder, number)) or b"{}")
     except ValueError:
@@ -167,7 +167,7 @@ def _read(folder: str, number: int) -> dict[str, Any]:
 
 
 def _highest(folder: str) -> int | None:
-    """The highest number of a lock file; None where there is none."""
+    """Return the highest number of a lock file; None where there is none."""
     filesystem, path = resolve_uri(f"{folder}/lock")
     numbers = [int(name.removesuffix(".json")) for name in find_files(filesystem, path, depth=1)
                if name.removesuffix(".json").isdigit()]  # fmt: skip

@@ -141,7 +141,7 @@ def score_variants(spec: SweepSpec, work: Callable[[VariantScorer, Plan], Awaita
 
     async def scored(actor_environment: dict[str, Any]) -> T:
         inner = within(plan, FOLDER)
-        await asyncio.to_thread(_copy_scores, plan.folder, inner.folder)
+        await asyncio.to_thread(copy_scores, plan.folder, inner.folder)
 
         async def make(actors: SweepActors) -> VariantClient:
             return actors.create_variant_maker(plan.folder)
@@ -195,7 +195,7 @@ async def variant_scorer(
         progress.close()
 
 
-def _copy_scores(sweep: str, target: str) -> None:
+def copy_scores(sweep: str, target: str) -> None:
     """Copy scores and metadata of the sweep's own runs beside those of its variants."""
     for run in runs_of(sweep):
         source, copy = RunStore(sweep, run), RunStore(target, run)

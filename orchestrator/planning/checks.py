@@ -253,8 +253,8 @@ def _pick_problems(plan: Plan, run: CombinedRun, where: str) -> list[str]:
 
 
 def _output_problems(spec: SweepSpec) -> list[str]:
-    """Reasons why no file can be written to the output; tried with one that is removed again, as is every folder made
-    for it."""
+    """Return reasons why no file can be written to the output; tried with one that is removed again, as is every folder
+    made for it."""
     try:
         filesystem, path = resolve_uri(absolute_folder(spec.output))
     except SpecError as error:
@@ -288,7 +288,7 @@ def _output_problems(spec: SweepSpec) -> list[str]:
 
 
 def _missing_folders(filesystem: Any, folder: str) -> list[str]:
-    """The folder and its parents as far as they do not exist, innermost first."""
+    """Return the folder and its parents as far as they do not exist, innermost first."""
     missing = []
     while folder and not filesystem.exists(folder):
         missing.append(folder)

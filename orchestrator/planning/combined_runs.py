@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def pick(run: CombinedRun, table: "pd.DataFrame | None", layers: int) -> Selection:
-    """The selection of a combined run in a model of `layers` layers.
+    """Return the selection of a combined run in a model of `layers` layers.
 
     Args:
         table: a contribution table; not needed for `middle`.
@@ -36,7 +36,7 @@ def pick(run: CombinedRun, table: "pd.DataFrame | None", layers: int) -> Selecti
 
 
 def read_profile(path: str) -> "pd.DataFrame":
-    """The contribution table of another sweep: its folder or the parquet itself.
+    """Return the contribution table of another sweep: its folder or the parquet itself.
 
     Raises:
         ValueError: there is no table, or it is not a contribution table.

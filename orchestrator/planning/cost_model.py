@@ -94,7 +94,8 @@ def estimate(plan: Plan, gpu: GpuKind = H200, assumed: Assumptions | None = None
 
 
 def rollout_seconds(plan: Plan, responses: float, gpu: GpuKind, assumed: Assumptions, together: int = 1) -> float:
-    """Seconds of one device that generates so many training responses (episodes, where the task has turns)."""
+    """Return the seconds of one device that generates so many training responses (episodes, where the task has
+    turns)."""
     training = plan.spec.training
     turns, prompt = _turns_and_prompt(plan, "task", assumed)
     width = training.prompts_per_step * training.group_size * together
@@ -107,7 +108,7 @@ def rollout_seconds(plan: Plan, responses: float, gpu: GpuKind, assumed: Assumpt
 
 
 def update_seconds(plan: Plan, selection: Selection, gpu: GpuKind, assumed: Assumptions) -> float:
-    """Seconds of one device that makes all updates of one run."""
+    """Return the seconds of one device that makes all updates of one run."""
     training = plan.spec.training
     turns, prompt = _turns_and_prompt(plan, "task", assumed)
     length = training.max_response_tokens * assumed.response_share
@@ -124,7 +125,7 @@ def update_seconds(plan: Plan, selection: Selection, gpu: GpuKind, assumed: Assu
 
 
 def step_tokens(plan: Plan, assumed: Assumptions) -> float:
-    """Tokens that one run generates in one step."""
+    """Return the tokens that one run generates in one step."""
     training = plan.spec.training
     turns, _ = _turns_and_prompt(plan, "task", assumed)
     episodes = training.prompts_per_step * training.group_size
@@ -135,7 +136,7 @@ def generation_seconds(
     plan: Plan, gpu: GpuKind, assumed: Assumptions, responses: float, prompt: float, length: float, at_once: int,
     sharing: int, overlays: float = 0.0,
 ) -> float:  # fmt: skip
-    """Seconds of one device that generates so many responses.
+    """Return the seconds of one device that generates so many responses.
 
     Args:
         prompt, length: tokens of a prompt and of a response, on average.
@@ -158,13 +159,14 @@ def generation_seconds(
 
 
 def cache_bytes(plan: Plan) -> int:
-    """Bytes of one token's KV cache."""
+    """Return the bytes of one token's KV cache."""
     shape = plan.architecture
     return 2 * shape.layers * shape.kv_heads * shape.head_dim * plan.element_bytes
 
 
 def _overlays(plan: Plan, together: int) -> float:
-    """Bytes in which the runs of one batch differ from the base; a run by itself replaces the base's weights."""
+    """Return the bytes in which the runs of one batch differ from the base; a run by itself replaces the base's
+    weights."""
     if together == 1:
         return 0.0
     whole = next((plan.push_bytes(run.selection) for run in plan.runs if run.selection.trains_all), 0)
@@ -173,19 +175,20 @@ def _overlays(plan: Plan, together: int) -> float:
 
 
 def forward_flops(shape: Architecture, context: float) -> float:
-    """FLOPs of one token through all blocks and the LM head."""
+    """Return the FLOPs of one token through all blocks and the LM head."""
     return shape.layers * block_flops(shape, context) + 2 * shape.vocabulary * shape.hidden
 
 
 def block_flops(shape: Architecture, context: float) -> float:
-    """FLOPs of one token through one block, on average over blocks: some may attend to a window of the context."""
+    """Return the FLOPs of one token through one block, on average over blocks: some may attend to a window of the
+    context."""
     return 2 * shape.active_layer_parameters + 4 * shape.heads * shape.head_dim * shape.attended(context)
 
 
 def update_flops(
     shape: Architecture, selection: Selection, context: float, reference: bool, epochs: int, old_logprobs: float = 0.0
 ) -> float:
-    """FLOPs of one token of a rollout batch, trained on `epochs` times.
+    """Return the FLOPs of one token of a rollout batch, trained on `epochs` times.
 
     Below the first trained block: forward, once. From there on: forward and the activations' gradient; of what
     trains, the weights' gradient too. The reference is one more forward of the upper part, in every epoch;

@@ -79,20 +79,20 @@ def gpu_memories(plan: Plan, allocation: GpuAllocation, kind: GpuKind) -> Counte
 
 
 def memory_problems(plan: Plan, memories: Counter[GpuMemory], gpu: GpuKind) -> list[str]:
-    """Problems of a plan that runs out of memory whatever the activations: field, sizes, fix."""
+    """Return problems of a plan that runs out of memory whatever the activations: field, sizes, fix."""
     return _cache_problems(plan, gpu) + [
         _explain(memory, gpu, plan.spec.rollout) for memory in memories if memory.certain > gpu.memory
     ]
 
 
 def engine_cache(plan: Plan, gpu: GpuKind) -> float:
-    """Bytes of KV cache on each GPU of an engine; below 0 where not even the weights fit."""
+    """Return the bytes of KV cache on each GPU of an engine; below 0 where not even the weights fit."""
     return gpu_cache_bytes(plan.architecture, plan.spec.rollout, plan.element_bytes, gpu.memory)
 
 
 def whole_model_trainer_bytes(plan: Plan) -> float:
-    """Bytes of a whole-model run on each rank, as ZeRO splits them: optimizer state from stage 1 on, gradients from 2,
-    weights from 3; offloaded optimizer state is not on the GPU."""
+    """Return the bytes of a whole-model run on each rank, as ZeRO splits them: optimizer state from stage 1 on,
+    gradients from 2, weights from 3; offloaded optimizer state is not on the GPU."""
     spec, whole = plan.spec, Selection.full()
     ranks, stage = spec.resources.full_trainer_ranks, spec.deepspeed.full_zero_stage
     weights, gradients = plan.push_bytes(whole), 4 * plan.trainable_parameters(whole)
@@ -104,15 +104,15 @@ def whole_model_trainer_bytes(plan: Plan) -> float:
 
 
 def received_bytes(plan: Plan) -> int:
-    """Bytes that an engine holds for a moment while it receives a run's weights, beside what it keeps of them: a block
-    as it came and fused, or the embedding."""
+    """Return the bytes that an engine holds for a moment while it receives a run's weights, beside what it keeps of
+    them: a block as it came and fused, or the embedding."""
     shape = plan.architecture
     embedding = shape.vocabulary * shape.hidden if any(run.selection.outside for run in plan.runs) else 0
     return max(2 * shape.layer_parameters, embedding) * plan.element_bytes
 
 
 def _overlays(plan: Plan, allocation: GpuAllocation) -> list[int]:
-    """Bytes of all overlays that engines hold at the same time."""
+    """Return the bytes of all overlays that engines hold at the same time."""
     layer_runs = layer_runs_at_once(plan, allocation) - (allocation.in_turn and allocation.whole_runs > 0)
     joined = layer_runs_at_once(plan, allocation, joined=True)
     whole = [plan.push_bytes(Selection.full())] * allocation.whole_runs
@@ -152,7 +152,7 @@ def _memory(plan: Plan, gpu: Gpu, kind: GpuKind, overlays: list[int]) -> GpuMemo
 
 
 def _partial(plan: Plan) -> set[Selection]:
-    """Selections of the runs over a part of the model; without such runs a layer, for one to be added."""
+    """Return selections of the runs over a part of the model; without such runs a layer, for one to be added."""
     return {run.selection for run in plan.runs if not run.selection.trains_all} or {Selection.layer(0)}
 
 

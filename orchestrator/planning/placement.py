@@ -55,7 +55,7 @@ def preferred_nodes(plan: Plan, nodes: Sequence[Node]) -> tuple[tuple[int, ...],
 
 
 def all_runs_fit(plan: Plan, nodes: Sequence[Node]) -> bool:
-    """Whether the trainers of all runs of a plan certainly fit at the same time."""
+    """Tell whether the trainers of all runs of a plan certainly fit at the same time."""
     resources, wholes = plan.spec.resources, whole_runs(plan)
     layers = sum(not run.selection.trains_all for run in plan.runs)
     try:
@@ -111,7 +111,7 @@ def _boosts(plan: Plan) -> int:
 
 
 def _wholes_come_later(plan: Plan) -> bool:
-    """Whether whole-model runs come after the layer runs: boosts, or controls that train everything."""
+    """Tell whether whole-model runs come after the layer runs: boosts, or controls that train everything."""
     return _boosts(plan) > 0 or any(run.selection.trains_all and run.control.trained for run in plan.controls)
 
 
@@ -134,7 +134,7 @@ def _actors(resources: ResourcesConfig) -> dict[str, ActorResources]:
 
 
 def _too_large_for_a_node(resources: ResourcesConfig, largest: Mapping[str, float]) -> list[str]:
-    """Problems of actors that ask for more than the largest node has; an actor is on one node."""
+    """Return problems of actors that ask for more than the largest node has; an actor is on one node."""
     problems = []
     for name, needs in _actors(resources).items():
         for field, unit, asked in (("gpus", "GPU", needs.gpus), ("cpus", "CPU", needs.cpus)):
@@ -148,7 +148,7 @@ def _too_large_for_a_node(resources: ResourcesConfig, largest: Mapping[str, floa
 
 
 def _tensor_parallel_problems(plan: Plan, largest: Mapping[str, float]) -> list[str]:
-    """Problems of engines that span GPUs; all of these belong to the engine's own actor."""
+    """Return problems of engines that span GPUs; all of these belong to the engine's own actor."""
     spans, gpus = plan.spec.rollout.tensor_parallel_size, plan.spec.resources.engine.gpus
     if spans > largest.get("GPU", 0):
         return [f"rollout.tensor_parallel_size: {spans}, and the largest node has {largest.get('GPU', 0):g} GPUs; an "

@@ -152,12 +152,13 @@ class Plan:
         return count_trained(selection, self.architecture)
 
     def push_bytes(self, selection: Selection) -> int:
-        """Bytes that travel from trainer to engine after each step."""
+        """Return the bytes that travel from trainer to engine after each step."""
         return count_served(selection, self.architecture) * self.element_bytes
 
     def trainer_bytes(self, selection: Selection) -> int:
-        """A trainer's own memory beside the shared trunk and activations: weights, gradients in float32, Adam's two
-        moments in 8 or 32 bits, and with bfloat16 the float32 master weights; with adapters also the merged weights."""
+        """Return a trainer's own memory beside the shared trunk and activations: weights, gradients in float32, Adam's
+        two moments in 8 or 32 bits, and with bfloat16 the float32 master weights; with adapters also the merged
+        weights."""
         moments = 2 if self.spec.training.optimizer == "adamw_8bit" else 8
         per_parameter = self.element_bytes + 4 + moments + (4 if self.element_bytes == 2 else 0)
         merged = self.push_bytes(selection) if selection.lora else 0

@@ -13,7 +13,7 @@ from .suites import score_cell
 
 
 def base_success_section(results: Results) -> dict[str, Any] | None:
-    """Scores on the selection split by class of prompts; None where the base has one sample to a prompt."""
+    """Return scores on the selection split by class of prompts; None where the base has one sample to a prompt."""
     table = results.by_base_success
     table = table[table["split"] == "selection"]
     if not len(table):

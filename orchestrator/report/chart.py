@@ -91,7 +91,7 @@ class Chart:
 
     @contextmanager
     def group(self, cls: str, colour: Colour | None = None, **attributes: object) -> Iterator[None]:
-        """Marks that share class, colour and tooltip."""
+        """Yield marks that share class, colour and tooltip."""
         outer, group = self.open, Mark("g", cls, attributes, colour=colour)
         outer.append(group)
         self.open = group.marks
@@ -106,7 +106,7 @@ class Chart:
             self.add("text", "tick", axis_number(value), x=self.x.start - 6, y=at + 4, text_anchor="end")
 
     def x_axis(self, values: Iterable[float], title: str | None = None) -> None:
-        """Numbers below the chart."""
+        """Draw numbers below the chart."""
         for value in values:
             at = self.x(value)
             self.add("text", "tick", axis_number(value), x=at, y=self.y.start + 16, text_anchor="middle")
@@ -115,14 +115,14 @@ class Chart:
             self.add("text", "tick", title, x=middle, y=self.height - 3, text_anchor="middle")
 
     def reference_line(self, value: float, cls: str, label: str | None = None, nudge: int = 0) -> None:
-        """A horizontal line across the chart, named in the right margin, `nudge` pixels lower."""
+        """Draw a horizontal line across the chart, named in the right margin, `nudge` pixels lower."""
         at = self.y(value)
         self.add("line", f"reference {cls}", x1=self.x.start, x2=self.x.end, y1=at, y2=at)
         if label:
             self.add("text", "name", label, x=self.x.end + 5, y=at + 4 + nudge)
 
     def line(self, points: Iterable[tuple[float, float]], cls: str = "line") -> None:
-        """A line through points of the data; those that are not finite are left out."""
+        """Draw a line through points of the data; those that are not finite are left out."""
         self.add("polyline", cls, points=[(self.x(x), self.y(y)) for x, y in points if math.isfinite(y)])
 
 
@@ -154,7 +154,7 @@ def whole_ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def axis_number(value: float) -> str:
-    """A number for an axis: 0.25, 1.2k, 3M, 2e-5."""
+    """Return a number for an axis: 0.25, 1.2k, 3M, 2e-5."""
     if value < 0:
         return "−" + axis_number(-value)
     if value == 0:
@@ -169,7 +169,7 @@ def axis_number(value: float) -> str:
 
 
 def axis_range(values: Iterable[float], *, include: Sequence[float] = (), margin: float = 0.06) -> tuple[float, float]:
-    """The range of the finite values and of `include`, a little widened; never empty."""
+    """Return the range of the finite values and of `include`, a little widened; never empty."""
     finite = [float(v) for v in (*values, *include) if math.isfinite(v)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
     if high - low < 1e-12:
@@ -179,6 +179,6 @@ def axis_range(values: Iterable[float], *, include: Sequence[float] = (), margin
 
 
 def depth_colour(depth: float) -> Blend:
-    """The colour of a layer at this relative depth, on the ramp from the first to the last layer."""
+    """Return the colour of a layer at this relative depth, on the ramp from the first to the last layer."""
     depth = min(max(depth, 0.0), 1.0)
     return Blend("depth-0", "depth-1", depth * 2) if depth < 0.5 else Blend("depth-1", "depth-2", depth * 2 - 1)

@@ -40,7 +40,7 @@ def render(
     profiles: Sequence[Profile], pairs: pd.DataFrame, shares: pd.DataFrame, top: int,
     suites: Sequence[tuple[str, ...]] = (), varied: pd.DataFrame | None = None,
 ) -> str:  # fmt: skip
-    """The page; `suites` are the rows of `suite_comparison`, `varied` those of `variance_shares`."""
+    """Return the page; `suites` are the rows of `suite_comparison`, `varied` those of `variance_shares`."""
     varied = variance_shares(profiles) if varied is None else varied
     squares = [
         (title, matrix_chart(matrix(pairs, column), title, signed=True))
@@ -76,7 +76,7 @@ def _colour(at: int) -> str:
 
 
 def _overlay(profiles: Sequence[Profile], width: int, height: int) -> Chart:
-    """All profiles, in units of their own standard deviation around their mean: what a rank correlation sees."""
+    """Return all profiles, in units of their own standard deviation around their mean: what a rank correlation sees."""
     drawn = _drawn(profiles)
     many = " many" if len(profiles) > len(COLOURS) else ""
     values = np.concatenate([[0.0], *(values for _, _, values in drawn)])
@@ -101,7 +101,7 @@ def _drawn(profiles: Sequence[Profile]) -> list[tuple[int, Profile, np.ndarray]]
 
 
 def _image(profiles: Sequence[Profile]) -> Image:
-    """The chart with its legend, as far as colours go."""
+    """Return the chart with its legend, as far as colours go."""
     drawn = [(i, profile.name) for i, profile, _ in _drawn(profiles)]
     legend = [LegendEntry("line", name, _colour(i)) for i, name in drawn] if len(drawn) <= len(COLOURS) else []
     return Image("Profiles around their mean, in standard deviations over layers", _overlay(profiles, 800, 360), legend)

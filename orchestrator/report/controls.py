@@ -15,7 +15,7 @@ LADDER = "learning_rate"
 
 
 def control_section(results: Results) -> dict[str, Any] | None:
-    """Rows of the controls beside what each is a control of, and C by learning rate; None without controls."""
+    """Return rows of the controls beside what each is a control of, and C by learning rate; None without controls."""
     rows = results.table[(results.table["kind"] == "control") & results.table["score"].notna()]
     if not len(rows):
         return None

@@ -41,7 +41,7 @@ def cost_charts(results: Results) -> list[Panel]:
 
 
 def totals(results: Results) -> list[tuple[str, str]]:
-    """Sums over all runs, as names and values."""
+    """Return sums over all runs, as names and values."""
     steps, full = results.steps, results.only("full")
     if not len(steps):
         return []

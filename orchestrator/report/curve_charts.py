@@ -35,7 +35,7 @@ HEALTH = {
 
 
 def curves(results: Results, column: str) -> dict[str, pd.Series]:
-    """The mean over seeds by step (counted from 1), of each selection but controls and trials.
+    """Return the mean over seeds by step (counted from 1), of each selection but controls and trials.
 
     Long ones are averaged down; full comes last, on top.
     """
@@ -56,7 +56,7 @@ def curves(results: Results, column: str) -> dict[str, pd.Series]:
 
 
 def curve_chart(results: Results, column: str, title: str, size: tuple[int, int]) -> Chart | None:
-    """The chart of one column; None where no run has it."""
+    """Return the chart of one column; None where no run has it."""
     lines = curves(results, column)
     if not lines:
         return None
@@ -76,19 +76,19 @@ def curve_chart(results: Results, column: str, title: str, size: tuple[int, int]
 
 
 def line_class(results: Results, selection: str) -> str:
-    """The CSS class of a run's line: full, layer, or several for combined runs."""
+    """Return the CSS class of a run's line: full, layer, or several for combined runs."""
     kind = results.kind(selection)
     return "several" if kind == "layers" else kind
 
 
 def line_colour(results: Results, selection: str) -> Blend | None:
-    """A layer's own colour; the others' are the style sheet's."""
+    """Return a layer's own colour; the others' are the style sheet's."""
     depth = results.depth(selection)
     return depth_colour(depth) if np.isfinite(depth) else None
 
 
 def health_charts(results: Results, columns: Iterable[str] = HEALTH) -> list[Panel]:
-    """Panels of training health: a title, what it means, and the chart, or the value where it never changed."""
+    """Return panels of training health: a title, what it means, and the chart, or the value where it never changed."""
     panels = []
     for column in columns:
         if column not in results.steps:

@@ -24,7 +24,7 @@ MEANINGS = {
 
 
 def dissection_charts(results: Results) -> list[Panel]:
-    """Panels of bars: C of each piece by run, or of a run of many layers by layer."""
+    """Return panels of bars: C of each piece by run, or of a run of many layers by layer."""
     table = results.dissection
     panels = []
     for change, (title, meaning) in MEANINGS.items():
@@ -66,7 +66,7 @@ def _piece(row: pd.Series) -> str:
 
 
 def _bars(title: str, rows: pd.DataFrame, by_layer: bool) -> Chart:
-    """Groups of bars by place, one for each piece, shaded in their order."""
+    """Return groups of bars by place, one for each piece, shaded in their order."""
     places, pieces = (list(dict.fromkeys(rows[name])) for name in ("place", "piece"))
     step = len(pieces) + 1
     width = max(NARROWEST, 60 + BAR * step * len(places))

@@ -17,7 +17,7 @@ OVERSTATES = (
 
 
 def headline(results: Results) -> list[str]:
-    """The answer in a few sentences."""
+    """Return the answer in a few sentences."""
     layers = results.layers
     if not len(layers):
         return _best_of_several(results, "runs") or ["No layer has been scored yet."]
@@ -76,7 +76,7 @@ def _recovers(results: Results, best: pd.Series) -> str:
 
 
 def tiles(results: Results) -> list[tuple[str, str, str]]:
-    """Figures under the headline: name, value, interval."""
+    """Return figures under the headline: name, value, interval."""
     found = []
     for kind, name in (("base", "base score"), ("full", "full training")):
         row = results.only(kind)
@@ -95,7 +95,7 @@ def tiles(results: Results) -> list[tuple[str, str, str]]:
 
 
 def finalists(results: Results) -> list[dict]:
-    """Rows of those scored on the final split: both scores and both contributions, best first."""
+    """Return rows of those scored on the final split: both scores and both contributions, best first."""
     rows = results.table[results.table["final_score"].notna()]
     order = {"base": 0, "full": 1}
     rows = rows.assign(order=rows["kind"].map(order).fillna(2)).sort_values(
@@ -119,7 +119,7 @@ def finalists(results: Results) -> list[dict]:
 
 
 def unfinished(results: Results) -> list[dict]:
-    """Rows that failed, were pruned, or still run, each with what it had and why."""
+    """Return rows that failed, were pruned, or still run, each with what it had and why."""
     rows = results.table[results.table["status"] != "completed"]
     return [
         {
@@ -148,7 +148,8 @@ def saved(results: Results) -> str | None:
 
 
 def rates(results: Results) -> str | None:
-    """The learning rates used and how they were found, as they change the ranking, and how far runs moved by them."""
+    """Return the learning rates used and how they were found, as they change the ranking, and how far runs moved by
+    them."""
     found = results.table.dropna(subset=["learning_rate"]).groupby("kind")["learning_rate"].unique()
     if not len(found):
         return None
@@ -165,7 +166,7 @@ def rates(results: Results) -> str | None:
 
 
 def categories(results: Results) -> tuple[list[str], list[dict]]:
-    """Success by category, where the environment has them: the categories, and a row per selection."""
+    """Return success by category, where the environment has them: the categories, and a row per selection."""
     scores = results.scores
     if "category" not in scores or not scores["category"].notna().any():
         return [], []

@@ -6,7 +6,7 @@ from rich.console import Console
 
 
 def size(count: float) -> str:
-    """Bytes in the largest binary unit that leaves at least 1."""
+    """Return the bytes in the largest binary unit that leaves at least 1."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -15,8 +15,8 @@ def size(count: float) -> str:
 
 
 def plain_console(file: IO[str] | None = None, width: int | None = None) -> Console:
-    """The one way to a terminal: all text is printed as it is. Reasons, names and paths hold what they please, brackets
-    too, which rich would take for markup, and `:words:`, which it would take for emoji.
+    """Return a console, the one way to a terminal: all text is printed as it is. Reasons, names and paths hold what
+    they please, brackets too, which rich would take for markup, and `:words:`, which it would take for emoji.
 
     Args:
         file: where to; standard output by default.
@@ -26,18 +26,18 @@ def plain_console(file: IO[str] | None = None, width: int | None = None) -> Cons
 
 
 def wide_console() -> Console:
-    """A terminal's own width; in a pipe, wide enough that tables are not cut."""
+    """Return a terminal's own width; in a pipe, wide enough that tables are not cut."""
     console = plain_console()
     return console if console.is_terminal else plain_console(width=140)
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a table's value is None, NaN or pandas' NA, told without pandas."""
+    """Tell whether a table's value is None, NaN or pandas' NA, without pandas."""
     return value is None or str(value) in ("nan", "<NA>")
 
 
 def format_number(value: Any, digits: int = 2) -> str:
-    """A number in the report, with a true minus sign; a dash where there is none."""
+    """Return a number in the report, with a true minus sign; a dash where there is none."""
     if is_missing(value):
         return "–"
     text = f"{value:.{digits}f}"
@@ -45,7 +45,7 @@ def format_number(value: Any, digits: int = 2) -> str:
 
 
 def format_interval(low: Any, high: Any, digits: int = 2) -> str:
-    """An interval in the report; a dash where there is none."""
+    """Return an interval in the report; a dash where there is none."""
     return (
         "–" if is_missing(low) or is_missing(high) else f"{format_number(low, digits)} to {format_number(high, digits)}"
     )
@@ -62,5 +62,5 @@ def interval_text(low: Any, high: Any) -> str:
 
 
 def plain_text(value: Any) -> str:
-    """A value as it is; nothing for None, NaN and NA."""
+    """Return a value as it is; nothing for None, NaN and NA."""
     return "" if is_missing(value) else str(value)

@@ -12,7 +12,8 @@ SIZE = (344, 190)
 
 
 def gain_charts(results: Results) -> list[Panel]:
-    """Panels: C without truncated responses, then changes against the base by layer, with the full run as a line."""
+    """Return panels: C without truncated responses, then changes against the base by layer, with the full run as a
+    line."""
     panels = []
     if results.layers["contribution_untruncated"].notna().any():
         meaning = (

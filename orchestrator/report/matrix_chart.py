@@ -14,7 +14,7 @@ LABEL = 18
 
 
 def matrix_chart(table: pd.DataFrame, title: str, labels: Sequence[str] | None = None, signed: bool = False) -> Chart:
-    """A table of numbers as shaded cells.
+    """Return a table of numbers as shaded cells.
 
     Args:
         table: [rows, columns] the numbers.
@@ -64,7 +64,7 @@ def _cell(chart: Chart, x: float, y: float, width: int, height: int, value: floa
 
 
 def vote_rows(found: SolvedOverlap) -> list[tuple[str, str]]:
-    """Figures beside the matrix: what one model gets right, and what they get right together."""
+    """Return figures beside the matrix: what one model gets right, and what they get right together."""
     best = found.members.idxmax()
     rows = [
         ("mean single-layer model", found.members.mean(), "right responses"),

@@ -36,7 +36,7 @@ WIDE, NARROW = 880, 358
 
 
 def render_page(results: Results) -> str:
-    """The report of a sweep, finished or not."""
+    """Return the report of a sweep, finished or not."""
     shared = solved_overlap(results.scores, results.table) if len(results.scores) else None
     signals = early_signals(results.table, results.steps)
     return environment().get_template("page.html.j2").render(
@@ -94,7 +94,7 @@ def render_page(results: Results) -> str:
 
 @cache
 def environment() -> Environment:
-    """Templates, with the style sheets and the script as variables to put inline."""
+    """Return templates, with the style sheets and the script as variables to put inline."""
     folder = Path(__file__).parent
     made = Environment(
         loader=FileSystemLoader(folder),
@@ -116,7 +116,7 @@ def now() -> str:
 
 
 def _both(draw, wide: int, narrow: int) -> tuple[Chart, Chart] | None:
-    """A chart for laptops and the same for phones."""
+    """Return a chart for laptops and the same for phones."""
     charts = draw(WIDE, wide), draw(NARROW, narrow)
     return None if charts[0] is None else charts
 
@@ -129,7 +129,7 @@ def _seeds_needed(results: Results) -> str:
 
 
 def _sampling(results: Results) -> dict | None:
-    """The section on several samples; None where prompts have one each."""
+    """Return the section on several samples; None where prompts have one each."""
     found, split = curves_shown(results)
     if not len(found):
         return None
@@ -144,7 +144,7 @@ def _sampling(results: Results) -> dict | None:
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:
-    """Facts on what was run, from the constant columns."""
+    """Return facts on what was run, from the constant columns."""
     first = results.table.iloc[0] if len(results.table) else pd.Series(dtype=object)
     names = ("model", "algorithm", "task")
     facts = [(name, str(first[name])) for name in names if pd.notna(first.get(name))]
@@ -159,7 +159,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
 
 
 def _runs(results: Results) -> list[tuple[str, str, str, str]]:
-    """The legend of the curves: selection, short name, class, style."""
+    """Return the legend of the curves: selection, short name, class, style."""
     found = []
     for name in curves.curves(results, "reward_mean"):
         colour = curves.line_colour(results, name)

@@ -100,7 +100,7 @@ def _learning(results: Results) -> Image | None:
 
 
 def _legend(image: Image) -> Chart:
-    """Marks and names in rows as wide as the chart."""
+    """Return marks and names in rows as wide as the chart."""
     width, x, y = image.chart.width, 14.0, 12.0
     key = Chart("", (width, 0), (0, 1), (0, 1))
     for entry in image.legend:
@@ -158,7 +158,7 @@ def _draw(axes: Axes, mark: Mark, dx: float, dy: float, current: str = "#000000"
 
 @cache
 def _rules() -> list[tuple[frozenset[str], dict[str, str]]]:
-    """Classes and declarations of chart.css, in order."""
+    """Return classes and declarations of chart.css, in order."""
     text = (Path(__file__).parent / "chart.css").read_text(encoding="utf-8")
     return [
         (frozenset(classes.split(".")), dict(re.findall(r"([\w-]+): ([^;]+);", body)))
@@ -168,25 +168,26 @@ def _rules() -> list[tuple[frozenset[str], dict[str, str]]]:
 
 @cache
 def _style(classes: frozenset[str]) -> dict[str, str]:
-    """Declarations of chart.css for an element: a later rule wins, one of more classes wins over one of fewer."""
+    """Return declarations of chart.css for an element: a later rule wins, one of more classes wins over one of
+    fewer."""
     matching = sorted((rule for rule in _rules() if rule[0] <= classes), key=lambda rule: len(rule[0]))
     return {name: value for _, body in matching for name, value in body.items()}
 
 
 @cache
 def _palette() -> dict[str, str]:
-    """The light theme of style.css."""
+    """Return the light theme of style.css."""
     text = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
     return dict(re.findall(r"--([\w-]+): (#\w+)", text[: text.index("}")]))
 
 
 def _pixels(length: str) -> float:
-    """A length of chart.css in matplotlib's points."""
+    """Return a length of chart.css in matplotlib's points."""
     return float(length.removesuffix("px")) * 72 / DPI
 
 
 def _resolve(value: str, current: str) -> str:
-    """A colour of chart.css as matplotlib names it."""
+    """Return a colour of chart.css as matplotlib names it."""
     if value == "currentColor":
         return current
     return "none" if value in ("none", "transparent") else _palette()[value.removeprefix("var(--").removesuffix(")")]

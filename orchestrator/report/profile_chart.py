@@ -14,12 +14,12 @@ FARTHEST = 1.0
 
 
 def measure(results: Results) -> str:
-    """The column that is drawn: C, or the score where C is not defined."""
+    """Return the column that is drawn: C, or the score where C is not defined."""
     return "contribution" if results.has_contribution else "score"
 
 
 def reference_values(results: Results) -> dict[str, float]:
-    """Values at which the lines of base and full lie."""
+    """Return values at which the lines of base and full lie."""
     column = measure(results)
     rows = {name: results.only(name) for name in ("base", "full")}
     found = {name: float(row[column]) for name, row in rows.items() if row is not None}
@@ -27,7 +27,7 @@ def reference_values(results: Results) -> dict[str, float]:
 
 
 def plotted_rows(results: Results) -> pd.DataFrame:
-    """Rows to draw, with their `x`: layers by index, runs of several layers behind the last."""
+    """Return rows to draw, with their `x`: layers by index, runs of several layers behind the last."""
     column = measure(results)
     layers, several = results.layers, results.several
     x = np.concatenate([layers["layer"].astype(float), _x_of_several(results)])
@@ -36,12 +36,12 @@ def plotted_rows(results: Results) -> pd.DataFrame:
 
 
 def _x_of_several(results: Results) -> np.ndarray:
-    """Positions of combined runs: behind the last layer, far enough apart for their names."""
+    """Return positions of combined runs: behind the last layer, far enough apart for their names."""
     return results.model_layers + max(1.0, results.model_layers / 16) * (0.5 + np.arange(len(results.several)))
 
 
 def y_range(rows: pd.DataFrame, column: str, lines: dict[str, float]) -> tuple[float, float]:
-    """The range of the y axis, not stretched by intervals that run away."""
+    """Return the range of the y axis, not stretched by intervals that run away."""
     values = rows[column].astype(float)
     if not len(values):
         return axis_range(lines.values())
@@ -67,7 +67,7 @@ def legend(results: Results) -> list[tuple[str, str]]:
 
 
 def profile_chart(results: Results, width: int, height: int) -> Chart:
-    """Points with 95 % intervals; the best and those tied with it filled, the final split as diamonds."""
+    """Return points with 95 % intervals; the best and those tied with it filled, the final split as diamonds."""
     column, lines, rows = measure(results), reference_values(results), plotted_rows(results)
     last = max([results.model_layers - 1, 0, *_x_of_several(results)])
     bottom = 100 if len(results.several) else 36
@@ -121,7 +121,7 @@ def _point(chart: Chart, row: dict, column: str) -> None:
 
 
 def _final(chart: Chart, x: float, row: dict) -> None:
-    """The same layer on the final split, beside its point."""
+    """Draw the same layer on the final split, beside its point."""
     low, high = row["final_contribution_low"], row["final_contribution_high"]
     if pd.notna(low) and pd.notna(high):
         chart.add("line", "final whisker", x1=x, x2=x, y1=chart.y(low), y2=chart.y(high))
@@ -129,12 +129,12 @@ def _final(chart: Chart, x: float, row: dict) -> None:
 
 
 def diamond(chart: Chart, x: float, y: float) -> None:
-    """The mark of the final split."""
+    """Draw the mark of the final split."""
     chart.add("polygon", "final", points=[(x, y - 4), (x + 4, y), (x, y + 4), (x - 4, y)])
 
 
 def row_class(row: dict) -> str:
-    """Class of a row's mark: base, full; single layers best, tied or other; several for combined runs."""
+    """Return the class of a row's mark: base, full; single layers best, tied or other; several for combined runs."""
     if row["kind"] != "layer":
         return row["kind"] if row["kind"] in ("base", "full") else "several"
     if pd.notna(row["rank"]) and row["rank"] == 1:

@@ -12,6 +12,7 @@ from layersweep.orchestrator.statistics.contribution_table import table_problem
 from layersweep.orchestrator.statistics.score_arrays import responses_of_split
 from layersweep.orchestrator.statistics.seeds import interval_covers, one_run_each, seeds_trained
 from layersweep.workers.storage.files import read_bytes
+from layersweep.workers.storage.table_schema import TableSchema
 from layersweep.workers.storage.tables import (
     BY_BASE_SUCCESS,
     COMPOSITION,
@@ -20,7 +21,6 @@ from layersweep.workers.storage.tables import (
     PROBE,
     SCORES,
     STEPS,
-    TableSchema,
 )
 
 
@@ -54,7 +54,7 @@ class Results:
         return self.table[~self.table["kind"].isin(other) & self.table["score"].notna()]
 
     def only(self, kind: str) -> pd.Series | None:
-        """The row of base or full, once it has a score."""
+        """Return the row of base or full, once it has a score."""
         rows = self.table[(self.table["kind"] == kind) & self.table["score"].notna()]
         return rows.iloc[0] if len(rows) else None
 
@@ -78,7 +78,7 @@ class Results:
         return self._rows[selection]["depth"]
 
     def label(self, selection: str) -> str:
-        """A short name: the number of a single layer, else the selection."""
+        """Return a short name: the number of a single layer, else the selection."""
         row = self._rows[selection]
         return f"{row['layer']:02d}" if row["kind"] == "layer" else selection
 
@@ -116,7 +116,8 @@ class Results:
 
 
 def read(source: str) -> tuple[Results, str]:
-    """The tables of `source`, a sweep's folder or a contribution table in parquet, and the folder for its report.
+    """Return the tables of `source`, a sweep's folder or a contribution table in parquet, and the folder for its
+    report.
 
     A sweep's report goes into its folder, that of a `NAME.parquet` elsewhere into `NAME-report` beside it.
 
@@ -153,7 +154,7 @@ def read(source: str) -> tuple[Results, str]:
 
 
 def _read(path: str, schema: TableSchema) -> pd.DataFrame | None:
-    """A table; None where there is no such file."""
+    """Return a table; None where there is no such file."""
     try:
         return schema.read(path)
     except FileNotFoundError:

@@ -21,7 +21,8 @@ SIZE = (430, 260)
 
 
 def curves_shown(results: Results) -> tuple[pd.DataFrame, str]:
-    """The curves on the split with more samples, and the split: `final`, once base and finalists are scored there."""
+    """Return the curves on the split with more samples, and the split: `final`, once base and finalists are scored
+    there."""
     if len(results.scores):
         for split in ("final", "selection"):
             found = sampling_curves(results.scores, results.table, split)
@@ -32,7 +33,7 @@ def curves_shown(results: Results) -> tuple[pd.DataFrame, str]:
 
 
 def sampling_charts(results: Results, found: pd.DataFrame) -> list[Panel]:
-    """A panel per measure: a line per selection, by the number of samples on a scale of doublings."""
+    """Return a panel per measure: a line per selection, by the number of samples on a scale of doublings."""
     return [
         Panel(*TITLES[measure], _chart(results, TITLES[measure][0], found[found["measure"] == measure]))
         for measure in found["measure"].unique()
@@ -63,7 +64,7 @@ def _chart(results: Results, title: str, found: pd.DataFrame) -> Chart:
 
 
 def sampling_rows(results: Results, found: pd.DataFrame) -> tuple[list[str], list[dict]]:
-    """Heads, and rows by selection: each value with its interval, and C where there is one."""
+    """Return heads, and rows by selection: each value with its interval, and C where there is one."""
     columns = list(found[["measure", "k"]].drop_duplicates().itertuples(index=False, name=None))
     columns.sort(key=lambda column: (column[0] != PASS, column[1]))
     cells = {(row["selection"], row["measure"], row["k"]): row for row in found.to_dict("records")}

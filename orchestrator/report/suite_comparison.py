@@ -15,7 +15,7 @@ HEADS = ("table", "suite", "base", "full's gain", "95 %", "best layer", "its C",
 
 
 def suite_rows(tables: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
-    """Rows of text under HEADS, one for each suite and group of suites of each sweep that has several.
+    """Return rows of text under HEADS, one for each suite and group of suites of each sweep that has several.
 
     The best layer is that of the suite, and overstates itself; `lost most` is the selection with the lowest gain.
 

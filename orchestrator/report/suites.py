@@ -25,7 +25,8 @@ class SuiteSection:
 
 
 def suite_section(results: Results) -> SuiteSection | None:
-    """Scores on the selection split by suite; None where there is one suite alone, which the table shows already."""
+    """Return scores on the selection split by suite; None where there is one suite alone, which the table shows
+    already."""
     if not len(results.scores):
         return None
     table = suite_table("", results.table, results.scores, seed_sd=results.seed_sd)

@@ -6,8 +6,8 @@ from .chart import Blend, Chart, Colour, Mark
 
 
 def svg(chart: Chart) -> Markup:
-    """The chart, as wide as its place on the page. Its ranges are written along, for the page's script to read values
-    back."""
+    """Return the chart, as wide as its place on the page. Its ranges are written along, for the page's script to read
+    values back."""
     x, y = (f"{s.low:.6g} {s.high:.6g} {s.start:.6g} {s.end:.6g}" for s in (chart.x, chart.y))
     limit = f' style="max-width: {chart.width}px"' if chart.natural else ""
     marks = "".join(map(_element, chart.marks))
@@ -18,7 +18,7 @@ def svg(chart: Chart) -> Markup:
 
 
 def css_colour(colour: Colour) -> str:
-    """A colour as CSS writes it."""
+    """Return a colour as CSS writes it."""
     if not isinstance(colour, Blend):
         return colour
     return f"color-mix(in srgb, var(--{colour.first}), var(--{colour.second}) {100 * colour.share:.0f}%)"

@@ -12,7 +12,7 @@ from .format import interval_text, number_text, plain_text, wide_console
 
 
 def interval_title(table: Any) -> str:
-    """The head of a column of intervals; with one seed it says so."""
+    """Return the head of a column of intervals; with one seed it says so."""
     return "95 %" if not (said := one_run_each(seeds_trained(table))) else "95 %,\n" + said.replace(" run", "\nrun")
 
 
@@ -23,8 +23,13 @@ def without_contribution(table: Any) -> str:
     return f"No contribution: {'; '.join(reasons)}." if len(reasons) else ""
 
 
+def without_driver(table: Any) -> Any:
+    """Return the table as it is once its driver has ended: runs that were `running` are `stopped`."""
+    return table.assign(status=table["status"].replace("running", "stopped"))
+
+
 def show_table(table: Any) -> None:
-    """The contribution table on the terminal."""
+    """Print the contribution table."""
     interval = interval_title(table)
     shown = Table("selection", "score", interval, "contribution", interval, "rank", "steps", "status")
     for row in table.itertuples():

@@ -15,7 +15,7 @@ class SpecError(Exception):
 
 
 def shorten(value: object) -> str:
-    """The value as a user would recognise it, at most a line: aliases can make a small file's value huge."""
+    """Return the value as a user would recognise it, at most a line: aliases can make a small file's value huge."""
     shortener = reprlib.Repr()
     shortener.maxlevel, shortener.maxstring, shortener.maxother, shortener.maxlong = 2, 80, 80, 80
     return shortener.repr(value)

@@ -8,7 +8,8 @@ from .errors import SpecError
 
 
 def absolute_folder(folder: str, field: str = "output") -> str:
-    """The folder or file as every process sees it, whatever its own working folder; URIs of elsewhere stay as they are.
+    """Return the folder or file as every process sees it, whatever its own working folder; URIs of elsewhere stay as
+    they are.
 
     Raises:
         SpecError: it begins with `~name`, and this machine knows no home folder of that name.

@@ -73,7 +73,7 @@ class CombinedRun(StrictModel):
         return "-".join(map(str, (self.how, *self.which)))
 
     def of(self, layers: tuple[int, ...]) -> Selection:
-        """The selection, once it is known which layers are picked."""
+        """Return the selection, once it is known which layers are picked."""
         return Selection.boost(layers, self.name) if self.how == "boost" else Selection.several(layers, self.name)
 
 
@@ -113,7 +113,7 @@ LayerSet = Annotated[
 
 
 def resolve_layers(chosen: str | tuple[int, ...] | LayerSearch | None, count: int) -> tuple[int, ...]:
-    """The layer numbers, ascending, in a model of `count` layers.
+    """Return the layer numbers, ascending, in a model of `count` layers.
 
     `start:stop:step` is Python's slice; `middle:k` is [count/2 - k/2, count/2 + k/2), as the study's Mid-k.
 

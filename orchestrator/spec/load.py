@@ -33,7 +33,7 @@ def load_spec(source: str | Path | Mapping[str, Any], overrides: Mapping[str, An
 
 
 def read_spec(path: str) -> dict[str, Any]:
-    """The content of a spec file as it stands there.
+    """Return the content of a spec file as it stands there.
 
     Raises:
         SpecError: the file is missing, is not YAML, or is not a mapping.

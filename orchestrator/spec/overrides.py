@@ -18,19 +18,19 @@ SHORT_FORMS = {"model": {"type": "pretrained", "path": None}, "algorithm": {"typ
 
 
 def long_form(section: str, value: Any) -> Any:
-    """A section as a mapping where it is written as one text; any other value as it is."""
+    """Return a section as a mapping where it is written as one text; any other value as it is."""
     if section not in SHORT_FORMS or not isinstance(value, str):
         return value
     return {field: value if fixed is None else fixed for field, fixed in SHORT_FORMS[section].items()}
 
 
 def is_override(word: str) -> bool:
-    """Whether a word of a command line has the form PATH=VALUE."""
+    """Tell whether a word of a command line has the form PATH=VALUE."""
     return re.match(rf"{PATH}=", word) is not None
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
-    """Values by dotted path from texts of the form PATH=VALUE; values are read as YAML.
+    """Return values by dotted path from texts of the form PATH=VALUE; values are read as YAML.
 
     Raises:
         SpecError: a text of another form, a value that is not YAML, or a path that is given twice.
@@ -54,7 +54,7 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def override(data: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a spec's data with the values at these dotted paths. Sections that are not there yet are added.
+    """Return a copy of a spec's data with the values at these dotted paths. Sections that are not there yet are added.
 
     Raises:
         SpecError: a path through something that is no section or list, or to a list item that is not there.

@@ -20,8 +20,8 @@ from .user_code_sections import with_code_paths
 
 
 def with_absolute_paths(spec: SweepSpec, taken_along: str | None = None) -> SweepSpec:
-    """The spec with absolute paths, those of its factors' values too, and with the text of a chat template in place of
-    its file's name.
+    """Return the spec with absolute paths, those of its factors' values too, and with the text of a chat template in
+    place of its file's name.
 
     Args:
         spec: with paths relative to the present working folder.
@@ -59,7 +59,7 @@ def with_absolute_paths(spec: SweepSpec, taken_along: str | None = None) -> Swee
 
 
 def _template(template: str | None) -> str | None:
-    """A chat template's text, read from its file unless it is text already."""
+    """Return a chat template's text, read from its file unless it is text already."""
     if template is None or "{" in template:
         return template
     file = Path(os.path.expanduser(template))

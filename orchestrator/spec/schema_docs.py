@@ -72,7 +72,7 @@ def _default(value: Any) -> str:
 
 
 def models_of(cls: type[BaseModel], field: str) -> list[type[BaseModel]]:
-    """The model classes that a field may hold, through unions, optionals and tuples."""
+    """Return the model classes that a field may hold, through unions, optionals and tuples."""
     found, todo = [], [cls.model_fields[field].annotation] if field in cls.model_fields else []
     while todo:
         annotation = todo.pop()

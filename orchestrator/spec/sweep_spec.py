@@ -134,7 +134,7 @@ class SweepSpec(StrictModel):
         return combine
 
     @model_validator(mode="after")
-    def _consistent(self) -> "SweepSpec":
+    def _runs_can_be_trained_and_compared(self) -> "SweepSpec":
         if self.training.group_size < 2:
             raise ValueError(
                 "training.group_size: advantages compare the responses of a group, and a group of 1 has nothing to "
@@ -160,6 +160,10 @@ class SweepSpec(StrictModel):
             )
         if self.profile and not self.combine:
             raise ValueError("profile: only `combine` picks layers from it, and there is none; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _engines_can_serve_the_runs(self) -> "SweepSpec":
         whole = (
             "of the whole model, and include_full" if self.include_full else
             "of the whole model, and combine" if any(run.how == "boost" for run in self.combine) else
@@ -182,6 +186,10 @@ class SweepSpec(StrictModel):
                 f"rollout.staleness: {self.rollout.staleness} generates while trainers train, and with sleep they take "
                 "turns; set one of the two to 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _algorithm_and_model_fit_the_task(self) -> "SweepSpec":
         if self.algorithm.build().overlong_buffer >= self.training.max_response_tokens:
             raise ValueError("algorithm.overlong_buffer: must be below training.max_response_tokens")
         if self.algorithm.build().compares_steps and not getattr(self.task, "multi_turn", False):

@@ -130,7 +130,7 @@ class ScoredRuns:
                 self.draws[control] = intervals.seed_variance(scored.suites, drawn)
 
     def of(self, name: str) -> int | None:
-        """The index of a selection's run at its last step."""
+        """Return the index of a selection's run at its last step."""
         return self.runs[name, self.last[name]] if name in self.last else None
 
     def seed_part(self, name: str, run: int) -> float:
@@ -162,7 +162,7 @@ class ScoredRuns:
         return intervals.critical(intervals.effective_dof(variance, [(own, draws.dof), (full, self.seed.dof)]))
 
     def row(self, name: str) -> dict:
-        """All columns of a selection but those that rank it among the layers."""
+        """Return all columns of a selection but those that rank it among the layers."""
         run = self.of(name)
         own = intervals.paired(self.means, [run])
         variance = own.covariance[0, 0] + self.seed_part(name, run)
@@ -183,7 +183,7 @@ class ScoredRuns:
         }
 
     def gain(self, name: str) -> dict:
-        """The paired gain over the base with its interval; nothing for the base, and without one."""
+        """Return the paired gain over the base with its interval; nothing for the base, and without one."""
         base, run = self.of("base"), self.of(name)
         if base is None or name == "base":
             return {}
@@ -193,7 +193,8 @@ class ScoredRuns:
         return {"gain": gain.mean[0], "gain_low": gain.mean[0] - half, "gain_high": gain.mean[0] + half}
 
     def steps(self, name: str) -> tuple[int, int]:
-        """The step of a selection and that of the full run it is set against: the same where full was scored there."""
+        """Return the step of a selection and that of the full run it is set against: the same where full was scored
+        there."""
         step = self.last["full"] if name == "base" else self.last[name]
         return step, step if ("full", step) in self.runs else self.last["full"]
 
@@ -240,7 +241,7 @@ class ScoredRuns:
         }
 
     def null(self, gain: float, variance: float) -> str | None:
-        """The null rule: why a full run with this gain defines no contribution, or None where it does."""
+        """Return the null rule: why a full run with this gain defines no contribution, or None where it does."""
         limit = intervals.critical(self.seed.dof, intervals.NULL_TAIL)
         error = float(np.sqrt(variance))
         if gain > limit * error:

@@ -85,7 +85,7 @@ def _of_runs(runs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def _together(status: pd.Series) -> str:
-    """Status of several seeds together: the worst of them."""
+    """Return the status of several seeds together: the worst of them."""
     return next(s for s in STATUSES if (status == s).any())
 
 

@@ -43,7 +43,7 @@ class Posterior:
 
 
 def posterior(layers: Sequence[int], values: np.ndarray, noise: np.ndarray) -> Posterior:
-    """The true values of `layers` given the observed ones and the covariance [layers, layers] of their noise.
+    """Return the true values of `layers` given the observed ones and the covariance [layers, layers] of their noise.
 
     A noise that all layers share (that of the base's score) moves the mean only and does no harm.
     """

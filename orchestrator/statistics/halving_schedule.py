@@ -79,7 +79,7 @@ class HalvingSchedule:
         raise ValueError(f'a search goal is "best" or "top K", not {self.goal!r}')
 
     def rungs(self, layers: int, steps: int) -> list[Rung]:
-        """The schedule for a model, or a scan, of so many layers; the first rung as late as the budget allows.
+        """Return the schedule for a model, or a scan, of so many layers; the first rung as late as the budget allows.
 
         Where the layers to keep would overrun the budget, as in small models and for large goals, the first rung
         comes earlier and fewer spare layers are kept; a budget that cannot be met is refused.
@@ -106,7 +106,8 @@ class HalvingSchedule:
 
 
 def _ladder(first: float, keeps: Sequence[int], layers: int, steps: int, wanted: int) -> list[Rung]:
-    """Rungs at powers of `first`, without those that would drop no layer or train no further than the one before."""
+    """Return rungs at powers of `first`, without those that would drop no layer or train no further than the one
+    before."""
     rungs: list[Rung] = []
     alive = layers
     for power, keep in zip(EXPONENTS, keeps, strict=True):
@@ -124,7 +125,7 @@ def cost(rungs: Sequence[Rung]) -> int:
 
 
 def survivors(layers: Sequence[int], scores: np.ndarray, noise: np.ndarray, keep: int) -> list[int]:
-    """The `keep` most promising of `layers`, in order of depth, by their scores smoothed along depth.
+    """Return the `keep` most promising of `layers`, in order of depth, by their scores smoothed along depth.
 
     scores [layers]: at one step, or their gains over the base. noise [layers, layers]: covariance of the scores' noise
     (`score_arrays.gains_at` gives both).

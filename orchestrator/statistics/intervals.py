@@ -54,7 +54,7 @@ class SeedVariance:
         return self.pooled / seeds
 
     def of_full(self, run: int, seeds: int) -> float:
-        """The same for the full run, which may vary more than the layers: two parts pooled, the rest its own."""
+        """Return the same for the full run, which may vary more than the layers: two parts pooled, the rest its own."""
         return (2 * self.pooled + (seeds - 1) * self.own[run]) / (seeds + 1) / seeds
 
 
@@ -138,7 +138,7 @@ def seed_variance(suites: Sequence[np.ndarray], runs: Sequence[int], seed_sd: fl
 
 
 def effective_dof(variance: float, estimated: Sequence[tuple[float, float]]) -> float:
-    """Degrees of freedom of a variance, parts of which are estimates and the rest known (Satterthwaite 1946).
+    """Return degrees of freedom of a variance, parts of which are estimates and the rest known (Satterthwaite 1946).
 
     They are V^2 / sum(v^2 / n) over the parts v with n degrees of freedom, and no fewer than the least of these.
 
@@ -157,7 +157,7 @@ def critical(dof: float, tail: float = 0.025) -> float:
 
 
 def fieller(gain, full, var_gain, covariance, var_full, t):
-    """Both ends of the interval of gain / full (Fieller 1954); scalars or arrays that broadcast.
+    """Return both ends of the interval of gain / full (Fieller 1954); scalars or arrays that broadcast.
 
     They are the roots C of (gain - C full)^2 = t^2 (var_gain - 2 C covariance + C^2 var_full). The interval is an
     interval only where full^2 > t^2 var_full; elsewhere it is unbounded and (-inf, inf) is returned.

@@ -49,7 +49,7 @@ class Profile:
 
 
 def load_profile(location: str | Path, *, noise: float | None = None) -> Profile:
-    """The profile in a .parquet or .csv file at a path or URI, named after the file, or after its folder for a
+    """Return the profile in a .parquet or .csv file at a path or URI, named after the file, or after its folder for a
     contribution.parquet.
 
     Raises:
@@ -70,7 +70,7 @@ def _read_csv(location: str) -> pd.DataFrame:
 
 
 def profile(table: pd.DataFrame, name: str, *, noise: float | None = None) -> Profile:
-    """The profile in a table with a `layer` column and a row per layer.
+    """Return the profile in a table with a `layer` column and a row per layer.
 
     Contributions are its `contribution` column. Without one they are computed from `score`, or without that from the
     mean of the numeric columns that are suites (see DERIVED), by the rows named base and full in a `selection`,
@@ -110,7 +110,7 @@ def profile(table: pd.DataFrame, name: str, *, noise: float | None = None) -> Pr
 
 
 def _origin(table: pd.DataFrame) -> dict[str, str]:
-    """Columns that say what a sweep was of, where all rows agree."""
+    """Return columns that say what a sweep was of, where all rows agree."""
     known = {name: table[name].dropna().astype(str).unique() for name in ORIGIN if name in table}
     return {name: str(values[0]) for name, values in known.items() if len(values) == 1}
 
@@ -179,7 +179,8 @@ def _noise(table: pd.DataFrame, given: float | None) -> np.ndarray:
 
 
 def _model_layers(table: pd.DataFrame, layer: np.ndarray, name: str) -> int:
-    """Layers of the model: as stored, else from `depth` = layer / (L - 1), else one more than the last named.
+    """Return the number of layers of the model: as stored, else from `depth` = layer / (L - 1), else one more than the
+    last named.
 
     Raises:
         ValueError: there are fewer by what is stored than by the layers that are named, or more than any model has.

@@ -25,6 +25,6 @@ def null_sentence(table: "pd.DataFrame") -> str:
     near = len(rows) - len(gained) - len(lost)
     named = "".join(f"; {text}" for text in said)
     return (
-        f"Of {len(rows)} controls that should gain nothing (random or constant reward, random direction) {near} have 0 "
-        f"in the 95 % interval of C{named}."
+        "Controls that should gain nothing (random or constant reward, random direction) with 0 in the 95 % interval of "
+        f"C: {near} of {len(rows)}{named}."
     )

@@ -48,7 +48,7 @@ class Correlation:
 
 
 def align(a: Profile, b: Profile) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Depths, both contributions and both noises where the two can be compared.
+    """Return depths, both contributions and both noises where the two can be compared.
 
     Models of one depth are paired layer by layer. Otherwise the profile with more layers is interpolated linearly, in
     relative depth, to those of the other that lie within its range.
@@ -188,7 +188,7 @@ def concentrations(profiles: Iterable[Profile], top: int = 5) -> pd.DataFrame:
 
 
 def matrix(pairs: pd.DataFrame, column: str = "rho") -> pd.DataFrame:
-    """The rows of `compare_all` as a square, symmetric table of one of its columns, 1 on the diagonal."""
+    """Return the rows of `compare_all` as a square, symmetric table of one of its columns, 1 on the diagonal."""
     names = list(dict.fromkeys([*pairs["a"], *pairs["b"]]))
     square = pd.DataFrame(np.eye(len(names)), index=names, columns=names)
     for a, b, value in pairs[["a", "b", column]].itertuples(index=False):

@@ -26,7 +26,8 @@ _UNKNOWN = ["untruncated_score", *RESPONSE_STATS]
 
 
 def pass_at_k(right: np.ndarray, samples: np.ndarray, k: int) -> np.ndarray:
-    """The chance that at least one of k samples is right, unbiased from c right ones of n: 1 - C(n-c, k) / C(n, k).
+    """Return the chance that at least one of k samples is right, unbiased from c right ones of n: 1 - C(n-c, k) / C(n,
+    k).
 
     Chen et al. 2021 (arXiv 2107.03374), eq. 1.
 
@@ -39,7 +40,8 @@ def pass_at_k(right: np.ndarray, samples: np.ndarray, k: int) -> np.ndarray:
 
 
 def majority_at_k(right: Sequence[bool], answers: Sequence[str | None], k: int) -> float:
-    """The chance that the majority answer of k samples is right: the mean over disjoint votes of k samples in order.
+    """Return the chance that the majority answer of k samples is right: the mean over disjoint votes of k samples in
+    order.
 
     All right responses count as one answer, in whatever form; responses without an answer do not vote. A tie between
     m answers is right with a chance of 1/m where the right one is among them.
@@ -131,7 +133,8 @@ def _best_layers(scores: pd.DataFrame, facts: dict[str, SelectionFacts], last: d
 
 
 def _vote_of_layers(rows: pd.DataFrame, layers: list[str], step: int) -> pd.DataFrame:
-    """The share of right votes among these models by prompt and seed, each with the sample of the same number."""
+    """Return the share of right votes among these models by prompt and seed, each with the sample of the same
+    number."""
     index = ["suite", "prompt", "seed", "sample"]
     parts = [rows[rows["selection"] == name].set_index(index)[["right", "answer"]] for name in layers]
     joined = pd.concat(parts, axis=1, join="inner", keys=range(len(layers)))

@@ -38,7 +38,7 @@ class SelectionFacts:
 
 
 def selection_facts(selections: pd.DataFrame) -> dict[str, SelectionFacts]:
-    """Facts by selection, from a table with the columns selection, kind and layer, of runs or of selections.
+    """Return facts by selection, from a table with the columns selection, kind and layer, of runs or of selections.
 
     The column control may be missing: then no control is known to be UNTRAINED.
     """
@@ -50,7 +50,8 @@ def selection_facts(selections: pd.DataFrame) -> dict[str, SelectionFacts]:
 
 
 def suites_that_count(scores: pd.DataFrame) -> dict[str, bool]:
-    """Every suite of a scores table but the greedy ones, in order of their names, and whether it is part of S."""
+    """Return every suite of a scores table but the greedy ones, in order of their names, and whether it is part of
+    S."""
     if "counts" not in scores:
         found = dict.fromkeys(scores["suite"].unique(), True)
     else:
@@ -59,7 +60,7 @@ def suites_that_count(scores: pd.DataFrame) -> dict[str, bool]:
 
 
 def responses_of_split(scores: pd.DataFrame, split: str, uncounted: bool = False) -> pd.DataFrame:
-    """The responses of a split, the base's pooled: it is one model, whatever seed or step it was scored at.
+    """Return the responses of a split, the base's pooled: it is one model, whatever seed or step it was scored at.
 
     Args:
         scores: the content of scores.parquet.
@@ -90,7 +91,7 @@ def responses_of_split(scores: pd.DataFrame, split: str, uncounted: bool = False
 
 
 def last_steps(rows: pd.DataFrame, suites: list[str]) -> tuple[dict[str, int], dict[str, str]]:
-    """The last step at which each selection was scored on every suite, and for the others what is missing."""
+    """Return the last step at which each selection was scored on every suite, and for the others what is missing."""
     scored = rows.groupby(["selection", "seed", "step"])["suite"].agg(lambda names: frozenset(names.unique()))
     last: dict[str, int] = {}
     missing: dict[str, str] = {}
@@ -148,7 +149,7 @@ def gains_at(
     split: str = "selection",
     seed_sd: float | None = None,
 ) -> intervals.MeanAndCovariance:
-    """Gains over the base of `selections` at one step, in that order, with the covariance of their noise.
+    """Return gains over the base of `selections` at one step, in that order, with the covariance of their noise.
 
     What a search decides on at a rung. All of them, and the base, must have been scored on every suite that one of
     them was scored on there.

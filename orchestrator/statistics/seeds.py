@@ -13,12 +13,12 @@ def seeds_trained(table: "pd.DataFrame") -> int:
 
 
 def one_run_each(seeds: int) -> str:
-    """Words beside an interval in every headline: none where the interval covers RL seeds."""
+    """Return words beside an interval in every headline: none where the interval covers RL seeds."""
     return "" if seeds > 1 else "one training run each"
 
 
 def interval_covers(seeds: int, seed_sd: float | None = None) -> str:
-    """A sentence on what the intervals cover, to print under a table.
+    """Return a sentence on what the intervals cover, to print under a table.
 
     Args:
         seeds: training runs of a selection.

@@ -117,7 +117,7 @@ def _fewest(enough: Callable[[int], bool], sweep: ScoredRuns) -> int | None:
 
 
 def seeds_text(found: SeedsNeeded | str) -> str:
-    """The projection in sentences."""
+    """Return the projection in sentences."""
     if isinstance(found, str):
         return found
     said = [

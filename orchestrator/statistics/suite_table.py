@@ -62,7 +62,7 @@ def _of_suites(
 
 
 def groups(counted: Mapping[str, bool]) -> dict[str, list[str]]:
-    """Suites by the name of their group: each for itself, then those in domain, the others, and all of them.
+    """Return suites by the name of their group: each for itself, then those in domain, the others, and all of them.
 
     Args:
         counted: whether a suite is part of S.

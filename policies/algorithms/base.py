@@ -17,7 +17,7 @@ class PolicyGradient(LossSettings):
     """An algorithm: a section of the spec, and hooks, of which `advantages` and `surrogate` have no default.
 
     - `build`: called when a spec is validated, and by the driver for the trainers of each run.
-    - `shaped`, `advantages`, `normalised`: called by `UpdateLoop.update` in this order, once per rollout batch, on
+    - `shaped`, `advantages`, `normalised`: called by `RolloutBatch` in this order, once per rollout batch, on
       every rank, over all rows of the batch, before it is split into minibatches and micro batches.
     - `loss`: called by `UpdateLoop` once per micro batch and epoch, on its tokens alone, and for the agreement of
       gradients before the first step. It calls `surrogate`, and adds what all losses have in common.

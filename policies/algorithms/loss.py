@@ -75,8 +75,7 @@ def policy_loss(settings: LossSettings, tokens: LossTokens, surrogate: Tensor, c
     """Return minus the surrogate, times its importance weights, plus the KL penalty, minus the entropy bonus, summed
     with the token weights.
 
-    The penalty is kl_coefficient * k3, k3 = exp(q) - q - 1 with q = ref_logp - logp (Schulman 2020, "Approximating KL
-    divergence"), at most KL_LIMIT a token.
+    The penalty is kl_coefficient * k3(ref_logp - logp).
 
     Args:
         settings: the algorithm, as a rule.
@@ -89,12 +88,20 @@ def policy_loss(settings: LossSettings, tokens: LossTokens, surrogate: Tensor, c
         token_loss = token_loss * tokens.importance
     kl = torch.zeros_like(tokens.logp)
     if tokens.ref_logp is not None:
-        q = (tokens.ref_logp.float() - tokens.logp).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-        kl = (torch.expm1(q) - q).clamp(max=KL_LIMIT)
+        kl = k3(tokens.ref_logp.float() - tokens.logp)
         token_loss = token_loss + settings.kl_coefficient * kl
     if settings.entropy_coefficient:
         token_loss = token_loss - settings.entropy_coefficient * tokens.entropy
     return LossTerms((token_loss * tokens.weight).sum(), kl.detach().sum(), clipped.sum())
+
+
+def k3(log_ratio: Tensor) -> Tensor:
+    """Return exp(q) - q - 1 of each log-ratio q, at most KL_LIMIT (Schulman 2020, "Approximating KL divergence").
+
+    Over samples of a policy, with q = logp of another - its own, the mean is the KL divergence to the other.
+    """
+    q = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return (torch.expm1(q) - q).clamp(max=KL_LIMIT)
 
 
 def sum_by_response(values: Tensor, response: Tensor) -> Tensor:

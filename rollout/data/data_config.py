@@ -124,7 +124,7 @@ class DataConfig(StrictModel):
         return f"data set {self.path}" if self.path and local_path(self.path) is None else None
 
     def files(self) -> list[DataFile]:
-        """The files of a path, in order; empty for a data set of the hub.
+        """Return the files of a path, in order; empty for a data set of the hub.
 
         Raises:
             DataError: there are none that can be read, or it is not clear which are meant. Cheap: nothing is opened.

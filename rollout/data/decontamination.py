@@ -8,7 +8,7 @@ _WORD = re.compile(r"\w+")
 
 
 def ngrams(text: str, n: int) -> list[str]:
-    """The runs of `n` words of a text in order, in lower case and without punctuation.
+    """Return the runs of `n` words of a text in order, in lower case and without punctuation.
 
     A text of fewer words has one entry, the text itself with single spaces: short prompts such as "3 + 4 =" match
     only as a whole, signs included.
@@ -20,7 +20,7 @@ def ngrams(text: str, n: int) -> list[str]:
 
 
 def contaminated(training: Sequence[str], evaluation: Iterable[str], n: int) -> set[int]:
-    """The positions of the training prompts that repeat an evaluation prompt.
+    """Return the positions of the training prompts that repeat an evaluation prompt.
 
     Compared is what makes an evaluation prompt differ from others: words of a form that many prompts share, such as
     "Let's think step by step and output the final answer within ...", do not count. Of at least `n` differing words,
@@ -53,19 +53,19 @@ def contaminated(training: Sequence[str], evaluation: Iterable[str], n: int) -> 
 
 
 def _form_limit(prompts: int) -> float:
-    """A run of words that more prompts have than this belongs to their form: 1 % of the prompts and at least 10, but
-    of few prompts a fifth, and at least 3."""
+    """Return the number of prompts above which a run of words that they share belongs to their form: 1 % of them and at
+    least 10, but of few prompts a fifth, and at least 3."""
     return max(3.0, min(max(10.0, 0.01 * prompts), 0.2 * prompts))
 
 
 def _differing(grams: Sequence[str], n: int, form: Collection[str]) -> set[int]:
-    """The positions of a text's words that no run of the form covers."""
+    """Return the positions of a text's words that no run of the form covers."""
     count = len(grams) + n - 1
     return set(range(count)).difference(*(range(at, at + n) for at, gram in enumerate(grams) if gram in form))
 
 
 def _core(text: str, n: int, form: Collection[str]) -> str:
-    """A text without the words of the form; signs stay."""
+    """Return a text without the words of the form; signs stay."""
     differing = _differing(ngrams(text, n), n, form)
     positions = iter(range(len(text)))
     return _plain(_WORD.sub(lambda match: match.group() if next(positions) in differing else "", text))

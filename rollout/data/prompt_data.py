@@ -112,7 +112,7 @@ class PromptData:
         return self._config.overlong_prompts == "drop"
 
     def all_prompts(self, split: Split) -> list[Prompt]:
-        """All prompts of a split, ordered by identity."""
+        """Return all prompts of a split, ordered by identity."""
         return list(self._splits[split])
 
     def row_of(self, prompt: Prompt) -> str:
@@ -129,7 +129,7 @@ class PromptData:
                 yield f"{where}{id_of_row(raw)}: {error}"
 
     def questions(self, split: Split) -> list[str]:
-        """The texts of a split's questions, without template and system message."""
+        """Return the texts of a split's questions, without template and system message."""
         return [prompt.info["question"] for prompt in self._splits[split]]
 
     def decontaminate(self, evaluation: Iterable[str]) -> int:
@@ -151,7 +151,7 @@ class PromptData:
         self._splits[split] = kept
 
     def fingerprint(self) -> str:
-        """A hash of all that the model is shown and judged by; another one means that the data changed."""
+        """Return a hash of all that the model is shown and judged by; another one means that the data changed."""
         digest = hashlib.sha256()
         for split, prompts in self._splits.items():
             for p in prompts:
@@ -187,7 +187,8 @@ class PromptData:
         return str(self._config.path or self._config.hub)
 
     def _drawn(self) -> list[Prompt]:
-        """All good prompts, or the subsample: then no more than that is in memory, however many rows there are."""
+        """Return all good prompts, or the subsample: then no more than that is in memory, however many rows there
+        are."""
         config, prompts = self._config, self._read()
         if config.subsample is None:
             return list(prompts)
@@ -223,7 +224,7 @@ class PromptData:
                 self._conflicting.add(prompt.id)
 
     def _prompt_and_answer(self, raw: Any) -> tuple[Prompt, bytes]:
-        """A good row as a prompt, and a hash of its answer; a bad one raises one of _UNUSABLE."""
+        """Return a good row as a prompt, and a hash of its answer; a bad one raises one of _UNUSABLE."""
         prompt = prompt_of_row(raw, self._truth, self._config, keep_columns=self._columns is None)
         return prompt, digest_of_answer(prompt.truth)
 
@@ -269,7 +270,7 @@ class PromptData:
 
 
 def split_of(text: str, selection_share: float, final_share: float) -> Split:
-    """The split that a prompt belongs to, by a hash of its text: equal texts never land in two splits."""
+    """Return the split that a prompt belongs to, by a hash of its text: equal texts never land in two splits."""
     position = int.from_bytes(digest(text.encode())) / 2**128
     if position < selection_share:
         return "selection"

@@ -22,8 +22,9 @@ _KEPT = ("data_source", "ability", REFERENCE_SOLUTION)
 
 
 def ground_truth(raw: dict[str, Any], columns: Columns, required: bool = True) -> Any:
-    """The answer of a raw row as it stands: in the column that `columns.answer` names, in `reward_model.ground_truth`,
-    or in the first answer column that it has; None where it is not required and there is none.
+    """Return the answer of a raw row as it stands: in the column that `columns.answer` names, in
+    `reward_model.ground_truth`, or in the first answer column that it has; None where it is not required and there is
+    none.
 
     Raises:
         ValueError: it is required, and there is none.
@@ -54,7 +55,7 @@ def id_of_row(raw: Any) -> str:
 
 
 def json_like(value: Any) -> Any:
-    """The value with whatever JSON does not have, such as dates, as text."""
+    """Return the value with whatever JSON does not have, such as dates, as text."""
     return json.loads(json.dumps(value, default=str))
 
 
@@ -70,7 +71,7 @@ def digest(data: bytes) -> bytes:
 
 
 def prompt_of_row(raw: Any, truth: Callable[[dict[str, Any]], Any], config: DataConfig, keep_columns: bool) -> Prompt:
-    """A raw row as a prompt; a ValueError says what is wrong with it."""
+    """Return a raw row as a prompt; a ValueError says what is wrong with it."""
     if isinstance(raw, ValueError):
         raise raw
     if not isinstance(raw, dict):

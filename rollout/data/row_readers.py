@@ -87,7 +87,7 @@ def hub_rows(
 
 
 def messages_of(raw: dict[str, Any], prompt: str, question: Sequence[str], context: Sequence[str]) -> list[dict]:
-    """The messages in column `prompt`, else in the first column of `question` that the row has, as they stand.
+    """Return the messages in column `prompt`, else in the first column of `question` that the row has, as they stand.
 
     Args:
         raw: the row.
@@ -148,7 +148,7 @@ def names_of(raw: Collection[Any]) -> str:
 
 
 def value_at(raw: dict[str, Any], name: str) -> Any:
-    """The value of a column, or of what lies within one (`extra_info.answer`); None where there is none."""
+    """Return the value of a column, or of what lies within one (`extra_info.answer`); None where there is none."""
     if name in raw or "." not in name:
         return raw.get(name)
     value: Any = raw
@@ -181,7 +181,7 @@ def _needed(there: Sequence[str], columns: Collection[str] | None, what: str) ->
 
 
 def _jsonl_rows(file: DataFile, _: Collection[str] | None, max_bytes: int) -> Iterator[tuple[int, Any]]:
-    """Lines by number, blank ones left out; never more than `max_bytes` of the file in memory."""
+    """Yield lines by number, blank ones left out; never more than `max_bytes` of the file in memory."""
     number = 0
     try:
         with file.open() as stream:
@@ -211,8 +211,8 @@ def _read_error(file: DataFile, number: int, error: Exception, form: str = "") -
 
 
 def _parsed(content: bytes, several_lines: bool = False) -> Any:
-    """The value of a line, or of a file of several. Bytes that are no UTF-8 become lone surrogates, which matter only
-    where they are used."""
+    """Return the value of a line, or of a file of several. Bytes that are no UTF-8 become lone surrogates, which matter
+    only where they are used."""
     try:
         return json.loads(content.decode("utf-8-sig", "surrogateescape"))
     except RecursionError:
@@ -228,7 +228,8 @@ def _parsed(content: bytes, several_lines: bool = False) -> Any:
 
 
 def _json_rows(file: DataFile, columns: Collection[str] | None, max_bytes: int) -> Iterator[tuple[int, Any]]:
-    """Rows of a list, which may be within an object (`{"data": [...]}`); or of lines, as many a .json file has them."""
+    """Yield rows of a list, which may be within an object (`{"data": [...]}`); or of lines, as many a .json file has
+    them."""
     try:
         with file.open() as stream:
             first = stream.readline(max_bytes + 1)
@@ -255,7 +256,7 @@ def _json_rows(file: DataFile, columns: Collection[str] | None, max_bytes: int) 
 
 
 def _csv_rows(file: DataFile, columns: Collection[str] | None, max_bytes: int) -> Iterator[tuple[int, Any]]:
-    """Rows below a header line."""
+    """Yield rows below a header line."""
     csv.field_size_limit(min(max_bytes, sys.maxsize))
     number = 0
     try:
@@ -277,7 +278,7 @@ def _csv_rows(file: DataFile, columns: Collection[str] | None, max_bytes: int) -
 
 
 def _cells(row: dict[str, str]) -> Any:
-    """A row of texts, with the values of those that are JSON objects or lists of objects."""
+    """Return a row of texts, with the values of those that are JSON objects or lists of objects."""
     found: dict[str, Any] = dict(row)
     for name, text in row.items():
         if text.startswith(("{", "[{")):
@@ -327,7 +328,8 @@ def _parquet_rows(file: DataFile, columns: Collection[str] | None, _: int) -> It
 
 
 def _batch_rows(batch: Any) -> list[Any]:
-    """The rows of a record batch; of one that Python cannot hold (no UTF-8, a date too far off), the rows it can."""
+    """Return the rows of a record batch; of one that Python cannot hold (no UTF-8, a date too far off), the rows it
+    can."""
     try:
         return batch.to_pylist(maps_as_pydicts="strict")
     except (ValueError, OverflowError):

@@ -35,7 +35,7 @@ class PromptUse:
 
 def prompt_uses(task: Any, suites: Sequence[tuple[SuiteConfig, Any]], prompts_per_step: int,
                 response_tokens: int) -> list[PromptUse]:  # fmt: skip
-    """All uses of a sweep: training, then each suite's splits.
+    """Return all uses of a sweep: training, then each suite's splits.
 
     Args:
         task: what is trained on.

@@ -92,7 +92,7 @@ def graph_settings(config: RolloutConfig) -> CompilationConfig:
 
 
 def kv_cache_bytes(shape: PretrainedConfig, dtype: str, tokens: int) -> int:
-    """Bytes of the KV cache of so many tokens, and of two blocks that may stand half empty."""
+    """Return the bytes of the KV cache of so many tokens, and of two blocks that may stand half empty."""
     heads, head_dim = shape.num_key_value_heads, getattr(shape, "head_dim", None)
     head_dim = head_dim or shape.hidden_size // shape.num_attention_heads
     per_token = 2 * shape.num_hidden_layers * heads * head_dim * (4 if dtype == "float32" else 2)

@@ -369,12 +369,12 @@ class RolloutEngine:
         tokens = np.fromiter((t for o in outputs for t in o.token_ids), np.int32, total)
         logprobs = np.empty(0, np.float32)
         if request.sampling.logprobs:
-            logprobs = np.fromiter((x for o in outputs for x in _token_logprobs(o)), np.float32, total)
+            logprobs = np.fromiter((x for o in outputs for x in token_logprobs(o)), np.float32, total)
         finished = np.fromiter((o.finish_reason == "stop" for o in outputs), bool, len(outputs))
         return Completions(tokens, logprobs, lengths, finished, request.version, request.cpu_seconds)
 
 
-def _token_logprobs(output: CompletionOutput) -> Sequence[float]:
+def token_logprobs(output: CompletionOutput) -> Sequence[float]:
     """Return the log-probability of each token; NaN where vLLM gives none, which costs the token and not the run."""
     tokens, flat = len(output.token_ids), output.logprobs
     if flat is not None and len(flat.logprobs) == len(flat.start_indices) == tokens:  # as a rule

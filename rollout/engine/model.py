@@ -98,7 +98,7 @@ class RoutedMixin:
 
         # One row a request, copied: the last scheduled token of each. Of log-probabilities of prompts: a view of
         # neighbouring tokens' rows.
-        if (routed := self._groups(HEAD, rows, _first_row(hidden_states, self.hidden))) is None:
+        if (routed := self._groups(HEAD, rows, first_row(hidden_states, self.hidden))) is None:
             return super().compute_logits(hidden_states)
         groups, owners = routed
         heads = [own or base for own in owners]
@@ -131,7 +131,7 @@ class RoutedMixin:
         return groups, [own.get(owner) for owner in groups.owners]
 
 
-def _first_row(part: Tensor, whole: Tensor | None) -> int | None:
+def first_row(part: Tensor, whole: Tensor | None) -> int | None:
     """Return the number of the row of `whole` at which `part`, a view of it, begins; None where it is a copy."""
     if whole is None or part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
         return None

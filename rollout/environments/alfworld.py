@@ -67,7 +67,7 @@ class AlfWorldTask(EnvironmentTask):
     config: AlfWorldConfig
 
     def prompts(self, split: str, count: int, seed: int = 0) -> list[InitialState]:
-        """Draws games of a split, see EnvironmentTask.prompts.
+        """Draw games of a split, see EnvironmentTask.prompts.
 
         Raises:
             ValueError: the data has fewer games.

@@ -135,7 +135,7 @@ class EnvironmentTask:
         self.processes = EnvironmentProcesses(config)
 
     def prompts(self, split: str, count: int, seed: int = 0) -> list[InitialState]:
-        """Draws `count` different start states of a split; those of other splits differ in their seeds.
+        """Draw `count` different start states of a split; those of other splits differ in their seeds.
 
         Args:
             split: train, selection or final.

@@ -87,7 +87,7 @@ class GridWorldTask(EnvironmentTask):
         return f"{AGENT}{FREE}{HOLE}{GOAL}\n{', '.join(MOVES)}0123456789" + "".join(text for text, *_ in written)
 
     def prompts(self, split: str, count: int, seed: int = 0) -> list[InitialState]:
-        """Draws start states, see EnvironmentTask.prompts; a state's name is its map, whose hash decides the split."""
+        """Draw start states, see EnvironmentTask.prompts; a state's name is its map, whose hash decides the split."""
         rng = random.Random(f"{split}/{seed if split == 'train' else 0}")
         found: dict[str, InitialState] = {}
         for _ in range(100 * count + 1000):
@@ -114,7 +114,7 @@ class GridWorldTask(EnvironmentTask):
 
 
 def draw_map(config: GridWorldConfig, rng: random.Random) -> str:
-    """Draws a map on which the goal can be reached. Rows are lines."""
+    """Draw a map on which the goal can be reached. Rows are lines."""
     size = config.size
     while True:
         cells = [AGENT, GOAL, *HOLE * config.holes, *FREE * (size**2 - 2 - config.holes)]

@@ -155,7 +155,7 @@ async def play(
     decode: Decode,
     scope: tuple[object, ...] = (),
 ) -> EpisodeBatch:
-    """Runs `samples` episodes from each start state, all with the start state's seed.
+    """Run `samples` episodes from each start state, all with the start state's seed.
 
     Args:
         generate: returns responses; called by several tasks at the same time.
@@ -201,7 +201,7 @@ class _EnvProcessLoop:
     encoded: dict[str, np.ndarray] = field(default_factory=dict)
 
     async def run(self, waiting: deque[Episode]) -> None:
-        """Runs the waiting episodes until all have ended."""
+        """Run the waiting episodes until all have ended."""
         active: list[Episode] = []
         try:
             while waiting or active:

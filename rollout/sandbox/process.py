@@ -106,7 +106,7 @@ class SandboxProcess:
             raise SandboxError(f"{backend} does not start a sandbox: {error}") from error
 
     def run_case(self, case: dict[str, Any], *frames: Any) -> tuple[str, bytes]:
-        """Runs a program, perhaps with tests, and waits for how it ended and its output.
+        """Run a program, perhaps with tests; return how it ended, and its output.
 
         Args:
             case: `kind` (script, calls, tests), `common_names` (whether the program finds them), `budget` (how many

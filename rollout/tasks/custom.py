@@ -67,7 +67,7 @@ class CustomTask:
         return prompts
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Score]:
-        """Scores responses; a call that fails costs its own response alone."""
+        """Score responses; a call that fails costs its own response alone."""
         requests = [_request(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         results = self._calls.map(requests)
         self._failures.report(f"{self.config.path}.score", results, [response.text for response in responses])

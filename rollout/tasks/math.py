@@ -59,11 +59,11 @@ class MathTask:
         self._equal = comparisons(config.cpu_seconds, config.processes)
 
     def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
-        """Draws prompts, see `layersweep.rollout.data.prompt_data.PromptData.prompts`."""
+        """Draw prompts, see `layersweep.rollout.data.prompt_data.PromptData.prompts`."""
         return self.data.prompts(split, count, seed)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Score]:
-        """Scores responses; `format_ok` says that there was a final answer, right or wrong."""
+        """Score responses; `format_ok` says that there was a final answer, right or wrong."""
         pairs = [self._pairs(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         # Samples of one prompt often agree, so each pair is looked at once.
         verdicts: dict[tuple[str, str], Any] = {pair: plainly_equal(*pair) for each in pairs for pair in each or ()}
@@ -82,7 +82,7 @@ class MathTask:
         return scores
 
     def _pairs(self, prompt: Prompt, response: Response) -> list[tuple[str, str]] | None:
-        """Pairs each right answer with what the response has for it; None where the response has no answer."""
+        """Pair each right answer with what the response has for it; None where the response has no answer."""
         if (answer := final_answer(response.text, response.finished)) is None:
             return None
         parts = {right: len(split_list(canonical(right))) for right in prompt.truth}

@@ -100,13 +100,13 @@ def _same_choice(right: str, given: str) -> bool | None:
 
 
 def _choice(answer: str) -> tuple[str, str]:
-    """Splits "(B) 18" into letter and content; "" for what is not there."""
+    """Split "(B) 18" into letter and content; "" for what is not there."""
     match = _CHOICE.fullmatch(answer)
     return (match[1] or match[2], match[3]) if match else ("", "")
 
 
 def _named(answer: str) -> tuple[str, str | None]:
-    """Splits a single equation into what is before the first and after the last equals sign; "", None for others."""
+    """Split a single equation into what is before the first and after the last equals sign; "", None for others."""
     several = len(split_list(answer)) > 1 or _COMMA.search(_BRACKETS.sub("", answer))
     if several or _RELATION.search(answer) or not _EQUALS.search(answer):
         return "", None

@@ -134,7 +134,7 @@ def _plain(char: str) -> str:
 
 
 def split_list(answer: str) -> list[str]:
-    """Splits a list such as "2, 100", "x and y", "1;2". A comma without a space may be part of a number."""
+    """Split a list such as "2, 100", "x and y", "1;2". A comma without a space may be part of a number."""
     parts, depth, start, at = [], 0, 0, 0
     breaks = {m.start(): m.end() for m in re.finditer(r",\s+(?:and|or)\s+|,\s+|;\s*|\s+(?:and|or)\s+", answer)}
     while at < len(answer):
@@ -197,7 +197,7 @@ def _tidy(text: str) -> str:
 
 
 def _without_unit(text: str) -> tuple[str, str]:
-    """Splits a quantity and its unit; multiples such as "million" are multiplied out."""
+    """Split a quantity and its unit; multiples such as "million" are multiplied out."""
     text, unit = text.strip().removesuffix(".").strip(), ""
     if match := _FINAL_TEXT.search(text):
         words = match[1].split()

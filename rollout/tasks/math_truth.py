@@ -14,7 +14,7 @@ _UNIT = re.compile(r"(-?\d[\d.,/:]*)\s*\([A-Za-z][^()]*\)")
 
 
 def readable(text: str) -> str:
-    """An answer without characters that cannot be seen or typed: zero-width ones go, `2½` becomes `2 1/2`; of
+    """Return an answer without characters that cannot be seen or typed: zero-width ones go, `2½` becomes `2 1/2`; of
     `9 (apples)`, the unit in brackets goes too."""
     text = "".join(map(_spelled, _INVISIBLE.sub("", text)))
     text = re.sub(r"(\d)\x00", r"\1 ", text).replace("\x00", "").strip()
@@ -22,12 +22,12 @@ def readable(text: str) -> str:
 
 
 def is_prose(text: str) -> bool:
-    """Whether an answer is sentences instead of a value."""
+    """Tell whether an answer is sentences instead of a value."""
     return len(_WORD.findall(_COMMAND.sub(" ", _FORMULA.sub(" ", text)))) > MAX_PROSE_WORDS
 
 
 def _spelled(character: str) -> str:
-    """A vulgar fraction's numbers behind a mark for its beginning; any other character itself."""
+    """Return a vulgar fraction's numbers behind a mark for its beginning; any other character itself."""
     if not unicodedata.decomposition(character).startswith("<fraction>"):
         return character
     return "\x00" + unicodedata.normalize("NFKC", character).replace("\u2044", "/")

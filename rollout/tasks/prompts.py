@@ -102,11 +102,11 @@ class PromptsTask:
         return json_like(ground_truth(raw, self.config.data.columns, required=False))
 
     def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
-        """Draws prompts, see `layersweep.rollout.data.prompt_data.PromptData.prompts`."""
+        """Draw prompts, see `layersweep.rollout.data.prompt_data.PromptData.prompts`."""
         return self.data.prompts(split, count, seed)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Score]:
-        """Scores responses. Equal responses to a prompt are scored once. `format_ok` is what a function's dict says
+        """Score responses. Equal responses to a prompt are scored once. `format_ok` is what a function's dict says
         under this name, else whether there was a verdict."""
         rewards = range(len(self.config.reward))
         pairs = [(prompt.id, response.text) for prompt, response in zip(prompts, responses, strict=True)]

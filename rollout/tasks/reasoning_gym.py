@@ -92,7 +92,7 @@ class ReasoningGymTask:
         return self.config.overlong_prompts == "drop"
 
     def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
-        """Draws `count` different problems; another seed gives others, as far as the generator has enough of them."""
+        """Draw `count` different problems; another seed gives others, as far as the generator has enough of them."""
         found: dict[str, Prompt] = {}
         for tried, (text, entry, seed_and_index) in enumerate(self.problems(split, seed)):
             if len(found) == count:
@@ -106,7 +106,7 @@ class ReasoningGymTask:
         return list(found.values())
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Score]:
-        """Scores responses; `format_ok` says that an answer was marked as `answer_after` requires."""
+        """Score responses; `format_ok` says that an answer was marked as `answer_after` requires."""
         answers = [self._answer(response) for response in responses]
         calls = [
             (self.config.dataset, self._params, *prompt.truth, answer)

@@ -30,7 +30,7 @@ def entry(name: str, params: str, seed: int, index: int) -> dict[str, Any]:
 
 
 def score(call: tuple[str, str, int, int, str]) -> float:
-    """Scores an answer, the last item of the call, to entry(*the others): the generator's own score, in [0, 1]."""
+    """Score an answer, the last item of the call, to entry(*the others): the generator's own score, in [0, 1]."""
     *where, answer = call
     return float(_data(*where[:3]).score_answer(answer, entry(*where)))
 

@@ -86,8 +86,8 @@ def trial(calls: LimitedCalls, requests: Sequence[Any]) -> list[Any]:
 
 
 def last_line(failure: Failure) -> str:
-    """The last line of a failure's traceback, with the place that it came from: in code of the user's own, if any, not
-    in a library that it calls."""
+    """Return the last line of a failure's traceback, with the place that it came from: in code of the user's own, if
+    any, not in a library that it calls."""
     frames = [line.strip() for line in failure.traceback.splitlines() if line.lstrip().startswith('File "')]
     own = [frame for frame in frames if not frame.removeprefix('File "').startswith(LIBRARIES)]
     place = f" ({(own or frames)[-1].partition(', in ')[0]})" if frames else ""

@@ -21,24 +21,30 @@ os.environ.update(worker_environment(gpu=False))
 
 
 def random_model(
-    layers: int, hidden: int, heads: int, vocabulary: int = 32, intermediate: int | None = None, end: int | None = 1
+    layers: int,
+    hidden: int,
+    heads: int,
+    vocabulary: int = 32,
+    intermediate: int | None = None,
+    end: int | None = 1,
+    dtype: str = "float32",
 ) -> str:
-    """A folder with a random Qwen3 of this shape (head_dim 32 or 64, one KV head for every two heads, tied).
+    """A folder with a random Qwen3 of this shape (head_dim hidden / heads, one KV head for every two heads, tied).
 
     `end` is the token that ends a response; with None, no response ends itself.
     """
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen3Config
 
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate or 2 * hidden,
         num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=max(1, heads // 2),
         head_dim=hidden // heads, tie_word_embeddings=True, initializer_range=0.05, max_position_embeddings=1024,
-        bos_token_id=None, eos_token_id=end, pad_token_id=0,
+        bos_token_id=None, eos_token_id=end, pad_token_id=0, dtype=dtype,
     )  # fmt: skip
     folder = tempfile.mkdtemp(prefix="layersweep-benchmark-")
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
 

@@ -36,6 +36,7 @@ def main() -> None:
     from layersweep.workers.startup.gguf_model import gguf_folder
     from layersweep.workers.training.deepspeed_backend import DeepSpeedBackend
     from layersweep.workers.training.distributed import prepare, serve_store
+    from layersweep.workers.training.rollout_batch import RolloutBatch
     from layersweep.workers.training.update_loop import SAMPLED_STEPS, UpdateLoop
 
     name = "smollm2" if "smollm2" in sys.argv[1:] else "demo"
@@ -52,11 +53,11 @@ def main() -> None:
                                   max_response_tokens=BATCH[name][3], micro_batch_tokens=16384)  # fmt: skip
         backend = DeepSpeedBackend(Policy(trunk, selection), training, DeepSpeedConfig())
         loop = UpdateLoop(trunk, backend, GRPO(), training)
-        advantage = loop._advantages(experience)
+        batch = RolloutBatch(experience, loop.policy, loop.algorithm, training)
         updates, measured = [], []
         for _ in range(1 + ROUNDS[name]):
             updates.append(cpu_seconds(loop.update, experience, 1))  # step 1 is none of those that measure
-            measured.append(cpu_seconds(loop._sampled_kl, experience, advantage, SAMPLED_STEPS))
+            measured.append(cpu_seconds(loop._sampled_kl, batch, SAMPLED_STEPS))
         update, kl = median(updates[1:]), median(measured[1:])
         rows.append([selection.name, update, kl, f"{100 * kl / update / SAMPLED_STEPS:.2f} %"])
     print_table(

@@ -66,12 +66,14 @@ def trainers(folder: str) -> Iterator[tuple[float, float, float, float]]:
         from layersweep.workers.actors.trainer import Trainer
         from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
         from layersweep.workers.startup.model_source import ModelSource
+        from layersweep.workers.training.setup import TrainingSetup
 
         # As in a sweep, an engine is forked first and trainers from a process that then imports their part too.
         engine = ray.remote(Engine).options(num_cpus=0.05, runtime_env=environment).remote()
         ray.get(engine.__ray_ready__.remote())
         ray.kill(engine)
-        training, batch, actors, before = TrainingConfig(max_response_tokens=16), ray.put(experience()), [], 0.0
+        setup = TrainingSetup(GRPO(), TrainingConfig(max_response_tokens=16), DeepSpeedConfig(), "float32")
+        batch, actors, before = ray.put(experience()), [], 0.0
         for count in COUNTS:
             new = [
                 ray.remote(Trainer).options(num_cpus=0.05, runtime_env=environment).remote(Selection.layer(k), 0)
@@ -81,9 +83,7 @@ def trainers(folder: str) -> Iterator[tuple[float, float, float, float]]:
             imports = (pss(of_trainers()[0]) - before) / len(new)
             ray.get(
                 [
-                    actor.start.remote(
-                        ModelSource(folder), address, GRPO(), training, DeepSpeedConfig(), "cpu", "auto", None
-                    )
+                    actor.start.remote(ModelSource(folder), address, setup, "cpu", "auto")
                     for actor, address in zip(new, addresses, strict=True)
                 ]
             )

@@ -12,7 +12,6 @@ from tests.gpu.common import Setting, setting, synchronize
 from tests.gpu.findings import say
 
 LAYERS = 4
-SIDES = ("direct", "handle")
 
 
 def weights(device: Any, hidden: int) -> dict[str, Any]:

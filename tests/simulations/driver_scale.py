@@ -135,7 +135,7 @@ def simulate(
     with ExitStack() as stack:
         for module in ("actors", "clients", "ray_nodes", "health", "engine_slot"):
             stack.enter_context(patch(f"{package}.{module}.ray", world.ray()))
-        for module in ("run_controller", "driver", "progress"):
+        for module in ("run_controller", "base_score", "driver", "progress"):
             stack.enter_context(patch(f"{package}.{module}.time", VirtualClock))
         stack.enter_context(patch(f"{package}.driver.CLUSTER_CHECK_SECONDS", 100.0))
         log = stack.enter_context(open(os.devnull, "w"))

@@ -329,7 +329,7 @@ class World:
             "Collector": lambda *args: Collector(self),
             "RolloutWorker": lambda *args: RolloutWorker(self),
             "VariantMaker": lambda *args: VariantMaker(self),
-            "Trainer": lambda selection, seed, rank, ranks, gpu: Trainer(
+            "Trainer": lambda selection, seed, rank, ranks, gpus, reward: Trainer(
                 self, scheduling_strategy, selection, seed, ranks
             ),
         }

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 from layersweep.policies.config import AlgorithmConfig
 from layersweep.policies.selection import Selection
 from layersweep.rollout.types import Experience
-from layersweep.workers.config import DeepSpeedConfig, LearningRates, TrainingConfig
+from layersweep.workers.config import LearningRates, TrainingConfig
 from layersweep.workers.startup.model_source import ModelSource
+from layersweep.workers.training.setup import TrainingSetup
 
 from .portable_errors import portable_errors
 
@@ -57,15 +58,12 @@ class Prober:
         return probe(self.trunk, self.algorithm, self.training, experience, further)
 
     def train(
-        self, experience: Experience, selection: Selection, training: TrainingConfig, section: DeepSpeedConfig,
-        engine_dtype: str,
-    ) -> "tuple[dict[str, float], TransportTensors]":  # fmt: skip
+        self, experience: Experience, selection: Selection, setup: TrainingSetup
+    ) -> "tuple[dict[str, float], TransportTensors]":
         """Train a selection, from the base on, on one batch of the base's responses.
 
         Args:
-            training: with the learning rates; its epochs and minibatches are the optimizer steps.
-            section: `deepspeed` of the spec.
-            engine_dtype: in which the engine computes, as for `Trainer.start`.
+            setup: of the run; epochs and minibatches of its `training` are the optimizer steps.
 
         Returns:
             Optimizer steps that were made, 0 where the batch has no signal; and the weights.
@@ -81,9 +79,7 @@ class Prober:
         if self.store is None:
             self.store = serve_store()
             prepare(0, 1, "localhost", self.store.port, gpu=self.gpus > 0)
-        steps, weights = train_on_batch(
-            self.trunk, self.algorithm, training, section, engine_dtype, experience, selection, self._gpu_bytes()
-        )
+        steps, weights = train_on_batch(self.trunk, setup, experience, selection, self._gpu_bytes())
         answer = {"screened_steps": steps}, to_arrays(weights)
         release_unused(self.gpus > 0)
         return answer

@@ -104,29 +104,39 @@ class RolloutWorker:
         Prompts and sampling seeds follow from sweep seed and step alone, so all runs of a seed see the same. Dynamic
         sampling replaces prompts, as many as the run needs, by the first of a list that is the same for all too.
         """
-        training, began = self.training, time.perf_counter()
-        multi_turn = getattr(self.task, "multi_turn", False)
-        sampling = Sampling(
-            samples=1 if multi_turn else training.group_size,
-            temperature=training.temperature,
-            max_tokens=training.max_response_tokens,
+        make = self._episodes if getattr(self.task, "multi_turn", False) else self._responses
+        return await make(engine, run, version, seed, step)
+
+    def _training_sampling(self, samples: int) -> Sampling:
+        """Return the request for so many responses to each prompt of a training batch."""
+        return Sampling(
+            samples=samples,
+            temperature=self.training.temperature,
+            max_tokens=self.training.max_response_tokens,
             stop_token_ids=self.stop_token_ids,
-            stop=training.stop,
+            stop=self.training.stop,
             logprobs=True,
         )
-        if multi_turn:
-            scope = ("train", seed, step)
-            prompts = self.task.prompts("train", training.prompts_per_step, seed=_batch_seed(seed, step))
-            played = await self._play(engine, run, version, self.task, prompts, training.group_size, sampling, scope)
-            seconds = {
-                "rollout_seconds": time.perf_counter() - began,
-                "reward_seconds": 0.0,  # environments answer while others' responses are generated
-                "generate_cpu_seconds": played.generate_cpu_seconds,
-                "reward_cpu_seconds": played.environment_cpu_seconds,
-            }
-            await self._keep(run, seed, step, TRAIN, None, self.task, prompts, played.texts(self.task.config),
-                             vars(played.scores()))  # fmt: skip
-            return replace(played.experience(), seconds=seconds)
+
+    async def _episodes(self, engine: Any, run: str | None, version: int, seed: int, step: int) -> Experience:
+        """Make a training batch of episodes."""
+        training, began = self.training, time.perf_counter()
+        scope, sampling = ("train", seed, step), self._training_sampling(1)
+        starts = self.task.prompts("train", training.prompts_per_step, seed=_batch_seed(seed, step))
+        played = await self._play(engine, run, version, self.task, starts, training.group_size, sampling, scope)
+        seconds = {
+            "rollout_seconds": time.perf_counter() - began,
+            "reward_seconds": 0.0,  # environments answer while others' responses are generated
+            "generate_cpu_seconds": played.generate_cpu_seconds,
+            "reward_cpu_seconds": played.environment_cpu_seconds,
+        }
+        await self._keep(run, seed, step, TRAIN, None, self.task, starts, played.texts(self.task.config),
+                         vars(played.scores()))  # fmt: skip
+        return replace(played.experience(), seconds=seconds)
+
+    async def _responses(self, engine: Any, run: str | None, version: int, seed: int, step: int) -> Experience:
+        """Make a training batch of single responses."""
+        training, sampling = self.training, self._training_sampling(self.training.group_size)
         seconds = dict.fromkeys(
             ("rollout_seconds", "reward_seconds", "generate_cpu_seconds", "reward_cpu_seconds"), 0.0
         )
@@ -265,7 +275,7 @@ class RolloutWorker:
         return await play(task, starts, samples, generate, self._encode, decode, scope)
 
     def _decode(self, responses: Sequence[np.ndarray], stop: Sequence[str]) -> list[str]:
-        """Texts of responses without special tokens, cut at the first stop string."""
+        """Return texts of responses without special tokens, cut at the first stop string."""
         texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
         return [cut_at_stop(text, stop, self.training.include_stop) for text in texts] if stop else texts
 

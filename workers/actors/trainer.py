@@ -4,10 +4,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from layersweep.policies.config import AlgorithmConfig
 from layersweep.policies.selection import Selection, run_name
 from layersweep.rollout.types import Experience
-from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
 from layersweep.workers.startup.model_source import ModelSource
 from layersweep.workers.storage.files import write_atomically
 from layersweep.workers.storage.run_store import CheckpointRecord, CorruptFile, RunStore, rank_file
@@ -15,6 +13,7 @@ from layersweep.workers.storage.tables import STEPS
 from layersweep.workers.training.distributed import prepare, serve_store
 from layersweep.workers.training.drawn_reward import DrawnReward
 from layersweep.workers.training.memory import release_unused
+from layersweep.workers.training.setup import TrainingSetup
 
 from .portable_errors import portable_errors
 
@@ -35,11 +34,15 @@ class Trainer:
         selection, seed: the run.
         rank, ranks: this actor's place among the run's data-parallel ranks.
         gpus: GPUs that the actor holds, a fraction or more; with 0 it computes on CPUs.
+        reward: of a control, in place of the task's.
     """
 
-    def __init__(self, selection: Selection, seed: int, rank: int = 0, ranks: int = 1, gpus: float = 0.0):
+    def __init__(
+        self, selection: Selection, seed: int, rank: int = 0, ranks: int = 1, gpus: float = 0.0,
+        reward: DrawnReward | None = None,
+    ):  # fmt: skip
         self.selection, self.seed, self.rank, self.ranks = selection, seed, rank, ranks
-        self.gpus, self.gpu = gpus, gpus > 0
+        self.gpus, self.gpu, self.reward = gpus, gpus > 0, reward
         self.run = run_name(selection.name, seed)
         import layersweep.workers.training.deepspeed_backend
         import layersweep.workers.training.update_loop  # noqa: F401
@@ -65,48 +68,35 @@ class Trainer:
         self,
         model: ModelSource,
         address: tuple[str, int],
-        algorithm: AlgorithmConfig,
-        training: TrainingConfig,
-        section: DeepSpeedConfig,
+        setup: TrainingSetup,
         engine_device: str,
-        engine_dtype: str,
         transfer: str,
-        shared_trunk: dict[str, Any] | None,
-        stale: bool = False,
-        reward: DrawnReward | None = None,
+        shared_trunk: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Join the run's process group, map the trunk, make the training backend.
 
         Args:
             model: the base, the same object for all actors.
             address: where the ranks meet, from rank 0's `address`.
-            algorithm: the spec's section; one of the user's own is imported here.
+            setup: of the run.
             engine_device: layersweep.policies.model.tensor_transport.device_name of the run's engine, or `several`.
-            engine_dtype: in which the engine computes; decides the rollout correction where the spec leaves it.
             transfer: `rollout.weight_transfer` of the spec.
             shared_trunk: from the BaseWeightsActor of this GPU; None loads the checkpoint (mapped, on CPUs).
-            stale: whether batches are by earlier weights; decides the rollout correction likewise.
-            reward: of a control, in place of the task's.
 
         Returns:
             Number of trainable parameters, process id, digest of the trunk's weights, and host with GPUs.
         """
         import torch
 
-        from layersweep.policies.algorithms.rollout_correction import resolve
-        from layersweep.policies.model.architecture import Architecture
         from layersweep.policies.model.tensor_transport import Handles, device_name
         from layersweep.policies.model.trunk import Policy, Trunk
-        from layersweep.workers.training.deepspeed_backend import DeepSpeedBackend
-        from layersweep.workers.training.micro_batch_size import micro_batch_tokens, unchecked_tokens
-        from layersweep.workers.training.update_loop import UpdateLoop
         from layersweep.workers.transport.weight_transfer import WeightSender, choose_transport
 
         from .ray_placement import host_and_gpus
 
         prepare(self.rank, self.ranks, *address, gpu=self.gpu)
         torch.manual_seed(self.seed)
-        gathered = self.selection.trains_all and section.full_zero_stage == 3
+        gathered = self.selection.trains_all and setup.deepspeed.full_zero_stage == 3
         self.transport = choose_transport(transfer, device_name() if self.gpu else "cpu", engine_device, gathered)
         if self.gpu and self.transport != "handle":
             # Micro batches of all sizes would leave holes. Memory behind handles must stay in segments of its own.
@@ -114,24 +104,18 @@ class Trainer:
         if shared_trunk:
             trunk = Trunk.attach(shared_trunk, torch.device("cuda", 0))
         else:
-            trunk = Trunk.load(model.here(), training.dtype, "cuda" if self.gpu else "cpu", model.trust_remote_code)
+            trunk = Trunk.load(
+                model.here(), setup.training.dtype, "cuda" if self.gpu else "cpu", model.trust_remote_code
+            )
         if self.transport == "direct" and self.rank == 0:
             self.sender = WeightSender(address[0], torch.device("cuda", 0) if self.gpu else torch.device("cpu"))
         self.handles = Handles()
-        self.digest = trunk.digest()
-        self.steps, self.reward = 0, reward
-        shape = Architecture.from_config(trunk.model.config.to_dict())
+        self.digest, self.steps = trunk.digest(), 0
         gpu_bytes = min(1.0, self.gpus) * torch.cuda.get_device_properties(0).total_memory if self.gpu else 0.0
-        chosen = micro_batch_tokens(training, shape, self.selection, gpu_bytes)
-        unchecked = unchecked_tokens(training, shape, self.selection, gpu_bytes)
-        training = training.model_copy(update={"micro_batch_tokens": chosen})
         policy = Policy(trunk, self.selection)
         parameters = sum(parameter.numel() for parameter in policy.parameters())
-        self.backend = DeepSpeedBackend(policy, training, section, self.ranks)
-        built = algorithm.build()
-        correction = resolve(built.rollout_correction, training.dtype, engine_dtype, stale=stale)
-        built = built.model_copy(update={"rollout_correction": correction})
-        self.loop = UpdateLoop(trunk, self.backend, built, training, self.rank, self.ranks, unchecked)
+        self.loop = setup.update_loop(policy, gpu_bytes, self.rank, self.ranks)
+        self.backend = self.loop.backend
         return {
             "trainable_parameters": parameters,
             "pid": os.getpid(),

@@ -125,7 +125,7 @@ def create_exclusively(target: str, content: bytes) -> None:
 
 @_plain_errors()
 def find_files(filesystem: Any, folder: str, depth: int | None = None) -> list[str]:
-    """Paths of all files in a folder, relative to it and sorted; none where there is no such folder.
+    """Return paths of all files in a folder, relative to it and sorted; none where there is no such folder.
 
     Nothing in this tree globs: in fsspec's patterns the brackets of a folder called `lr[2e-3]` mean something else.
 

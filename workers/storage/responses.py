@@ -20,7 +20,8 @@ from layersweep.policies.selection import run_name
 from layersweep.rollout.types import Prompt, stable_seed
 
 from .files import find_files, read_bytes, resolve_uri, write_atomically
-from .tables import PROMPTS, RESPONSES, TableSchema
+from .table_schema import TableSchema
+from .tables import PROMPTS, RESPONSES
 
 FOLDER, PROMPT_FOLDER = "responses", "checkpoints/prompts"
 TRAIN = "train"
@@ -43,7 +44,7 @@ class ResponseKeeper:
     """Split and suite of the prompts that this process has written."""
 
     def wants(self, split: str, step: int) -> bool:
-        """Whether responses to prompts of this split, by the weights after `step` steps, are kept."""
+        """Tell whether responses to prompts of this split, by the weights after `step` steps, are kept."""
         if self.keep == "final":
             return split != TRAIN and step in self.final_steps
         return self.keep != "none"
@@ -92,14 +93,14 @@ class ResponseKeeper:
 
 
 def question_of(prompt: Prompt) -> str:
-    """The text of a prompt, for reading."""
+    """Return the text of a prompt, for reading."""
     if prompt.text is not None:
         return prompt.text
     return "\n\n".join(message["content"] for message in prompt.messages or ())
 
 
 def _of_prompts(frame: pd.DataFrame, count: int) -> pd.DataFrame:
-    """The rows of `count` prompts, which depend on the prompts' names alone: the same of every run."""
+    """Return the rows of `count` prompts, which depend on the prompts' names alone: the same of every run."""
     chosen = sorted(frame["prompt"].unique(), key=stable_seed)[:count]
     return frame[frame["prompt"].isin(chosen)].reset_index(drop=True)
 
@@ -139,7 +140,7 @@ def kept_files(folder: str) -> Iterator[KeptFile]:
 
 
 def kept_prompts(folder: str, split: str, suite: str) -> dict[str, Prompt] | None:
-    """Prompts of a suite by identifier, as they were scored; None where they were not kept.
+    """Return prompts of a suite by identifier, as they were scored; None where they were not kept.
 
     Raises:
         OSError, ValueError: the file cannot be read.

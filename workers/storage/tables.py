@@ -11,156 +11,13 @@
     probe.parquet                  a row per layer, part and seed (`layersweep probe`)
 
 A new metric of a training step takes two places: where it is computed, and its line in STEPS. A name without a line is
-refused where the row arrives. Files carry the schema's version and, with each column, its unit and meaning (parquet
-metadata). Files of an older version open too: columns that they lack are null.
+refused where the row arrives.
 """
-
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
-from io import BytesIO
-from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from .files import read_bytes
-
-VERSION = 3
-"""Version of the schema, raised when a column changes its name or meaning, not when one is added. 1 wrote none; up to
-2 steps.parquet has 0 for what was not measured."""
-VERSION_KEY = b"layersweep.schema_version"
-
-TEXT, REASON, NUMBER, COUNT, INDEX, FLAG, LIST = "str", "string", "float64", "Int64", "int64", "boolean", "object"
-"""Types of columns, as pandas names them: all but INDEX can be null."""
-
-
-class UnknownColumn(ValueError):
-    """A name that a table has no column for."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """Column of a table."""
-
-    name: str
-    type: str
-    meaning: str
-    unit: str = ""
-    """Empty for shares, names and other plain numbers."""
-    required: bool = False
-    """Whether a file without it is not this table."""
-
-
-@dataclass(frozen=True)
-class TableSchema:
-    """The columns of one parquet file, in order."""
-
-    name: str
-    columns: tuple[Column, ...]
-    further: Column | None = None
-    """Columns that only some sweeps have, after all others: each name begins with this one's."""
-
-    @cached_property
-    def types(self) -> dict[str, str]:
-        """Type by column, as pandas names it, in the order of the file."""
-        return {column.name: column.type for column in self.columns}
-
-    def has(self, name: str) -> bool:
-        """Return whether the table may have a column of this name."""
-        return name in self.types or (self.further is not None and name.startswith(self.further.name))
-
-    def check(self, names: Iterable[str]) -> None:
-        """Refuse names that the table has no column for.
-
-        Raises:
-            UnknownColumn: with all such names.
-        """
-        if unknown := [name for name in names if not self.has(name)]:
-            raise UnknownColumn(
-                f"{self.name}.parquet has no column {', '.join(unknown)}; a new one needs a line in "
-                "workers/storage/tables.py"
-            )
-
-    def frame(self, rows: pd.DataFrame | list[dict[str, Any]]) -> pd.DataFrame:
-        """Rows as the table has them: all columns, in order and typed; what rows lack is null.
-
-        Raises:
-            UnknownColumn: rows have a name that the table has no column for.
-            ValueError: a value that its column's type cannot hold.
-        """
-        frame = pd.DataFrame(rows)
-        self.check(frame.columns)
-        types = self.types | {name: self.further.type for name in sorted(set(frame.columns) - self.types.keys())}
-        frame = frame.reindex(columns=list(types))
-        for name, wanted in types.items():
-            if frame[name].dtype != wanted:
-                try:
-                    frame[name] = frame[name].astype(wanted)
-                except (ValueError, TypeError, OverflowError) as error:
-                    raise ValueError(f"column {name}: {error}") from error
-        return frame
-
-    def write(self, frame: pd.DataFrame, file: BinaryIO) -> None:
-        """Write a frame made by `frame` as parquet, with version, units and meanings in its metadata."""
-        table = pa.Table.from_pandas(frame, preserve_index=False)
-        columns = {column.name: column for column in self.columns}
-        of_field = [(field, columns.get(field.name) or self.further) for field in table.schema]
-        fields = [field.with_metadata({"meaning": column.meaning, "unit": column.unit}) for field, column in of_field]
-        metadata = table.schema.metadata | {VERSION_KEY: str(VERSION).encode()}
-        pq.write_table(pa.Table.from_arrays(table.columns, schema=pa.schema(fields, metadata)), file)
-
-    def read(self, target: str) -> pd.DataFrame:
-        """Read a file at a path or URI.
-
-        Raises:
-            FileNotFoundError: there is none.
-            OSError: it cannot be read.
-            ValueError: as `parse`.
-        """
-        if (content := read_bytes(target)) is None:
-            raise FileNotFoundError(f"{target}: no such file")
-        return self.parse(content)
-
-    def parse(self, content: bytes) -> pd.DataFrame:
-        """A file of this or an older version; columns that are not the table's are left out.
-
-        Raises:
-            ValueError: it is not parquet, not this table, or of a newer version.
-        """
-        try:
-            table = pq.read_table(BytesIO(content))
-            found = table.to_pandas(ignore_metadata=True)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"cannot be read as parquet: {error}") from error
-        version = int((table.schema.metadata or {}).get(VERSION_KEY, 1))
-        if version > VERSION:
-            raise ValueError(f"written by a newer layersweep: schema version {version}, this one reads up to {VERSION}")
-        if absent := [column.name for column in self.columns if column.required and column.name not in found]:
-            raise ValueError(f"not a {self.name} table of layersweep: it lacks {', '.join(absent)}")
-        frame = self.frame(found[[name for name in found if self.has(name)]])
-        for column in self.columns:
-            if column.required and column.type == TEXT and frame[column.name].isna().any():
-                raise ValueError(f"column {column.name}: a row has none")
-        if self is CONTRIBUTION and version < 2:
-            frame["model_layers"] = frame["model_layers"].fillna(
-                model_layers_from_depth(frame["layer"], frame["depth"])
-            )
-        if self is STEPS and version < 3:
-            # None of them is exactly 0 where it is measured, but for a KL before the first update.
-            for name in ("kl", "entropy", "logprob_mismatch"):
-                frame[name] = frame[name].where(frame[name] != 0.0)
-        return frame
-
-
-def model_layers_from_depth(layer: pd.Series, depth: pd.Series) -> int | None:
-    """The number of layers L behind depth = layer / (L - 1), for tables that do not store L; None without a depth."""
-    layer, depth = (values.to_numpy(float, na_value=np.nan) for values in (layer, depth))
-    known = np.isfinite(layer) & np.isfinite(depth) & (depth > 0)
-    return round(float(np.median(layer[known] / depth[known]))) + 1 if known.any() else None
-
+from .table_schema import COUNT, FLAG, INDEX, LIST, NUMBER, REASON, TEXT, Column, TableSchema
 
 PHASES = ("rollout", "reward", "update", "sync", "wait")
 """The phases of a training step, one after the other; `<phase>_seconds` are columns of STEPS."""
@@ -168,6 +25,41 @@ PHASES = ("rollout", "reward", "update", "sync", "wait")
 REWARD = Column("reward.", NUMBER, "one of several rewards, or a number that a reward function gave beside its score",
                 "reward")  # fmt: skip
 """Named numbers of a user's reward functions: of a response in SCORES, their mean over the batch in STEPS."""
+
+
+def _with_interval(name: str, meaning: str, unit: str = "", required: bool = False) -> tuple[Column, Column, Column]:
+    """Make the columns NAME, NAME_low and NAME_high: an estimate and the ends of its 95 % interval."""
+    return (
+        Column(name, NUMBER, meaning, unit, required),
+        Column(f"{name}_low", NUMBER, "lower end of its 95 % interval", unit),
+        Column(f"{name}_high", NUMBER, "upper end", unit),
+    )
+
+
+def model_layers_from_depth(layer: pd.Series, depth: pd.Series) -> int | None:
+    """Return the number of layers L behind depth = layer / (L - 1), for tables that do not store L; None without a
+    depth."""
+    layer, depth = (values.to_numpy(float, na_value=np.nan) for values in (layer, depth))
+    known = np.isfinite(layer) & np.isfinite(depth) & (depth > 0)
+    return round(float(np.median(layer[known] / depth[known]))) + 1 if known.any() else None
+
+
+def _zeros_to_nulls(steps: pd.DataFrame, version: int) -> pd.DataFrame:
+    """Make the zeros that version 2 wrote for what was not measured null: none of these is exactly 0 where it is
+    measured, but for a KL before the first update."""
+    if version < 3:
+        for name in ("kl", "entropy", "logprob_mismatch"):
+            steps[name] = steps[name].where(steps[name] != 0.0)
+    return steps
+
+
+def _with_model_layers(contribution: pd.DataFrame, version: int) -> pd.DataFrame:
+    """Fill the number of the model's layers, which version 1 did not write."""
+    if version < 2:
+        layers = model_layers_from_depth(contribution["layer"], contribution["depth"])
+        contribution["model_layers"] = contribution["model_layers"].fillna(layers)
+    return contribution
+
 
 STEPS = TableSchema("steps", (
     Column("selection", TEXT, "what the run trains", required=True),
@@ -220,7 +112,7 @@ STEPS = TableSchema("steps", (
            "all steps so far where the base generated it", "steps"),
     Column("rollout_kl", NUMBER, "KL divergence between the policy that generated the batch and the one updated on it "
            "(k3), over the tokens trained on: rounding, and what staleness adds", "nats per token"),
-), further=REWARD)  # fmt: skip
+), further=REWARD, upgrade=_zeros_to_nulls)  # fmt: skip
 
 SCORES = TableSchema("scores", (
     Column("selection", TEXT, "what the run trains", required=True),
@@ -252,13 +144,9 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("layer", COUNT, "index of a single layer, or of the one that a part or a control is of, from 0"),
     Column("depth", NUMBER, "layer / (model_layers - 1): 0 the first layer, 1 the last"),
     Column("seeds", COUNT, "training runs of the selection"),
-    Column("score", NUMBER, "mean over the suites that count of the mean over prompts, on the selection split",
-           "reward", True),
-    Column("score_low", NUMBER, "lower end of its 95 % interval", "reward"),
-    Column("score_high", NUMBER, "upper end", "reward"),
-    Column("contribution", NUMBER, "C = (score - base) / (full - base)"),
-    Column("contribution_low", NUMBER, "lower end of its 95 % interval"),
-    Column("contribution_high", NUMBER, "upper end"),
+    *_with_interval("score", "mean over the suites that count of the mean over prompts, on the selection split",
+                    "reward", required=True),
+    *_with_interval("contribution", "C = (score - base) / (full - base)"),
     Column("rank", COUNT, "rank among single layers, 1 the best"),
     Column("response_tokens", NUMBER, "mean response length", "tokens"),
     Column("truncated_fraction", NUMBER, "share of responses cut at the token limit"),
@@ -283,12 +171,8 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("p_best", NUMBER, "probability of being the best layer"),
     Column("p_top", NUMBER, "probability of being among the best three layers"),
     Column("tied_with_best", FLAG, "cannot be told apart from the best layer"),
-    Column("final_score", NUMBER, "score on the final split", "reward"),
-    Column("final_score_low", NUMBER, "lower end of its 95 % interval", "reward"),
-    Column("final_score_high", NUMBER, "upper end", "reward"),
-    Column("final_contribution", NUMBER, "C on the final split"),
-    Column("final_contribution_low", NUMBER, "lower end of its 95 % interval"),
-    Column("final_contribution_high", NUMBER, "upper end"),
+    *_with_interval("final_score", "score on the final split", "reward"),
+    *_with_interval("final_contribution", "C on the final split"),
     Column("learning_rate_policy", TEXT, "how the learning rates were found"),
     Column("unjudged_fraction", NUMBER, "share of responses whose answer got no verdict in time, and counts as wrong"),
     Column("optimizer_steps", COUNT, "optimizer steps taken, the fewest over seeds", "steps"),
@@ -297,7 +181,7 @@ CONTRIBUTION = TableSchema("contribution", (
     Column("control", TEXT, "type of a control: random_reward, constant_reward, random_direction, supervised or "
            "learning_rate"),
     Column("control_of", TEXT, "selection that it is a control of"),
-))  # fmt: skip
+), upgrade=_with_model_layers)  # fmt: skip
 
 BY_SUITE = TableSchema("contribution_by_suite", (
     Column("sweep", TEXT, "name of the sweep"),
@@ -311,15 +195,9 @@ BY_SUITE = TableSchema("contribution_by_suite", (
     Column("step", COUNT, "training steps done when scored"),
     Column("seeds", COUNT, "training runs of the selection"),
     Column("prompts", COUNT, "prompts that it was scored on"),
-    Column("score", NUMBER, "mean over prompts, then over the group's suites", "reward"),
-    Column("score_low", NUMBER, "lower end of its 95 % interval", "reward"),
-    Column("score_high", NUMBER, "upper end", "reward"),
-    Column("gain", NUMBER, "score - base; what is below 0 was forgotten", "reward"),
-    Column("gain_low", NUMBER, "lower end of its 95 % interval", "reward"),
-    Column("gain_high", NUMBER, "upper end", "reward"),
-    Column("contribution", NUMBER, "C = gain / gain of the full run, on this suite"),
-    Column("contribution_low", NUMBER, "lower end of its 95 % interval"),
-    Column("contribution_high", NUMBER, "upper end"),
+    *_with_interval("score", "mean over prompts, then over the group's suites", "reward"),
+    *_with_interval("gain", "score - base; what is below 0 was forgotten", "reward"),
+    *_with_interval("contribution", "C = gain / gain of the full run, on this suite"),
     Column("contribution_reason", REASON, "why C is null"),
     Column("contribution_note", REASON, "what to know about C"),
     Column("imprecise", FLAG, "the full run's gain is below 4 standard errors"),
@@ -340,16 +218,10 @@ BY_BASE_SUCCESS = TableSchema("contribution_by_base_success", (
     Column("suites", COUNT, "suites with such prompts"),
     Column("step", COUNT, "training steps done when scored"),
     Column("seeds", COUNT, "training runs of the selection"),
-    Column("score", NUMBER, "mean over these prompts, then over suites that have any", "reward"),
-    Column("score_low", NUMBER, "lower end of its 95 % interval", "reward"),
-    Column("score_high", NUMBER, "upper end", "reward"),
-    Column("gain", NUMBER, "score - base", "reward"),
-    Column("gain_low", NUMBER, "lower end of its 95 % interval", "reward"),
-    Column("gain_high", NUMBER, "upper end", "reward"),
+    *_with_interval("score", "mean over these prompts, then over suites that have any", "reward"),
+    *_with_interval("gain", "score - base", "reward"),
     Column("gain_part", NUMBER, "what these prompts add to the gain over all; the classes' sum is the gain", "reward"),
-    Column("contribution", NUMBER, "C = gain / gain of the full run, on these prompts"),
-    Column("contribution_low", NUMBER, "lower end of its 95 % interval"),
-    Column("contribution_high", NUMBER, "upper end"),
+    *_with_interval("contribution", "C = gain / gain of the full run, on these prompts"),
     Column("contribution_reason", REASON, "why C is null"),
     Column("contribution_note", REASON, "what to know about C"),
     Column("imprecise", FLAG, "the full run's gain is below 4 standard errors"),
@@ -382,12 +254,8 @@ PROMPTS = TableSchema("prompts", (
 _SCORED = (
     Column("seeds", COUNT, "training runs that it was made from"),
     Column("prompts", COUNT, "prompts that it was scored on"),
-    Column("score", NUMBER, "mean over suites of the mean over prompts", "reward"),
-    Column("score_low", NUMBER, "lower end of its 95 % interval", "reward"),
-    Column("score_high", NUMBER, "upper end", "reward"),
-    Column("contribution", NUMBER, "C = (score - base) / (full - base)"),
-    Column("contribution_low", NUMBER, "lower end of its 95 % interval"),
-    Column("contribution_high", NUMBER, "upper end"),
+    *_with_interval("score", "mean over suites of the mean over prompts", "reward"),
+    *_with_interval("contribution", "C = (score - base) / (full - base)"),
     Column("contribution_reason", REASON, "why C is null"),
 )
 _CHANGE = (
@@ -428,9 +296,7 @@ DISSECTION = TableSchema("dissection", (
     Column("part", TEXT, "of `part`: attention, mlp or norms"),
     Column("amount", NUMBER, "rank, share of entries, factor, or index of the layer"),
     *_SCORED,
-    Column("kept", NUMBER, "share of the run's own gain: (score - base) / (run - base)"),
-    Column("kept_low", NUMBER, "lower end of its 95 % interval"),
-    Column("kept_high", NUMBER, "upper end"),
+    *_with_interval("kept", "share of the run's own gain: (score - base) / (run - base)"),
     Column("kept_reason", REASON, "why it is null"),
     *_CHANGE,
 ))  # fmt: skip

@@ -28,7 +28,7 @@ class Tracker(Protocol):
         """
 
     def table(self, frame: "pd.DataFrame") -> None:
-        """The contribution table as of now."""
+        """Send the contribution table as of now."""
 
     def close(self) -> None:
         """Nothing comes any more."""
@@ -60,7 +60,7 @@ class FailSafeTracker:
 
 
 def build(tracking: TrackingConfig, sweep: str, folder: str) -> list[Tracker]:
-    """The trackers of a sweep, to be called inside an actor.
+    """Return the trackers of a sweep, to be called inside an actor.
 
     Args:
         tracking: the spec's section.

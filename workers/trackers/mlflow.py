@@ -54,7 +54,7 @@ class MLflow:
             self.client.set_terminated(run)
 
     def _run(self, name: str) -> str:
-        """The id of this run, made or found again, and the last step that was logged to it."""
+        """Return the id of this run, made or found again, and the last step that was logged to it."""
         if name not in self.runs:
             named = f"tags.`mlflow.runName` = '{self.sweep}/{name}'"
             found = self.client.search_runs([self.experiment], named, max_results=1)

@@ -61,7 +61,7 @@ class Prometheus:
         """Ray exports what was set last."""
 
     def _labels(self, facts: dict[str, Any], name: str) -> dict[str, str]:
-        """The labels of a run, or of a selection over all its seeds.
+        """Return the labels of a run, or of a selection over all its seeds.
 
         Args:
             facts: `selection`, `kind` and `layer` of it.

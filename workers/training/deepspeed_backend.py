@@ -142,7 +142,7 @@ class DeepSpeedBackend:
             raise WrongCheckpoint(f"the checkpoint holds {len(left)} tensors too many, such as {next(iter(left))}")
 
     def _optimized(self) -> list[tuple[str, Tensor]]:
-        """Tensors that the torch optimizer works on, by position."""
+        """Return tensors that the torch optimizer works on, by position."""
         if self.stage == 3:  # which lends them to the optimizer during a step alone
             groups = [[part] for part in self.engine.optimizer.fp32_partitioned_groups_flat]
         else:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,20 +15,13 @@ from layersweep.policies.selection import MODULES, Selection
 from layersweep.rollout.types import Experience
 from layersweep.workers.config import TrainingConfig
 
-from .update_loop import UpdateLoop
+from .half_gradients import half_gradients
+from .rollout_batch import RolloutBatch
 
 SKIPPED = {"attention": "self_attn", "mlp": "mlp"}
 """Modules of a block that add to the residual stream, by part."""
 FISHER_PROMPTS = 32
 """Prompts that the Fisher information is measured on, each with a backward pass of its own."""
-
-
-@dataclass(frozen=True)
-class _Untrained:
-    """The part of a `TrainerBackend` that gradients at the base take."""
-
-    policy: Policy
-    sharded: bool = False
 
 
 def probe(
@@ -49,7 +41,8 @@ def probe(
         Rows of probe.parquet without sweep and seed.
     """
     policy = Policy(trunk, Selection.full())
-    gradients = gradient_sums(UpdateLoop(trunk, _Untrained(policy), algorithm, training), experience)
+    policy.entropy_gradient = algorithm.entropy_coefficient > 0
+    gradients = gradient_sums(RolloutBatch(experience, policy, algorithm, training))
     fisher = fisher_traces(policy, training, experience)
     skipped = skip_losses(trunk, training, experience)
     rows = []
@@ -79,15 +72,15 @@ def _layers_and_parts(count: int) -> Iterator[Selection]:
         yield from (Selection.part((k,), part) for part in MODULES)
 
 
-def gradient_sums(loop: UpdateLoop, experience: Experience) -> dict[str, np.ndarray]:
+def gradient_sums(batch: RolloutBatch) -> dict[str, np.ndarray]:
     """Return by parameter, of the gradients e of the even and o of the odd prompts: entries, e e, o o, e o, and sign(e)
     o + sign(o) e, summed."""
-    even, odd = loop.half_gradients(experience)
+    even, odd = half_gradients(batch)
     return {
         name: np.array([
             e.numel(), _dot(e, e), _dot(o, o), _dot(e, o), _dot(e.sign(), o) + _dot(o.sign(), e),
         ])
-        for name, e, o in zip(loop.policy.named_weights(), even, odd, strict=True)
+        for name, e, o in zip(batch.policy.named_weights(), even, odd, strict=True)
     }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ OK, FAILED, NO_PROGRAM, NO_MEMORY = 0, 1, 97, 98
 
 
 def _execute(source, name, with_common_names):
-    """Runs a program's text as the module `name` and returns its globals."""
+    """Run a program's text as the module `name` and return its globals."""
     try:
         code = compile(source, "program.py", "exec")
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
@@ -49,7 +49,7 @@ def _leave(status):
 
 
 def _guarded(body):
-    """Runs `body()` and returns its exit status."""
+    """Run `body()` and return its exit status."""
     try:
         body()
     except SystemExit:  # with whatever status, as the judges of LiveCodeBench and verl take it
@@ -71,7 +71,7 @@ def _open_own_streams(open_file):
 
 
 def run_script(source, with_common_names):
-    """Runs the program as a script, on standard input and output."""
+    """Run the program as a script, on standard input and output."""
     builtins.open = _open_own_streams(builtins.open)
     _leave(_guarded(lambda: _execute(source, "__main__", with_common_names)))
 
@@ -87,7 +87,7 @@ def _private_streams():
 
 
 def serve_program(source, with_common_names=False):
-    """Answers requests for the program's functions, from standard input to standard output."""
+    """Answer requests for the program's functions, from standard input to standard output."""
     import value_codec
 
     requests, replies = _private_streams()
@@ -95,7 +95,7 @@ def serve_program(source, with_common_names=False):
 
 
 def run_tests(tests, verdict):
-    """Runs tests against a program served at the other end of standard input and output.
+    """Run tests against a program served at the other end of standard input and output.
 
     `tests["setup"]` runs first, then `tests["tests"]`. For the first, `borrowed` names are the program's and `modules`
     are imported; for the second, so are the names in `functions`, even where Python or the setup has them too. Writes

@@ -105,7 +105,7 @@ class Supervisor:
         return self.may_write and os.stat("/tmp").st_ctime_ns != self.untouched
 
     def run(self, case):
-        """Runs a script with its input, or a program with its requests; returns how it ended, and its output."""
+        """Run a script with its input, or a program with its requests; return how it ended, and its output."""
         feed, into = os.pipe()
         out, result = os.pipe()
         body = child.run_script if case["kind"] == "script" else child.serve_program
@@ -114,7 +114,7 @@ class Supervisor:
         return ended or self._reap(pid, case["budget"]), output
 
     def test(self):
-        """Runs tests against a program; returns how the program ended, and the verdict of the tests."""
+        """Run tests against a program; return how the program ended, and the verdict of the tests."""
         feed, into = os.pipe()
         out, result = os.pipe()
         program = self._spawn(child.serve_program, feed, result)

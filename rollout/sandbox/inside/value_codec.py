@@ -163,7 +163,7 @@ def ask_through(requests, replies):
 
 
 def serve(names, requests, replies):
-    """Answers requests about `names` (the program's globals) until there are no more."""
+    """Answer requests about `names` (the program's globals) until there are no more."""
     kept = []
 
     def keep(value):

@@ -54,7 +54,7 @@ class Expressions:
             self._prompts[_split_of(chain)].append(chain)
 
     def prompts(self, split: Split, count: int, seed: int = 0) -> list[Prompt]:
-        """Draws `count` prompts of a split, all different."""
+        """Draw `count` prompts of a split, all different."""
         pool = self._prompts[split]
         if count > len(pool):
             raise ValueError(f"expressions: {split} has {len(pool)} prompts, {count} were asked for")
@@ -62,7 +62,7 @@ class Expressions:
         return [Prompt(id=c, text=f"{c}:", truth=[_value(c, x) for x in _VALUES]) for c in chains]
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Score]:
-        """Scores 1 when the expression has the right value for every x; `format_ok` when it is an expression at all.
+        """Score 1 when the expression has the right value for every x; `format_ok` when it is an expression at all.
 
         What ran before does not run again: the same expression gets the same verdict.
         """

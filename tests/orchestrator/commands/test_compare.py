@@ -14,8 +14,8 @@ from layersweep.cli import main
 from layersweep.orchestrator.commands.compare import load_profiles
 from layersweep.workers.storage.files import write_atomically
 from layersweep.workers.storage.tables import BY_SUITE
+from tests.helpers.specs import demo
 from tests.orchestrator.report.test_report import Page
-from tests.orchestrator.spec.test_spec import demo
 
 RISING = np.linspace(0.1, 1.0, 12)
 

@@ -24,7 +24,8 @@ from layersweep.workers.actors.collector import Collector
 from layersweep.workers.actors.rollout_worker import RolloutWorker
 from layersweep.workers.startup.model_source import ModelSource
 from layersweep.workers.storage.responses import ResponseKeeper, kept_files, kept_prompts
-from layersweep.workers.storage.tables import CONTRIBUTION, NUMBER, SCORES, STEPS
+from layersweep.workers.storage.table_schema import NUMBER
+from layersweep.workers.storage.tables import CONTRIBUTION, SCORES, STEPS
 from layersweep.workers.trackers.config import TrackingConfig
 from tests.helpers.tables import run_facts
 from tests.workers.actors.test_rollout_worker import Engine, tokenizer  # noqa: F401  a fixture

@@ -14,16 +14,20 @@ from layersweep.orchestrator.spec.load import load_spec, parse_spec
 from layersweep.orchestrator.spec.yaml_core import write_yaml
 from layersweep.workers.storage.run_store import RunStore
 from layersweep.workers.storage.tables import CONTRIBUTION
-from tests.orchestrator.spec.test_spec import demo
+from tests.helpers.specs import demo
 
 ALGORITHMS = {"algorithm": ["grpo", "gspo", "rloo"]}
 
 
 class Sweeps:
-    """In place of carrying a sweep out: scores of the base, a table, and the exit codes to come."""
+    """In place of carrying a sweep out: scores of the base, a table, and the exit codes to come.
 
-    def __init__(self, monkeypatch, codes=()):
-        self.codes, self.begun, self.scored = list(codes), [], []
+    Args:
+        unscored: sweeps whose engine does not start: they end without scores, with code 1.
+    """
+
+    def __init__(self, monkeypatch, codes=(), unscored=()):
+        self.codes, self.unscored, self.begun, self.scored = list(codes), set(unscored), [], []
         monkeypatch.setattr(factorial, "carry_out", self.carry_out)
         monkeypatch.setattr(factorial, "continue_sweep", self.continue_sweep)
 
@@ -38,8 +42,9 @@ class Sweeps:
         return self._end(plan)
 
     def _end(self, plan):
-        base = RunStore(plan.folder, "base-seed0")
-        if not base.scored():
+        if plan.spec.name in self.unscored:
+            return 1
+        if not (base := scored_base(plan)).scored():
             self.scored.append(plan.spec.name)
             base.write_scores(0, "selection", "sort", pd.DataFrame({"score": [float(len(self.scored))]}))
         rows = [{"selection": f"layer-{k:02d}", "kind": "layer", "layer": k, "score": 0.1 * k, "contribution": 0.1 * k,
@@ -47,6 +52,13 @@ class Sweeps:
         with open(f"{plan.folder}/contribution.parquet", "wb") as file:
             CONTRIBUTION.write(CONTRIBUTION.frame(rows), file)
         return self.codes.pop(0) if self.codes else 0
+
+
+def scored_base(plan) -> RunStore:
+    """The base's store, with the metadata that a driver leaves once it is scored."""
+    base = RunStore(plan.folder, "base-seed0")
+    base.write_metadata({"selection": "base", "seed": 0, "status": "completed"})
+    return base
 
 
 def spec_of(tmp_path, factors=ALGORITHMS, **changes):
@@ -147,6 +159,28 @@ def test_a_stop_stops_all_and_resume_goes_on(tmp_path, monkeypatch, capsys):
         assert SweepManifest.load(str(tmp_path / "demo" / name)).spec["seeds"] == [0, 1]
 
 
+def test_a_base_that_cannot_be_scored_is_not_tried_again_by_every_sweep(tmp_path, monkeypatch, capsys):
+    """Three algorithms over one base: the first fails to score it, and no other begins. Once it can, all of them do."""
+    sweeps = Sweeps(monkeypatch, unscored=["demo-grpo"])
+    assert factorial.run(spec_of(tmp_path), None, fresh=False) == 1
+    assert sweeps.begun == ["demo-grpo"]
+    said = capsys.readouterr().err
+    assert "sweep 3 of 3, demo-rloo, is left out: demo-grpo has the same base and could not score it" in said
+    assert f"`layersweep resume {tmp_path}/demo` goes on" in said
+    sweeps.unscored.clear()
+    assert factorial.resume(str(tmp_path / "demo"), None, None) == 0
+    assert sweeps.begun[1:] == ["demo-grpo again", "demo-gspo", "demo-rloo"] and sweeps.scored == ["demo-grpo"]
+
+
+def test_another_base_is_tried_though_the_first_could_not_be_scored(tmp_path, monkeypatch):
+    """Two models, each with two algorithms: what the first model cannot, the second may."""
+    factors = {"model.seed": [0, 1], "algorithm": ["grpo", "gspo"]}
+    names = [one.name for one in sweeps_of(spec_of(tmp_path, factors))]
+    sweeps = Sweeps(monkeypatch, unscored=names[:1])
+    assert factorial.run(spec_of(tmp_path, factors), None, fresh=False) == 1
+    assert len(names) == 4 and sweeps.begun == [names[0], *names[2:]]
+
+
 def test_everything_is_checked_before_the_first_begins(tmp_path, monkeypatch):
     """A layer that the model lacks in one of them; a folder that holds a sweep already, or is one sweep's."""
     sweeps = Sweeps(monkeypatch)
@@ -183,6 +217,7 @@ def test_one_driver_for_all(tmp_path, monkeypatch):
             with pytest.raises(SpecError, match="demo: process .* is running this sweep"):
                 again()
             refused.append(plan.spec.name)
+        scored_base(plan)
         return 0
 
     monkeypatch.setattr(factorial, "carry_out", carry_out)

@@ -15,7 +15,7 @@ from layersweep.orchestrator.spec.layers import CombinedRun
 from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.orchestrator.statistics.halving_schedule import Rung
 from layersweep.policies.selection import Selection
-from tests.orchestrator.spec.test_spec import demo
+from tests.helpers.specs import demo
 
 
 def test_layers_meet_at_rungs_and_the_weaker_stop():

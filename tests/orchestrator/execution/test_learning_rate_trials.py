@@ -17,8 +17,8 @@ from layersweep.orchestrator.statistics.intervals import MeanAndCovariance
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import LearningRates, LearningRateTuning
 from layersweep.workers.storage.run_store import CheckpointRecord, RunStore
-from tests.orchestrator.spec.test_spec import demo
-from tests.orchestrator.statistics.test_contribution import BASE, FULL, LAYER, frame, responses, table_of
+from tests.helpers.scores import BASE, FULL, LAYER, frame, responses, table_of
+from tests.helpers.specs import demo
 
 TUNING = {"tune": [1e-3, 1e-4, "1e-5"], "steps": 10}
 

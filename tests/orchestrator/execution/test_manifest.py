@@ -1,4 +1,4 @@
-"""A manifest that resume cannot use: damaged, or out of reach for the moment."""
+"""What resume compares, and a manifest that it cannot use: damaged, or out of reach for the moment."""
 
 import pytest
 
@@ -6,8 +6,9 @@ from layersweep.orchestrator.execution import manifest
 from layersweep.orchestrator.execution.factorial import resume
 from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.spec.errors import SpecError
-from layersweep.orchestrator.spec.load import load_spec
+from layersweep.orchestrator.spec.load import load_spec, parse_spec
 from layersweep.orchestrator.spec.yaml_core import write_yaml
+from tests.helpers.model_folders import make
 
 
 @pytest.fixture
@@ -56,3 +57,20 @@ def test_a_finished_sweep_that_was_moved_has_nothing_left_to_do(tmp_path, capsys
     assert found.asks_no_more_than_done(same) and not found.asks_no_more_than_done(more)
     assert resume(moved, None, None) == 0
     assert f"nothing to do: all of {moved} is done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["chat_template.jinja", "special_tokens_map.json", "vocab.json", "merges.txt", "model.safetensors.index.json"],
+)
+def test_files_that_prompts_or_weights_depend_on_are_part_of_the_experiment(tmp_path, file):
+    """vllm #15705."""
+    folder = make(tmp_path / "model")
+    (folder / file).write_text("one")
+    (folder / "README.md").write_text("one")
+    spec = parse_spec({"name": "files", "model": str(folder), "task": {"type": "sort_digits"}})
+    before = manifest.model_files(spec)
+    (folder / "README.md").write_text("two")
+    assert manifest.model_files(spec) == before
+    (folder / file).write_text("two")
+    assert {name for name, digest in manifest.model_files(spec).items() if before[name] != digest} == {file}

@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from layersweep.orchestrator.execution import learning_rate_trials
-from layersweep.orchestrator.execution.driver import Driver
+from layersweep.orchestrator.execution.decisions import Decisions
 from layersweep.orchestrator.execution.manifest import SweepManifest
 from layersweep.orchestrator.spec.layers import LayerSearch
 from layersweep.workers.config import LearningRates
@@ -306,12 +306,40 @@ def test_a_stop_while_only_the_base_is_left_writes_the_tables(tmp_path):
     assert completed(world) == {FULL, LAYER, OTHER} and world.calls["close"] == 1
 
 
+# -- a base without a score -----------------------------------------------------------------------------------
+
+
+async def unscored_base(worker, engine, run, *args):
+    """Fails evaluations of the base in a way that no retry mends."""
+    if run is None:
+        raise ray.exceptions.RayTaskError("evaluate", "", ValueError("no reward"))
+
+
+def test_a_search_without_a_score_of_the_base_decides_nothing(tmp_path):
+    """The layers fail at the first rung, with the reason; full, which no rung decides about, completes."""
+    world = sweep(tmp_path, steps=6, layers=4, search={"budget": 0.6}, faults={"evaluation": unscored_base})
+    for layer in range(4):
+        status, reason = world.statuses[f"layer-{layer:02d}-seed0"]
+        assert status == "failed" and reason.endswith("the base has no score: ValueError: no reward")
+    assert completed(world) == {FULL}
+
+
+def test_trials_choose_no_learning_rate_without_a_score_of_the_base(tmp_path):
+    """No run begins."""
+    tuning = {"tune": [1e-5, 1e-6], "steps": 1}
+    plan = study(str(tmp_path), 1, 2, layers=2, training={"learning_rate": tuning}, resources={"engines": 1})
+    world = World(16, TIMES, FREE, folder=plan.folder, faults={"evaluation": unscored_base})
+    simulate(plan, world, worked=lambda world: 0.0, limit=50_000)
+    assert completed(world) == {"full@lr-1e-05-seed0", "full@lr-1e-06-seed0"}
+    assert SweepManifest.load(plan.folder).rates is None
+
+
 # -- a search -------------------------------------------------------------------------------------------------
 
 
 def searched(tmp_path, monkeypatch, choose, **changes) -> World:
     """A search over four layers, six steps; `choose` decides in place of their scores."""
-    monkeypatch.setattr(Driver, "_choose_layers", choose)
+    monkeypatch.setattr(Decisions, "surviving_layers", choose)
     return sweep(tmp_path, steps=6, layers=4, search={"budget": 0.6}, **changes)
 
 
@@ -320,7 +348,7 @@ def test_paused_runs_give_their_slots_up_and_survivors_take_them_back(tmp_path, 
     """The highest layers survive; with one slot, too, all runs meet at each rung."""
     asked = []
 
-    async def choose(driver, rung, layers):
+    async def choose(decisions, rung, layers):
         asked.append((rung.step, layers, rung.keep))
         return layers[-rung.keep :]
 
@@ -338,7 +366,7 @@ def test_paused_runs_give_their_slots_up_and_survivors_take_them_back(tmp_path, 
 def test_a_rung_that_cannot_be_decided_fails_its_runs_and_no_slot_is_released_twice(tmp_path, monkeypatch):
     """One slot: each layer run has given it up when the decision fails. Full takes it once, as do they after it."""
 
-    async def choose(driver, rung, layers):
+    async def choose(decisions, rung, layers):
         raise ValueError("no scores")
 
     world = searched(tmp_path, monkeypatch, choose, concurrent=1)
@@ -351,7 +379,7 @@ def test_a_rung_that_cannot_be_decided_fails_its_runs_and_no_slot_is_released_tw
 def test_a_run_that_fails_before_a_rung_is_not_waited_for(tmp_path, monkeypatch):
     asked = []
 
-    async def choose(driver, rung, layers):
+    async def choose(decisions, rung, layers):
         asked.append(layers)
         return layers[-rung.keep :]
 

@@ -83,8 +83,8 @@ class Prober:
     def __init__(self):
         self.trained = []
 
-    def train(self, batch, selection, training, section, dtype) -> MadeVariant:
-        self.trained.append((batch, selection.name, training.epochs, dtype))
+    def train(self, batch, selection, setup) -> MadeVariant:
+        self.trained.append((batch, selection.name, setup.training.epochs, setup.engine_dtype))
 
         async def facts():
             return {"screened_steps": 3}

@@ -8,9 +8,9 @@ import ray
 
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import parse_spec
+from tests.helpers.specs import demo
 from tests.orchestrator.execution.test_driver_scale import FREE, TIMES
 from tests.orchestrator.execution.test_run_controller import FULL, LAYER, Fault, completed, died, dies, steps_of
-from tests.orchestrator.spec.test_spec import demo
 from tests.simulations.driver_scale import simulate, study
 from tests.simulations.stand_ins import World
 

@@ -14,7 +14,7 @@ from layersweep.orchestrator.execution.engine_slot import EngineSlot
 from layersweep.orchestrator.execution.failures import AdaptiveTimeouts
 from layersweep.orchestrator.execution.progress import Progress
 from layersweep.orchestrator.execution.sleep_phases import NoSleepPhases
-from layersweep.orchestrator.execution.variant_scoring import VariantScorer, _copy_scores
+from layersweep.orchestrator.execution.variant_scoring import VariantScorer, copy_scores
 from layersweep.policies.variant import RunChange, Variant
 from layersweep.workers.storage.run_store import RunStore
 from tests.orchestrator.execution.test_driver_scale import FREE
@@ -28,12 +28,12 @@ def test_runs_scores_are_copied_once(tmp_path):
     store = RunStore(sweep, "full-seed0")
     store.write_metadata({"selection": "full", "seed": 0})
     store.write_scores(9, "selection", "sort", pd.DataFrame({"score": [1.0, 0.0]}))
-    _copy_scores(sweep, target)
+    copy_scores(sweep, target)
     copy = RunStore(target, "full-seed0")
     assert copy.metadata() == {"selection": "full", "seed": 0}
     copy.write_scores(9, "selection", "sort", pd.DataFrame({"score": [0.5, 0.5]}))
     store.write_scores(9, "final", "sort", pd.DataFrame({"score": [1.0]}))
-    _copy_scores(sweep, target)
+    copy_scores(sweep, target)
     found = {key: frame["score"].tolist() for key, frame in copy.scores()}
     assert found == {(9, "selection", "sort"): [0.5, 0.5], (9, "final", "sort"): [1.0]}
     assert {key for key, _ in store.scores()} == set(found)

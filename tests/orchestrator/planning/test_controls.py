@@ -8,7 +8,7 @@ from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.policies.selection import Selection
 from layersweep.workers.training.drawn_reward import DrawnReward
-from tests.orchestrator.spec.test_spec import demo
+from tests.helpers.specs import demo
 
 EVERY = [
     {"type": "random_reward", "of": ["full", 3]},

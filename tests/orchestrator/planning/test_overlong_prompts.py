@@ -10,8 +10,7 @@ from layersweep.orchestrator.commands.show_plan import show_plan
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.rollout.data.window import OverlongPrompts, PromptUse, fit_prompts
 from layersweep.rollout.types import Prompt
-from tests.helpers.model_folders import make
-from tests.orchestrator.planning.test_model_checks import plan
+from tests.helpers.model_folders import make, plan
 
 
 def long_data(tmp_path: Path, **settings) -> dict:

@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 
 from layersweep.cli import main
-from layersweep.orchestrator.commands.status import _look, overview, pull
+from layersweep.orchestrator.commands.status import look, overview, pull
 from layersweep.orchestrator.execution.sweep_lock import hold_lock
 from layersweep.orchestrator.remote import ray_jobs
 from layersweep.orchestrator.remote.ray_jobs import Cluster, Job
@@ -20,7 +20,7 @@ from layersweep.orchestrator.remote.ray_token import show_token
 from layersweep.orchestrator.remote.sweep_view import SweepView
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.workers.storage.tables import CONTRIBUTION
-from tests.orchestrator.spec.test_spec import demo
+from tests.helpers.specs import demo
 
 
 @pytest.fixture
@@ -183,9 +183,9 @@ def test_status_of_several_sweeps(factorial_bucket, capsys):
     again = f"driver  none now; it ended before the sweep did, layersweep resume {factorial_bucket} goes on"
     assert printed.replace("\n", " ").count(again) == 2
     view = SweepView(factorial_bucket, None)
-    assert _look(view)[1:] == (True, True)  # nothing runs, the third will not begin
+    assert look(view)[1:] == (True, True)  # nothing runs, the third will not begin
     with hold_lock(f"{factorial_bucket}/demo-of-factors-gspo"):
-        assert _look(view)[1:] == (False, True)
+        assert look(view)[1:] == (False, True)
 
 
 def test_sweeps_of_which_none_runs_now(factorial_bucket, capsys):
@@ -196,7 +196,7 @@ def test_sweeps_of_which_none_runs_now(factorial_bucket, capsys):
     done = CONTRIBUTION.frame(TABLE.assign(status="completed", reason=None)).to_parquet(index=False)
     filesystem.pipe_file(f"{path}/demo-of-factors-grpo/contribution.parquet", done)
     with hold_lock(factorial_bucket):
-        assert _look(SweepView(factorial_bucket, None))[1:] == (False, False)
+        assert look(SweepView(factorial_bucket, None))[1:] == (False, False)
     assert main(["status", "--watch", factorial_bucket]) == 0
     said = capsys.readouterr().out.replace("\n", " ")
     assert f"driver  none now; not all sweeps are done, layersweep resume {factorial_bucket} goes on" in said
@@ -241,14 +241,14 @@ def test_status_of_several_sweeps_through_their_job():
          "/out/demo/demo-grpo/contribution.parquet": done}
     )  # fmt: skip
     sweep.job = Job("layersweep-demo-1", "demo", "/out/demo", "RUNNING", "", 1.0, None, None)
-    shown, over, failed = _look(sweep)
+    shown, over, failed = look(sweep)
     assert (over, failed) == (False, False) and sweep.cluster.asked == [4, 8]
     console = Console(width=150, record=True, file=StringIO())
     console.print(shown)
     said = console.export_text()
     assert "driver  layersweep: sweep 2 of 2, demo-gspo" in said and "not begun" in said
     sweep.job = replace(sweep.job, status="FAILED", ended=2.0)
-    assert _look(sweep)[1:] == (True, True)
+    assert look(sweep)[1:] == (True, True)
 
 
 def test_no_sweep_there_is_bad_input(tmp_path, capsys, no_token, monkeypatch):

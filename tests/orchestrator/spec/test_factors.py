@@ -9,7 +9,7 @@ from layersweep.orchestrator.spec.factorial import sweeps_of
 from layersweep.orchestrator.spec.load import load_spec, parse_spec
 from layersweep.orchestrator.spec.paths import with_absolute_paths
 from layersweep.orchestrator.spec.yaml_core import write_yaml
-from tests.orchestrator.spec.test_spec import demo
+from tests.helpers.specs import demo
 
 
 def expanded(**factors):

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -12,21 +11,7 @@ from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.layers import resolve_layers
 from layersweep.orchestrator.spec.load import load_spec, parse_spec
-
-
-def demo(**changes):
-    """The demo's spec as data, with one seed, 30 steps and 512 prompts, and with nested fields replaced:
-    training__steps=3."""
-    data = yaml.safe_load(Path(DEMO).read_text()) | {"seeds": [0]}
-    data["training"]["steps"] = 30
-    data["evaluation"]["suites"][0] |= {"prompts": 512, "final_prompts": 128}
-    for path, value in changes.items():
-        *parents, last = path.split("__")
-        section = data
-        for parent in parents:
-            section = section[parent]
-        section[last] = value
-    return data
+from tests.helpers.specs import demo
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from scipy import stats
 
 from layersweep.orchestrator.statistics.contribution import contribution_table
 from layersweep.orchestrator.statistics.seeds_needed import SeedsNeeded, seeds_needed, seeds_text
+from tests.helpers.scores import BASE, FULL, LAYER, frame, responses, sweep
 from tests.helpers.tables import selections_in
-from tests.orchestrator.statistics.test_contribution import BASE, FULL, LAYER, frame, responses, sweep
 
 
 def flat(name, scores, **more):

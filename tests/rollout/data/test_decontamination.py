@@ -6,7 +6,7 @@ import pytest
 
 from layersweep.rollout.data.data_files import DataError
 from layersweep.rollout.data.decontamination import contaminated, ngrams
-from tests.rollout.data.test_prompt_data import ALL_TRAIN, GOOD, jsonl, load
+from tests.helpers.prompt_files import ALL_TRAIN, GOOD, jsonl, load
 
 EVALUATION = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."
 

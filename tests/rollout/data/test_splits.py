@@ -6,7 +6,7 @@ import pytest
 
 from layersweep.rollout.data.data_files import DataError
 from layersweep.rollout.data.prompt_data import split_of
-from tests.rollout.data.test_prompt_data import ALL_TRAIN, GOOD, jsonl, load, numbered
+from tests.helpers.prompt_files import ALL_TRAIN, GOOD, jsonl, load, numbered
 
 
 def test_splits_never_overlap_and_lose_nothing(tmp_path):

@@ -20,7 +20,7 @@ from layersweep.rollout.config import RolloutConfig
 from layersweep.rollout.engine.memory import gpu_cache_bytes
 from layersweep.workers.config import DeepSpeedConfig
 from tests.conftest import save_random_qwen3
-from tests.workers.training.test_update_loop import experience, settings, update_loop
+from tests.helpers.updates import experience, settings, update_loop
 
 
 def elsewhere(path: str, folder: str, dtype: str = "float32") -> dict:

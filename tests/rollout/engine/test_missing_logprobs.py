@@ -23,10 +23,10 @@ def test_a_token_without_a_logprob(given, expected):
     from vllm.logprobs import FlatLogprobs, Logprob
     from vllm.outputs import CompletionOutput
 
-    from layersweep.rollout.engine.engine import _token_logprobs
+    from layersweep.rollout.engine.engine import token_logprobs
 
     flat = None if given is None else FlatLogprobs()
     for token, logprob in enumerate(given or ()):
         flat.append(None if logprob is None else {token: Logprob(logprob)})
     output = CompletionOutput(0, "", [0, 1, 2], None, flat)
-    np.testing.assert_array_equal(np.array(_token_logprobs(output)), expected)
+    np.testing.assert_array_equal(np.array(token_logprobs(output)), expected)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from layersweep.rollout.engine.model import _first_row
+from layersweep.rollout.engine.model import first_row
 from layersweep.rollout.engine.row_routing import RowRouting
 
 ROUTING = RowRouting(["a", "b", None], np.array([2, 3, 1]), torch.device("cpu"))
@@ -45,8 +45,8 @@ def test_rows_that_belong_to_nobody_are_refused():
 
 def test_a_view_of_the_hidden_states_is_told_from_a_copy():
     hidden = torch.zeros(10, 4)[2:]
-    assert _first_row(hidden[3:5], hidden) == 3
-    assert _first_row(hidden, hidden) == 0
-    assert _first_row(hidden[:4][1:], hidden) == 1
-    assert _first_row(hidden[torch.tensor([3, 4])], hidden) is None
-    assert _first_row(hidden, None) is None
+    assert first_row(hidden[3:5], hidden) == 3
+    assert first_row(hidden, hidden) == 0
+    assert first_row(hidden[:4][1:], hidden) == 1
+    assert first_row(hidden[torch.tensor([3, 4])], hidden) is None
+    assert first_row(hidden, None) is None

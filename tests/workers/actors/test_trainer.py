@@ -7,7 +7,7 @@ import pytest
 from layersweep.policies.selection import Selection
 from layersweep.workers.actors.trainer import Trainer
 from layersweep.workers.training.drawn_reward import DrawnReward
-from tests.workers.training.test_update_loop import experience
+from tests.helpers.updates import experience
 
 
 class Loop:

@@ -13,15 +13,8 @@ from layersweep.orchestrator.statistics.suite_table import suite_table
 from layersweep.rollout.types import ScoredResponses
 from layersweep.workers.actors.collector import Collector
 from layersweep.workers.storage.run_store import CheckpointRecord
-from layersweep.workers.storage.tables import (
-    CONTRIBUTION,
-    PHASES,
-    SCORES,
-    STEPS,
-    VERSION_KEY,
-    UnknownColumn,
-    model_layers_from_depth,
-)
+from layersweep.workers.storage.table_schema import VERSION_KEY, UnknownColumn
+from layersweep.workers.storage.tables import CONTRIBUTION, PHASES, SCORES, STEPS, model_layers_from_depth
 from layersweep.workers.trackers.config import TrackingConfig
 from tests.helpers.tables import run_facts, save_as_version_1
 

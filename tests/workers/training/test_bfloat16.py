@@ -6,8 +6,8 @@ import torch
 from layersweep.policies.algorithms.grpo import GRPO
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import DeepSpeedConfig
+from tests.helpers.updates import experience
 from tests.workers.training.test_old_logprobs import RATE, advantage_of, of_response, response_logp, training
-from tests.workers.training.test_update_loop import experience
 
 STEPS = 10
 
@@ -62,7 +62,7 @@ def test_ten_steps_follow_float32_masters(model_folder, one_rank, selection, sta
 
 
 def update_loop_of(trunk, selection, settings, section):
-    from tests.workers.training.test_update_loop import update_loop
+    from tests.helpers.updates import update_loop
 
     return update_loop(trunk, selection, GRPO(), settings, section)
 

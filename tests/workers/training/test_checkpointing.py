@@ -13,8 +13,8 @@ from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
 from layersweep.workers.training.deepspeed_backend import DeepSpeedBackend
 from layersweep.workers.training.micro_batch_size import unchecked_tokens
 from layersweep.workers.training.update_loop import UpdateLoop
+from tests.helpers.updates import experience, settings
 from tests.workers.training.test_micro_batch_size import SMOLLM2
-from tests.workers.training.test_update_loop import experience, settings
 
 
 def after(trunk, selection: Selection, stage: int, unchecked: float) -> tuple[dict, dict[str, torch.Tensor], bool]:

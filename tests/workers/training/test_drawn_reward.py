@@ -3,7 +3,7 @@
 import numpy as np
 
 from layersweep.workers.training.drawn_reward import DrawnReward
-from tests.workers.training.test_update_loop import experience
+from tests.helpers.updates import experience
 
 
 def test_draws_follow_from_seed_and_step_alone():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from layersweep.policies.selection import LowRank, Selection
-from tests.workers.training.test_update_loop import assert_same_step, experience, plain_loss, settings, update_loop
+from tests.helpers.updates import assert_same_step, experience, plain_loss, settings, update_loop
 
 RATE, STEPS = 1e-2, 2
 SELECTIONS = [

@@ -8,7 +8,7 @@ from layersweep.policies.model.tree_batch import MicroBatch, MicroBatches
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
 from layersweep.workers.training.microbatch_cache import CacheBudget, MicroBatchCache, TrainingMicroBatch, tensor_bytes
-from tests.workers.training.test_update_loop import experience, update_loop
+from tests.helpers.updates import experience, update_loop
 
 
 def micro_batch() -> MicroBatch:

@@ -8,7 +8,7 @@ import torch
 from layersweep.policies.algorithms.grpo import GRPO
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
-from tests.workers.training.test_update_loop import (
+from tests.helpers.updates import (
     experience,
     plain_models,
     update_loop,
@@ -101,12 +101,13 @@ def test_the_ratio_is_to_the_trainers_own(
     assert (metrics["corrected_fraction"] > 0) == (correction != "none")
 
 
-def test_bypass_is_the_default_in_float32_and_not_in_bfloat16(model_folder, trunk, one_rank):
-    from layersweep.policies.model.trunk import Trunk
+def test_bypass_is_the_default_in_float32_and_not_in_bfloat16(model_folder):
+    from layersweep.policies.model.trunk import Policy, Trunk
+    from layersweep.workers.training.rollout_batch import RolloutBatch
 
-    half = Trunk.load(model_folder, "bfloat16")
-    assert update_loop(trunk, Selection.layer(2), GRPO(), training()).correction == "bypass"
-    assert update_loop(half, Selection.layer(2), GRPO(), training(dtype="bfloat16")).correction == "token_truncate"
+    for dtype, correction in (("float32", "bypass"), ("bfloat16", "token_truncate")):
+        policy = Policy(Trunk.load(model_folder, dtype), Selection.layer(2))
+        assert RolloutBatch(experience(), policy, GRPO(), training(dtype=dtype)).correction == correction
 
 
 @pytest.mark.parametrize("correction", ["bypass", "token_truncate", "sequence_mask"])

@@ -10,13 +10,13 @@ from layersweep.policies.selection import Selection
 from layersweep.workers.config import DeepSpeedConfig
 from layersweep.workers.training.optimizer import OptimizerPair, make_optimizer
 from layersweep.workers.training.training_state import dump, restore
-from tests.workers.training.test_old_logprobs import RATE, training
-from tests.workers.training.test_update_loop import (
+from tests.helpers.updates import (
     experience,
     plain_loss,
     plain_models,
     update_loop,
 )
+from tests.workers.training.test_old_logprobs import RATE, training
 
 STEPS = 3
 

@@ -9,7 +9,7 @@ import torch
 from layersweep.policies.selection import LowRank, Selection
 from layersweep.rollout.types import Experience
 from layersweep.workers.training.probe import gradient_facts, probe
-from tests.workers.training.test_update_loop import experience, plain_loss, plain_models, settings
+from tests.helpers.updates import experience, plain_loss, plain_models, settings
 
 
 @pytest.fixture(scope="module")

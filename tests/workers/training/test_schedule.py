@@ -14,8 +14,8 @@ from layersweep.policies.algorithms.grpo import GRPO
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import TrainingConfig
 from layersweep.workers.training.schedule import learning_rate
+from tests.helpers.updates import experience, update_loop
 from tests.workers.training.test_old_logprobs import training
-from tests.workers.training.test_update_loop import experience, update_loop
 
 
 def config(schedule: str, unit: str, **changes) -> TrainingConfig:

@@ -6,7 +6,8 @@ import torch
 from layersweep.policies.selection import LowRank, Selection
 from layersweep.workers.config import DeepSpeedConfig
 from layersweep.workers.training.screening import train_on_batch
-from tests.workers.training.test_update_loop import (
+from layersweep.workers.training.setup import TrainingSetup
+from tests.helpers.updates import (
     assert_same_step,
     experience,
     plain_loss,
@@ -20,7 +21,7 @@ RATE = 1e-3
 def trained(trunk, selection: Selection, exp, steps: int):
     algorithm, training = settings(0.0, RATE, 0.5, 40)
     training = training.model_copy(update={"epochs": steps})
-    return train_on_batch(trunk, algorithm, training, DeepSpeedConfig(), "float32", exp, selection)
+    return train_on_batch(trunk, TrainingSetup(algorithm, training, DeepSpeedConfig(), "float32"), exp, selection)
 
 
 @pytest.mark.parametrize(

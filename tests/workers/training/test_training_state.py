@@ -9,7 +9,7 @@ import torch
 from layersweep.policies.selection import LowRank, Selection
 from layersweep.workers.config import DeepSpeedConfig
 from layersweep.workers.storage.run_store import CheckpointRecord, CorruptFile, RunStore, checksum, rank_file
-from tests.workers.training.test_update_loop import experience, settings, update_loop
+from tests.helpers.updates import experience, settings, update_loop
 
 
 def _loop(folder: str, selection: Selection, stage: int, dtype: str, rank: int, ranks: int):
