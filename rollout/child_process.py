@@ -109,7 +109,7 @@ def answer_requests(prepare: Callable[[dict[str, Any]], Callable[[Any], Iterable
         answer = prepare(json.loads(sys.stdin.readline()))
     except BaseException as error:
         out.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
-        raise
+        raise SystemExit(1) from error  # the parent says it; a traceback beside that is nobody's
     out.write(json.dumps({"ready": True}) + "\n")
     for line in sys.stdin:
         for reply in answer(json.loads(line)):

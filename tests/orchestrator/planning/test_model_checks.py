@@ -89,7 +89,7 @@ WRONG = {
     "tokenizer larger than the embedding": (
         {},
         add_token,
-        r"model\.path: the tokenizer has 1 tokens outside .*<think>",
+        r"model\.path: the tokenizer has 1 token outside .*<think>",
     ),
     "end token outside": ({"eos_token_id": VOCABULARY}, None, r"model\.path: eos_token_id \d+ is outside"),
     "NaN in float32": ({}, _poison, r"model\.path: .*layers\.1\.mlp\.up_proj\.weight in .* holds NaN"),

@@ -187,6 +187,28 @@ def test_a_pipe_without_a_writer_is_not_waited_for(capsys, tmp_path):
     assert main(["plan", f"/dev/fd/{read}"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("def score(:", "importing .*rewards.py fails: SyntaxError"),
+        ("import nothing_of_the_kind", "importing .*rewards.py fails: ModuleNotFoundError"),
+        ("def scores(prompts, completions, **columns): pass", "rewards.py has no score"),
+        ("score = 3", "rewards.py:score is no function but int"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+    ],
+)
+def test_code_of_ones_own_that_cannot_be_loaded(capfd, tmp_path, monkeypatch, code, says):
+    """It is imported in a worker process, which has the same standard error."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rewards.py").write_text(code)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in GOOD))
+    task = {"type": "prompts", "data": {"path": "rows.jsonl", "prompt_format": "plain"}, "reward": "rewards.py:score"}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SPEC | {"model": "Qwen/Qwen3-1.7B-Base", "task": task}))
+    assert main(["plan", "sweep.yaml"]) == 2
+    said = capfd.readouterr().err
+    assert re.match(f"layersweep: task: reward: .*{says}", said) and "Traceback" not in said, said
+
+
 def test_words_that_were_meant_as_values(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for word in ("training..steps=5", "=5", "training.=5"):
