@@ -29,7 +29,7 @@ CJK = "\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af"
 """Characters of scripts that need no spaces between words."""
 
 # Phrases
-_IS = r"(?:is|are|was|:|=|→|(?:would|should|will|must) be|comes? out to(?: be)?|equals)(?![A-Za-z])"
+_IS = r"(?:is|are|was|:|[-=]>|=|[→⇒⟹]|(?:would|should|will|must) be|comes? out to(?: be)?|equals)(?![A-Za-z])"
 _PHRASE = re.compile(
     r"\banswers?\b\W{0,3}(?:to|for|of)\b[^.:=\n]{0,80}?\b(?:is|are)\b[\s*_:]*"
     rf"|\banswers?\b(?:\s*\([^()\n]{{0,40}}\))?[\s*_,]*(?:(?:therefore|thus|then|hence|here)[\s,]*)?{_IS}[\s*_:]*"
@@ -77,7 +77,7 @@ _REASON = re.compile(r",\s+(?:since|because|as)\b|\s+(?:since|because)\b")
 # What an answer looks like
 _FUNCTION = re.compile(r"(?:sin|cos|tan|log|ln|exp|sqrt|pi|arc\w+|infinity)\b|[\w.]+\(")
 _ONE_NUMBER = (
-    r"(?:(?<![\w)}])[-+])?\\?\$?(?:\d{1,3}(?: \d{3})+(?!\d)|\d+(?:\s?:\s?\d+)+|\d+,(?:\d|\d{4,})(?![\d,])"
+    r"(?:(?<![\w)}])[-+])?\\?\$?(?:\d{1,3}(?: \d{3})+(?!\d)|\d+(?:\s?:\s?\d+)+|\d+,(?:\d|\d{4,})(?![\d,)\]])"
     r"|\d+(?:,\d{2,3})*(?:\.\d+)?|\.\d+)"
     r"(?:[eE][-+]?\d+\b|\s*(?:\\times|\*)\s*10\s*\^\s*\{?-?\d+\}?)?(?:\s\d+/\d+|/\d+)?"
     r"(?:\s?\\?%| percent\b| (?:hundred|thousand|million|billion|trillion|dozen)\b)?"
@@ -267,7 +267,8 @@ def _last_line(line: str) -> str | None:
     if chosen := _CHOSEN.search(line):
         return chosen[1].upper()
     if len(WORD.findall(start)) + len(re.findall(f"[{CJK}]", start)) <= 1:
-        return _usable(re.sub(r"^[A-Za-z]+:\s+", "", line))  # a bare expression, perhaps with its unit
+        # A bare expression, perhaps with its unit.
+        return _usable(re.sub(r"^(?:[A-Za-z]+:\s+|(?:[-=]>|[→⇒⟹])\s*|(?:it|that|this)['’]s\s+)", "", line, flags=re.I))
     for bold in reversed(_BOLD.findall(line)):
         if re.search(r"\d", bold) or _CHOICE.fullmatch(f"{bold} "):
             return _reading(bold)
