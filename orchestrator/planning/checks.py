@@ -248,7 +248,9 @@ def _pick_problems(plan: Plan, run: CombinedRun, where: str) -> list[str]:
         there = sum(run.selection.kind == "layer" for run in plan.runs) // len(plan.spec.seeds)
     if wanted <= there:
         return []
-    which = "trains to the end" if kind != "middle" and plan.rungs else "has"
+    if kind == "middle":
+        return [f"{where}: {run.name} needs {counted(wanted, 'layers')}, the model has {there}"]
+    which = "trains to the end" if plan.rungs else "has"
     return [f"{where}: {run.name} needs {counted(wanted, 'layer runs')}, the sweep {which} {there}"]
 
 

@@ -83,7 +83,10 @@ def _in_words(problem: Any, message: str, classes: Sequence[type[BaseModel]]) ->
             near = difflib.get_close_matches(value.lower(), tags, n=1) if isinstance(value, str) else []
             return "needs a mapping of fields" + (f", such as {{type: {near[0]}}}" if near else "")
         case "tuple_type" | "list_type":
-            return "needs a list" + (f", such as [{value!r}]" if isinstance(value, str | int | float) else "")
+            if not isinstance(value, str | int | float):
+                return "needs a list"
+            numbers = isinstance(value, str) and re.fullmatch(r"[-\d.,\s]+", value)
+            return f"needs a list, such as [{value if numbers else repr(value)}]"
         case "too_short":
             return f"needs at least {bounds['min_length']} in its list"
         case "too_long":

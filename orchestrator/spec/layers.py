@@ -82,7 +82,7 @@ def read_layers(value: object) -> str | tuple[int, ...] | LayerSearch:
     if isinstance(value, LayerSearch):
         return value
     if isinstance(value, dict) and "search" in value:
-        return read_section(LayerSearch, value | {"search": value["search"] or {}})
+        return read_section(LayerSearch, value | {"search": {}} if value["search"] is None else value)
     numbers = value if isinstance(value, list | tuple) else [value]
     if all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
         return tuple(numbers)

@@ -132,12 +132,11 @@ class PromptsTask:
         prompts = self.data.all_prompts("train")[:TRIED_ROWS] or self.data.all_prompts("selection")[:TRIED_ROWS]
         with closing(self._pool(1)) as calls:
             for number, reward in enumerate(self.config.reward):
-                requests = [self._request(number, prompt, self.right_response(prompt).text) for prompt in prompts]
-                try:
-                    results = trial(calls, requests)
-                except ValueError as error:
-                    raise ValueError(f"reward: {error}") from error
-                for prompt, result in zip(prompts, results, strict=True):
+                for prompt in prompts:  # one after the other: after one that is late the others would be
+                    try:
+                        [result] = trial(calls, [self._request(number, prompt, self.right_response(prompt).text)])
+                    except ValueError as error:
+                        raise ValueError(f"reward: {error}") from error
                     if isinstance(result, Failure):
                         row = self.data.row_of(prompt)
                         raise ValueError(f"reward: {reward.path} fails on {row}: {last_line(result)}")

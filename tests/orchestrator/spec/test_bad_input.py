@@ -289,6 +289,9 @@ def test_values_that_are_refused(tmp_path, capsys, monkeypatch, field, value):
 MESSAGES = [
     ({"training": {"betas": [0.9, 0.9, 0.9]}}, "training.betas: takes at most 2 in its list, got [0.9, 0.9, 0.9]"),
     ({"training": {"stop": "x"}}, "training.stop: needs a list, such as ['x'], got 'x'"),
+    ({"seeds": "0, 1"}, "seeds: needs a list, such as [0, 1], got '0, 1'"),
+    ({"layers": {"search": []}}, "layers.search: needs a mapping of fields, got []"),
+    ({"combine": [{"middle": 7}]}, "combine[0]: layers-middle-7 needs 7 layers, the model has 6"),
     ({"name": 3}, "name: needs text, as a number is in quotes ('3'), got 3"),
     ({"task": "sort_digits"}, "task: needs a mapping of fields, such as {type: sort_digits}, got 'sort_digits'"),
     ({"model": {"layers": 3}}, "model: needs a `type`, one of pretrained, tiny"),
