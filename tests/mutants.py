@@ -148,11 +148,11 @@ MUTANTS = [
     ),
     Mutant(
         "run: a paused run keeps its slot",
-        "run_controller.py", "            self.run_slot.release()\n", "", "run_controller",
+        "run_controller.py", "            self.run_slot.release()\n", "", "search",
     ),
     Mutant(
         "run: the search waits for a run that has failed",
-        "run_controller.py", "await self.context.halving.withdraw(self.name)", "pass", "run_controller",
+        "run_controller.py", "await self.context.halving.withdraw(self.name)", "pass", "search",
     ),
     Mutant(
         "run: checkpoints come one step late",

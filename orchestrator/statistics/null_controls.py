@@ -25,6 +25,6 @@ def null_sentence(table: "pd.DataFrame") -> str:
     near = len(rows) - len(gained) - len(lost)
     named = "".join(f"; {text}" for text in said)
     return (
-        "Controls that should gain nothing (random or constant reward, random direction) with 0 in the 95 % interval of "
-        f"C: {near} of {len(rows)}{named}."
+        "Controls that should gain nothing (random or constant reward, random direction) with 0 in the 95 % interval "
+        f"of C: {near} of {len(rows)}{named}."
     )
