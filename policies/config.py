@@ -28,7 +28,7 @@ class PretrainedModel(StrictModel):
     """Branch, tag or commit of a hub model; null is main. The commit that it means at the start is used throughout."""
     trust_remote_code: bool = False
     """Run code that the model's repository brings. Off unless you have read that code."""
-    chat_template: str | None = None
+    chat_template: str | None = Field(None, min_length=1)
     """A Jinja template, as text or as the file that holds it, in place of the one that the model brings."""
     template_arguments: dict[str, Any] = {}
     """Variables of the chat template, such as `{enable_thinking: false}` of Qwen3."""

@@ -27,14 +27,27 @@ def written_as(pattern: str, words: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+_VARIABLE = re.compile(r"\$(?:\{\w+\}|\(|[A-Z_][A-Z0-9_]+)")
+_ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
+"""A URI whose second slash is missing, which would be a folder called `s3:`."""
+
+
 def _can_be_a_location(path: str) -> str:
     if found := re.search(r"[\x00-\x1f\x7f]", path):
         raise ValueError(f"has the character {found[0]!r} in it; name a path without line breaks and the like")
+    if path != path.strip():
+        raise ValueError(f"{path!r} begins or ends with a space; leave it out")
+    if found := _VARIABLE.search(path):
+        raise ValueError(f"{path}: variables of the shell such as {found[0]} are not expanded; write the path out")
+    if found := _ONE_SLASH.match(path):
+        raise ValueError(f"{path}: a URI has two slashes, {found[1]}://{path[found.end() :]}")
     if path.endswith("://"):
         raise ValueError(f"{path} names no path; write it out")
     return path
 
 
+StopString = Annotated[str, Field(min_length=1)]
+"""Text that ends a response; the engine refuses an empty one."""
 Location = Annotated[str, Field(min_length=1), AfterValidator(_can_be_a_location)]
 """A path, a URI, or a name on a hub."""
 

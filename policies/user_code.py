@@ -50,7 +50,7 @@ def module_and_name(path: str) -> tuple[str, str]:
         ValueError: it names no object.
     """
     module, _, name = path.rpartition(":") if ":" in path else path.rpartition(".")
-    named = all(part.isidentifier() for part in name.split("."))
+    named = name != "py" and all(part.isidentifier() for part in name.split("."))
     if not named or not (module.endswith(".py") or all(part.isidentifier() for part in module.split("."))):
         raise ValueError(f"{path!r} names no object; write it as my_file.py:name, or my_module.name")
     return module, name

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from layersweep.policies.strict import MOST_PROMPTS, Processes, Prompts, Samples, StrictModel, written_as
+from layersweep.policies.strict import MOST_PROMPTS, Processes, Prompts, Samples, StopString, StrictModel, written_as
 from layersweep.rollout.environments.alfworld import AlfWorldConfig
 from layersweep.rollout.environments.custom import CustomEnvironmentConfig
 from layersweep.rollout.environments.demo_gridworld import GridWorldConfig
@@ -98,7 +98,7 @@ class RolloutConfig(StrictModel):
 class SuiteConfig(StrictModel):
     """One named evaluation set."""
 
-    name: Annotated[str, written_as(r"[A-Za-z0-9_.-]{1,64}", "1 to 64 letters, digits, `_`, `.`, `-`")]
+    name: Annotated[str, written_as(r"(?!\.+$)[A-Za-z0-9_.-]{1,64}", "1 to 64 letters, digits, `_`, `.`, `-`")]
     """Letters, digits, `_`, `.`, `-`."""
     task: TaskConfig | None = None
     """Source of its prompts; null is the task that is trained."""
@@ -120,7 +120,7 @@ class SuiteConfig(StrictModel):
     """Sample among this many likeliest tokens; 0 is all."""
     min_p: float = Field(0.0, ge=0, le=1)
     """Leave out tokens of less than this share of the likeliest token's probability; 0 leaves out none."""
-    stop: tuple[str, ...] | None = None
+    stop: tuple[StopString, ...] | None = None
     """Strings that end a response; null is `training.stop`."""
     max_response_tokens: PositiveInt | None = None
     """null is the training limit."""

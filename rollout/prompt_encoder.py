@@ -49,11 +49,12 @@ class PromptEncoder:
         for at in range(0, len(prompts), BATCH):
             part = prompts[at : at + BATCH]
             messages = part[0].messages is not None
-            texts = [self._rendered(prompt) if messages else prompt.text for prompt in part]
+            texts = [self.render(prompt) if messages else prompt.text for prompt in part]
             # A chat template writes the special tokens itself.
             yield from self.tokenizer(texts, add_special_tokens=not messages)["input_ids"]
 
-    def _rendered(self, prompt: Prompt) -> str:
+    def render(self, prompt: Prompt) -> str:
+        """Return messages as the chat template writes them."""
         return self.tokenizer.apply_chat_template(
             list(prompt.messages),
             tools=list(prompt.tools) or None,

@@ -16,6 +16,7 @@ PACKAGES = ("policies", "rollout", "workers", "orchestrator")
 """Each may import itself and those before it."""
 ROLLOUT_FROM_POLICIES = {
     "policies.strict", "policies.config", "policies.selection", "policies.model", "policies.user_code",
+    "policies.wording",
 }  # fmt: skip
 HEADLESS = re.compile(
     r"(Of|That|And|Or|By|As|Who|Whom|Whose|Whoever|Which|Where|When|What|If|Why|With|Without|In|On|At|To|From|For|"

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, field_validator, model_validator
 
-from layersweep.policies.strict import MOST_PROCESSES, Processes, Prompts, Samples, StrictModel
+from layersweep.policies.strict import MOST_PROCESSES, Processes, Prompts, Samples, StopString, StrictModel
 
 RAY_UNIT = 1e-4
 """Least part of a CPU or GPU."""
@@ -69,9 +69,6 @@ LearningRatePolicy = Annotated[
     | Annotated[LearningRateTuning, Tag(LearningRateTuning.__name__)],
     Discriminator(_form),
 ]
-
-
-StopString = Annotated[str, Field(min_length=1)]
 
 
 class TrainingConfig(StrictModel):
@@ -184,6 +181,8 @@ class ActorResources(StrictModel):
         for name, quantity in (("cpus", self.cpus), ("gpus", self.gpus)):
             if 0 < quantity < RAY_UNIT:
                 raise ValueError(f"{name}: {quantity:g} is below {RAY_UNIT:g}, the least that Ray counts; 0 is none")
+        if self.gpus > 1 and self.gpus % 1:
+            raise ValueError(f"gpus: {self.gpus:g}: Ray gives a share of one GPU or whole GPUs; round it")
         return self
 
 

@@ -4,6 +4,7 @@ They import what they need when they run, so that help and errors come at once.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from importlib.resources import files
@@ -25,10 +26,12 @@ def _spec_and_overrides(words: list[str]) -> tuple[str | None, dict[str, Any]]:
     Raises:
         SpecError: two files, or an override of the wrong form.
     """
-    spec_files = [word for word in words if not is_override(word)]
+    # What looks like an override of the wrong form is one, unless it is a file's name.
+    values = [word for word in words if is_override(word) or ("=" in word and not os.path.exists(word))]
+    spec_files = [word for word in words if word not in values]
     if len(spec_files) > 1:
         raise SpecError([f"{spec_files[1]}: a second spec beside {spec_files[0]}; a value is written FIELD=VALUE"])
-    return next(iter(spec_files), None), parse_overrides(filter(is_override, words))
+    return next(iter(spec_files), None), parse_overrides(values)
 
 
 def _spec(words: list[str]) -> "SweepSpec":

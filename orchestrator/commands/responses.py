@@ -8,6 +8,7 @@ from layersweep.orchestrator.report.format import format_number, is_missing, pla
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.statistics.solved_prompts import RIGHT
 from layersweep.policies.selection import parse_run_name
+from layersweep.policies.wording import counted
 from layersweep.workers.storage.responses import kept_files
 
 
@@ -105,7 +106,9 @@ def show_responses(found: pd.DataFrame, limit: int, right: bool | None = None, t
             console.print(_heading(row), style="dim", soft_wrap=True)
             console.print(row["response"], soft_wrap=True)
     more = f"; shown are the first {limit} prompts" if len(prompts) > limit else ""
-    console.print(f"{len(shown)} of {len(found)} responses, to {len(prompts)} prompts{more}", style="dim")
+    console.print(
+        f"{len(shown)} of {counted(len(found), 'responses')}, to {counted(len(prompts), 'prompts')}{more}", style="dim"
+    )
 
 
 def _heading(row: dict) -> str:

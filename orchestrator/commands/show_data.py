@@ -12,6 +12,7 @@ from layersweep.orchestrator.spec.data_sections import with_data
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import TinyModel
+from layersweep.policies.wording import counted
 from layersweep.rollout.data.data_config import DataConfig
 from layersweep.rollout.data.prompt_data import PromptData
 from layersweep.rollout.data.window import PromptUse, prompt_uses
@@ -47,7 +48,8 @@ def show_data(spec: SweepSpec) -> list[str]:
     counts = {f"{section}{'' if section == 'task' else '.task'}.data": report.bad
               for section, report in checked.plan.data.items()}  # fmt: skip
     _show_checked(checked)
-    return [f"{field}: {counts[field]:,} bad rows, listed above; fix them, or leave them out with bad_rows: skip"
+    fix = "fix them, or leave them out with bad_rows: skip"
+    return [f"{field}: {counted(counts[field], 'bad rows')}, listed above; {fix}"
             for field in refused if counts.get(field)]  # fmt: skip
 
 
@@ -106,8 +108,8 @@ def _show_split(console: Console, checked: CheckedSweep, use: PromptUse, shown: 
     row_of: Callable[[Prompt], str] = data.row_of if data else lambda prompt: f"prompt {prompt.id}"
     _fact(
         console, use.split,
-        f"{len(prompts):,} prompts{some}; {unit} {min(tokens):,} to {max(tokens):,}, median {median(tokens):,g}, "
-        f"the longest is {row_of(prompts[longest])}",
+        f"{counted(len(prompts), 'prompts')}{some}; {unit} {min(tokens):,} to {max(tokens):,}, "
+        f"median {median(tokens):,g}, the longest is {row_of(prompts[longest])}",
     )  # fmt: skip
     _show_right_answers(console, use.task, prompts[:MOST_SCORED], row_of)
     for number in range(min(shown, len(prompts))):

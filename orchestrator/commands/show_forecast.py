@@ -30,7 +30,7 @@ def show_cluster_plan(found: ClusterPlan) -> None:
         "batch at a time",
         "wall clock": f"at least {schedule.hours:,.1f} h, which holds {schedule.hours * cluster.gpus:,.0f} GPU-hours; "
         f"bound by {schedule.bound_by}",
-        "assumed": str(Assumptions()).replace("one run's batch at a time, nothing waiting", "nothing waiting"),
+        "assumed": Assumptions().text(plan).replace("one run's batch at a time, nothing waiting", "nothing waiting"),
     }
     for network in found.network:
         facts[f"a step of {network.runs}"] = (

@@ -10,6 +10,7 @@ from layersweep.orchestrator.planning.cluster_shape import H200
 from layersweep.orchestrator.planning.cost_model import Assumptions, estimate, micro_batch, update_bytes
 from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.report.format import size, wide_console
+from layersweep.policies.wording import counted
 from layersweep.rollout.config import CPU_KV_CACHE_MIB
 
 
@@ -31,9 +32,9 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
         "task": f"{spec.task.type}, {spec.algorithm.type}",
         **_data(plan),
         **_overlong(plan),
-        "each run": f"{training.steps} steps of {training.prompts_per_step} prompts x {training.group_size} responses, "
-        f"{updates} optimizer step{'s' * (updates > 1)} each, at most {training.max_response_tokens} tokens "
-        f"of a window of {plan.window}",
+        "each run": f"{counted(training.steps, 'steps')} of {counted(training.prompts_per_step, 'prompts')} x "
+        f"{training.group_size} responses, {counted(updates, 'optimizer steps')} each, "
+        f"at most {counted(training.max_response_tokens, 'tokens')} of a window of {plan.window}",
         "runs": f"{len(plan.runs)} to train, seeds {', '.join(map(str, spec.seeds))}; the base is scored besides",
         **_seeds(plan),
         **_search(plan),
@@ -45,12 +46,12 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
         "micro batches": micro_batches(plan),
     }
     if hours and spec.resources.on_gpu():
-        cost, assumed = estimate(plan), Assumptions()
+        cost = estimate(plan)
         facts["GPU-hours"] = (
             f"about {cost.total:,.0f} of one {H200.name}: {cost.rollout:,.0f} generating, {cost.update:,.0f} training, "
             f"{cost.evaluation:,.0f} scoring"
         )
-        facts["assumed"] = str(assumed)
+        facts["assumed"] = Assumptions().text(plan)
     if plan.unchecked:
         facts["checked by run"] = ", ".join(plan.unchecked)
     for name, fact in facts.items():
@@ -126,7 +127,8 @@ def _trials(plan: Plan) -> dict[str, str]:
         "the full run, for every run" if tuning.reuse == "full" else "the full run and a middle layer, for their kind"
     )
     return {
-        "learning rate": f"the best of {rates}, tried on {tried}: {len(trials)} trials of {tuning.steps} steps first"
+        "learning rate": f"the best of {rates}, tried on {tried}: {counted(len(trials), 'trials')} of "
+        f"{counted(tuning.steps, 'steps')} first"
     }
 
 

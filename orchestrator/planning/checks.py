@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import logging
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from layersweep.orchestrator.spec.paths import with_absolute_paths
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.orchestrator.spec.user_code_sections import code_texts
 from layersweep.policies.config import PretrainedModel
+from layersweep.policies.wording import counted
 from layersweep.rollout.data.locations import local_path
 from layersweep.rollout.data.prompt_data import decontaminate_across
 from layersweep.rollout.data.window import Encode, fit_prompts, prompt_uses
@@ -31,12 +33,15 @@ from .model_checks import (
     template_problems,
     tokenizer_problems,
     tool_problems,
+    window_problems,
 )
 from .plan import Plan, Run
 from .selections import swept_selections
 
 if TYPE_CHECKING:  # transformers: seconds
     from layersweep.rollout.prompt_encoder import PromptEncoder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,27 +84,32 @@ def check_sweep(spec: SweepSpec, fetch: bool, fetch_data: bool) -> CheckedSweep:
     model = None
     code: dict[str, str] = {}
     try:
-        code = code_texts(spec)  # before the model: a tiny one is made for its task
-        model = resolve_model(spec, from_table=not fetch)
+        code = code_texts(spec)
+    except ValueError as error:
+        problems.append(str(error))
+    tasks, unchecked, task_problems = _built_tasks(spec, fetch_data, try_code=not problems)
+    try:
+        model = resolve_model(spec, from_table=not fetch, task=tasks.get("task"))
         selections = swept_selections(spec, model.architecture)
         controlled_selections(spec, selections)
     except ValueError as error:
         problems.append(str(error))
     if model is not None:
         problems += model_problems(spec, model, weights_needed=fetch)
-    tasks, unchecked, task_problems = _built_tasks(spec, fetch_data, try_code=not problems)
     problems += task_problems + _output_problems(spec)
-    if fetch and spec.training.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        problems.append(
-            "training.optimizer: adamw_8bit needs bitsandbytes wherever trainers run; pip install bitsandbytes there, "
-            "or choose adamw"
-        )
+    if spec.training.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        needed = "adamw_8bit needs bitsandbytes wherever trainers run, and it is not installed here; "
+        fix = "pip install bitsandbytes there, or choose adamw"
+        if fetch:
+            problems.append(f"training.optimizer: {needed}{fix}")
+        else:  # the trainers may be elsewhere
+            unchecked.append(f"training.optimizer ({needed}{fix})")
     if problems:
         raise SpecError(list(dict.fromkeys(problems)))
     runs = tuple(Run(selection, seed) for seed in spec.seeds for selection in selections)
     unchecked = list(dict.fromkeys(unchecked))
     plan = Plan(spec, model.architecture, runs, model.shape_source, tuple(unchecked), code=code, source=model.source)
-    if problems := _search_problems(plan) or _combine_problems(plan):
+    if problems := _search_problems(plan) + _combine_problems(plan) + window_problems(plan):
         raise SpecError(problems)
     return _with_prompts(plan, model, tasks)
 
@@ -165,8 +175,11 @@ def _with_prompts(plan: Plan, model: ResolvedModel, tasks: dict[str, Any]) -> Ch
         raise SpecError(problems)
     read = {section: task.data for section, task in tasks.items() if hasattr(task, "data")}
     fingerprints = {section: data.fingerprint() for section, data in read.items()} | fit.digests
+    for notice in dict.fromkeys(filter(None, (data.notice for data in read.values()))):
+        logger.warning(notice)
     reports = {section: data.report for section, data in read.items()}
-    complete = replace(plan, fingerprints=fingerprints, data=reports, overlong=tuple(fit.overlong))
+    complete = replace(plan, fingerprints=fingerprints, data=reports, overlong=tuple(fit.overlong),
+                       prompt_tokens=fit.prompt_tokens)  # fmt: skip
     return CheckedSweep(complete, tasks, encoder)
 
 
@@ -190,8 +203,10 @@ def _encoder(
         )
     except Exception as error:  # files that are no tokenizer raise anything
         reason = " ".join(str(error).split())
-        return None, [f"model.path: the tokenizer of {model.tokenizer} cannot be loaded ({reason})"]
-    problems = config_problems(model) + tokenizer_problems(encoder, model)
+        fix = "replace its files by the model's own"
+        return None, [f"model.path: the tokenizer of {model.tokenizer} cannot be loaded ({reason}); {fix}"]
+    problems = config_problems(model, spec.model.trust_remote_code)
+    problems += tokenizer_problems(encoder, model, spec.training)
     problems += template_problems(encoder, spec.model, sections)
     return (None if problems else encoder), problems
 
@@ -233,8 +248,10 @@ def _pick_problems(plan: Plan, run: CombinedRun, where: str) -> list[str]:
         there = sum(run.selection.kind == "layer" for run in plan.runs) // len(plan.spec.seeds)
     if wanted <= there:
         return []
-    which = "trains to the end" if kind != "middle" and plan.rungs else "has"
-    return [f"{where}: {run.name} needs {wanted} layer runs, the sweep {which} {there}"]
+    if kind == "middle":
+        return [f"{where}: {run.name} needs {counted(wanted, 'layers')}, the model has {there}"]
+    which = "trains to the end" if plan.rungs else "has"
+    return [f"{where}: {run.name} needs {counted(wanted, 'layer runs')}, the sweep {which} {there}"]
 
 
 def _output_problems(spec: SweepSpec) -> list[str]:

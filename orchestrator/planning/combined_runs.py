@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from layersweep.orchestrator.spec.layers import CombinedRun, middle_layers
 from layersweep.policies.selection import Selection
+from layersweep.policies.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +25,9 @@ def pick(run: CombinedRun, table: "pd.DataFrame | None", layers: int) -> Selecti
     else:
         ranked = table[(table["kind"] == "layer") & table["score"].notna() & (table["status"] != "pruned")]
         if len(ranked) < count:
-            raise ValueError(f"combine: {run.name} needs {count} layers with a score, the profile has {len(ranked)}")
+            raise ValueError(
+                f"combine: {run.name} needs {counted(count, 'layers')} with a score, the profile has {len(ranked)}"
+            )
         if (highest := int(ranked["layer"].max())) >= layers:
             raise ValueError(f"profile: it has a layer {highest}, and the model has layers 0 to {layers - 1}")
         ordered = ranked.sort_values("score", ascending=kind == "worst", kind="stable")
@@ -44,9 +47,12 @@ def read_profile(path: str) -> "pd.DataFrame":
     try:
         table = CONTRIBUTION.read(source)
     except FileNotFoundError as error:
-        raise ValueError(f"profile: there is no table at {source}") from error
+        raise ValueError(
+            f"profile: there is no table at {source}; name a finished sweep's folder or its contribution.parquet"
+        ) from error
     except (ValueError, OSError) as error:
-        raise ValueError(f"profile: {source}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"profile: {source}: {reason}") from error
     from layersweep.orchestrator.statistics.contribution_table import table_problem  # scipy: a second
 
     if problem := table_problem(table):

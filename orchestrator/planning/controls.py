@@ -41,8 +41,9 @@ def _named(of: Sequence[str], known: dict[str, Selection], where: str) -> list[s
     for name in of:
         own = [other for other, selection in known.items() if selection.kind == "layer"] if name == LAYERS else [name]
         if not own or own[0] not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            names_of = [*known, *[LAYERS] * any(selection.kind == "layer" for selection in known.values())]
+            near = difflib.get_close_matches(name, names_of, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names_of)}"
             raise ValueError(f"{where}: the sweep trains no {name}; {hint}")
         names += own
     return list(dict.fromkeys(names))

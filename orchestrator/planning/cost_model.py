@@ -6,6 +6,7 @@ the weights once per forward pass and the cache of every sequence in it; the slo
 Left out: waiting, start-up, transfers of weights (a push is one layer), rewards, and the tail of long answers.
 """
 
+import math
 from dataclasses import dataclass
 
 from layersweep.policies.algorithms.rollout_correction import resolve
@@ -22,6 +23,9 @@ from .cluster_shape import H200, GpuKind
 from .plan import Plan
 from .selections import count_active
 
+UNKNOWN_PROMPT_TOKENS = 256
+"""Tokens of a prompt where no tokenizer is at hand."""
+
 
 @dataclass(frozen=True)
 class Assumptions:
@@ -31,16 +35,20 @@ class Assumptions:
     """Mean response, as a share of the limit."""
     turn_share: float = 0.5
     """Mean episode, as a share of its most turns."""
-    prompt_tokens: int = 256
-    """Tokens of a question; an episode's turn counts as half of the section's max_prompt_tokens."""
+    prompt_tokens: int | None = None
+    """Tokens of a question; None is what they are on average where the tokenizer is at hand, else 256. An episode's
+    turn counts as half of the section's max_prompt_tokens."""
     arithmetic: float = 0.4
     """Share of the peak FLOPs that is reached."""
     bandwidth: float = 0.6
     """Share of the peak bandwidth that is reached."""
 
-    def __str__(self) -> str:
+    def text(self, plan: Plan) -> str:
+        """Say what is assumed of a plan."""
+        _, prompt = _turns_and_prompt(plan, "task", self)
+        mean = " on average, as they are" if self.prompt_tokens is None and "task" in plan.prompt_tokens else ""
         return (
-            f"responses of {self.response_share:.0%} of the limit, prompts of {self.prompt_tokens} tokens "
+            f"responses of {self.response_share:.0%} of the limit, prompts of {prompt:.0f} tokens{mean} "
             f"(episodes: half the limits of turns and prompt), {self.arithmetic:.0%} of peak arithmetic, "
             f"{self.bandwidth:.0%} of peak bandwidth, one run's batch at a time, nothing waiting"
         )
@@ -68,8 +76,10 @@ def estimate(plan: Plan, gpu: GpuKind = H200, assumed: Assumptions | None = None
     assumed = assumed or Assumptions()
     spec = plan.spec
     evaluation = 0.0
-    for suite, responses in zip(spec.evaluation.suites, plan.evaluation_responses_by_suite, strict=True):
-        turns, prompt = _turns_and_prompt(suite.task or spec.task, assumed)
+    for i, (suite, responses) in enumerate(
+        zip(spec.evaluation.suites, plan.evaluation_responses_by_suite, strict=True)
+    ):
+        turns, prompt = _turns_and_prompt(plan, f"evaluation.suites[{i}]", assumed, suite.task)
         length = (suite.max_response_tokens or spec.training.max_response_tokens) * assumed.response_share
         sharing, width = suite.samples if turns == 1 else 1, suite.prompts * suite.samples
         evaluation += generation_seconds(
@@ -87,7 +97,7 @@ def rollout_seconds(plan: Plan, responses: float, gpu: GpuKind, assumed: Assumpt
     """Return the seconds of one device that generates so many training responses (episodes, where the task has
     turns)."""
     training = plan.spec.training
-    turns, prompt = _turns_and_prompt(plan.spec.task, assumed)
+    turns, prompt = _turns_and_prompt(plan, "task", assumed)
     width = training.prompts_per_step * training.group_size * together
     length = training.max_response_tokens * assumed.response_share
     # Responses to one question share its prompt; every turn of an episode has its own.
@@ -100,7 +110,7 @@ def rollout_seconds(plan: Plan, responses: float, gpu: GpuKind, assumed: Assumpt
 def update_seconds(plan: Plan, selection: Selection, gpu: GpuKind, assumed: Assumptions) -> float:
     """Return the seconds of one device that makes all updates of one run."""
     training = plan.spec.training
-    turns, prompt = _turns_and_prompt(plan.spec.task, assumed)
+    turns, prompt = _turns_and_prompt(plan, "task", assumed)
     length = training.max_response_tokens * assumed.response_share
     sharing = training.group_size if turns == 1 else 1
     algorithm = plan.spec.algorithm.build()
@@ -117,7 +127,7 @@ def update_seconds(plan: Plan, selection: Selection, gpu: GpuKind, assumed: Assu
 def step_tokens(plan: Plan, assumed: Assumptions) -> float:
     """Return the tokens that one run generates in one step."""
     training = plan.spec.training
-    turns, _ = _turns_and_prompt(plan.spec.task, assumed)
+    turns, _ = _turns_and_prompt(plan, "task", assumed)
     episodes = training.prompts_per_step * training.group_size
     return episodes * turns * training.max_response_tokens * assumed.response_share
 
@@ -216,13 +226,22 @@ def update_bytes(plan: Plan, selection: Selection, gpu: GpuKind = H200) -> int:
     With `training.checkpointing: auto` the response counts as it is computed: checkpointed where it would not fit.
     """
     training, shape, part = plan.spec.training, plan.architecture, _part_of_gpu(plan, selection, gpu)
-    longest = min(plan.window, training.max_response_tokens + Assumptions.prompt_tokens)
+    prompt = math.ceil(plan.prompt_tokens.get("task", UNKNOWN_PROMPT_TOKENS))
+    longest = min(plan.window, training.max_response_tokens + prompt)
     tokens = max(micro_batch(plan, selection, gpu), longest)
     checkpointing = tokens > unchecked_tokens(training, shape, selection, part)
     return activation_bytes(shape, selection, plan.element_bytes, tokens, plan.spec.resources.on_gpu(), checkpointing)
 
 
-def _turns_and_prompt(task: TaskConfig, assumed: Assumptions) -> tuple[float, float]:
+def _turns_and_prompt(
+    plan: Plan, section: str, assumed: Assumptions, task: TaskConfig | None = None
+) -> tuple[float, float]:
+    """Return the turns of a section's episodes, 1 where it has questions, and the tokens of a prompt.
+
+    Args:
+        task: of the section, where it has one of its own.
+    """
+    task = task or plan.spec.task
     if getattr(task, "multi_turn", False):
         return task.max_turns * assumed.turn_share, task.max_prompt_tokens / 2
-    return 1, assumed.prompt_tokens
+    return 1, assumed.prompt_tokens or plan.prompt_tokens.get(section, UNKNOWN_PROMPT_TOKENS)

@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.policies.config import TinyModel
@@ -29,12 +30,13 @@ class ResolvedModel:
     """A local folder with the tokenizer; None where a plan would have to fetch it, and of the tiny model."""
 
 
-def resolve_model(spec: SweepSpec, from_table: bool) -> ResolvedModel:
+def resolve_model(spec: SweepSpec, from_table: bool, task: Any = None) -> ResolvedModel:
     """Find the model's shape, and where its files are.
 
     Args:
         from_table: for a plan: where the hub is out of reach, take the study's models from known_models, and fetch
             nothing but config.json.
+        task: the task that a tiny model is made for; None builds it.
 
     Raises:
         ValueError: there is no such model, or it is of a kind that is not supported.
@@ -43,9 +45,10 @@ def resolve_model(spec: SweepSpec, from_table: bool) -> ResolvedModel:
         from layersweep.workers.startup.tiny_model import tiny_config
 
         try:
-            task = spec.task.build()
             with ExitStack() as stack:
-                stack.callback(getattr(task, "close", lambda: None))
+                if task is None:
+                    task = spec.task.build()
+                    stack.callback(getattr(task, "close", lambda: None))
                 # Two special tokens beside the alphabet.
                 vocabulary = len(set(task.alphabet)) + 2
         except (ValueError, OSError) as error:

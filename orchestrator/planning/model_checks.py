@@ -1,5 +1,6 @@
 """Checks of a model folder: everything in its files that would end a run, found before one starts."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,11 +12,15 @@ from layersweep.policies.config import PretrainedModel
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.model.checkpoint import HEAD, INDEX, StoredTensor, non_finite, shards, stored_tensors
 from layersweep.policies.model.families import FAMILIES
+from layersweep.policies.wording import counted
 from layersweep.rollout.data.data_config import DataConfig
 from layersweep.rollout.types import Prompt
+from layersweep.workers.config import TrainingConfig
 from layersweep.workers.startup.model_source import LOADED
 
+from .cost_model import cache_bytes
 from .model_architecture import TOKENIZERS, ResolvedModel
+from .plan import Plan
 
 if TYPE_CHECKING:  # transformers, which a plan without local model does without
     from layersweep.rollout.prompt_encoder import PromptEncoder
@@ -27,6 +32,10 @@ CPU_EXPERTS = 32
 DTYPES = {"F32", "F16", "BF16"}
 """Stored dtypes that can be trained, as safetensors names them."""
 SINGLE = "model.safetensors"
+QUANTIZED = "hf_quant_config.json"
+"""File beside config.json by which vLLM takes a model for a quantized one."""
+SELF_CHECK_TOKENS = 64
+"""Window that an engine's self-check needs."""
 READ_BY_PLAN = 1 << 30
 """Bytes of weights that a plan looks through for NaN. Of larger models it reads vectors and the beginnings of matrices;
 a run reads all."""
@@ -81,29 +90,53 @@ def model_problems(spec: SweepSpec, model: ResolvedModel, weights_needed: bool) 
     return problems
 
 
-def config_problems(model: ResolvedModel) -> list[str]:
+def window_problems(plan: Plan) -> list[str]:
+    """List why an engine with the plan's window would not start."""
+    rollout, window = plan.spec.rollout, plan.window
+    if window < SELF_CHECK_TOKENS:
+        bound = (
+            "rollout.max_num_batched_tokens: bounds" if plan.architecture.max_positions > window else
+            "model.path: max_position_embeddings bounds"
+        )  # fmt: skip
+        return [f"{bound} the window to {window} tokens, and the engine's self-check needs {SELF_CHECK_TOKENS}"]
+    cache = 0 if plan.spec.resources.on_gpu() else (rollout.kv_cache_memory_mib or 0) << 20
+    if cache and (needed := window * cache_bytes(plan)) > cache:
+        return [
+            f"rollout.kv_cache_memory_mib: one sequence of the window's {window:,} tokens takes "
+            f"{math.ceil(needed / 2**20):,} MiB; raise it from {rollout.kv_cache_memory_mib:,}, or lower "
+            "rollout.max_model_len"
+        ]
+    return []
+
+
+def config_problems(model: ResolvedModel, trust_remote_code: bool) -> list[str]:
     """List what transformers refuses in the config.json beside a tokenizer; it is the last word on what fields hold."""
     import transformers
 
     try:
-        transformers.AutoConfig.from_pretrained(model.tokenizer)
+        transformers.AutoConfig.from_pretrained(model.tokenizer, trust_remote_code=trust_remote_code)
     except Exception as error:  # its validators raise classes of their own
         return [f"model.path: {model.tokenizer}/config.json: transformers refuses it ({' '.join(str(error).split())})"]
     return []
 
 
-def tokenizer_problems(encoder: "PromptEncoder", model: ResolvedModel) -> list[str]:
-    """List tokens without an embedding: of all that the tokenizer knows, and those that end a response."""
+def tokenizer_problems(encoder: "PromptEncoder", model: ResolvedModel, training: TrainingConfig) -> list[str]:
+    """List tokens without an embedding: of all that the tokenizer knows, and those that end a response. Some must."""
     rows = model.architecture.vocabulary
     known = encoder.tokenizer.get_vocab()
     outside = sorted(token for token, number in known.items() if number >= rows)
     if outside:
         return [
-            f"model.path: the tokenizer has {len(outside)} tokens outside the model's embedding of {rows} rows, such "
-            f"as {outside[0]!r}; resize the embedding (resize_token_embeddings), or take these tokens out"
+            f"model.path: the tokenizer has {counted(len(outside), 'tokens')} outside the model's embedding of {rows} "
+            f"rows, such as {outside[0]!r}; resize the embedding (resize_token_embeddings), or take these tokens out"
         ]
     if stops := [number for number in encoder.stop_token_ids if number >= rows]:
         return [f"model.path: eos_token_id {stops[0]} is outside the model's embedding of {rows} rows; correct it"]
+    if not encoder.stop_token_ids and not training.stop:
+        return [
+            "model.path: neither tokenizer nor generation_config.json nor config.json names an eos token, so that no "
+            "response would end by itself; write its eos_token_id into generation_config.json, or set training.stop"
+        ]
     return []
 
 
@@ -123,9 +156,13 @@ def template_problems(
             )
             continue
         try:
-            encoder.encode(Prompt("", messages=({"role": "user", "content": "?"},)))
+            shown = {encoder.render(Prompt("", messages=({"role": "user", "content": text},))) for text in ("0", "1")}
         except Exception as error:  # a template raises what it pleases
             problems.append(f"{field}: the model's chat template fails ({' '.join(str(error).split())})")
+            continue
+        if len(shown) == 1:
+            problems.append(f"{field}: the model's chat template does not show what the user says; name one that does "
+                            "as model.chat_template")  # fmt: skip
     for name in model.template_arguments:
         if template is not None and not re.search(rf"\b{re.escape(name)}\b", template):
             problems.append(f"model.template_arguments: the chat template has no variable {name}; correct its spelling")
@@ -208,6 +245,8 @@ def _check_files(folder: Path) -> None:
     Raises:
         ValueError: says which files.
     """
+    if (folder / QUANTIZED).exists():
+        raise ValueError(f"{QUANTIZED}: quantized weights cannot be trained; take the original model")
     there = {path.name for path in folder.glob("*.safetensors")}
     if (folder / INDEX).is_file():
         if SINGLE in there and SINGLE not in {path.name for path in shards(folder)}:

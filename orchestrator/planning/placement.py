@@ -144,8 +144,6 @@ def _too_large_for_a_node(resources: ResourcesConfig, largest: Mapping[str, floa
                 problems.append(
                     f"{where}: asks for {asked:g} {unit}{'s' * (asked != 1)} on one node, and the largest {has}"
                 )
-            elif unit == "GPU" and asked > 1 and asked != int(asked):
-                problems.append(f"{where}: {asked:g}: Ray gives a share of one GPU or whole GPUs; round it")
     return problems
 
 

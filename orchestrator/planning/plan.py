@@ -1,6 +1,7 @@
 """The plan of a sweep: its runs, their sizes and counts. checks.py makes it from a spec."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -82,6 +83,9 @@ class Plan:
     overlong: tuple[OverlongPrompts, ...] = ()
     """Prompts too long for the model that were dropped or replaced, by section and split, where the tokenizer is at
     hand."""
+
+    prompt_tokens: Mapping[str, float] = field(default_factory=dict)
+    """Mean tokens of the prompts of `task` and of `evaluation.suites[0]` and so on, where the tokenizer is at hand."""
 
     @property
     def folder(self) -> str:

@@ -3,5 +3,5 @@
 - `sweep_spec`: all sections together; the sections' fields are in the `config` modules of `policies`, `rollout` and
   `workers`, those of `layers` and `combine` in `layers`.
 - `load`, `yaml_core`, `overrides`, `paths`, `folders`: from text to a spec.
-- `errors`: SpecError. `schema_docs`: `layersweep schema`.
+- `errors`, `explain`: SpecError, and what it says. `schema_docs`: `layersweep schema`.
 """

@@ -4,11 +4,13 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any
 
-from layersweep.workers.storage.files import read_bytes
+from layersweep.workers.storage.files import read_bytes, resolve_uri
 
 from .errors import SpecError, shorten
+from .factors import MOST_SWEEPS
 from .load import parse_spec
 from .overrides import override, value_at
 from .sweep_spec import SweepSpec
@@ -44,8 +46,12 @@ def check_single(folder: str) -> None:
     """Refuse the folder of a spec with factors, for what is about one sweep.
 
     Raises:
-        SpecError: with the folders of its sweeps.
+        SpecError: with the folders of its sweeps; a URI whose protocol is unknown, or whose filesystem does not start.
     """
+    try:
+        resolve_uri(folder)
+    except ValueError as error:
+        raise SpecError([f"{folder}: {error}"]) from error
     if within := folders_within(folder):
         raise SpecError([f"{folder}: these are several sweeps; name one of {', '.join(within)}"])
 
@@ -74,7 +80,11 @@ def _expanded(spec: SweepSpec) -> list[tuple[dict[str, str], SweepSpec]]:
     Raises:
         SpecError: as for `sweeps_of`.
     """
-    problems = [f"factors: {path} is the same for all" for path in spec.factors if path.split(".")[0] in OF_THE_WHOLE]
+    problems = [
+        f"factors: {path} is the same for all sweeps; leave it out"
+        for path in spec.factors
+        if path.split(".")[0] in OF_THE_WHOLE
+    ]
     named = []
     for path, levels in spec.factors.items():
         try:
@@ -83,17 +93,28 @@ def _expanded(spec: SweepSpec) -> list[tuple[dict[str, str], SweepSpec]]:
             problems.append(f"factors.{path}: {error}")
     if problems:
         raise SpecError(problems)
+    if (count := prod(map(len, named))) > MOST_SWEEPS:
+        raise SpecError([f"factors: they make {count:,} sweeps, and more than {MOST_SWEEPS} are taken for a slip"])
     common = spec.model_dump(mode="json") | {"factors": {}, "output": spec.folder}
     found = []
+    refused: dict[str, list[str]] = {}
     for chosen in itertools.product(*named):
         name = "-".join([spec.name, *(label for _, label, _ in chosen)])
         try:
             sweep = parse_spec(override(common, {path: value for path, _, value in chosen} | {"name": name}))
             found.append(({path: label for path, label, _ in chosen}, sweep))
         except SpecError as error:
-            problems += [f"factors, {name}: {problem}" for problem in error.problems]
+            for problem in error.problems:
+                refused.setdefault(problem, []).append(name)
+    for problem, of in refused.items():
+        problems.append(f"factors{'' if len(of) == count else f', {of[0]}'}: {problem}")
     names = Counter(sweep.name for _, sweep in found)
     problems += [f"factors: two sweeps are called {name}; name the levels" for name, n in names.items() if n > 1]
+    first: dict[str, str] = {}
+    for _, sweep in found:
+        other = first.setdefault(sweep.model_copy(update={"name": ""}).model_dump_json(), sweep.name)
+        if other != sweep.name:
+            problems.append(f"factors: {other} and {sweep.name} are the same sweep; leave one out")
     if problems:
         raise SpecError(problems)
     return found
@@ -116,7 +137,7 @@ def _label(path: str, value: Any) -> str:
     """Name a level: a section by its type, a file by its name, another value by its field and itself."""
     if isinstance(value, Mapping) and isinstance(value.get("type"), str):
         return value["type"]
-    field = path.rpartition(".")[2]
+    field = re.sub(r"\[(\d+)\]", r".\1", path.rpartition(".")[2])
     text = (
         re.sub(r"[^A-Za-z0-9_.]+", ".", value.rstrip("/").rpartition("/")[2]) if isinstance(value, str) else
         f"{field}-{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else ""

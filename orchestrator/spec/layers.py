@@ -3,12 +3,13 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from layersweep.policies.selection import Selection
 from layersweep.policies.strict import StrictModel, written_as
 
 from .errors import shorten
+from .explain import read_section
 
 _RANGE = re.compile(r"(-?\d{1,9})?:(-?\d{1,9})?(?::(-?\d{1,9}))?", re.ASCII)
 _MIDDLE = re.compile(r"middle:(\d{1,9})", re.ASCII)
@@ -81,12 +82,7 @@ def read_layers(value: object) -> str | tuple[int, ...] | LayerSearch:
     if isinstance(value, LayerSearch):
         return value
     if isinstance(value, dict) and "search" in value:
-        try:
-            return LayerSearch.model_validate(value | {"search": value["search"] or {}})
-        except ValidationError as error:
-            first = error.errors()[0]
-            reason = first["msg"].removeprefix("Value error, ")
-            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {reason}") from error
+        return read_section(LayerSearch, value | {"search": {}} if value["search"] is None else value)
     numbers = value if isinstance(value, list | tuple) else [value]
     if all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
         return tuple(numbers)

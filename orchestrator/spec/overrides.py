@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from layersweep.policies.wording import counted
+
 from .errors import SpecError
 from .yaml_core import read_yaml
 
@@ -90,7 +92,7 @@ def _set(data: dict[str, Any], path: str, value: Any) -> None:
             if not isinstance(owner, list):
                 raise ValueError(f"{path}: {at} is no list in the spec; override {at} as a whole")
             if part >= len(owner):
-                raise ValueError(f"{path}: {at} has {len(owner)} items in the spec, numbered from 0")
+                raise ValueError(f"{path}: {at} has {counted(len(owner), 'items')} in the spec, numbered from 0")
         elif not isinstance(owner, dict):
             raise ValueError(f"{path}: {at} is {owner!r} in the spec, not a section; override {at} as a whole")
         if depth == len(parts) - 1:

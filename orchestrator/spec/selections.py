@@ -5,12 +5,14 @@ import re
 from math import comb
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from layersweep.policies.selection import MODULES, LowRank, Selection
 from layersweep.policies.strict import StrictModel
+from layersweep.policies.wording import counted
 
 from .errors import shorten
+from .explain import read_section
 from .layers import LayerSearch, check_layers, read_layers, resolve_layers
 
 _BLOCKS = re.compile(r"blocks:([1-9]\d{0,8})", re.ASCII)
@@ -39,7 +41,9 @@ class RandomSets(StrictModel):
         if self.size > count:
             raise ValueError(f"layers.random.size: {self.size} is more than the model's {count} layers")
         if self.sets > (there := comb(count, self.size)):
-            raise ValueError(f"layers.random.sets: {count} layers have {there} sets of {self.size}, not {self.sets}")
+            raise ValueError(
+                f"layers.random.sets: {count} layers have {counted(there, 'sets')} of {self.size}, not {self.sets}"
+            )
         drawn: dict[tuple[int, ...], None] = {}
         generator = random.Random(f"{self.seed} {self.size} {count}")
         while len(drawn) < self.sets:
@@ -82,12 +86,7 @@ def _read(value: object) -> Sets:
     if isinstance(value, LayerRule):
         return value
     if isinstance(value, dict) and value.keys() & LayerRule.model_fields.keys():
-        try:
-            return LayerRule.model_validate(value)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
-            raise ValueError(f"{where}{first['msg'].removeprefix('Value error, ')}") from error
+        return read_section(LayerRule, value)
     if isinstance(value, list | tuple) and any(isinstance(item, list | tuple) for item in value):
         items = [tuple(item) if isinstance(item, list | tuple) else item for item in value]
         numbers = [k for item in items for k in (item if isinstance(item, tuple) else (item,))]

@@ -89,6 +89,10 @@ def read_yaml(text: str) -> Any:
         return yaml.load(text, _Loader)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        reasons = ", ".join(filter(None, (error.context, error.problem)))
+        raise ValueError(f"line {mark.line + 1}, column {mark.column + 1}: {reasons}" if mark else reasons) from error
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
 

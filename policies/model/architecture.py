@@ -109,7 +109,9 @@ class Architecture:
             ValueError: no folder, no config.json in it, or one that does not parse; weights that cannot be read.
         """
         if not folder.is_dir():
-            raise ValueError(f"there is no folder {folder}")
+            raise ValueError(
+                f"there is no folder {folder}; name one in Hugging Face format, or a model of the hub as OWNER/NAME"
+            )
         path = folder / "config.json"
         if not path.is_file():
             raise ValueError(f"{folder} has no config.json: it is not a Hugging Face model folder{_other_kind(folder)}")

@@ -131,4 +131,6 @@ def _tensors(path: Path) -> list[StoredTensor]:
             raise ValueError(f"{path} is no safetensors file: {error!r:.200}") from error
     if any(entry["data_offsets"][1] > len(whole) for entry in header.values()):
         raise ValueError(f"{path} is cut off: its header promises more than its {path.stat().st_size:,} bytes")
+    if max((entry["data_offsets"][1] for entry in header.values()), default=0) < len(whole):
+        raise ValueError(f"{path} has bytes behind its last tensor: it is damaged; download the model again")
     return tensors

@@ -1,12 +1,15 @@
 """Fields of a config.json that decide what a model computes, and which of their values are supported."""
 
 import json
+import math
 from typing import Any
 
 from .families import FAMILIES, Family
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Types of weights that are trained and served, as config.json names them."""
+_ROPE_NUMBERS = ("rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor",
+                 "beta_fast", "beta_slow", "attention_factor")  # fmt: skip
 
 
 def end_tokens(config: dict[str, Any]) -> list[int]:
@@ -59,10 +62,7 @@ def unsupported_fields(config: dict[str, Any]) -> dict[str, str]:
     for field, value in off.items():
         if config.get(field) not in (None, value):
             found[field] = f"{json.dumps(config[field])} is not supported, only {json.dumps(value)}"
-    for field in ("rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar"):
-        value = config.get(field, 1.0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            found[field] = f"{json.dumps(value):.50} is no number above 0"
+    found |= _not_above_0(config, "rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar")
     if not isinstance(config.get("tie_word_embeddings", False), bool | None):
         found["tie_word_embeddings"] = f"{json.dumps(config['tie_word_embeddings']):.50} is neither true nor false"
     if config.get("model_type") not in (None, family.model_type):
@@ -79,9 +79,19 @@ def unsupported_fields(config: dict[str, Any]) -> dict[str, str]:
     if config.get("dual_chunk_attention_config"):
         found["dual_chunk_attention_config"] = "is not supported; without it the model attends to everything"
     for field in ("quantization_config", "compression_config", "quantization"):
-        if config.get(field):
+        if config.get(field) is not None:
             found[field] = "is not supported: quantized weights cannot be trained; take the original model"
     return found
+
+
+def _not_above_0(settings: dict[str, Any], *fields: str) -> dict[str, str]:
+    """Name those of the fields that are there and no numbers above 0."""
+    wrong = {}
+    for field in fields:
+        value = settings.get(field, 1.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            wrong[field] = f"{json.dumps(value):.50} is no number above 0"
+    return wrong
 
 
 def _unsupported_windows(config: dict[str, Any], family: Family) -> dict[str, str]:
@@ -124,6 +134,7 @@ def _unsupported_ropes(config: dict[str, Any], family: Family) -> dict[str, str]
                 )
             if "mrope_section" in rope:
                 found[f"{where}.mrope_section"] = "is for images, which are not supported"
+            found |= {f"{where}.{name}": reason for name, reason in _not_above_0(rope, *_ROPE_NUMBERS).items()}
             if rope.get("partial_rotary_factor", 1.0) != 1.0:
                 found[f"{where}.partial_rotary_factor"] = "other than 1 is not supported"
     return found

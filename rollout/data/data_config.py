@@ -14,17 +14,23 @@ class Columns(StrictModel):
     """The names of the columns; what lies within one is named by its path, such as `extra_info.answer`. A row that has
     the prompt column is read in the de facto layout."""
 
-    prompt: str = "prompt"
+    prompt: str = Field("prompt", min_length=1)
     """Messages (a list of `{role, content}`) or plain text; the answer is then `reward_model.ground_truth`, or
     the answer column where there is no `reward_model`."""
-    question: str | None = None
+    question: str | None = Field(None, min_length=1)
     """The question of rows that have no prompt column; null is the first of `question`, `problem`, `input` and `query`
     that a row has."""
-    context: str | None = None
+    context: str | None = Field(None, min_length=1)
     """Text that belongs before the question; null is `body` or `context` where a row has one."""
-    answer: str | None = None
+    answer: str | None = Field(None, min_length=1)
     """The answer; null is `reward_model.ground_truth`, or of rows that have no `reward_model` the first of `answer`,
     `final_answer`, `target`, `solution` and `ground_truth` that there is."""
+
+    @model_validator(mode="after")
+    def _answers_are_no_questions(self) -> "Columns":
+        if self.answer is not None and self.answer in (self.prompt, self.question):
+            raise ValueError(f"answer: {self.answer} is the column of the question too; name another")
+        return self
 
     @property
     def questions(self) -> tuple[str, ...]:

@@ -31,12 +31,6 @@ _PLACEHOLDERS = {"data"}
 """Names of folders that say nothing about their content."""
 _NOT_DATA = {"", ".md", ".txt", ".rst", ".py", ".sh", ".yaml", ".yml", ".toml", ".html", ".pdf", ".png", ".jpg", ".svg",
              ".bib", ".cff", ".lock"}  # fmt: skip
-_NO_DATA = {
-    b"version https://git-lfs": "is a pointer of Git LFS and not the data itself; get that with `git lfs pull`",
-    b"\xff\xfe": "is text in UTF-16; save it in UTF-8",
-    b"\xfe\xff": "is text in UTF-16; save it in UTF-8",
-}
-"""First bytes of files that are not what their names say, and what to do about them."""
 _METADATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
 
 
@@ -80,17 +74,15 @@ class DataFile:
         """Open the content, decompressed.
 
         Raises:
-            OSError: it cannot be opened, or is a pipe, a socket or a device, which could keep a reader waiting forever.
-            DataError: it begins as what is no data of any format does.
+            OSError: it cannot be opened, holds something else than its name says, or is a pipe, a socket or a device,
+                which could keep a reader waiting forever.
         """
         if is_local(self.filesystem) and not self.filesystem.isfile(self.path):
             raise OSError("it is no ordinary file")
         stream = self.filesystem.open(self.path, "rb")
-        begin = stream.read(max(map(len, _NO_DATA)))
-        for mark, why in _NO_DATA.items():
-            if begin.startswith(mark):
-                stream.close()
-                raise DataError(f"data.path: {self.path} {why}")
+        if other := _other_content(stream.read(24), self.name):
+            stream.close()
+            raise OSError(f"by its first bytes it is {other}")
         stream.seek(0)
         if kind := COMPRESSIONS.get(PurePosixPath(self.name).suffix.lower()):
             import pyarrow
@@ -98,6 +90,27 @@ class DataFile:
             return io.BufferedReader(pyarrow.CompressedInputStream(stream, kind))
         # `readline` of fsspec's own files, as those of buckets are, has no bound.
         return stream if is_local(self.filesystem) else io.BufferedReader(stream)
+
+
+_FIRST_BYTES = {
+    b"version https://git-lfs": (None, "a Git LFS pointer, not the data: run `git lfs pull` there"),
+    b"\x1f\x8b": (".gz", "compressed by gzip; let its name end in .gz"),
+    b"BZh": (".bz2", "compressed by bzip2; let its name end in .bz2"),
+    b"\x28\xb5\x2f\xfd": (".zst", "compressed by zstd; let its name end in .zst"),
+    b"PK\x03\x04": (None, "a zip archive or a spreadsheet; save the data as .csv or .jsonl"),
+    b"PAR1": (".parquet", "parquet; let its name end in .parquet"),
+    b"\xff\xfe": (None, "UTF-16 text; save it as UTF-8"),
+    b"\xfe\xff": (None, "UTF-16 text; save it as UTF-8"),
+}
+"""Beginnings of files that are not what most data files hold: the suffix that goes with them, and what to do."""
+
+
+def _other_content(start: bytes, name: str) -> str | None:
+    """Say what a file holds by its first bytes, where its name says something else."""
+    suffix = PurePosixPath(name).suffix.lower()
+    return next(
+        (what for bytes_, (own, what) in _FIRST_BYTES.items() if start.startswith(bytes_) and own != suffix), None
+    )
 
 
 def data_files(path: str, split: str, subset: str | None) -> list[DataFile]:
@@ -120,7 +133,7 @@ def data_files(path: str, split: str, subset: str | None) -> list[DataFile]:
     try:
         kind = kind_of(filesystem, root)
         if kind is None:
-            raise DataError(f"data.path: {path} does not exist")
+            raise DataError(f"data.path: {path} does not exist{_hint(path)}")
         if kind == "file":
             return [_single_file(DataFile(filesystem, root, PurePosixPath(root).name), path, split, subset)]
         if kind != "directory":
@@ -143,6 +156,13 @@ def data_files(path: str, split: str, subset: str | None) -> list[DataFile]:
             "out, or name one file"
         )
     return files
+
+
+def _hint(path: str) -> str:
+    """Say what somebody may have meant by a path that does not exist."""
+    if re.search(r"[*?{]", path):
+        return "; patterns are not expanded, name the folder of the files"
+    return "" if PurePosixPath(path).suffix else "; a data set of the hub is named in data.hub instead"
 
 
 def _listed_files(filesystem: Any, root: str, path: str) -> list[str]:

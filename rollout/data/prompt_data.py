@@ -7,6 +7,7 @@ of a row is, the task says through a `truth` function; everything else is the sa
 
 import hashlib
 import heapq
+import itertools
 import json
 import logging
 import random
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from layersweep.policies.wording import counted
 from layersweep.rollout.types import Prompt, Split
 
 from .data_config import DataConfig
@@ -25,8 +27,8 @@ from .row_readers import file_rows, hub_rows, value_at
 
 logger = logging.getLogger(__name__)
 
-_UNUSABLE = (ValueError, RecursionError)
-"""Raised of a bad row; RecursionError by JSON that is nested too deep."""
+_UNUSABLE = (ValueError, ArithmeticError, RecursionError)
+"""Raised of a bad row; ArithmeticError by numbers of any size, RecursionError by JSON that is nested too deep."""
 SHOWN_BAD_ROWS = 5
 """Bad rows that a refusal names; `PromptData.bad_rows` has them all."""
 
@@ -54,7 +56,7 @@ class DataReport:
                    "contaminated": self.contaminated, "over-long": self.overlong}  # fmt: skip
         left_out = ", ".join(f"{count:,} {what}" for what, count in dropped.items() if count)
         kept = f"{self.train:,} train, {self.selection:,} selection, {self.final:,} final"
-        return f"{self.rows:,} rows{f' ({left_out} dropped)' if left_out else ''}: {kept}"
+        return f"{counted(self.rows, 'rows')}{f' ({left_out} dropped)' if left_out else ''}: {kept}"
 
 
 class PromptData:
@@ -84,18 +86,14 @@ class PromptData:
         if self._conflicting:
             prompts = self._drawn()  # once more, without them
         prompts.sort(key=lambda prompt: prompt.id)
-        self._report_bad_rows()
+        self._refuse_bad_rows()
         if self._unseen:
             field, name = next(iter(self._unseen.items()))
             raise DataError(
                 f"data.columns.{field}: no row of {self._name} has anything in {name!r}; there are: {self._there}"
             )
         if not prompts:
-            dropped = f"{self._conflicting_rows} of them answer one question differently, " if self._conflicting else ""
-            raise DataError(
-                f"data: {self._name} has no usable row, of {self._rows} rows: {dropped}"
-                f"{self._bad_count} are bad{self._first_bad_rows()}"
-            )
+            raise DataError(f"data: {self._name} has {self._why_none()}")
         self._row_names = {prompt.id: self._seen[prompt.id][1] for prompt in prompts}
         del self._seen
         self._splits: dict[Split, list[Prompt]] = {"train": [], "selection": [], "final": []}
@@ -180,8 +178,8 @@ class PromptData:
         if count > len(pool):
             cause = "; of the training prompts, decontaminate_ngram dropped those that repeat evaluation prompts"
             raise DataError(
-                f"data: {self._name} has {len(pool)} {split} prompts, {count} were asked for ({self.report}): ask for "
-                "fewer, or change selection_share and final_share"
+                f"data: {self._name} has {counted(len(pool), f'{split} prompts')}, {count} were asked for "
+                f"({self.report}): ask for fewer, or change selection_share and final_share"
                 + (cause if split == "train" and self._contaminated else "")
             )
         if split != "train":
@@ -209,7 +207,7 @@ class PromptData:
         by then.
         """
         self._rows = self._duplicates = self._bad_count = self._conflicting_rows = 0
-        self._bad: list[str] = []
+        self._bad: list[tuple[str, str]] = []
         self._seen: dict[str, tuple[bytes, str]] = {}
         self._unseen: dict[str, str] = self._config.columns.model_dump(exclude_defaults=True)
         self._there = "none"
@@ -221,7 +219,7 @@ class PromptData:
             except _UNUSABLE as error:
                 self._bad_count += 1
                 if len(self._bad) < SHOWN_BAD_ROWS:
-                    self._bad.append(f"{where}: {error}")
+                    self._bad.append((where, str(error)))
                 continue
             if prompt.id in self._conflicting:
                 self._conflicting_rows += 1
@@ -254,16 +252,35 @@ class PromptData:
         if not self._bad:
             return ""
         more = self._bad_count - len(self._bad)
-        return ": " + "; ".join(self._bad) + (f"; and {more} more" if more else "")
+        # A reason that many rows have, such as a missing column, is said once.
+        groups = [
+            (reason, [where for where, _ in rows]) for reason, rows in itertools.groupby(self._bad, lambda b: b[1])
+        ]
+        named = "; ".join(f"{', '.join(rows)}: {reason}" for reason, rows in groups)
+        return f": {named}" + (f"; and {more} more" if more else "")
 
-    def _report_bad_rows(self) -> None:
-        if not self._bad_count:
-            return
-        message = f"data: {self._bad_count} of {self._rows} rows are bad{self._first_bad_rows()}"
-        if self._config.bad_rows == "refuse":
+    def _why_none(self) -> str:
+        """Say why there is no prompt."""
+        if not self._rows:
+            return "no rows"
+        if self._conflicting_rows:
+            return f"no usable row: {counted(self._conflicting_rows, 'rows')} answer the same questions differently"
+        return f"no usable row{self._first_bad_rows()}"
+
+    @property
+    def notice(self) -> str | None:
+        """Rows that were left out as bad, for whoever is to be told; None where there are none."""
+        return f"{self._bad_message()}. Bad rows are left out" if self._bad_count else None
+
+    def _bad_message(self) -> str:
+        verb = "is" if self._bad_count == 1 else "are"
+        name = f" of {self._name}" if self._config.bad_rows == "skip" else ""
+        return f"data: {self._bad_count} of {counted(self._rows, 'rows')}{name} {verb} bad{self._first_bad_rows()}"
+
+    def _refuse_bad_rows(self) -> None:
+        if self._bad_count and self._config.bad_rows == "refuse":
             listing = "" if self._bad_count == len(self._bad) else "; `layersweep data` lists all of them"
-            raise DataError(f"{message}. Fix them, or leave them out with data.bad_rows: skip{listing}")
-        logger.warning("%s. They are left out", message)
+            raise DataError(f"{self._bad_message()}. Fix them, or leave them out with data.bad_rows: skip{listing}")
 
 
 def split_of(text: str, selection_share: float, final_share: float) -> Split:

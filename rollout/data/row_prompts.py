@@ -8,7 +8,7 @@ from typing import Any
 from layersweep.rollout.types import Prompt
 
 from .data_config import Columns, DataConfig
-from .row_readers import messages_of, value_at
+from .row_readers import messages_of, names_of, value_at
 
 REFERENCE_SOLUTION = "reference_solution"
 """Name in a prompt's `info` of a program that is right, where a row brings one."""
@@ -30,6 +30,8 @@ def ground_truth(raw: dict[str, Any], columns: Columns, required: bool = True) -
         ValueError: it is required, and there is none.
     """
     model = raw.get("reward_model")
+    if isinstance(model, str):  # JSON text, as of a column that a .csv file went through
+        model = {"ground_truth": value_at(raw, "reward_model.ground_truth")}
     named = None if columns.answer is None else value_at(raw, columns.answer)
     if named is not None:
         value = named
@@ -38,7 +40,10 @@ def ground_truth(raw: dict[str, Any], columns: Columns, required: bool = True) -
     else:
         value = next((raw[name] for name in columns.answers if raw.get(name) is not None), None)
     if value is None and required:
-        raise ValueError(f"no answer, neither reward_model.ground_truth nor a column {columns.answers[0]!r}")
+        raise ValueError(
+            f"no answer, neither reward_model.ground_truth nor a column {columns.answers[0]!r} (see data.columns); "
+            f"there are: {names_of(raw)}"
+        )
     return value
 
 

@@ -5,8 +5,11 @@ import csv
 import io
 import json
 import sys
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
+
+from layersweep.policies.wording import counted
 
 from .data_files import DataError, DataFile, DataUnavailable, read_error
 from .locations import PERMANENT, is_local
@@ -14,6 +17,22 @@ from .locations import PERMANENT, is_local
 MOST_JSON_BYTES = 1 << 30
 """Size of a .json file, which is read whole, at most."""
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+
+class Row(dict[str, Any]):
+    """The columns of a row that are read, of a file that has others too."""
+
+    names: Sequence[str] = ()
+    """Names of all its columns."""
+
+    @classmethod
+    def of(cls, row: Any, names: Sequence[str]) -> Any:
+        """Return a row of a file with these columns; what is no row as it is."""
+        if not isinstance(row, dict):
+            return row
+        found = cls(row)
+        found.names = names
+        return found
 
 
 def file_rows(
@@ -82,9 +101,8 @@ def messages_of(raw: dict[str, Any], prompt: str, question: Sequence[str], conte
     found = value_at(raw, prompt)
     name = prompt if found is not None else next((n for n in question if n in raw or value_at(raw, n)), None)
     if name is None:
-        there = ", ".join(map(str, list(raw)[:12])) or "none"
-        raise ValueError(f"no column {prompt!r} or {question[0]!r} (see data.columns); there are: {there}")
-    value = _messages_in(value_at(raw, name))
+        raise ValueError(f"no column {prompt!r} or {question[0]!r} (see data.columns); there are: {names_of(raw)}")
+    value = _unpacked(value_at(raw, name))
     if isinstance(value, str):
         before = next((text for n in context if isinstance(text := value_at(raw, n), str) and text.strip()), None)
         if before is not None and name != prompt and value.strip():
@@ -99,21 +117,34 @@ def messages_of(raw: dict[str, Any], prompt: str, question: Sequence[str], conte
             raise ValueError(f"{name} has a message without a role of system, user or assistant")
         if not isinstance(message.get("content"), str):
             raise ValueError(f"{name} has a message whose content is not text")
-        if not message["content"].strip():
+        if is_blank(message["content"]):
             raise ValueError(f"{name} is empty")
     if value[-1]["role"] != "user":
         raise ValueError(f"{name} does not end with a message of the user")
     return [{"role": message["role"], "content": message["content"]} for message in value]
 
 
-def _messages_in(value: Any) -> Any:
-    """Return the messages that a text holds as JSON, as columns of text often do; anything else as it stands."""
+def _unpacked(value: Any) -> Any:
+    """Return messages that were stored as JSON text as messages; any other value as it is."""
     if isinstance(value, str) and value.lstrip().startswith("[{"):
         with contextlib.suppress(ValueError, RecursionError):
-            parsed = json.loads(value)
-            if all(isinstance(message, dict) and "role" in message for message in parsed):
-                return parsed
+            read = json.loads(value)
+            return (
+                read if all(isinstance(item, dict) and {"role", "content"} <= item.keys() for item in read) else value
+            )
     return value
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text shows nothing: blanks, and characters without width."""
+    return all(character.isspace() or unicodedata.category(character) == "Cf" for character in text)
+
+
+def names_of(raw: Collection[Any]) -> str:
+    """Name the columns of a row, some of many; in quotes where blanks at their ends would not be seen."""
+    there = list(getattr(raw, "names", None) or raw)[:12]
+    names = [name if name == name.strip() else repr(name) for name in map(str, there)]
+    return ", ".join(names) or "none"
 
 
 def value_at(raw: dict[str, Any], name: str) -> Any:
@@ -138,10 +169,14 @@ def _needed(there: Sequence[str], columns: Collection[str] | None, what: str) ->
     wanted = None if columns is None else {*columns, *(name.partition(".")[0] for name in columns)}
     needed = [name for name in there if wanted is None or name in wanted]
     if not needed:
+        other = next((sign for sign in ";\t|" if len(there) == 1 and sign in there[0]), None)
+        hint = f"; its cells are separated by {other!r}: save it with commas, or as .tsv with tabs" if other else ""
         raise DataError(
             f"{what} has none of the columns that hold a question or an answer (see data.columns); it has: "
-            f"{', '.join(map(str, there[:12])) or 'none'}"
+            f"{names_of(there)}{hint}"
         )
+    if twice := [name for name in needed if needed.count(name) > 1]:
+        raise DataError(f"{what} has two columns {twice[0]!r}; rename one")
     return needed
 
 
@@ -157,17 +192,39 @@ def _jsonl_rows(file: DataFile, _: Collection[str] | None, max_bytes: int) -> It
                         line = stream.readline(max_bytes + 1)
                     yield number, ValueError(f"longer than data.max_row_bytes, {max_bytes}")
                 elif line.strip():
-                    yield number, _parsed(line)
+                    row = _parsed(line)
+                    if number == 1 and (line.strip() == b"[" or _is_list_of_rows(row)):
+                        raise DataError(f"data.path: {file.path} holds one list of rows; let its name end in .json")
+                    yield number, row
     except OSError as error:
-        raise read_error(file.filesystem, f"data.path: {file.path} cannot be read after row {number}", error) from error
+        raise _read_error(file, number, error) from error
 
 
-def _parsed(line: bytes) -> Any:
-    """Return a line's value. Bytes that are no UTF-8 become lone surrogates, which matter only where they are used."""
+def _is_list_of_rows(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
+
+
+def _read_error(file: DataFile, number: int, error: Exception, form: str = "") -> DataError:
+    """Make the error of a file that could not be read beyond a row."""
+    after = f" after row {number}" if number else ""
+    return read_error(file.filesystem, f"data.path: {file.path} cannot be read{after}{form}", error)
+
+
+def _parsed(content: bytes, several_lines: bool = False) -> Any:
+    """Return the value of a line, or of a file of several. Bytes that are no UTF-8 become lone surrogates, which matter
+    only where they are used."""
     try:
-        return json.loads(line.decode("utf-8-sig", "surrogateescape"))
-    except (ValueError, RecursionError) as error:
-        return ValueError(f"no JSON ({error})")
+        return json.loads(content.decode("utf-8-sig", "surrogateescape"))
+    except RecursionError:
+        return ValueError("no JSON (nested too deeply)")
+    except json.JSONDecodeError as error:
+        reason = error.msg[0].lower() + error.msg[1:]
+        if error.doc.rstrip()[error.pos :] == "":
+            return ValueError(f"no JSON (it ends too early: {reason})")
+        column = f"character {error.colno}" + f" of line {error.lineno}" * several_lines
+        return ValueError(f"no JSON ({reason}, at {column}: {error.doc[error.pos : error.pos + 20].strip()!r})")
+    except ValueError:  # an integer of more digits than Python reads
+        return ValueError("no JSON that can be read (a number of thousands of digits)")
 
 
 def _json_rows(file: DataFile, columns: Collection[str] | None, max_bytes: int) -> Iterator[tuple[int, Any]]:
@@ -182,13 +239,13 @@ def _json_rows(file: DataFile, columns: Collection[str] | None, max_bytes: int) 
             else:
                 content = first + more + stream.read(MOST_JSON_BYTES)
     except OSError as error:
-        raise read_error(file.filesystem, f"data.path: {file.path} cannot be read", error) from error
+        raise _read_error(file, 0, error) from error
     if content is None:
         yield from _jsonl_rows(file, columns, max_bytes)
         return
     if len(content) > MOST_JSON_BYTES:
         raise DataError(f"data.path: {file.path} has more than {MOST_JSON_BYTES >> 30} GiB; save it as .jsonl")
-    rows = _parsed(content)
+    rows = _parsed(content, several_lines=True)
     if isinstance(rows, ValueError):
         raise DataError(f"data.path: {file.path} is {rows}")
     if isinstance(rows, dict):
@@ -206,25 +263,18 @@ def _csv_rows(file: DataFile, columns: Collection[str] | None, max_bytes: int) -
         with file.open() as stream, io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="") as text:
             lines = csv.reader(text, delimiter=_SEPARATORS[file.format or ""], strict=True)
             header = [name.strip() for name in next(lines, [])]
-            if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
-                raise DataError(
-                    f"data.path: {file.path} has {other!r} between its columns; save it with commas, or with tabs as "
-                    ".tsv"
-                )
-            if twice := [name for name in header if header.count(name) > 1]:
-                raise DataError(f"data.path: {file.path} has two columns {twice[0]!r}; rename one")
             needed = set(_needed(header, columns, f"data.path: {file.path}"))
             for line in filter(None, lines):
                 number += 1
                 if len(line) != len(header):
                     row: Any = ValueError(
-                        f"{len(line)} cells where the header has {len(header)}; quote what has commas"
+                        f"{counted(len(line), 'cells')} where the header has {len(header)}; quote what has commas"
                     )
                 else:
                     row = _cells({name: cell for name, cell in zip(header, line, strict=True) if name in needed})
-                yield number, row
+                yield number, Row.of(row, header)
     except (csv.Error, OSError) as error:
-        raise read_error(file.filesystem, f"data.path: {file.path} cannot be read after row {number}", error) from error
+        raise _read_error(file, number, error) from error
 
 
 def _cells(row: dict[str, str]) -> Any:
@@ -251,13 +301,11 @@ def _arrow_rows(file: DataFile, columns: Collection[str] | None, _: int) -> Iter
             for batch in batches:
                 for row in _batch_rows(batch.select(needed)):
                     number += 1
-                    yield number, row
+                    yield number, Row.of(row, reader.schema.names)
     except DataError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise read_error(
-            file.filesystem, f"data.path: {file.path} cannot be read as Arrow after row {number}", error
-        ) from error
+        raise _read_error(file, number, error, " as Arrow") from error
 
 
 def _arrow_batches(stream: BinaryIO) -> tuple[Any, Iterable[Any]]:
@@ -281,30 +329,29 @@ def _parquet_rows(file: DataFile, columns: Collection[str] | None, _: int) -> It
     try:
         with file.open() as stream, contextlib.closing(pyarrow.parquet.ParquetFile(stream)) as table:
             needed = _needed(table.schema_arrow.names, columns, f"data.path: {file.path}")
+            names = table.schema_arrow.names
             for batch in table.iter_batches(batch_size=256, columns=needed):
                 for row in _batch_rows(batch):
                     number += 1
-                    yield number, row
+                    yield number, Row.of(row, names)
     except DataError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise read_error(
-            file.filesystem, f"data.path: {file.path} cannot be read as parquet after row {number}", error
-        ) from error
+        raise _read_error(file, number, error, " as parquet") from error
 
 
 def _batch_rows(batch: Any) -> list[Any]:
     """Return the rows of a record batch; of one that Python cannot hold (no UTF-8, a date too far off), the rows it
     can."""
     try:
-        return batch.to_pylist()
+        return batch.to_pylist(maps_as_pydicts="strict")
     except (ValueError, OverflowError):
         return [_batch_row(batch.slice(at, 1)) for at in range(batch.num_rows)]
 
 
 def _batch_row(batch: Any) -> Any:
     try:
-        return batch.to_pylist()[0]
+        return batch.to_pylist(maps_as_pydicts="strict")[0]
     except (ValueError, OverflowError) as error:
         return ValueError(f"a value that cannot be read ({error})")
 

@@ -29,6 +29,8 @@ class PromptUse:
     response_tokens: int
     limit_field: str
     """The field that `response_tokens` comes from."""
+    count_field: str = ""
+    """The field that `count` comes from."""
 
 
 def prompt_uses(task: Any, suites: Sequence[tuple[SuiteConfig, Any]], prompts_per_step: int,
@@ -42,13 +44,16 @@ def prompt_uses(task: Any, suites: Sequence[tuple[SuiteConfig, Any]], prompts_pe
         response_tokens: `training.max_response_tokens`, which suites without their own limit have too.
     """
     training = "training.max_response_tokens"
-    uses = [PromptUse("task", task, "train", prompts_per_step, response_tokens, training)]
+    uses = [PromptUse("task", task, "train", prompts_per_step, response_tokens, training, "training.prompts_per_step")]
     for i, (suite, suite_task) in enumerate(suites):
         section = f"evaluation.suites[{i}]"
         own = suite.max_response_tokens
         limit = (own, f"{section}.max_response_tokens") if own else (response_tokens, training)
-        counts: dict[Literal["selection", "final"], int] = {"selection": suite.prompts, "final": suite.final_prompts}
-        uses += [PromptUse(section, suite_task, split, count, *limit) for split, count in counts.items() if count]
+        counts: dict[Literal["selection", "final"], tuple[int, str]] = {
+            "selection": (suite.prompts, "prompts"), "final": (suite.final_prompts, "final_prompts"),
+        }  # fmt: skip
+        uses += [PromptUse(section, suite_task, split, count, *limit, f"{section}.{field}")
+                 for split, (count, field) in counts.items() if count]  # fmt: skip
     return uses
 
 
@@ -74,6 +79,8 @@ class Fit:
     """Prompts that were dropped or replaced, of uses that have some. Of endless tasks those of the first batch."""
     digests: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the tokens of all prompts that stay, by section and split."""
+    prompt_tokens: dict[str, float] = field(default_factory=dict)
+    """Mean tokens of a section's prompts: those that train, and those of a suite's last split."""
 
 
 def fit_prompts(uses: Iterable[PromptUse], encode: Encode | None, window: int) -> Fit:
@@ -100,11 +107,23 @@ def fit_prompts(uses: Iterable[PromptUse], encode: Encode | None, window: int) -
                 use.task.limit_prompt_tokens(window - use.response_tokens)
             elif encode is not None:
                 _fit_use(fit, use, encode, window)
-            use.task.prompts(use.split, use.count)
+            _prompts_of(use)
         except ValueError as error:
             problem = str(error) if str(error).startswith(use.limit_field) else f"{use.section}: {error}"
             fit.problems += [problem] if problem not in fit.problems else []
     return fit
+
+
+def _prompts_of(use: PromptUse) -> list[Prompt]:
+    """Draw the prompts of one use.
+
+    Raises:
+        ValueError: there are too few.
+    """
+    try:
+        return use.task.prompts(use.split, use.count)
+    except ValueError as error:
+        raise ValueError(f"{error} ({use.count_field} asks for {use.count:,})") from error
 
 
 def _fit_use(fit: Fit, use: PromptUse, encode: Encode, window: int) -> None:
@@ -121,14 +140,15 @@ def _fit_use(fit: Fit, use: PromptUse, encode: Encode, window: int) -> None:
         drawn = draw_fitting(use.task, use.split, use.count, 0, encode, limit)
         prompts, replaced = drawn.prompts, drawn.replaced
     else:
-        prompts = use.task.prompts(use.split, use.count)
-    digest = hashlib.sha256()
+        prompts = _prompts_of(use)
+    digest, total = hashlib.sha256(), 0
     overlong: list[tuple[Prompt, int]] = []
     for prompt, tokens in _encoded(prompts, encode):
         if len(tokens) > limit:
             overlong.append((prompt, len(tokens)))
         else:
             digest.update(f"{prompt.id} {' '.join(map(str, tokens))}\n".encode())
+            total += len(tokens)
     if overlong and not (data is not None and data.drops_overlong):
         raise ValueError(_refusal(use, overlong, len(prompts), window, limit))
     if overlong:
@@ -137,6 +157,8 @@ def _fit_use(fit: Fit, use: PromptUse, encode: Encode, window: int) -> None:
         of = len(prompts) + replaced
         fit.overlong.append(OverlongPrompts(use.section, use.split, left_out, replaced > 0, of))
     fit.digests[f"{use.section}, {use.split} prompts as tokens"] = digest.hexdigest()
+    if kept := len(prompts) - len(overlong):
+        fit.prompt_tokens[use.section] = total / kept
 
 
 @dataclass

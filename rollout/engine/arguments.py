@@ -48,6 +48,7 @@ def engine_args(
                 f"rollout.gpu_memory_utilization: {config.gpu_memory_utilization:g} of this GPU's {memory / 2**30:.0f} "
                 "GiB leaves nothing for the KV cache beside weights and activations; raise it"
             )
+    pass_tokens = max(config.max_num_batched_tokens, window or 0)
     overrides: dict[str, Any] = {"architectures": [ROUTED[architecture].__name__]}
     tied = head_is_tied(stored_tensors(Path(model)))
     if tied is not None:
@@ -69,8 +70,8 @@ def engine_args(
         # Of no use beside the cache's bytes, but that vLLM wants as much to be free; trainers on the GPU may hold it.
         gpu_memory_utilization=0.01,
         tensor_parallel_size=config.tensor_parallel_size,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=max(config.max_num_batched_tokens, window or 0),
+        max_num_seqs=min(config.max_num_seqs, pass_tokens),  # each has a token at least in a pass; vLLM refuses more
+        max_num_batched_tokens=pass_tokens,
         max_model_len=window,
         logprobs_mode="processed_logprobs",
         async_scheduling=False,

@@ -121,18 +121,21 @@ def extract_program(text: str, functions: Collection[str] = ()) -> str | None:
         defines = re.compile(rf"^\s*(?:(?:async\s+)?def\s+(?:{names})\b|class\s+Solution\b)", re.MULTILINE).search
         blocks = [*filter(defines, labelled)] or [*filter(defines, bare)] or blocks
     code = blocks[-1] if blocks else "" if closed or unclosed else text
-    return code if code.strip() else None
+    return code.removeprefix("\ufeff") if code.strip() else None
 
 
 def _fenced_blocks(text: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Return the closed blocks as (label, content), and the one left open at the end, if any.
 
-    A fence with a label opens a block, even where the one before it was not closed.
+    A fence with a label opens a block, even where the one before it was not closed. Lines lose as many blanks as are
+    before the fence, which stands in a list, say (CommonMark, section 4.5).
     """
     closed: list[tuple[str, str]] = []
     opened: tuple[str, str, list[str]] | None = None  # fence, label, lines
+    indent = 0
     for line in text.splitlines(keepends=True):
         found = _FENCE.match(line)
+        line = line[min(indent, len(line) - len(line.lstrip(" \t"))) :]
         # A longer fence holds shorter ones.
         if not found or opened and not found[1].startswith(opened[0]):
             if opened and line.rstrip().endswith(opened[0]):  # `print(1)```
@@ -143,6 +146,7 @@ def _fenced_blocks(text: str) -> tuple[list[tuple[str, str]], list[tuple[str, st
             continue
         if opened:
             closed.append((opened[1], "".join(opened[2])))
+        indent = 0 if opened and not found[2] else len(found[0]) - len(found[0].lstrip(" \t"))
         opened = None if opened and not found[2] else (found[1], found[2], [])
     return closed, [(opened[1], "".join(opened[2]))] if opened else []
 

@@ -131,7 +131,7 @@ def truths_of(value: Any) -> list[str]:
 def _truth_of(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         raise ValueError(f"the answer is neither text nor a number but {type(value).__name__}")
-    if not isinstance(value, str) and not math.isfinite(value):
+    if isinstance(value, float | Decimal) and not math.isfinite(value):
         raise ValueError("the answer is not a finite number")
     text = readable(f"{value:.0f}" if isinstance(value, float | Decimal) and value % 1 == 0 else str(value))
     if not text:

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from .math_notation import WORD, canonical, plain_unicode, split_list
+from .number_words import leading_number
 
 MAX_ANSWER_CHARS = 500
 """Nothing longer is a final answer: it is a derivation, or garbage."""
@@ -24,11 +25,16 @@ _AFTER_BOX = re.compile(r"[\s$]{0,3}(\\?%|(?:percent|hundred|thousand|million|bi
 
 _HTML = re.compile(r"</?(?:b|strong|i|em|u|p|br|span|code)\s*/?>", re.IGNORECASE)
 
+CJK = "\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af"
+"""Characters of scripts that need no spaces between words."""
+
 # Phrases
-_IS = r"(?:is|are|was|:|=|→|(?:would|should|will|must) be|comes? out to(?: be)?|equals)(?![A-Za-z])"
+_IS = r"(?:is|are|was|:|[-=]>|=|[→⇒⟹]|(?:would|should|will|must) be|comes? out to(?: be)?|equals)(?![A-Za-z])"
 _PHRASE = re.compile(
     r"\banswers?\b\W{0,3}(?:to|for|of)\b[^.:=\n]{0,80}?\b(?:is|are)\b[\s*_:]*"
     rf"|\banswers?\b(?:\s*\([^()\n]{{0,40}}\))?[\s*_,]*(?:(?:therefore|thus|then|hence|here)[\s,]*)?{_IS}[\s*_:]*"
+    rf"|\b(?:antwort|réponse|respuesta|risposta|resposta|ответ)\b[^.:=\n]{{0,20}}?(?::|\b(?:ist|lautet|est|es|è|é)\b)[\s*_]*"
+    r"|(?:答案|答え|答|답)[为為是は은:\s]+"
     r"|^[\s#*_>]*(?:the )?(?:final )?answer[*_]*[ \t]*\n(?:[-=]{3,}[ \t]*\n)?[\s*_]*",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -52,14 +58,18 @@ _MINUS = re.compile(
     r"(?:(?<=\b(?:is|be) )|(?<=\bare )|(?<=[:=] )|^)(?:minus|negative)\s+(?=\d)", re.IGNORECASE | re.MULTILINE
 )
 _NEGATED = re.compile(r"(?:\bnot|n['’]t)(?: be)?\s+\W{0,3}$", re.IGNORECASE)
+_CHOSEN = re.compile(r"(?:option|choice|choose|pick|select) \(?([A-J])\)?\W*$", re.IGNORECASE)
 _NAMED = re.compile(r"[A-Z][a-z]+:? \d+")  # August 5
 _CHOICE = re.compile(r"\(([A-J])\)[.:]?\s*|([A-J])(?:\)[.:]?|[.:](?=\s))\s*")
 _LETTER = re.compile(r"\(?([A-J])(?:\)|(?:,|\s+(?:because|since|as))\s.*)?")
-_SENTENCE_END = re.compile(r"(?<!\bRs)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bDr)(?<!\bSt)[.?](?=\s|$)|!(?=\s*$|\s+[A-Z])")
+_SENTENCE_END = re.compile(
+    r"(?<!\bRs)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bDr)(?<!\bSt)[.?](?=\s|$)|!+(?=\s*$|\s+[A-Z])|[。！？]"
+)
 _EXPLANATION = re.compile(
     r",\s+(?!(?:and|or)\s+[^A-Za-z])(?=[A-Za-z]{2,}|i\.e|e\.g)|\s*(?:\s-|;|:)\s+(?=[A-Za-z]{2,})|(?<=%)\s+of\b|\s+of\s+(?:the|all|its|his|her|their|my|our)\b"
     r"|\s+\((?=[A-Za-z]{2,}\s)|\s+and\s+(?:not|she|he|it|they|we|you|the|this|that|there)\b"
     r"|\s+(?:because|since|which|where|when|whereas|so|as|after|while|if|for|from|by|with|at|is|are|was|were)\b"
+    rf"|\s*(?=[{CJK}])(?![万亿億萬千百])"
     r"|\s+(?:in|on|per|each|every)\s+(?!(?:total|all)\b)(?=[A-Za-z$])|(?<=[A-Za-z])\s+in\s+(?=\d)"
 )
 _REASON = re.compile(r",\s+(?:since|because|as)\b|\s+(?:since|because)\b")
@@ -67,7 +77,8 @@ _REASON = re.compile(r",\s+(?:since|because|as)\b|\s+(?:since|because)\b")
 # What an answer looks like
 _FUNCTION = re.compile(r"(?:sin|cos|tan|log|ln|exp|sqrt|pi|arc\w+|infinity)\b|[\w.]+\(")
 _ONE_NUMBER = (
-    r"(?:(?<![\w)}])[-+])?\\?\$?(?:\d{1,3}(?: \d{3})+(?!\d)|\d+(?:,\d{2,3})*(?:\.\d+)?|\.\d+)"
+    r"(?:(?<![\w)}])[-+])?\\?\$?(?:\d{1,3}(?: \d{3})+(?!\d)|\d+(?:\s?:\s?\d+)+|\d+,(?:\d|\d{4,})(?![\d,)\]])"
+    r"|\d+(?:,\d{2,3})*(?:\.\d+)?|\.\d+)"
     r"(?:[eE][-+]?\d+\b|\s*(?:\\times|\*)\s*10\s*\^\s*\{?-?\d+\}?)?(?:\s\d+/\d+|/\d+)?"
     r"(?:\s?\\?%| percent\b| (?:hundred|thousand|million|billion|trillion|dozen)\b)?"
 )
@@ -143,17 +154,21 @@ def marked_answer(text: str, parts: int = 1) -> str | None:
 
 
 def statements(text: str, finished: bool) -> list[str]:
-    """List what follows the last mark other than a box: all, its line, first sentence, what precedes a reason.
+    """List what follows the last mark other than a box, or without a mark is the last line: all, its line, first
+    sentence, what precedes a reason, a first word before a comma.
 
     Where one is the right answer letter by letter, as "Mr. Doyle, at 5:30", no reading of it has to be found.
     """
     text = visible(text, finished)
     marks = [*_PHRASE.finditer(text), *re.finditer(r"####+", text)]
-    if not marks or _BOX.search(text):
+    if _BOX.search(text) or not (marks or finished):
         return []
-    rest = text[max(mark.end() for mark in marks) :].strip(" \n*_")
+    if marks:
+        rest = text[max(mark.end() for mark in marks) :].strip(" \n*_")
+    else:  # no answer of several words but the last line's own
+        rest = text.strip().rpartition("\n")[2].strip(" *_")
     line = rest[: 4 * MAX_ANSWER_CHARS].partition("\n")[0].strip(" *_")
-    parts = rest, line, _SENTENCE_END.split(line)[0], _REASON.split(line)[0]
+    parts = rest, line, _SENTENCE_END.split(line)[0], _REASON.split(line)[0], *re.findall(r"^[A-Za-z]+(?=,\s)", line)
     return [part for part in dict.fromkeys(parts) if _usable(part)]
 
 
@@ -222,6 +237,8 @@ def _boxed(text: str, found: list[Box], parts: int) -> str:
     contents = list(dict.fromkeys(box.content.strip() for box in found[first:]))
     if parts > len(contents) == 1 and len(split_list(canonical(contents[0]))) == 1:
         contents = list(dict.fromkeys(box.content.strip() for box in found))[-parts:]
+    if len(contents) == 1 and (phrase := _PHRASE.search(bare := re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", contents[0]))):
+        return _reading(bare[phrase.end() :]) or ""
     if len(contents) == 1 and (after := _AFTER_BOX.match(text, found[-1].end)):
         contents = [f"{contents[0]} {after[1]}"]
     return _usable(", ".join(contents)) or ""
@@ -244,10 +261,16 @@ def _headed(text: str) -> str | None:
 
 
 def _last_line(line: str) -> str | None:
-    if len(WORD.findall(line[: MAX_ANSWER_CHARS + 1])) <= 1:
-        return _usable(re.sub(r"^[A-Za-z]+:\s+", "", line))  # a bare expression, perhaps with its unit
+    start = line[: MAX_ANSWER_CHARS + 1]
+    if (named := leading_number(line)) and not named[1].strip(" .!*"):
+        return _usable(line)
+    if chosen := _CHOSEN.search(line):
+        return chosen[1].upper()
+    if len(WORD.findall(start)) + len(re.findall(f"[{CJK}]", start)) <= 1:
+        # A bare expression, perhaps with its unit.
+        return _usable(re.sub(r"^(?:[A-Za-z]+:\s+|(?:[-=]>|[→⇒⟹])\s*|(?:it|that|this)['’]s\s+)", "", line, flags=re.I))
     for bold in reversed(_BOLD.findall(line)):
-        if re.search(r"\d", bold):
+        if re.search(r"\d", bold) or _CHOICE.fullmatch(f"{bold} "):
             return _reading(bold)
     line = plain_unicode(line)
     if formulas := _formulas(line):
@@ -261,6 +284,9 @@ def _last_line(line: str) -> str | None:
 def _reading(text: str) -> str | None:
     """Read the answer that a text states first, without what explains it."""
     text = text.lstrip(" \t\n*_:\"'`>#")
+    first, _, rest = text.partition("\n")
+    if rest.strip() and _FILLER.fullmatch(first.strip(" *_:") + " "):  # "therefore:", and the answer below it
+        text = rest.lstrip(" \t\n*_:\"'`>#")
     if re.match(r"\$\$|\\\[", text) and (formulas := _FORMULAS.match(text)):
         return _usable(formulas[0])
     line = plain_unicode(text.partition("\n")[0])

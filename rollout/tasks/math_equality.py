@@ -7,7 +7,10 @@ from .math_notation import canonical, number, split_list
 _CHOICE = re.compile(r"(?:\(([A-J])\)[.:]?|([A-J])(?:\)[.:]?|[.:](?= |$)|$))\s*(.*)")
 _EQUALS = re.compile(r"(?<![<>!=\\])=(?!=)|\\approx")
 _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)(?![A-Za-z])")
-_LABEL = re.compile(r"(?!Not|No|Under|Over|Above|Below|Minus|Negative)[A-Z][a-z]+:? ")
+_LABEL = re.compile(
+    r"(?!Not|No|Under|Over|Above|Below|Minus|Negative|January|February|March|April|May|June|July|August|September|October"
+    r"|November|December)[A-Z][a-z]+:? "
+)
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|ne|in|to|cup|cap)(?![A-Za-z])")
 _NAME = re.compile(r"\\?[A-Za-z][A-Za-z_'{}\d ]*(?:\([A-Za-z, ]*\))?\s*")
 _NUMERAL = re.compile(r"\(?-?[A-F]*\d[\dA-F]*\)?_\{?\d{1,2}\}?")
@@ -83,6 +86,7 @@ def sides(right: str, given: str) -> tuple[str, str]:
 
 def _key(answer: str) -> str:
     """Remove the spaces that change nothing: all but those between digits."""
+    answer = re.sub(r"\(([\dA-F]+)\)(?=_)", r"\1", answer)
     answer = re.sub(r"([_^])\{(\w)\}", r"\1\2", answer)
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", answer)
 

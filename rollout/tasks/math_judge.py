@@ -23,7 +23,10 @@ def equal(pair: list[str]) -> bool:
     right, given = (parse(f"\\boxed{{{text}}}", _TARGETS, parsing_timeout=None) for text in answers)
     if any(isinstance(part, Expr) and part.is_real is False for part in (*right, *given)):
         right, given = _with_imaginary_unit(right), _with_imaginary_unit(given)
-    return verify(right, given, timeout_seconds=None) and _near(right[0], given[0], "%" in "".join(answers))
+    # An inequality says the same as the interval of its solutions, whichever of the two is the right answer.
+    return verify(right, given, timeout_seconds=None, allow_set_relation_comp=True) and _near(
+        right[0], given[0], "%" in "".join(answers)
+    )
 
 
 def _with_imaginary_unit(answer: list[Any]) -> list[Any]:

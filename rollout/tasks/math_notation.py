@@ -7,6 +7,8 @@ import re
 import unicodedata
 from fractions import Fraction
 
+from .number_words import leading_number
+
 MAX_EXPONENT = 400
 """Largest power of ten that is multiplied out; larger ones are left to math-verify."""
 
@@ -21,10 +23,16 @@ _ROOT_SIGN = re.compile(r"√\s*(\d+(?:\.\d+)?|[A-Za-z])")
 _SYNONYMS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
+        (r"\\\\\s*\[[\d.]+\s*[a-z]{2}\]", r"\\\\"),
         (r"(?<!\\)\\[\[\]()!]|\\(?:left|right|displaystyle|[bB]igg?[lr]?)(?![a-zA-Z])", ""),
         (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![a-z])|\\(?:thin|med|thick)space", " "),
         (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
         (r"\\[dtc]frac", r"\\frac"),
+        (r"\\[dt]binom(?![a-z])", r"\\binom"),
+        (r"\\binom\s*(\d)\s*(\d)(?!\d)", r"\\binom{\1}{\2}"),
+        (r"(?<=\d)\s*\^\s*\{?\s*\\(?:text|mathrm|textrm)\s*\{\s*(st|nd|rd|th)\s*\}\s*\}?", r"\1"),
+        (r"(?<=\d),\s*\\text\s*\{\s*(?:as|since|because|where)\b[^{}]*\}$", ""),
+        (r"(?<=\d)\{:\}(?=\d)", ":"),
         (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
         (r"\\(?:varnothing|O)(?![a-z])", r"\\emptyset"),
         (r"\\leqs?lant|\\leq(?![a-z])", r"\\le"),
@@ -38,7 +46,8 @@ _SYNONYMS = [
     ]
 ]  # fmt: skip
 _TEXT = re.compile(
-    r"\\(?:text|textbf|textit|textrm|texttt|textnormal|mathrm|mathbf|mathit|mbox|operatorname)\s*\{([^{}]*)\}"
+    r"\\(?:text|textbf|textit|textrm|texttt|textnormal|textsf|mathrm|mathbf|mathit|mathsf|boldsymbol|bm"
+    r"|underline|mbox|operatorname)\s*\{([^{}]*)\}"
 )
 _FINAL_TEXT = re.compile(r"(?<=[\d})\]])\s*\\(?:text|textrm|textit|mathrm|mbox)\s*\{([^{}]*)\}(?:\s*\^\s*\{?\d\}?)?$")
 _GROUPED = [
@@ -73,6 +82,11 @@ _NO_UNITS = {
 _UNIT = re.compile(
     r"(?P<quantity>[^A-Za-z\\]*\d[^A-Za-z\\]*?|.*(?:\}|\\pi|\d\)|\d))(?P<gap>\s*-?\s*)(?P<unit>\(?[A-Za-z][A-Za-z./*^{}\d\s()'-]*)"
 )
+_ONE_LINE = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align\*?|gathered|equation\*?|split)\}|&(?=\s*=)")
+"""Environments of equations, and what aligns them, which say nothing about a single line."""
+_OUTWARD = re.compile(r"(?=\]|.*\[$)([\[\]])([^\[\]]*[,;][^\[\]]*)([\[\]])")
+"""An interval whose brackets look away from what it leaves out, as French schools write it: `]0, 1]` is `(0, 1]`."""
+_NO_SOLUTION = re.compile(r"(?:there (?:is|are|exists?) )?no (?:real )?solutions?(?: exists?)?")
 _WORDS = re.compile(r"[A-Za-z]+(?:[-'][A-Za-z]+)*")
 WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
@@ -105,7 +119,9 @@ def _plain(char: str) -> str:
     if char in _SYMBOLS:
         return _SYMBOLS[char]
     category = unicodedata.category(char)
-    if category == "Cf":  # zero width
+    if category == "Cf" or char == "\ufe0f":  # zero width; the sign that has the one before it drawn as an emoji
+        return ""
+    if category == "So" and unicodedata.normalize("NFKC", char) == char:  # an emoji
         return ""
     if category == "Nd":
         return str(unicodedata.decimal(char))
@@ -139,6 +155,14 @@ def canonical(answer: str) -> str:
     for pattern, replacement in _SYNONYMS:
         text = pattern.sub(replacement, text)
     text = re.sub(r"^(?:\\approx|\\sim|=)\s*", "", text.strip())
+    if "\\\\" not in text:
+        text = _ONE_LINE.sub("", text)
+    if interval := _OUTWARD.fullmatch(text):
+        text = f"{'(' if interval[1] == ']' else '['}{interval[2]}{')' if interval[3] == '[' else ']'}"
+    if (named := leading_number(_unwrapped(text))) is not None and _is_nothing_or_unit(named[1].strip(" .")):
+        text = f"{named[0]}{named[1]}"
+    if _NO_SOLUTION.fullmatch(_tidy(_unwrapped(text)).lower()):
+        return "\\emptyset"
     if re.fullmatch(r"\\emptyset|\\\{\s*\\\}|\{\s*\}", text.strip()):
         return "\\emptyset"
     parts = split_list(_TEXT.sub(lambda m: f" {m[1]} " if m[1].strip() in ("and", "or", ",") else m[0], text))
@@ -177,7 +201,7 @@ def _without_unit(text: str) -> tuple[str, str]:
     text, unit = text.strip().removesuffix(".").strip(), ""
     if match := _FINAL_TEXT.search(text):
         words = match[1].split()
-        if not (words and (words[0] in _MULTIPLES or words[0] in _NO_UNITS)):
+        if not (words and (words[0] in _MULTIPLES or words[0] in _NO_UNITS or words in (["i"], ["e"]))):
             text, unit = text[: match.start()].strip(), match[1].strip()
     text = _tidy(re.sub(r"\^\\circ ?(?:\s*[CF](?![A-Za-z]))?", "", _unwrapped(text)))
     match = _UNIT.fullmatch(text)
@@ -191,6 +215,10 @@ def _without_unit(text: str) -> tuple[str, str]:
         if _is_unit(match["unit"], words, bool(match["gap"])):
             return str(value) if value is not None else match["quantity"].strip(), match["unit"]
     return text, unit
+
+
+def _is_nothing_or_unit(text: str) -> bool:
+    return not text or _is_unit(text, _WORDS.findall(text), gap=True)
 
 
 def _is_unit(unit: str, words: list[str], gap: bool) -> bool:

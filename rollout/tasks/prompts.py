@@ -132,7 +132,7 @@ class PromptsTask:
         prompts = self.data.all_prompts("train")[:TRIED_ROWS] or self.data.all_prompts("selection")[:TRIED_ROWS]
         with closing(self._pool(1)) as calls:
             for number, reward in enumerate(self.config.reward):
-                for prompt in prompts:  # one at a time: the first one that hangs is enough
+                for prompt in prompts:  # one after the other: after one that is late the others would be
                     try:
                         [result] = trial(calls, [self._request(number, prompt, self.right_response(prompt).text)])
                     except ValueError as error:

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from layersweep.policies.config import PretrainedModel
+from layersweep.rollout.data.locations import local_path
 
 from .gguf_model import gguf_folder, is_gguf
 from .model_cache import exists, publish
@@ -109,11 +110,15 @@ def resolve_source(model: PretrainedModel) -> tuple[ModelSource, Path]:
 
     Raises:
         HubOutOfReach: a hub name that neither the hub nor the cache knows.
-        ValueError: a GGUF file or its reader is missing.
+        ValueError: a GGUF file or its reader is missing; a URI.
     """
     shared = {"chat_template": model.chat_template, "template_arguments": model.template_arguments}
     if is_gguf(model.path):
         return ModelSource(model.path, **shared), gguf_folder(model.path)
+    if local_path(model.path) is None:
+        raise ValueError(
+            f"{model.path}: a model is a local folder or OWNER/NAME on the hub, not a URI; copy it here first"
+        )
     path = Path(model.path).expanduser()
     source = ModelSource(str(path), trust_remote_code=model.trust_remote_code, **shared)
     looks_local = path.is_absolute() or model.path.startswith(".") or model.path.count("/") != 1

@@ -40,8 +40,10 @@ def resolve_uri(target: str) -> tuple[Any, str]:
 
     Raises:
         NoStore: the package for it is missing.
-        ValueError: there is no such protocol, or its filesystem does not start.
+        ValueError: there is no such protocol, its filesystem does not start, or it is no path.
     """
+    if "\0" in target:
+        raise ValueError("a null byte is in no path; correct it")
     try:
         # Listings are not cached: other processes write here too.
         return open_filesystem(target, use_listings_cache=False)
@@ -163,7 +165,7 @@ def read_bytes(target: str) -> bytes | None:
     """
     try:
         return read_file(*resolve_uri(target))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter of a file within a file
         return None
 
 
@@ -177,6 +179,8 @@ def read_file(filesystem: Any, path: str) -> bytes:
     """
     if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
         _refuse_device(path)
+        with open(path, "rb") as file:  # fsspec's own seeks, which pipes cannot
+            return file.read()
     return filesystem.cat_file(path)
 
 
@@ -191,10 +195,13 @@ def copy_here(filesystem: Any, path: str, target: str) -> None:
 
 
 def _refuse_device(path: str) -> None:
-    """Refuse /dev/zero and its like, which never end. Pipes do, such as those that a shell makes of `<(command)`."""
+    """Refuse /dev/zero and its like, which never end, and pipes that may have no writer; those that a shell makes of
+    `<(command)` have one."""
     kind = os.stat(path).st_mode
     if stat.S_ISCHR(kind) or stat.S_ISBLK(kind):
         raise OSError("it is a device, not a file")
+    if stat.S_ISFIFO(kind) and not path.startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/")):
+        raise OSError("it is a pipe, not a file")
 
 
 def read_table(target: str) -> "pd.DataFrame":

@@ -7,6 +7,9 @@ import sys
 _RECURSION_LIMIT = 600_000
 """Depth of calls, as verl has it; LiveCodeBench has 50,000. The stack has room for it where calls pass through C."""
 
+_STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+"""Files that a confined program cannot open by name, though they are its own."""
+
 OK, FAILED, NO_PROGRAM, NO_MEMORY = 0, 1, 97, 98
 """Exit statuses. A program may fake them, for another reason of its own failure."""
 
@@ -23,6 +26,7 @@ def _execute(source, name, with_common_names):
 
         vars(builtins).update(common_names.NAMES | vars(builtins))
     sys.setrecursionlimit(_RECURSION_LIMIT)
+    sys.set_int_max_str_digits(0)
     sys.argv[:] = ["program.py"]
     sys.path.pop(0)  # where this file is
     module = type(sys)(name)
@@ -48,9 +52,8 @@ def _guarded(body):
     """Run `body()` and return its exit status."""
     try:
         body()
-    except SystemExit as leaving:
-        code = leaving.code
-        return OK if code is None else code & 0xFF if isinstance(code, int) else FAILED
+    except SystemExit:  # with whatever status, as the judges of LiveCodeBench and verl take it
+        return OK
     except MemoryError:
         return NO_MEMORY
     except BaseException:
@@ -58,8 +61,18 @@ def _guarded(body):
     return OK
 
 
+def _open_own_streams(open_file):
+    """Return `open`, for which the names of standard input and output mean what they are open as already."""
+
+    def opened(file, *arguments, **settings):
+        return open_file(_STREAMS.get(file, file) if isinstance(file, str) else file, *arguments, **settings)
+
+    return opened
+
+
 def run_script(source, with_common_names):
     """Run the program as a script, on standard input and output."""
+    builtins.open = _open_own_streams(builtins.open)
     _leave(_guarded(lambda: _execute(source, "__main__", with_common_names)))
 
 
@@ -78,7 +91,6 @@ def serve_program(source, with_common_names=False):
     import value_codec
 
     requests, replies = _private_streams()
-    sys.set_int_max_str_digits(0)
     os._exit(_guarded(lambda: value_codec.serve(_execute(source, "program", with_common_names), requests, replies)))
 
 

@@ -135,13 +135,14 @@ def test_every_bad_row_is_listed_and_the_rest_shown(folder, capsys):
 
     assert main(["plan", "sweep.yaml"]) == 2
     refused = capsys.readouterr().err
-    assert "task: data: 7 of 9 rows are bad: a.jsonl row 2: the answer is empty" in refused
+    assert "task: data: 7 of 9 rows are bad: a.jsonl row 2, a.jsonl row 3," in refused
     assert "data.bad_rows: skip; `layersweep data` lists all of them" in refused and "row 7" not in refused
 
     assert main(["data", "sweep.yaml"]) == 2
     said = capsys.readouterr()
     listed = [f'a.jsonl row {row} (ID "sum-{row + 8}"): the answer is empty' for row in range(2, 8)]
-    listed += ["b.jsonl row 1: no answer, neither reward_model.ground_truth nor a column 'answer'"]
+    none = "no answer, neither reward_model.ground_truth nor a column 'answer' (see data.columns); there are: question"
+    listed += [f"b.jsonl row 1: {none}"]
     lines = [line.strip() for line in said.out.splitlines()]
     at = lines.index("bad rows  7:")
     assert lines[at + 1 : at + 8] == listed

@@ -47,7 +47,7 @@ def test_forms_of_a_learning_rate(rate, expected, policy):
 @pytest.mark.parametrize(
     ("rate", "expected"),
     [
-        ({"tune": [1e-3], "steps": 10}, "learning_rate.tune: tuple should have at least 2 items"),
+        ({"tune": [1e-3], "steps": 10}, "learning_rate.tune: needs at least 2 in its list"),
         ({"tune": [1e-3, -1e-3], "steps": 10}, "learning_rate.tune[1]: input should be greater than 0"),
         ({"tune": [1e-3, 1e-3], "steps": 10}, "learning_rate.tune: names a learning rate twice"),
         ({"tune": [1e-3, 1e-4]}, "learning_rate.steps: required"),

@@ -83,7 +83,7 @@ def test_each_seed_has_its_controls():
         ({"type": "learning_rate", "of": 2}, {}, "factors: required"),
         ({"type": "random_reward", "of": 2, "probability": 1}, {}, "probability: input should be less than 1"),
         ({"type": "supervised"}, {}, "of: required"),
-        ({"type": "supervised", "of": []}, {}, "of: tuple should have at least 1 item"),
+        ({"type": "supervised", "of": []}, {}, "of: needs at least 1 in its list"),
         ({"type": "shuffled", "of": 2}, {}, "controls[0].type: no 'shuffled' here; one of random_reward, "),
     ],
 )  # fmt: skip

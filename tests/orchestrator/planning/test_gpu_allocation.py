@@ -152,7 +152,6 @@ def test_trainers_around_a_gpu_need_their_cpus_on_its_node():
     [
         ({}, 4, 1, "resources.trainer: a layer run's 1 x 0.23"),
         ({"resources": {"full_trainer": {"gpus": 4}}}, 16, 8, "resources.full_trainer.gpus: asks for 4 GPUs on one"),
-        ({"resources": {"full_trainer": {"gpus": 1.5}}}, 8, 1, "resources.full_trainer.gpus: 1.5: Ray gives a share"),
         (spanning(4), 8, 4, "rollout.tensor_parallel_size: 4, and the largest node has 2"),
         (spanning(2), 8, 1, "resources.engine.gpus: 1, and rollout.tensor_parallel_size"),
     ],

@@ -3,13 +3,16 @@
 Those that are right are in test_models.py, files that hold something else in test_model_files.py.
 """
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from layersweep.orchestrator.planning.cost_model import Assumptions
 from layersweep.orchestrator.planning.model_checks import CPU_HEAD_DIMS
 from layersweep.orchestrator.spec.errors import SpecError
 from tests.helpers.model_folders import VOCABULARY, add_token, edit_config, edit_weights, make, of_family, plan
@@ -33,6 +36,13 @@ def _lfs(file: str):
 def _cut(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
+
+
+def _without_end(folder: Path) -> None:
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        settings = json.loads((folder / name).read_text())
+        settings.pop("eos_token", None), settings.pop("eos_token_id", None)
+        (folder / name).write_text(json.dumps(settings))
 
 
 WRONG = {
@@ -79,7 +89,7 @@ WRONG = {
     "tokenizer larger than the embedding": (
         {},
         add_token,
-        r"model\.path: the tokenizer has 1 tokens outside .*<think>",
+        r"model\.path: the tokenizer has 1 token outside .*<think>",
     ),
     "end token outside": ({"eos_token_id": VOCABULARY}, None, r"model\.path: eos_token_id \d+ is outside"),
     "NaN in float32": ({}, _poison, r"model\.path: .*layers\.1\.mlp\.up_proj\.weight in .* holds NaN"),
@@ -176,6 +186,51 @@ WRONG = {
         lambda folder: (folder / "generation_config.json").write_text("[]"),
         r"model\.path: .*generation_config\.json: eos_token_id cannot be read",
     ),
+    "no end token": (
+        {"eos_token_id": None},
+        _without_end,
+        r"model\.path: neither tokenizer nor generation_config\.json nor config\.json names an eos token.*training\.st",
+    ),
+    "template that leaves the question out": (
+        {"template": "What?"},
+        None,
+        r"task\.data\.prompt_format: chat: the model's chat template does not show what the user says",
+    ),
+    "rope without a base": (
+        {"family": "llama"},
+        lambda folder: edit_config(folder, rope_parameters={"rope_type": "default", "rope_theta": -1.0}),
+        r"model\.path: config\.json: rope_parameters\.rope_theta: -1\.0 is no number above 0",
+    ),
+    "rope factor that is text": (
+        {"family": "llama"},
+        lambda folder: edit_config(folder, rope_parameters={"rope_type": "linear", "factor": "2", "rope_theta": 1e4}),
+        r'model\.path: config\.json: rope_parameters\.factor: "2" is no number above 0',
+    ),
+    "quantised by a file of its own": (
+        {},
+        lambda folder: (folder / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}'),
+        r"model\.path: .*hf_quant_config\.json: quantized weights cannot be trained",
+    ),
+    "quantised by an empty field": (
+        {},
+        lambda folder: edit_config(folder, quantization_config={}),
+        r"model\.path: .*quantization_config",
+    ),
+    "bytes behind the weights": (
+        {},
+        lambda folder: (folder / "model.safetensors").open("ab").write(b"more"),
+        r"model\.path: .*model\.safetensors has bytes behind its last tensor",
+    ),
+    "window below the self-check's": (
+        {"max_position_embeddings": 63},
+        None,
+        r"model\.path: max_position_embeddings bounds the window to 63 tokens",
+    ),
+    "tokenizer_config that is a list": (
+        {},
+        lambda folder: (folder / "tokenizer_config.json").write_text("[]"),
+        r"model\.path: the tokenizer .* cannot be loaded .*; replace its files by the model's own",
+    ),
     "field that transformers refuses": (
         {},
         lambda folder: edit_config(folder, use_cache="sometimes"),
@@ -204,6 +259,39 @@ def test_a_plan_refuses_what_a_run_does_of_the_files_that_are_there(tmp_path, na
         change(folder)
     with pytest.raises(SpecError, match=f"(?m)^{says}"):
         plan(folder, run=False)
+
+
+def test_stop_strings_end_responses_too(tmp_path):
+    folder = make(tmp_path / "model", eos_token_id=None)
+    _without_end(folder)
+    assert plan(folder, training={"stop": ["."]}).architecture.layers == 2
+
+
+def test_code_of_the_models_own_is_looked_at_where_it_would_run(tmp_path):
+    """The engine loads the config with `trust_remote_code`, and then the file that it names must be there."""
+    folder = make(tmp_path / "model")
+    edit_config(folder, auto_map={"AutoConfig": "configuration_own.Own"})
+    assert plan(folder).architecture.layers == 2
+    with pytest.raises(SpecError, match=r"(?m)^model\.path: .*configuration_own"):
+        plan(folder, model={"trust_remote_code": True})
+
+
+def test_a_cache_too_small_for_one_sequence(tmp_path):
+    """2 layers x 1 head x 32 x keys and values in float32 are 512 bytes a token: 4 MiB of 8,192."""
+    folder = make(tmp_path / "model", max_position_embeddings=32768)
+    with pytest.raises(SpecError, match=r"^rollout\.kv_cache_memory_mib: .* 8,192 tokens takes 4 MiB; raise it from 3"):
+        plan(folder, rollout={"kv_cache_memory_mib": 3})
+    assert plan(folder, rollout={"kv_cache_memory_mib": 4}).window == 8192
+
+
+def test_the_prompts_that_are_there_count_in_estimates(tmp_path):
+    """Of 20 sums that train, "What is 7 + 7?" is a token a character: 14 with one digit, 16 with two."""
+    found = plan(make(tmp_path / "model"))
+    tokens = [len(row["question"]) for row in map(json.loads, (tmp_path / "sums.jsonl").open())]
+    assert min(tokens) < found.prompt_tokens["task"] < max(tokens)
+    assert f"prompts of {found.prompt_tokens['task']:.0f} tokens on average" in Assumptions().text(found)
+    assert "prompts of 256 tokens (" in Assumptions().text(replace(found, prompt_tokens={}))
+    assert "prompts of 9 tokens (" in Assumptions(prompt_tokens=9).text(found)
 
 
 def test_sizes_of_heads_are_vllms():

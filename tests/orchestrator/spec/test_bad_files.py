@@ -4,6 +4,7 @@ sweeps. Exit code 2, a field, a reason, nothing written."""
 import copy
 import json
 import math
+import os
 import random
 import re
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 from layersweep.cli import main
-from tests.orchestrator.spec.test_bad_input import SPEC, outcome
+from tests.orchestrator.spec.test_bad_input import SPEC, outcome, within
 
 
 def odd_tables(folder) -> Iterator[str]:
@@ -161,6 +162,59 @@ def test_a_sweep_folder_whose_spec_is_damaged(tmp_path, capsys, text):
 
 @pytest.mark.parametrize("sweep", ["foo://x", "hdfs://x/y", "a\0b", "x" * 400])
 def test_places_that_are_no_sweep(capsys, tmp_path, sweep):
-    for command in (["export", sweep, "full", "-o", str(tmp_path / "out")], ["compare", sweep, "y.parquet"]):
+    for command in (["export", sweep, "full", "-o", str(tmp_path / "out")], ["compare", sweep, "y.parquet"],
+                    ["responses", sweep], ["report", sweep], ["status", sweep], ["dissect", sweep],
+                    ["rescore", sweep], ["pull", sweep, "-o", str(tmp_path / "out")]):  # fmt: skip
         assert main(command) == 2
         assert capsys.readouterr().err.startswith("layersweep: ")
+
+
+def test_a_pipe_without_a_writer_is_not_waited_for(capsys, tmp_path):
+    """Nor is a file taken for the folder of a sweep; what the shell makes of `<(command)` is read."""
+    pipe, file = tmp_path / "pipe.parquet", tmp_path / "file"
+    os.mkfifo(pipe)
+    file.write_text("x")
+    with within(60):
+        for command in (["report", str(pipe)], ["compare", str(pipe), str(file)], ["plan", str(pipe)]):
+            assert main(command) == 2
+            assert "it is a pipe, not a file" in capsys.readouterr().err
+        for command in ("report", "status", "responses"):
+            assert main([command, str(file)]) == 2
+            assert "Errno" not in capsys.readouterr().err
+    read, write = os.pipe()
+    os.write(write, yaml.safe_dump(SPEC | {"output": str(tmp_path / "out")}).encode())
+    os.close(write)
+    assert main(["plan", f"/dev/fd/{read}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("def score(:", "importing .*rewards.py fails: SyntaxError"),
+        ("import nothing_of_the_kind", "importing .*rewards.py fails: ModuleNotFoundError"),
+        ("def scores(prompts, completions, **columns): pass", "rewards.py has no score"),
+        ("score = 3", "rewards.py:score is no function but int"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+    ],
+)
+def test_code_of_ones_own_that_cannot_be_loaded(capfd, tmp_path, monkeypatch, code, says):
+    """It is imported in a worker process, which has the same standard error."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rewards.py").write_text(code)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in GOOD))
+    task = {"type": "prompts", "data": {"path": "rows.jsonl", "prompt_format": "plain"}, "reward": "rewards.py:score"}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SPEC | {"model": "Qwen/Qwen3-1.7B-Base", "task": task}))
+    assert main(["plan", "sweep.yaml"]) == 2
+    said = capfd.readouterr().err
+    assert re.match(f"layersweep: task: reward: .*{says}", said) and "Traceback" not in said, said
+
+
+def test_words_that_were_meant_as_values(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for word in ("training..steps=5", "=5", "training.=5"):
+        assert main(["plan", word]) == 2
+        assert f"{word}: not an override; write FIELD=VALUE" in capsys.readouterr().err
+    (tmp_path / "a=b=c.yaml").write_text(yaml.safe_dump(SPEC))
+    assert main(["plan", "./a=b=c.yaml"]) == 0
+    assert main(["plan", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"layersweep: {tmp_path}: Is a directory; name the file of the spec\n"

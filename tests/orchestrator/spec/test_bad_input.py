@@ -176,7 +176,9 @@ def test_every_field_refuses_every_wrong_kind_of_value(tmp_path, capsys, path, t
 
 BAD_VALUES = {
     "name": ["../x", "", ".hidden", "a b", "a/b", "x" * 101, "a\n", "ü", 3, None, ["a"], "-x", "~"],
-    "model": [3, [], {}, "", "a\nb", "file:///nowhere", "~nosuch/x", "/dev/null", {"type": "pretrained", "path": ""},
+    "model": ["s3://bucket/model", {"type": "pretrained", "path": "/nowhere", "chat_template": ""},
+              {"type": "tiny", "path": "x"}, "$MODEL", "s3:/bucket/model", "x ", 3, [], {}, "", "a\nb",
+              "file:///nowhere", "~nosuch/x", "/dev/null", {"type": "pretrained", "path": ""},
               {"type": "pretrained", "path": "a/b", "revision": ""}, {"type": "tiny", "warmup_batch": 10**9},
               {"type": "tiny", "warmup_steps": 2**63}, {"type": "pretrained", "path": "a\0b"},
               {"type": "pretrained", "path": "/nowhere", "chat_template": "/dev/zero"},
@@ -193,12 +195,14 @@ BAD_VALUES = {
              {"type": "textarena", "game": "a/b"}],
     "algorithm": [None, "gpro", {"type": "gpro"}, {"type": "custom"}, {"type": "custom", "path": "nothing.There"},
                   {"type": "custom", "path": "os.path"}, {"type": "grpo", "clip_high": -1}],
-    "layers": ["al", "", "1:2:0", "::", "-:", "middle:0", "middle:7", "middle:", "middle:x", "9:", "a:b", "1::2::3",
+    "layers": [{"search": {"budgets": 0.3}}, {"search": {"budget": "30%"}}, {"search": {"goal": 3}}, "al", "",
+                   "1:2:0", "::", "-:", "middle:0", "middle:7", "middle:", "middle:x", "9:", "a:b", "1::2::3",
                "1:" + "9" * 5000, "٣:٤", [], [0, 0], [99], [-1], [1.5], ["a"], [True], [None], True, 6, -1, 10**30, {},
                {"a": 1}, {"search": 3}, {"search": {"budget": 0}}, {"search": {"budget": 1.1}},
                {"search": {"goal": "worst"}}, {"search": {"goal": "top 0"}}, {"search": {"budget": 1e-9}},
                {"search": {}, "x": 1}, {"search": {"goal": "top 99"}}, [[1]], "all ", "All"],
-    "sweep": [3, "all", {}, [{}], [[1]], [{"layers": []}], [{"layers": [[]]}], [{"layers": [[1, "x"]]}],
+    "sweep": [[{"layers": {"all_but": 3}}], [{"layers": {"random": {"sizes": 2}}}], 3, "all", {}, [{}], [[1]],
+                   [{"layers": []}], [{"layers": [[]]}], [{"layers": [[1, "x"]]}],
               [{"layers": "blocks:0"}], [{"layers": 3, "modules": 3}], [{"layers": [[True]]}], [{"layers": [1]}],
               [{"layers": [[1, 99]]}], [{"layers": [1], "modules": "nothing"}], [{"layers": [1], "modules": "["}],
               [{"modules": ""}], [{"layers": [1], "modules": "mlp"}] * 2, [{"modules": "self_attn"}],
@@ -211,33 +215,50 @@ BAD_VALUES = {
               [{"layers": {"random": {"size": 2}, "all_but": [1]}}], [{"layers": {"random": {"size": 10**30}}}],
               [{"layers": {"random": {"size": 2, "sets": 10**4}}}], [{"layers": {"random": {"size": 2, "x": 1}}}],
               [{"layers": {"random": None}}]],
+    "controls": [{"type": "supervised", "of": "full"}, ["supervised"], [{"of": "full"}],
+                 [{"type": "supervised"}], [{"type": "supervised", "of": -1}], [{"type": "supervised", "of": []}],
+                 [{"type": "random", "of": "full"}], [{"type": "supervised", "of": "layer"}],
+                 [{"type": "supervised", "of": "full", "seed": 1}],
+                 [{"type": "random_reward", "of": "full", "probability": 1}],
+                 [{"type": "learning_rate", "of": "full", "factors": 3}], [{"type": "learning_rate", "of": 1}]],
+    "factors": [3, [], {"algorithm": "grpo"}, {3: [1, 2]}, {"training..steps": [1, 2]}, {"training.steps ": [1, 2]},
+                {"model.layers": {"a b": 4, "c": 5}}, {"training.steps": {"a": 9, "b": 9}}, {"training.stepz": [8, 9]},
+                {"seeds": list(range(300))}, {"model.seed": list(range(20)), "seeds": list(range(20))}],
     "seeds": ["1:3", [], [-1], [2**32], [10**30], [0.5], ["a"], True, [True], [None], [0, 0], "0", {}, -1],
     "combine": [3, "only", {}, [{}], [{"only": "best"}], [{"only": "best 0"}], [{"only": "best -1"}], [{"middle": 0}],
                 [{"only": "best 99"}], [{"middle": 7}], [{"worst": 7}], [{"only": "best 2", "middle": 2}],
                 [{"boost": "middle 2"}], [{"only": "best 2"}, {"only": "best 2"}], [{"worst": 2}, {"only": "worst 2"}],
                 [{"best": 2}], [{"only": "best " + "9" * 5000}], [{"only": None}]],
     "output": ["", "/proc/nowhere", "~nosuch/x", "http://127.0.0.1:9/x", "https://nowhere.invalid/x", "foo://x", 3,
-               "/dev/null/x", "/etc/passwd", "\0", "x" * 5000, None, "s3://", "file:///proc/x", "memory://x", "memory://",
+               "/dev/null/x", "/etc/passwd", "\0", "x" * 5000, None, "s3://", "file:///proc/x", "memory://x",
+               "memory://",
                "simplecache::memory://x", "simplecache::file:///tmp/x", "a\nb", "a\rb", "a\x1b[31mb", "s3://b/a\nb",
+               "$HOME/x", "${HOME}/x", "runs/$USER", "$(pwd)/x", " runs", "runs ", "s3:/bucket/x",
                "local:///dev/null/x", "file://~nosuch/x", "file://", "foo::bar://x"],
     "profile": ["/nowhere", "/etc/passwd", "/etc", "/dev/null", "~nosuch", "foo://x", "", 3, "\0", "/proc/self/mem",
                 "http://127.0.0.1:9/x", __file__],
-    "evaluation": [3, {"suites": []}, {"suites": [{}]}, {"suites": [{"name": "a/b"}]}, {"suites": [SUITE, SUITE]},
+    "evaluation": [{"suites": [SUITE | {"stop": [""]}]}, {"suites": [SUITE | {"name": ".."}]},
+                   {"suites": [SUITE | {"stop": "x"}]}, {"suites": ["all"]}, {"suites": {"all": SUITE}}, 3,
+                   {"suites": []}, {"suites": [{}]}, {"suites": [{"name": "a/b"}]}, {"suites": [SUITE, SUITE]},
                    {"suites": [SUITE | {"temperature": 0}]}, {"seed_sd": -0.1}, {"seed_sd": math.nan}, {"every": -1},
                    {"suites": [SUITE | {"prompts": 10_000_000}]}, {"suites": {"name": "a"}},
                 *({"suites": [SUITE | {name: 2**63}]} for name in ("prompts", "final_prompts", "samples", "top_k",
                   "max_response_tokens", "temperature")), {"suites": [SUITE | {"samples": 10**5}]},
                 {"suites": [SUITE | {"name": "a\n"}]}, {"every": 2**63}, {"finalists": 2**63}, {"seed_sd": 1e20}],
-    "training": [None, [], {"steps": 3, "warmup_steps": 3}, {"group_size": 1}, {"minibatches": 5},
+    "training": [{"learning_rate": {"tune": [1e-4, 1e-3], "steps": 5, "layer": 1e-3}}, {"stop": "x"},
+                 {"betas": [0.9, 0.9, 0.9]}, {"learning_rate": [1e-4, 1e-3]}, {"lr": 1e-3}, None, [], {"steps": 3,
+                 "warmup_steps": 3}, {"group_size": 1}, {"minibatches": 5},
                  {"learning_rate": {"tune": [1e-4]}}, {"learning_rate": {"tune": [1e-4, 1e-4], "steps": 5}},
                  {"learning_rate": {"layer": 0}}, {"learning_rate": -1e-5}, {"learning_rate": math.inf},
                  {"learning_rate": {}, "x": 1}, {"steps": 10**30}, {"steps": 10**9}, {"steps": 2**63},
                  {"group_size": 1e10}, {"group_size": 10**5}, {"prompts_per_step": 10**9}, {"weight_decay": 1e20},
                  {"learning_rate": 1e20}, {"learning_rate": {"full": 1e20}}, {"stop": [""]}, {"epochs": 2**63},
                  {"learning_rate": {"tune": [1e-4, 1e20], "steps": 5}}, {"micro_batch_tokens": 10**18}],
-    "rollout": [{"max_num_seqs": 2**63}, {"kv_cache_memory_mib": 1e20}, {"tensor_parallel_size": 10**6},
+    "rollout": [{"max_num_batched_tokens": 63}, {"kv_cache_memory_mib": 1, "max_model_len": 1024},
+                   {"max_num_seqs": 2**63}, {"kv_cache_memory_mib": 1e20}, {"tensor_parallel_size": 10**6},
                 {"max_model_len": 63}, {"max_model_len": 2**63}],
-    "resources": [{"engines": 10**6}, {"trainer": {"cpus": 1e20}}, {"trainer": {"cpus": -1}}, {"trainer_ranks": 2**63},
+    "resources": [{"engine": {"gpus": 1.5}, "trainer": {"gpus": 1}}, {"engine": 1}, {"engines": 10**6},
+                   {"trainer": {"cpus": 1e20}}, {"trainer": {"cpus": -1}}, {"trainer_ranks": 2**63},
                   {"engine": {"gpus": 1e20}}, {"engine": {"cpus": 1e-9}}, {"trainer": {"gpus": 1e-5}},
                   {"wait_for_nodes": 1e20}, {"concurrent_runs": 10**9}],
     "recovery": [{"patience": 1e20}, {"keep": 2**63}, {"retries": 10**10}, {"checkpoint_every": 2**63}],
@@ -260,8 +281,80 @@ def test_values_that_are_refused(tmp_path, capsys, monkeypatch, field, value):
     assert code == 2, lines
     expected = "evaluation.every" if "evaluation" in extra else field
     assert all(re.match(rf"layersweep: ({expected}|s3://)", line) for line in lines) and lines, lines
-    assert all(len(line) < 1000 and "pattern" not in line and "^" not in line for line in lines)
+    assert all(len(line) < 1000 and "^" not in line for line in lines)
+    assert not re.search("pattern|tuple|dictionary|inputs are|[a-z]: Input|Field required|constrained", str(lines))
     assert sorted(tmp_path.iterdir()) == [path]
+
+
+MESSAGES = [
+    ({"training": {"betas": [0.9, 0.9, 0.9]}}, "training.betas: takes at most 2 in its list, got [0.9, 0.9, 0.9]"),
+    ({"training": {"stop": "x"}}, "training.stop: needs a list, such as ['x'], got 'x'"),
+    ({"seeds": "0, 1"}, "seeds: needs a list, such as [0, 1], got '0, 1'"),
+    ({"layers": {"search": []}}, "layers.search: needs a mapping of fields, got []"),
+    ({"combine": [{"middle": 7}]}, "combine[0]: layers-middle-7 needs 7 layers, the model has 6"),
+    ({"name": 3}, "name: needs text, as a number is in quotes ('3'), got 3"),
+    ({"task": "sort_digits"}, "task: needs a mapping of fields, such as {type: sort_digits}, got 'sort_digits'"),
+    ({"model": {"layers": 3}}, "model: needs a `type`, one of pretrained, tiny"),
+    ({"model": {"type": "tiny", "path": "x"}}, "model.path: unknown key. Only pretrained takes it"),
+    ({"training": {"learning_rate": {"tune": [1e-4, 1e-3], "steps": 5, "layer": 1}}},
+     "training.learning_rate.layer: unknown key. Only {layer, full} takes it"),
+    ({"layers": {"search": {"budgets": 0.3}}}, "layers.search.budgets: unknown key. Did you mean budget?"),
+    ({"controls": [{"type": "supervised", "of": "layer"}]},
+     "controls[0].of: the sweep trains no layer; did you mean layers?"),
+    ({"controls": [{"type": "supervised", "of": "full", "factors": [3]}]},
+     "controls[0].factors: unknown key. Only learning_rate takes it"),
+    ({True: 4}, "True: the name of a field is text; correct it"),
+    ({"\u00a0name": "x"}, "'\\xa0name': unknown key. Did you mean name?"),
+    ({"factors": {"training.stepz": [8, 9]}}, "factors: training.stepz: unknown key. Did you mean steps?"),
+    ({"factors": {"training.steps": {"a": 9, "b": 9}}},
+     "factors: demo-a and demo-b are the same sweep; leave one out"),
+    ({"factors": {"seeds": list(range(300))}}, "factors: they make 300 sweeps, and more than 256 are taken for a slip"),
+    ({"output": "$HOME/x"},
+     "output: $HOME/x: variables of the shell such as $HOME are not expanded; write the path out"),
+    ({"output": "s3:/b/x"}, "output: s3:/b/x: a URI has two slashes, s3://b/x"),
+    ({"evaluation": {"suites": [SUITE | {"prompts": 500_000}]}},
+     "evaluation.suites[0]: sort_digits: selection has 40000 prompts of 6 digits (evaluation.suites[0].prompts asks "
+     "for 500,000)"),
+    ({"resources": {"engine": {"gpus": 1.5}, "trainer": {"gpus": 1}}},
+     "resources.engine.gpus: 1.5: Ray gives a share of one GPU or whole GPUs; round it"),
+    ({"algorithm": {"type": "custom", "path": "a.py"}},
+     "algorithm.path: 'a.py' names no object; write it as my_file.py:name, or my_module.name"),
+    ({"rollout": {"max_num_batched_tokens": 63}},
+     "rollout.max_num_batched_tokens: bounds the window to 63 tokens, and the engine's self-check needs 64"),
+    ({"rollout": {"kv_cache_memory_mib": 1, "max_model_len": 1024}},
+     "rollout.kv_cache_memory_mib: one sequence of the window's 1,024 tokens takes 2 MiB; raise it from 1, or lower "
+     "rollout.max_model_len"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "says"), MESSAGES, ids=[says[:60] for _, says in MESSAGES])
+def test_what_a_refusal_says(tmp_path, capsys, monkeypatch, change, says):
+    """In YAML's words, not Python's; the cache takes 2 * 6 layers * 32 * 4 bytes = 1.5 KiB a token."""
+    monkeypatch.chdir(tmp_path)
+    change = {name: (SPEC[name] | value if name == "training" else value) for name, value in change.items()}
+    path = tmp_path / "spec.yaml"
+    path.write_text(write_yaml({"output": "out"} | {k: v for k, v in SPEC.items() if k != "output"} | change))
+    code, lines = outcome(capsys, path)
+    assert code == 2 and f"layersweep: {says}" in lines, lines
+
+
+def test_factors_of_a_list_s_items_have_names(tmp_path, capsys):
+    """`training.betas[1]` in the name of a folder is `betas.1`."""
+    assert main(["plan", "factors={'training.betas[1]': [0.95, 0.99]}", f"output={tmp_path}/out"]) == 0
+    assert "demo-betas.1-0.95" in capsys.readouterr().out
+
+
+def test_a_yaml_error_names_line_and_column(tmp_path, capsys):
+    path = tmp_path / "spec.yaml"
+    path.write_text("name: a\nmodel: [b\ntask: c\n")
+    assert outcome(capsys, path)[1] == [
+        f"layersweep: {path}: not YAML: line 3, column 5: while parsing a flow sequence, "
+        "expected ',' or ']', but got ':'"
+    ]
+    path.write_bytes("name: ä".encode("latin-1"))
+    assert outcome(capsys, path)[1] == [
+        f"layersweep: {path}: not YAML: unexpected end of data at byte 6; save it as UTF-8 text"
+    ]
 
 
 TEXTS = [

@@ -59,7 +59,7 @@ def test_names_of_values():
         ({"algorithm": ["grpo", "grpo"]}, "factors.algorithm: two levels are called grpo; give names"),
         ({"seeds": [[0], [1]]}, "factors.seeds: [0] has no name of its own; give names"),
         ({"name": ["a", "b"]}, "factors: name is the same for all"),
-        ({"evaluation.suites[3].samples": [1, 2]}, "evaluation.suites[3].samples: evaluation.suites has 1 items"),
+        ({"evaluation.suites[3].samples": [1, 2]}, "evaluation.suites[3].samples: evaluation.suites has 1 item"),
         ({"algorithm type": ["a", "b"]}, "factors.algorithm type"),
         (
             {"algorithm": {"a": "grpo", "a-b": "grpo"}, "training.steps": {"b-c": 8, "c": 9}},

@@ -55,7 +55,7 @@ def test_sections_are_added_and_the_source_is_left_alone():
     [
         ({"a.b.c": 1}, "a.b.c: a.b is 1 in the spec, not a section; override a.b as a whole"),
         ({"a[0]": 1}, "a[0]: a is no list in the spec; override a as a whole"),
-        ({"d[2].e": 1}, "d[2].e: d has 1 items in the spec, numbered from 0"),
+        ({"d[2].e": 1}, "d[2].e: d has 1 item in the spec, numbered from 0"),
         ({"d.e": 1}, "d.e: d is [{'e': 1}] in the spec, not a section; override d as a whole"),
     ],
 )
@@ -80,7 +80,7 @@ def test_overrides_are_typed_and_refused_like_the_file():
         load_spec(DEMO, {"training.stpes": 50, "seeds": "x", "resources.engines": 0})
     assert sorted(problem.partition(",")[0] for problem in error.value.problems) == [
         "resources.engines: input should be greater than 0",
-        "seeds: input should be a valid tuple",
+        "seeds: needs a list",
         "training.stpes: unknown key. Did you mean steps?",
     ]
 

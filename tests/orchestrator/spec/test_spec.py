@@ -72,7 +72,7 @@ def test_layers_of_a_six_layer_model(chosen, expected):
         ({"sweep": [{"layers": "al"}]}, "sweep[0].layers: cannot read 'al'"),
         ({"sweep": [{"layers": [[3, 3]]}]}, "sweep[0].layers: names a layer, or a set of layers, twice"),
         ({"sweep": [{"layers": {"search": {}}}]}, "sweep[0].layers: a search is of whole layers"),
-        ({"sweep": [{"layers": {"random": {"sets": 2}}}]}, "sweep[0].layers.random.size: Field required"),
+        ({"sweep": [{"layers": {"random": {"sets": 2}}}]}, "sweep[0].layers.random.size: required"),
         ({"sweep": [{"layers": {"random": {"size": 2}, "all_but": [1]}}]}, "sweep[0].layers: give one of all_but and"),
         ({"sweep": [{"layers": [1], "modules": "("}]}, "sweep[0].modules: '(' is neither attention, mlp, norms nor"),
         ({"sweep": [{"layers": [1], "module": "mlp"}]}, "sweep[0].module: unknown key. Did you mean modules?"),

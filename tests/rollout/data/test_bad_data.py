@@ -73,6 +73,14 @@ BAD_LINES = {
     "deep nesting": ("[" * 1900, "no JSON"),
     "endless number": ('{"question": ' + "9" * 3900 + "}", "neither text|no JSON"),
     "control bytes": ("\x00\x01\x02", "no JSON"),
+    "zero width": ({"question": "\u200b \u200b", "answer": "1"}, "question is empty"),
+    "where a row is no JSON": (
+        '{"question": "q" "answer": "1"}',
+        r"no JSON \(expecting ',' delimiter, at character 18: '",
+    ),
+    "where a row ends": ('{"question": "q", "answer": "1"', r"no JSON \(it ends too early: expecting ',' delimiter\)"),
+    "Python's spelling": ("{'question': 'q'}", r"in double quotes, at character 2: \"'question'"),
+    "the columns there are": ({"question": "q", "anwser": "1"}, r"\(see data.columns\); there are: question, anwser"),
 }
 
 
@@ -81,7 +89,7 @@ def test_each_bad_row_is_named_or_left_out(tmp_path, name):
     line, says = BAD_LINES[name]
     path = jsonl(tmp_path / "a.jsonl", GOOD, line, GOOD | {"question": "and this?"})
     limits = {"max_prompt_chars": 100, "max_row_bytes": 4000} | ALL_TRAIN
-    with pytest.raises(DataError, match=rf"1 of 3 rows are bad: row 2: .*({says}).*bad_rows: skip"):
+    with pytest.raises(DataError, match=rf"1 of 3 rows is bad: row 2: .*({says}).*bad_rows: skip"):
         load(path, **limits)
     report = load(path, bad_rows="skip", **limits).report
     assert (report.rows, report.bad, report.train) == (3, 1, 2)
@@ -89,7 +97,7 @@ def test_each_bad_row_is_named_or_left_out(tmp_path, name):
 
 def test_the_first_five_bad_rows_and_a_count(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", *({"question": "", "answer": "1"} for _ in range(8)), GOOD)
-    with pytest.raises(DataError, match=r"8 of 9 rows are bad: row 1: .*row 5: question is empty; and 3 more"):
+    with pytest.raises(DataError, match=r"8 of 9 rows are bad: row 1, .*row 5: question is empty; and 3 more"):
         load(path)
 
 

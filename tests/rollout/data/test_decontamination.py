@@ -87,5 +87,5 @@ def test_the_message_names_decontamination_where_it_took_the_prompts(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", {"question": EVALUATION, "answer": "1"}, GOOD)
     data = load(path, **ALL_TRAIN)
     data.decontaminate([EVALUATION])
-    with pytest.raises(DataError, match=r"has 1 train prompts, 2 were asked for .*1 contaminated.*decontaminate_ngram"):
+    with pytest.raises(DataError, match=r"has 1 train prompt, 2 were asked for .*1 contaminated.*decontaminate_ngram"):
         data.prompts("train", 2)

@@ -55,6 +55,23 @@ def as_parquet(rows) -> bytes:
     return sink.getvalue()
 
 
+def as_dictionaries(rows) -> bytes:
+    """Parquet whose text is stored once for each value, as pandas' categories are."""
+    table, sink = pyarrow.Table.from_pylist(rows), io.BytesIO()
+    columns = [column.combine_chunks().dictionary_encode() for column in table.columns]
+    pyarrow.parquet.write_table(pyarrow.table(columns, table.column_names), sink)
+    return sink.getvalue()
+
+
+def as_twice(rows) -> bytes:
+    """Parquet with two columns of one name, which no pandas writes."""
+    table = pyarrow.table([[row["question"] for row in rows], [""] * len(rows), ["1"] * len(rows)],
+                          names=["question", "answer", "answer"])  # fmt: skip
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(table, sink)
+    return sink.getvalue()
+
+
 def packed(content: bytes, kind: str) -> bytes:
     sink = pyarrow.BufferOutputStream()
     with pyarrow.CompressedOutputStream(sink, kind) as stream:
@@ -121,6 +138,15 @@ READ = {
         {"a.parquet": as_parquet([{"x": {"y": row["question"]}, "answer": row["answer"]} for row in ROWS])},
         {"columns": {"question": "x.y"}},
     ),
+    "text in dictionaries": ({"a.parquet": as_dictionaries(ROWS)}, {}),
+    "messages as text": (
+        {"a.parquet": as_parquet([{"prompt": json.dumps([{"role": "user", "content": row["question"]}]),
+                                   "answer": row["answer"]} for row in ROWS])}, {},
+    ),
+    "reward_model as text": (
+        {"a.jsonl": as_lines([{"prompt": row["question"], "reward_model": json.dumps({"ground_truth": row["answer"]})}
+                              for row in ROWS])}, {},
+    ),
     "an answer beside reward_model": (
         {"a.jsonl": as_lines([row | {"reward_model": {"ground_truth": "other"}} for row in ROWS])},
         {"columns": {"answer": "answer"}},
@@ -149,20 +175,32 @@ REFUSED = {
                         "row 1: question is neither text nor a list of messages but dict"),
     "json, a number": ({"a.json": b"7"}, r"holds no list of rows; save it as \.jsonl"),
     "json, a list of texts": ({"a.json": b'["q"]'}, "row 1: not an object with columns but str"),
-    "gz that is none": ({"a.jsonl.gz": as_lines(ROWS)}, "cannot be read after row 0"),
-    "utf-16": ({"a.jsonl": as_lines(ROWS).decode().encode("utf-16")}, r"a\.jsonl is text in UTF-16; save it in UTF-8"),
-    "csv in utf-16": ({"a.csv": as_csv(ROWS).decode().encode("utf-16")}, "is text in UTF-16; save it in UTF-8"),
+    "gz that is none": ({"a.jsonl.gz": as_lines(ROWS)}, "cannot be read: zlib inflate failed"),
+    "xlsx": ({"a.xlsx": b"PK"}, r"data\.path: .* cannot be read: \.jsonl, \.json, \.csv, \.tsv, \.parquet and \.arrow"),
+    "arrow, cut off": ({"a.arrow": as_arrow(ROWS)[:-60]}, r"cannot be read( after row \d)? as Arrow"),
     "latin-1": ({"a.csv": "question,answer\né?,4\n".encode("latin-1")},
                 "row 1: the prompt is no valid text; save the data in UTF-8"),
-    "a pointer": ({"a.parquet": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"},
-                  "a.parquet is a pointer of Git LFS and not the data itself; get that with `git lfs pull`"),
-    "csv with semicolons": ({"a.csv": as_csv(ROWS, ";")}, "has ';' between its columns; save it with commas"),
+    "csv with semicolons": ({"a.csv": as_csv(ROWS, ";")}, "cells are separated by ';': save it with commas"),
     "contradictions": ({"a.jsonl": as_lines([ROWS[0], ROWS[0] | {"answer": "5"}])},
-                       "has no usable row, of 2 rows: 2 of them answer one question differently, 0 are bad"),
-    "xlsx": ({"a.xlsx": b"PK"}, r"data\.path: .* cannot be read: \.jsonl, \.json, \.csv, \.tsv, \.parquet and \.arrow"),
-    "arrow, cut off": ({"a.arrow": as_arrow(ROWS)[:-60]}, r"cannot be read as Arrow after row \d"),
+                       "has no usable row: 2 rows answer the same questions differently"),
     "arrow without answers": ({"a.arrow": as_arrow([{"label": 1}])}, "it has: label"),
-    "a path that leads nowhere": ({"a.jsonl": as_lines(NESTED)}, r"row 1: no answer, neither .* nor a column 'answer'"),
+    "jsonl that is one list": ({"a.jsonl": json.dumps(ROWS).encode()}, r"one list of rows; let its name end in \.json"),
+    "jsonl that is a list of lines": ({"a.jsonl": json.dumps(ROWS, indent=1).encode()}, r"let its name end in \.json"),
+    "jsonl in UTF-16": ({"a.jsonl": as_lines(ROWS).decode().encode("utf-16")}, "it is UTF-16 text; save it as UTF-8"),
+    "csv in UTF-16": ({"a.csv": as_csv(ROWS).decode().encode("utf-16")}, "it is UTF-16 text; save it as UTF-8"),
+    "jsonl that gzip wrote": ({"a.jsonl": packed(as_lines(ROWS), "gzip")}, r"gzip; let its name end in \.gz"),
+    "parquet called jsonl": ({"a.jsonl": as_parquet(ROWS)}, r"it is parquet; let its name end in \.parquet"),
+    "a pointer of Git LFS": ({"a.parquet": b"version https://git-lfs.github.com/spec/v1\noid x\n"}, "`git lfs pull`"),
+    "a spreadsheet": ({"a.csv": b"PK\x03\x04"}, r"or a spreadsheet; save the data as \.csv or \.jsonl"),
+    "parquet, a column twice": (
+        {"a.parquet": as_twice(ROWS)}, "two columns 'answer'; rename one",
+    ),
+    "csv, a blank before a name": ({"a.csv": b"question, answer\nq,1\n"}, "there are: question, ' answer'"),
+    "json, deep": ({"a.json": b"[" * 100_000}, r"a\.json is no JSON \(nested too deeply\)"),
+    "json, where it ends": ({"a.json": b'[\n{"question": "q"\n'}, "it ends too early"),
+    "json, where it is wrong": ({"a.json": b'[{"a": 1},\n {"b" 2}]'}, "at character 7 of line 2: '2}]'"),
+    "a path that leads nowhere": ({"a.jsonl": as_lines(NESTED)},
+                   r"row 1, row 2: no answer, neither .* nor a column 'answer'"),
 }  # fmt: skip
 
 

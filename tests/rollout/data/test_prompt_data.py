@@ -58,7 +58,7 @@ def test_a_file_that_ends_early_is_named(tmp_path):
     written(tmp_path, {"a.jsonl.gz": rows_of(*range(2000))})
     whole = (tmp_path / "a.jsonl.gz").read_bytes()
     (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"data\.path: .*a\.jsonl\.gz cannot be read after row \d+"):
+    with pytest.raises(DataError, match=r"data\.path: .*a\.jsonl\.gz cannot be read( after row \d+)?: "):
         load(str(tmp_path / "a.jsonl.gz"), bad_rows="skip", **ALL_TRAIN)
 
 
@@ -70,7 +70,7 @@ def test_columns_that_nothing_reads_cannot_break_a_file(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table(good | strange), tmp_path / "a.parquet")
     assert load(str(tmp_path / "a.parquet"), **ALL_TRAIN).report.train == 2
     pyarrow.parquet.write_table(pyarrow.table(good | {"question": bad_text}), tmp_path / "b.parquet")
-    with pytest.raises(DataError, match="1 of 2 rows are bad: row 2: a value that cannot be read"):
+    with pytest.raises(DataError, match="1 of 2 rows is bad: row 2: a value that cannot be read"):
         load(str(tmp_path / "b.parquet"), **ALL_TRAIN)
     (tmp_path / "c.jsonl").write_bytes(b'{"question": "Q0", "answer": "0", "note": "\xff"}\n')
     assert load(str(tmp_path / "c.jsonl"), **ALL_TRAIN).report.train == 1

@@ -106,7 +106,11 @@ def test_script_outputs_compare_word_by_word():
         ("print('x' * 300_000)", "x" * 300_000, True),
         ("import sys; sys.stdout.write('a'); sys.exit(0)", "a", True),
         ("print('a'); exit()", "a", True),
-        ("print('a'); exit(1)", "a", False),
+        ("print('a'); exit(1)", "a", True),  # LiveCodeBench and verl pass over SystemExit
+        ("print('a'); 1 / 0", "a", False),
+        ("print(open('/dev/stdin').read() + 'a')", "a", True),
+        ("open('/dev/stdout', 'w').write('a')", "a", True),
+        ("print(10**5000)", "1" + "0" * 5000, True),
         ("import threading; threading.Thread(target=lambda: print('a')).start()", "a", True),
         ("if __name__ == '__main__': print('a')", "a", True),
     ]

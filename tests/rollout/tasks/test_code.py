@@ -265,6 +265,8 @@ EXTRACTED = [
     ("```python\nx = 1\n```python\ny = 2\n```", "y = 2\n"),
     ("```python\nprint(1)```\nDone.", "print(1)"),
     ("  ```python\nx = 1\n  ```\n", "x = 1\n"),
+    (f"1. So:\n   ```python\n   x = 1\n   if x:\n       x = 2\n   ```\n{PROGRAM}", "x = 1\nif x:\n    x = 2\n"),
+    ("\ufeffx = 1", "x = 1"),
     ("```cpp\nint x;\n```\n```python\nx = 1\n```", "x = 1\n"),
     ("```python\nx = 1\n```\n```cpp\nint x;\n```", "x = 1\n"),
 ]
@@ -293,6 +295,9 @@ GRADED = [
     (CALLED, "def add(a, b):\n  h = []\n  heappush(h, a + b)\n  return heappop(h)", 1),
     (CALLED, "class Solution:\n  def add(self, a: int, b: int) -> int: return a + b\ndef add(a, b): return 0", 1),
     (CALLED, "print('nothing')", 0),
+    ({"inputs": ["3\n"], "outputs": ["3\n"]}, "print(input())\nsys.exit(1)", 1),
+    ({"inputs": ["3\n"], "outputs": ["3\n"]}, "print(open('/dev/stdin').read())", 1),
+    ({"inputs": ["5000\n"], "outputs": ["1" + "0" * 5000 + "\n"]}, "print(10 ** int(input()))", 1),
     ({"fn_name": "gcd", "inputs": [[4, 6]], "outputs": [2]}, "x = 1", 0),  # the standard library's does not count
     ({"fn_name": "f", "inputs": [[{"1": 2}]], "outputs": [2]}, "def f(d): return d[1]", 1),  # verl alone
 ]
