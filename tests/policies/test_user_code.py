@@ -48,9 +48,6 @@ def test_a_path_names_a_module_and_an_object(path, parts):
 
 @pytest.mark.parametrize("path", ["f", "", "a.py", "a.py:", ":f", "a-b.f", "a.py:f()", "a..f", "http://x/a:f"])
 def test_what_names_no_object(path):
-    if path == "a.py":  # the object `py` of a module `a`
-        assert module_and_name(path) == ("a", "py")
-        return
     with pytest.raises(ValueError, match="names no object; write it as my_file.py:name, or my_module.name"):
         module_and_name(path)
 

@@ -195,7 +195,6 @@ REFUSED = {
     "parquet, a column twice": (
         {"a.parquet": as_twice(ROWS)}, "two columns 'answer'; rename one",
     ),
-    "csv, a blank before a name": ({"a.csv": b"question, answer\nq,1\n"}, "there are: question, ' answer'"),
     "json, deep": ({"a.json": b"[" * 100_000}, r"a\.json is no JSON \(nested too deeply\)"),
     "json, where it ends": ({"a.json": b'[\n{"question": "q"\n'}, "it ends too early"),
     "json, where it is wrong": ({"a.json": b'[{"a": 1},\n {"b" 2}]'}, "at character 7 of line 2: '2}]'"),
@@ -223,7 +222,7 @@ def test_a_named_column_that_no_row_has_is_refused(tmp_path, field):
     config = DataConfig(path=path, columns={field: "anser.x"}, **ALL_TRAIN)
     says = rf"data\.columns\.{field}: no row of .* has anything in 'anser\.x'; there are: question, answer$"
     if field == "question":
-        says = "row 1: no column 'prompt' or 'anser.x' .* there are: question, answer"
+        says = "row 1, row 2: no column 'prompt' or 'anser.x' .* there are: question, answer"
     with pytest.raises(DataError, match=says):
         PromptData(config, lambda raw: ground_truth(raw, config.columns, required=False))
     resolved = DataConfig(path=path, columns=Columns().model_dump(), **ALL_TRAIN)
