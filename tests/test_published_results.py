@@ -8,7 +8,7 @@ import pytest
 
 from layersweep.orchestrator.statistics.contribution import contribution_table
 
-RESULTS = sorted(path.parent for path in (Path(__file__).parents[1] / "docs/results").glob("*/contribution.parquet"))
+RESULTS = sorted(path.parent for path in (Path(__file__).parents[1] / "docs/results").rglob("contribution.parquet"))
 NUMBERS = ["score", "score_low", "score_high", "contribution", "contribution_low", "contribution_high"]
 
 
