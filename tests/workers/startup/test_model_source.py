@@ -6,6 +6,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+import psutil
 import pytest
 
 from layersweep.orchestrator.execution.ray_session import start_ray
@@ -64,7 +65,9 @@ def test_a_restarted_actor_gets_the_files_again(tmp_path, made, capfd):
         del source
         before, content = ray.get(reader.config.remote())
         shutil.rmtree(tmp_path / "elsewhere")
+        process = psutil.Process(before)
         ray.kill(reader, no_restart=False)
+        process.wait(60)  # it returns before the process has ended
         after, again = ray.get(reader.config.remote())
     finally:
         ray.shutdown()
