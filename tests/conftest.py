@@ -1,4 +1,5 @@
 import os
+import sys
 
 # Before torch, vLLM and DeepSpeed are imported: as the sweep itself sets them.
 from layersweep.workers.startup.environment import worker_environment
@@ -21,6 +22,14 @@ def save_random_qwen3(folder, vocabulary: int, heads: int, kv_heads: int) -> str
     )  # fmt: skip
     Qwen3ForCausalLM(config).float().save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_folder_of_another_test(tmp_path_factory):
+    """Code of the user's own leaves its folder on the path; the next test may have a module of the same name."""
+    yield
+    base = str(tmp_path_factory.getbasetemp())
+    sys.path[:] = [folder for folder in sys.path if not folder.startswith(base)]
 
 
 @pytest.fixture(scope="session")
