@@ -23,7 +23,7 @@ from .data_config import DataConfig
 from .data_files import DataError
 from .decontamination import contaminated
 from .row_prompts import ID_COLUMNS, digest, digest_of_answer, id_of_row, prompt_of_row
-from .row_readers import file_rows, hub_rows, value_at
+from .row_readers import file_rows, hub_rows, names_of, value_at
 
 logger = logging.getLogger(__name__)
 
@@ -234,7 +234,7 @@ class PromptData:
     def _note_columns(self, raw: Any) -> None:
         """Note that a row has columns which the section names: one that no row has is misspelled."""
         if self._unseen and isinstance(raw, dict):
-            self._there = ", ".join(map(str, list(raw)[:12]))
+            self._there = names_of(raw)
             self._unseen = {field: name for field, name in self._unseen.items() if value_at(raw, name) is None}
 
     def _prompt_and_answer(self, raw: Any) -> tuple[Prompt, bytes]:

@@ -14,6 +14,8 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
+
 from tests.benchmarks.common import print_table, random_model
 from tests.benchmarks.rollouts import folder_of
 
@@ -27,8 +29,8 @@ def qwen3() -> tuple[str, str]:
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    """Return the bytes of this process in memory."""
+    return psutil.Process().memory_info().rss
 
 
 class Peak(threading.Thread):
