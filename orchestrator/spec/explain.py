@@ -43,7 +43,7 @@ def _explain(problem: Any, root: type[BaseModel]) -> str:
         tagged = [c for c in classes if part in (_tag(c), c.__name__)]
         if isinstance(part, int) and problem["type"] != "invalid_key":
             path[-1:] = [f"{path[-1]}[{part}]"] if path else [f"[{part}]"]
-        elif tagged and part != path[-1:]:
+        elif tagged:
             siblings, classes = classes, tagged  # a union's branch: not part of what the user wrote
         elif part != "[key]":
             path.append(str(part) if str(part).isprintable() and str(part).strip() == str(part) != "" else repr(part))

@@ -57,7 +57,6 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "mine_of_a_test.py").write_text(MODULE)
     (tmp_path / "broken_of_a_test.py").write_text("import nowhere_to_be_found")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
     sys.modules.pop("mine_of_a_test", None)
 
