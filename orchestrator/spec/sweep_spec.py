@@ -179,8 +179,11 @@ class SweepSpec(StrictModel):
                 f"rollout.sleep: makes room for trainers on an engine's GPU, and with resources.engine.gpus "
                 f"{self.resources.engine.gpus:g} there are none; ask for a part of a GPU, or set sleep to false"
             )
-        if self.rollout.cuda_graphs and not self.resources.on_gpu():
-            raise ValueError("rollout.cuda_graphs: engines are on CPUs, as resources.engine.gpus is 0; set it to false")
+        for field in ("cuda_graphs", "async_scheduling"):
+            if getattr(self.rollout, field) and not self.resources.on_gpu():
+                raise ValueError(
+                    f"rollout.{field}: engines are on CPUs, as resources.engine.gpus is 0; set it to false"
+                )
         if self.rollout.sleep and self.rollout.staleness:
             raise ValueError(
                 f"rollout.staleness: {self.rollout.staleness} generates while trainers train, and with sleep they take "

@@ -26,7 +26,7 @@ def engine_args(
     """Make vLLM's engine arguments.
 
     Raises:
-        ValueError: an architecture that cannot be routed, or CUDA graphs where there can be none.
+        ValueError: an architecture that cannot be routed, or what the spec asks for and this machine cannot do.
     """
     if architecture not in ROUTED:
         raise ValueError(f"model: {architecture} is not supported; supported are {', '.join(sorted(ROUTED))}")
@@ -34,6 +34,8 @@ def engine_args(
         raise ValueError(f"rollout.cuda_graphs: not for {architecture}; set it to false")
     if config.cuda_graphs and not current_platform.is_cuda():
         raise ValueError("rollout.cuda_graphs: this engine has no GPU of NVIDIA's; set it to false")
+    if config.async_scheduling and current_platform.is_cpu():
+        raise ValueError("rollout.async_scheduling: this engine has no GPU to overlap with; set it to false")
     kv_bytes, window = config.kv_cache_memory_mib and config.kv_cache_memory_mib << 20, config.max_model_len
     if current_platform.is_cpu():
         shape = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
@@ -74,7 +76,7 @@ def engine_args(
         max_num_batched_tokens=pass_tokens,
         max_model_len=window,
         logprobs_mode="processed_logprobs",
-        async_scheduling=False,
+        async_scheduling=config.async_scheduling,
         scheduling_policy="priority",
         disable_log_stats=True,
         enable_sleep_mode=config.sleep,

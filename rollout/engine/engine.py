@@ -2,8 +2,13 @@
 
 vLLM's in-process `LLMEngine` is not thread-safe, and weights may only change between two steps. So one thread
 owns it: it takes commands, admits requests, steps, and hands finished requests to their callbacks.
+
+With async scheduling a step schedules and launches a batch, and then waits for the batch before it, so that one is in
+flight between two steps. It is finished, and none scheduled meanwhile, before weights change: each batch is computed
+with the weights that were there when it was scheduled.
 """
 
+import logging
 import math
 import queue
 import threading
@@ -29,6 +34,8 @@ from layersweep.rollout.types import Completions, EngineStopped, Pushed, Samplin
 from .arguments import engine_args
 from .batching import AutoBatching
 from .row_routing import RUN
+
+logging.getLogger("vllm.v1.core.sched.scheduler").setLevel(logging.WARNING)  # it tells of each pause, so of each push
 
 SETTLED = 32
 """Steps after a change of the static slots' structure until graphs are captured anew: runs come one after another."""
@@ -75,6 +82,9 @@ class RolloutEngine:
         self._config, self._model, self.cuda_graphs = config, model, config.cuda_graphs
         args = engine_args(model, architecture, config, dtype, seed, trust_remote_code)
         self._engine = LLMEngine.from_engine_args(args)
+        self._core = self._engine.engine_core.engine_core  # in this process: VLLM_ENABLE_V1_MULTIPROCESSING is 0
+        if config.async_scheduling != (self._core.batch_queue is not None):
+            raise RuntimeError("rollout.async_scheduling: vLLM does not schedule as asked for here; set it to false")
         self._engine.collective_rpc("install_routing")
         self._structure, self._until_capture = self._slot_structure(), 0
         self._versions: dict[str, int] = {}
@@ -166,12 +176,14 @@ class RolloutEngine:
         return time.monotonic() - self._moved if self._active or self._waiting else 0.0
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Future:
+        """Have the stepping thread call a function when no batch is in flight."""
         future: Future = Future()
 
         def command() -> None:
             try:
                 if self._failure:
                     raise self._failure
+                self._drain()
                 future.set_result(function(*args))
             except Exception as error:  # handed to the caller
                 future.set_exception(error)
@@ -253,26 +265,31 @@ class RolloutEngine:
             request.done.set_exception(StaleWeights(reason))
 
     def _loop(self) -> None:
-        try:
-            while True:
-                while not self._commands.empty() or not (self._waiting or self._active):
-                    command = self._commands.get()
-                    if not (self._waiting or self._active):
-                        self._moved = time.monotonic()  # the wait was for work
-                    command()
-                    del command  # and with it weights that were pushed
+        while True:
+            while not self._commands.empty() or not (self._waiting or self._active):
+                command = self._commands.get()
+                if not (self._waiting or self._active):
+                    self._moved = time.monotonic()  # the wait was for work
+                command()
+                del command  # and with it weights that were pushed
+            try:
+                if self._failure:
+                    raise self._failure
                 self._admit()
                 if self._engine.has_unfinished_requests():
                     self._step()
-        except Exception as error:  # vLLM's state is unknown now: fail all requests, also later ones
+            except Exception as error:
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Fail all requests: vLLM's state is unknown after an error, and none is answered any more."""
+        if not self._failure:
             self._failure = EngineStopped(f"the engine stopped: {error!r}")
             self._failure.__cause__ = error
-            for request in [*self._waiting, *self._active.values()]:
-                request.done.set_exception(self._failure)
-            while True:
-                self._commands.get()()
-                while self._waiting:
-                    self._waiting.popleft().done.set_exception(self._failure)
+        for request in [*self._waiting, *self._active.values()]:
+            request.done.set_exception(self._failure)
+        self._waiting.clear()
+        self._active.clear()
 
     def _admit(self) -> None:
         """Admit waiting requests: all if mixed; in swap mode one run's until they are done."""
@@ -335,7 +352,29 @@ class RolloutEngine:
         if self._until_capture:
             self._until_capture -= 1
             if not self._until_capture:
+                self._drain()
                 self._capture()
+        self._advance()
+
+    def _drain(self) -> None:
+        """Finish the batches in flight, if there are any, and schedule none meanwhile.
+
+        Raises:
+            EngineStopped: that failed, and with it the engine.
+        """
+        if not self._core.batch_queue:
+            return
+        try:
+            self._core.pause_scheduler("keep", clear_cache=False)
+            while self._core.batch_queue:
+                self._advance()
+            self._core.resume_scheduler()
+        except Exception as error:
+            self._fail(error)
+            raise self._failure from error
+
+    def _advance(self) -> None:
+        """Have vLLM take a step, and hand out what is finished."""
         began = self._clock()
         runs = len({request.run for request in [*self._waiting, *self._active.values()]})
         outputs = self._engine.step()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from vllm.utils.torch_utils import async_tensor_h2d
 
 BASE = -1
 """Number of the base, where runs are numbered."""
@@ -97,4 +98,5 @@ class RowRouting:
         return RowGroups(found, lengths, self._rows(order), self._rows(places))
 
     def _rows(self, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(rows).to(self.device, non_blocking=True)
+        # From pinned memory: a copy from other memory may wait for all that the GPU was given before.
+        return async_tensor_h2d(rows, self.device)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from .row_routing import BASE, RowRouting
 
@@ -141,7 +142,7 @@ class WeightSlots:
             (self._owned[:, :count], slot > 0),
             (self._ends, ends.astype(np.int32)),
         ):
-            buffer.copy_(torch.from_numpy(values), non_blocking=True)
+            async_tensor_h2d(values, out=buffer)  # from pinned memory, so that it waits for nothing
 
     def _make_empty(self) -> None:
         """Begin without a stack, and with a group for each block and each module outside of blocks."""

@@ -30,8 +30,12 @@ def rate(engine: Any, runs: list[str | None], sequences: int, tokens: int, vocab
     return sum(len(future.result(120).tokens) for future in waiting) / (time.perf_counter() - began)
 
 
-def measure(given: Setting, part: str, cuda_graphs: bool) -> dict[str, float]:
-    """Start and check an engine, and return its tokens a second by mixture and number of sequences."""
+def measure(given: Setting, part: str, **settings: bool) -> dict[str, float]:
+    """Start and check an engine, and return its tokens a second by mixture and number of sequences.
+
+    Args:
+        settings: fields of the spec's `rollout` section.
+    """
     import vllm
 
     from layersweep.policies.model.pretrained import load_pretrained
@@ -45,7 +49,7 @@ def measure(given: Setting, part: str, cuda_graphs: bool) -> dict[str, float]:
     layers, vocabulary, dtype = model["num_hidden_layers"], model["vocab_size"], "bfloat16" if given.gpu else "float32"
     most = max(SEQUENCES[given.device])
     config = RolloutConfig(
-        batching="mixed", max_num_seqs=most, max_model_len=512, gpu_memory_utilization=0.6, cuda_graphs=cuda_graphs
+        batching="mixed", max_num_seqs=most, max_model_len=512, gpu_memory_utilization=0.6, **settings
     )
     began = time.perf_counter()
     engine = RolloutEngine(folder, model["architectures"][0], config, dtype, 0)
@@ -70,7 +74,7 @@ def measure(given: Setting, part: str, cuda_graphs: bool) -> dict[str, float]:
     engine.push_parts("full", 1, ({name: weights[name] for name in names} for names in in_parts(weights)))
     say(part, "push of the whole model by blocks, seconds", time.perf_counter() - began)
 
-    if cuda_graphs:
+    if engine.cuda_graphs:
         began = time.perf_counter()
         engine.capture().result(120)
         say(part, "capture of all sizes, seconds", time.perf_counter() - began)
@@ -84,7 +88,7 @@ def measure(given: Setting, part: str, cuda_graphs: bool) -> dict[str, float]:
             speed = rate(engine, mix, sequences, TOKENS[given.device], vocabulary)
             found[f"{name}, {sequences}"] = speed
             say(part, f"{name}, {sequences} sequences: tokens/s", speed)
-    if cuda_graphs:
+    if engine.cuda_graphs:
         replays = engine.replays().result()
         say(part, "batches that were replays", replays, "> 0", replays > 0)
     return found | {"layers": layers}
@@ -92,7 +96,7 @@ def measure(given: Setting, part: str, cuda_graphs: bool) -> dict[str, float]:
 
 def main() -> None:
     given = setting(__doc__)
-    (given.scratch / "rates.json").write_text(json.dumps(measure(given, "engine", cuda_graphs=False)))
+    (given.scratch / "rates.json").write_text(json.dumps(measure(given, "engine")))
 
 
 if __name__ == "__main__":

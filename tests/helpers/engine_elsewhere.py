@@ -1,10 +1,10 @@
 """The routed engine on the paths that only GPUs take, run without one; a program, as both are chosen before vLLM is
-imported: `python -m tests.helpers.engine_elsewhere v2|graphs|spans|wrong_shard MODEL_FOLDER [DTYPE]`, which prints what
-it saw as JSON.
+imported: `python -m tests.helpers.engine_elsewhere v2|graphs|spans|wrong_shard[,ahead] MODEL_FOLDER [DTYPE]`, which
+prints what it saw as JSON.
 
 `v2`: vLLM's own V2 model runner, its Triton kernels carried out by Triton's interpreter. `graphs`: the same, decode
 batches as replays of recordings (`graphs_on_cpu`). `spans`: two tensor-parallel workers, spawned as they are from a Ray
-actor. `wrong_shard`: the same, with a fault: both keep the first one's shards.
+actor. `wrong_shard`: the same, with a fault: both keep the first one's shards. `ahead`: with async scheduling.
 """
 
 import json
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from layersweep.workers.startup.environment import worker_environment
-from tests.helpers import any_mixture, graphs_on_cpu
+from tests.helpers import any_mixture, async_on_cpu, graphs_on_cpu
 
 
 def prepare(path: str) -> None:
@@ -67,6 +67,7 @@ def under_load(engine, folder: str) -> dict:
 
 
 def main(path: str, folder: str, dtype: str = "float32") -> None:
+    path, _, ahead = path.partition(",")
     prepare(path)
     from layersweep.rollout.config import RolloutConfig
     from layersweep.rollout.engine import engine as module
@@ -87,11 +88,12 @@ def main(path: str, folder: str, dtype: str = "float32") -> None:
     module.engine_args = as_on_a_gpu
     config = RolloutConfig(
         max_num_seqs=32, max_num_batched_tokens=256, kv_cache_memory_mib=1, tensor_parallel_size=spans,
-        cuda_graphs=path == "graphs",
+        cuda_graphs=path == "graphs", async_scheduling=bool(ahead),
     )  # fmt: skip
     (architecture,) = json.loads((Path(folder) / "config.json").read_text())["architectures"]
-    engine = module.RolloutEngine(folder, architecture, config, dtype, seed=0)
-    seen = {"v2": engine._engine.vllm_config.use_v2_model_runner}
+    with async_on_cpu.allowed():
+        engine = module.RolloutEngine(folder, architecture, config, dtype, seed=0)
+    seen = {"v2": engine._engine.vllm_config.use_v2_model_runner, "ahead": engine._core.batch_queue is not None}
     try:
         seen["self_check"] = check(engine, folder, dtype)
     except RoutingMismatch as mismatch:

@@ -32,12 +32,14 @@ def elsewhere(path: str, folder: str, dtype: str = "float32") -> dict:
 
 
 @pytest.mark.slow
-def test_the_v2_model_runner_routes_as_the_first_one_does(model_folder):
-    """vLLM's own runner for GPUs, prompts in parts: every run within 1e-5 nats of transformers with its own weights,
-    and far from the base's; the same seed gives the same tokens alone."""
+@pytest.mark.parametrize("path", ["v2", "v2,ahead"])
+def test_the_v2_model_runner_routes_as_the_first_one_does(model_folder, path):
+    """vLLM's own runner for GPUs, prompts in parts, with async scheduling and without: every run within 1e-5 nats of
+    transformers with its own weights, and far from the base's; the same seed gives the same tokens alone."""
     pytest.importorskip("triton")
-    seen = elsewhere("v2", model_folder)
+    seen = elsewhere(path, model_folder)
     assert seen["v2"] and seen["same_alone"]
+    assert seen["ahead"] == ("ahead" in path)
     assert max(seen["self_check"], seen["worst"]) < 1e-5
     assert seen["control"] > 1
 
@@ -69,13 +71,14 @@ def biased_folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_replays_of_one_capture_serve_every_run(biased_folder):
+@pytest.mark.parametrize("path", ["graphs", pytest.param("graphs,ahead", marks=pytest.mark.long)])
+def test_replays_of_one_capture_serve_every_run(biased_folder, path):
     """vLLM's own runner, dispatch and capture, each graph a recording that bakes in all but data: eight runs of every
     kind within 1e-5 nats of transformers with their own weights, in changing numbers, padded, preempted, under new
     weights, one in the place of another that ended: no capture after the first. The self-check runs over replays, and
-    refuses an engine whose replays keep the rows of the first."""
+    refuses an engine whose replays keep the rows of the first. The same with async scheduling."""
     pytest.importorskip("triton")
-    seen = elsewhere("graphs", biased_folder)
+    seen = elsewhere(path, biased_folder)
     assert seen["v2"] and seen["same_alone"]
     assert max(seen["self_check"], seen["worst"], seen["mixture"]) < 1e-5
     assert min(seen["control"], seen["mixture_control"]) > 0.1
@@ -91,10 +94,11 @@ def wide_folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_an_engine_over_two_workers_serves_its_shards(wide_folder):
+@pytest.mark.parametrize("path", ["spans", pytest.param("spans,ahead", marks=pytest.mark.long)])
+def test_an_engine_over_two_workers_serves_its_shards(wide_folder, path):
     """Spawned, as from a Ray actor: they know the routed model, each has its part of an overlay, and together they
     agree with transformers."""
-    assert elsewhere("spans", wide_folder)["self_check"] < 1e-5
+    assert elsewhere(path, wide_folder)["self_check"] < 1e-5
 
 
 @pytest.mark.slow

@@ -1,0 +1,31 @@
+"""The engine under CUDA graphs with async scheduling (`rollout.async_scheduling`): its self-check, and its speed."""
+
+import contextlib
+import json
+
+from tests.gpu.common import setting
+from tests.gpu.engine import measure
+from tests.gpu.findings import say
+
+
+def main() -> None:
+    given = setting(__doc__)
+    allowed = contextlib.nullcontext()
+    if not given.gpu:
+        from tests.helpers import async_on_cpu
+
+        allowed = async_on_cpu.allowed()
+    with allowed:
+        found = measure(given, "ahead", cuda_graphs=given.gpu, async_scheduling=True)
+    if (rates := given.scratch / ("graph_rates.json" if given.gpu else "rates.json")).is_file():
+        before = json.loads(rates.read_text())
+        for mixture in found.keys() - {"layers"}:
+            faster = found[mixture] / before[mixture]
+            say("ahead", f"{mixture} sequences, of the speed without", faster, "> 1", faster > 1, must=False)
+
+
+if __name__ == "__main__":
+    main()
+    import os
+
+    os._exit(0)  # vLLM's threads
