@@ -64,7 +64,8 @@ class SweepSpec(StrictModel):
     factors: dict[FieldPath, Levels] = {}
     """Fields in which several sweeps differ, each with its values: `{algorithm: [grpo, gspo]}`, or by name,
     `{task: {short: {...}, long: {...}}}`. Every value of each field with every one of the others is a sweep of its own,
-    in `<output>/<name>/<name>-<value>`; they run one after the other and are compared at the end."""
+    in `<output>/<name>/<name>-<value>`; they run one after the other, on the same engines where they
+    need the same, and are compared at the end."""
     profile: Location | None = None
     """A finished sweep's folder or contribution.parquet to pick `combine`'s layers from; null is this sweep itself."""
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)

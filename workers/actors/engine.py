@@ -65,7 +65,16 @@ class Engine:
         trusted = model.trust_remote_code
         self.engine = await asyncio.to_thread(RolloutEngine, path, architecture, config, dtype, seed, trusted)
         await asyncio.to_thread(check, self.engine, path, dtype, trains_all, trusted)
-        return f"Engine-{self.number}", host_and_gpus()
+        self.location = f"Engine-{self.number}", host_and_gpus()
+        return self.location
+
+    async def reset(self) -> tuple[str, str]:
+        """Forget all runs of a sweep that has ended, for the next one; what `start` returned."""
+        from layersweep.workers.transport.weight_transfer import WeightReceiver
+
+        await asyncio.wrap_future(self.engine.reset())
+        self.receiver = WeightReceiver()
+        return self.location
 
     async def generate(
         self, run: str | None, version: int, prompts: Sequence[np.ndarray], seeds: Sequence[int], sampling: Sampling
