@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from layersweep.orchestrator.planning.engine_facts import same_engines
 from layersweep.orchestrator.planning.plan import Plan
+from layersweep.orchestrator.spec.errors import SpecError
 
 from .ray_session import connected, wait_for_names
 
@@ -69,18 +70,18 @@ class SweepSession:
         return taken
 
     def _engines_answer(self, plan: Plan) -> bool:
-        """End the last sweep's other actors, and tell whether its engines are well."""
+        """End the last sweep's other actors, and tell whether they are gone and its engines are well."""
         import ray
         from ray.util import list_named_actors
 
         for name in set(list_named_actors()) - set(self.engines):
             with contextlib.suppress(ValueError):  # it has ended by itself
                 ray.kill(ray.get_actor(name))
-        wait_for_names(ray.get_runtime_context().namespace, self.engines)
-        asked = [engine.actor.stuck_for.remote() for engine in self.engines.values()]
         try:
+            wait_for_names(ray.get_runtime_context().namespace, self.engines)
+            asked = [engine.actor.stuck_for.remote() for engine in self.engines.values()]
             ray.get(asked, timeout=plan.spec.recovery.patience)
-        except ray.exceptions.RayError:  # GetTimeoutError too
+        except (SpecError, ray.exceptions.RayError):  # GetTimeoutError is one
             return False
         return True
 
