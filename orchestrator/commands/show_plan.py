@@ -56,7 +56,9 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
         facts["checked by run"] = ", ".join(plan.unchecked)
     for name, fact in facts.items():
         console.print(f"{name:>14}  {fact}", markup=False)
-    table = Table("selection", "trains", "learning rate", "pushed per step", "trainer's own memory", "activations at most")
+    table = Table(
+        "selection", "trains", "learning rate", "pushed per step", "trainer's own memory", "activations at most"
+    )
     by_selection = {run.selection.name: run for run in (*plan.runs, *plan.combined, *plan.controls)}
     for run in by_selection.values():  # seeds change none of it
         selection = run.selection

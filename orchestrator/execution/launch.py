@@ -164,7 +164,8 @@ def carry_out(
             manifest = begin()
             check_interrupted()
             print(f"layersweep: {BEGUN} {plan.folder}", file=sys.stderr, flush=True)
-            progress = Progress([run.name for run in plan.runs], plan.spec.training.steps, listen=listen)
+            spared = round(sum(plan.steps(run) - plan.expected_steps(run) for run in plan.runs))
+            progress = Progress([run.name for run in plan.runs], plan.spec.training.steps, listen=listen, spared=spared)
             try:
                 outcome, table = run_plan(plan, manifest, progress, session)
             except (RayError, RayLost) as error:
