@@ -165,16 +165,6 @@ class SweepSpec(StrictModel):
 
     @model_validator(mode="after")
     def _engines_can_serve_the_runs(self) -> "SweepSpec":
-        whole = (
-            "of the whole model, and include_full" if self.include_full else
-            "of the whole model, and combine" if any(run.how == "boost" for run in self.combine) else
-            "outside of layers, and sweep" if any(entry.layers is None for entry in self.sweep) else ""
-        )  # fmt: skip
-        if whole and self.rollout.tensor_parallel_size > 1:
-            raise ValueError(
-                f"rollout.tensor_parallel_size: {self.rollout.tensor_parallel_size}: an engine over several GPUs "
-                f"serves no run {whole} asks for one; set it to 1"
-            )
         if self.rollout.sleep and not 0 < self.resources.engine.gpus < 1:
             raise ValueError(
                 f"rollout.sleep: makes room for trainers on an engine's GPU, and with resources.engine.gpus "

@@ -94,13 +94,17 @@ class Engine:
         import torch
 
         from layersweep.policies.model.tensor_transport import to_tensors
-        from layersweep.workers.transport.weight_transfer import WeightManifest
+        from layersweep.workers.transport.weight_transfer import WeightManifest, in_parts
 
         here = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         if isinstance(weights, WeightManifest):
             parts = self.receiver.receive(run, weights, here)
             return await asyncio.to_thread(self.engine.push_parts, run, version, parts)
-        return await asyncio.wrap_future(self.engine.push(run, version, to_tensors(weights, here)))
+        tensors = to_tensors(weights, here)
+        if self.spans > 1:  # block by block: each call copies what it sends to vLLM's workers
+            parts = ({name: tensors[name] for name in names} for names in in_parts(tensors))
+            return await asyncio.to_thread(self.engine.push_parts, run, version, parts)
+        return await asyncio.wrap_future(self.engine.push(run, version, tensors))
 
     async def load(self, run: str, version: int, path: str) -> Pushed:
         """Serve a run from the safetensors file that its trainer wrote at the end."""
