@@ -61,6 +61,13 @@ class RolloutConfig(StrictModel):
     """KV cache; null is 512 MiB on CPUs, or more where one sequence of `max_model_len` needs it, and on GPUs what
     `gpu_memory_utilization` leaves. Counted from the model's shape, not measured: trainers beside an engine that is
     replaced do not change it."""
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    """`auto` is `dtype`. `fp8` keeps a key or value in one byte (float8_e4m3fn): twice as many tokens as bfloat16 in
+    the same memory, and half as much to read in a decode step. Scales are 1, without calibration: what is beyond 448 is
+    cut off. Responses, those of evaluations too, then come from a slightly other model than the one that is trained;
+    `auto` of `algorithm.rollout_correction` is token_truncate then, for any dtype. How far the two differ on a real
+    model is in tests/benchmarks/README.md. On CPUs it needs AVX-512. **Not run on a GPU yet**, where FlashAttention
+    rounds queries and attention weights besides."""
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
     """Share of a GPU's memory that the engine takes for weights, activations and KV cache; overlays come on top."""
     sleep: bool = False
@@ -91,6 +98,12 @@ class RolloutConfig(StrictModel):
     one step without overlap. A response that ends costs one token that is thrown away. For engines on GPUs alone.
     **Not run on a GPU yet: what it gains there has not been measured.** Runs, pushes and drops are checked on CPUs, and
     by the engine's self-check."""
+
+    def precision(self, training_dtype: str) -> str:
+        """Return the coarsest format in which an engine computes, for trainers of this dtype."""
+        if self.kv_cache_dtype == "fp8":
+            return "fp8"
+        return training_dtype if self.dtype == "auto" else self.dtype
 
     @model_validator(mode="after")
     def _graphs_need_their_weights_in_place(self) -> "RolloutConfig":

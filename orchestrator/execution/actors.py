@@ -32,7 +32,7 @@ from layersweep.workers.storage.responses import ResponseKeeper
 from layersweep.workers.training.setup import TrainingSetup
 
 from .clients import CollectorClient, EngineClient, RolloutClient, TrainerGroup, TrainerInfo, VariantClient
-from .engine_pool import EnginePool, engine_dtype
+from .engine_pool import EnginePool
 from .engine_slot import EngineSlot
 from .ray_nodes import alive_nodes, cpus_of, resources_of
 from .shared_gpus import SharedGpuPool
@@ -176,7 +176,7 @@ class SweepActors:
             RejectionSampling() if run.control and run.control.supervised else spec.algorithm,
             spec.training.model_copy(update={"learning_rate": rates}),
             spec.deepspeed,
-            engine_dtype(self.plan),
+            self.plan.spec.rollout.precision(self.plan.spec.training.dtype),
             stale=spec.rollout.staleness > 0,
         )
         trainers = await self.create_trainers(run)

@@ -16,7 +16,6 @@ from layersweep.workers.storage.run_store import RunStore
 
 from .clients import Produced, Reference, TrainerGroup
 from .context import SweepContext
-from .engine_pool import engine_dtype
 from .evaluation import Evaluator
 from .failures import CallTimeout, RunFailure, StoreUnavailable, reach_files, reach_store, reason_of
 from .run_checkpointer import RunCheckpointer
@@ -75,7 +74,8 @@ class RunController:
         self.checkpoints = RunCheckpointer(run, context, self._elapsed)
         self.recovery = RunRecovery(run, context, self.engine_slot)
         collapse = run.control is not None
-        self.checks = StepChecks(spec.training.dtype, engine_dtype(context.plan), may_collapse=collapse)
+        dtype = spec.training.dtype
+        self.checks = StepChecks(dtype, spec.rollout.precision(dtype), may_collapse=collapse)
         self.last_step = context.plan.steps(run)
         self.evaluation_steps = set() if run.trial or run.control else context.plan.evaluation_steps
         self.by_base = run.control is not None and run.control.supervised

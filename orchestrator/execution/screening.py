@@ -23,7 +23,6 @@ from layersweep.workers.storage.run_store import RunStore
 from layersweep.workers.training.setup import TrainingSetup
 
 from .clients import MadeVariant, ProberClient, Reference
-from .engine_pool import engine_dtype
 from .evaluation import score
 from .manifest import SweepManifest
 from .sweep_folder import clear
@@ -130,7 +129,8 @@ class ScreeningWeights:
             run = selection.name, seed
             facts = RunStore(self.plan.folder, run_name(*run)).metadata()
             if "screened_steps" not in facts:  # which is written once it is scored
-                setup = TrainingSetup(spec.algorithm, spec.training, spec.deepspeed, engine_dtype(self.plan))
+                precision = spec.rollout.precision(spec.training.dtype)
+                setup = TrainingSetup(spec.algorithm, spec.training, spec.deepspeed, precision)
                 made = self.prober.train(batch, selection, setup)
                 self.made[run], facts = made, await made.facts
             self.steps[run] = facts["screened_steps"]

@@ -13,6 +13,7 @@ from layersweep.policies.algorithms.rollout_correction import resolve
 from layersweep.policies.model.architecture import Architecture
 from layersweep.policies.selection import Selection
 from layersweep.rollout.config import TaskConfig
+from layersweep.rollout.engine.memory import cache_element_bytes
 from layersweep.workers.training.micro_batch_size import (
     activation_bytes,
     micro_batch_tokens,
@@ -115,7 +116,9 @@ def update_seconds(plan: Plan, selection: Selection, gpu: GpuKind, assumed: Assu
     sharing = training.group_size if turns == 1 else 1
     algorithm = plan.spec.algorithm.build()
     # Old log-probabilities by the trainer: the first minibatch has them from its own forward pass.
-    decoupled = resolve(algorithm.rollout_correction, training.dtype, stale=plan.spec.rollout.staleness > 0) != "bypass"
+    rollout = plan.spec.rollout
+    dtypes = training.dtype, rollout.precision(training.dtype)
+    decoupled = resolve(algorithm.rollout_correction, *dtypes, stale=rollout.staleness > 0) != "bypass"
     more = 1 - 1 / training.minibatches if decoupled else 0.0
     flops = update_flops(
         plan.architecture, selection, prompt + length / 2, algorithm.kl_coefficient > 0, training.epochs, more
@@ -161,7 +164,9 @@ def generation_seconds(
 def cache_bytes(plan: Plan) -> int:
     """Return the bytes of one token's KV cache."""
     shape = plan.architecture
-    return 2 * shape.layers * shape.kv_heads * shape.head_dim * plan.element_bytes
+    return (
+        2 * shape.layers * shape.kv_heads * shape.head_dim * cache_element_bytes(plan.spec.rollout, plan.element_bytes)
+    )
 
 
 def _overlays(plan: Plan, together: int) -> float:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # transformers, which a plan without local model does without
 
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes of vLLM's attention on CPUs; tests/orchestrator/planning/test_model_checks.py compares with vLLM."""
+CPU_FP8_HEAD_DIM = 32
+"""Number that a head's size is a multiple of, where vLLM on CPUs has a KV cache in FP8."""
 CPU_EXPERTS = 32
 """Number that the hidden size of a model with experts is a multiple of, in vLLM on CPUs."""
 DTYPES = {"F32", "F16", "BF16"}
@@ -62,6 +64,11 @@ def model_problems(spec: SweepSpec, model: ResolvedModel, weights_needed: bool) 
         problems.append(f"rollout.max_model_len: {asked} is more than the model's {shape.max_positions} positions")
     if spec.rollout.cuda_graphs and not FAMILIES[shape.name].static_slots:
         problems.append(f"rollout.cuda_graphs: not for {shape.name}, whose modules cannot be captured; set it to false")
+    if spec.rollout.kv_cache_dtype == "fp8" and not spec.resources.on_gpu() and shape.head_dim % CPU_FP8_HEAD_DIM:
+        problems.append(
+            f"rollout.kv_cache_dtype: on CPUs vLLM has fp8 for heads of a multiple of {CPU_FP8_HEAD_DIM} alone, and "
+            f"the model's have {shape.head_dim}; set it to auto"
+        )
     if not isinstance(spec.model, PretrainedModel):
         return problems
     if not spec.resources.on_gpu() and shape.head_dim not in CPU_HEAD_DIMS:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, PretrainedConfig
 from vllm.config import CompilationConfig
 from vllm.engine.arg_utils import EngineArgs
@@ -13,7 +14,7 @@ from layersweep.policies.model.checkpoint import head_is_tied, stored_tensors
 from layersweep.policies.model.families import FAMILIES
 from layersweep.rollout.config import CPU_KV_CACHE_MIB, RolloutConfig
 
-from .memory import capture_sizes, gpu_cache_bytes
+from .memory import cache_element_bytes, capture_sizes, gpu_cache_bytes
 from .model import ROUTED
 
 CPU_BLOCK_TOKENS = 32
@@ -36,14 +37,21 @@ def engine_args(
         raise ValueError("rollout.cuda_graphs: this engine has no GPU of NVIDIA's; set it to false")
     if config.async_scheduling and current_platform.is_cpu():
         raise ValueError("rollout.async_scheduling: this engine has no GPU to overlap with; set it to false")
+    if config.kv_cache_dtype == "fp8" and not _computes_fp8():
+        raise ValueError(
+            "rollout.kv_cache_dtype: fp8 needs AVX-512 on a CPU, and compute capability 8.9 of a GPU; set it to auto"
+        )
     kv_bytes, window = config.kv_cache_memory_mib and config.kv_cache_memory_mib << 20, config.max_model_len
+    element_bytes = 4 if dtype == "float32" else 2
     if current_platform.is_cpu():
         shape = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
         # Without chunked prefill a prompt is one forward pass, so the window ends where a pass does.
         window = window or min(shape.max_position_embeddings, config.max_num_batched_tokens)
-        kv_bytes = kv_bytes or max(CPU_KV_CACHE_MIB << 20, kv_cache_bytes(shape, dtype, window))
+        kv_bytes = kv_bytes or max(
+            CPU_KV_CACHE_MIB << 20, kv_cache_bytes(shape, cache_element_bytes(config, element_bytes), window)
+        )
     else:
-        memory, element_bytes = current_platform.get_device_total_memory(), 4 if dtype == "float32" else 2
+        memory = current_platform.get_device_total_memory()
         kv_bytes = int(gpu_cache_bytes(Architecture.from_folder(Path(model)), config, element_bytes, memory))
         if kv_bytes <= 0:
             raise ValueError(
@@ -68,6 +76,7 @@ def engine_args(
         enable_chunked_prefill=not current_platform.is_cpu(),
         enable_prefix_caching=config.prefix_caching,
         block_size=CPU_BLOCK_TOKENS if current_platform.is_cpu() else None,
+        kv_cache_dtype=config.kv_cache_dtype,
         kv_cache_memory_bytes=kv_bytes,
         # Of no use beside the cache's bytes, but that vLLM wants as much to be free; trainers on the GPU may hold it.
         gpu_memory_utilization=0.01,
@@ -93,9 +102,16 @@ def graph_settings(config: RolloutConfig) -> CompilationConfig:
     )
 
 
-def kv_cache_bytes(shape: PretrainedConfig, dtype: str, tokens: int) -> int:
+def _computes_fp8() -> bool:
+    """Tell whether vLLM computes with a KV cache in FP8 on this machine."""
+    if current_platform.is_cpu():
+        return torch.cpu._is_avx512_supported()
+    return current_platform.supports_fp8()
+
+
+def kv_cache_bytes(shape: PretrainedConfig, element_bytes: int, tokens: int) -> int:
     """Return the bytes of the KV cache of so many tokens, and of two blocks that may stand half empty."""
     heads, head_dim = shape.num_key_value_heads, getattr(shape, "head_dim", None)
     head_dim = head_dim or shape.hidden_size // shape.num_attention_heads
-    per_token = 2 * shape.num_hidden_layers * heads * head_dim * (4 if dtype == "float32" else 2)
+    per_token = 2 * shape.num_hidden_layers * heads * head_dim * element_bytes
     return (tokens + 2 * CPU_BLOCK_TOKENS) * per_token

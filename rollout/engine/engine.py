@@ -65,7 +65,7 @@ class RolloutEngine:
         model: a folder.
         architecture: the first of the model config's `architectures`.
         config: the spec's `rollout` section.
-        dtype: of weights and KV cache.
+        dtype: of weights, and of the KV cache where `config` leaves it.
         seed: of vLLM's own generators; every request brings its seeds besides.
         trust_remote_code: whether code that the folder brings may run.
     """
@@ -80,6 +80,7 @@ class RolloutEngine:
         trust_remote_code: bool = False,
     ):
         self._config, self._model, self.cuda_graphs = config, model, config.cuda_graphs
+        self.kv_cache_dtype = config.kv_cache_dtype
         args = engine_args(model, architecture, config, dtype, seed, trust_remote_code)
         self._engine = LLMEngine.from_engine_args(args)
         self._core = self._engine.engine_core.engine_core  # in this process: VLLM_ENABLE_V1_MULTIPROCESSING is 0

@@ -39,11 +39,20 @@ def pass_bytes(shape: Architecture, config: RolloutConfig, element_bytes: int) -
     return graphs + rows * block + config.max_num_seqs * shape.vocabulary * 4 * SAMPLER_COPIES
 
 
+def cache_element_bytes(config: RolloutConfig, element_bytes: int) -> int:
+    """Return the bytes of a number in the KV cache.
+
+    Args:
+        element_bytes: of weights.
+    """
+    return 1 if config.kv_cache_dtype == "fp8" else element_bytes
+
+
 def gpu_cache_bytes(shape: Architecture, config: RolloutConfig, element_bytes: int, memory: float) -> float:
     """Return the bytes of KV cache on each of an engine's GPUs; below 0 where not even the weights fit.
 
     Args:
-        element_bytes: of weights and cache.
+        element_bytes: of weights.
         memory: bytes of one GPU.
     """
     if config.kv_cache_memory_mib:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from layersweep.policies.model.pretrained import load_pretrained
 
+from .fp8_cache import NEAREST, TOWARDS_ZERO
+
 BLOCK = "model.layers.{}."
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 ROWS = 8192
@@ -104,18 +106,31 @@ class PlainForward:
     Args:
         folder: of the checkpoint.
         dtype: of the engine's weights, a torch dtype's name. The checkpoint is mapped where it is stored in it.
+        kv_cache_dtype: of the engine, as in the spec.
     """
 
-    def __init__(self, folder: str, dtype: str, trust_remote_code: bool = False):
+    def __init__(self, folder: str, dtype: str, trust_remote_code: bool = False, kv_cache_dtype: str = "auto"):
         self.model = load_pretrained(folder, dtype, trust_remote_code).eval()
         self.model.requires_grad_(False)
         self.weights: dict[str, Tensor] = dict(self.model.named_parameters())
         """Weights by Hugging Face name; a tied LM head appears once, as the embedding."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.attention = self.model.config._attn_implementation
+        """Transformers' own attention."""
+        nearest = NEAREST if self.device.type == "cuda" else TOWARDS_ZERO
+        self.cache_attention = nearest if kv_cache_dtype == "fp8" else self.attention
+        """Attention over keys and values as the engine's KV cache keeps them."""
 
     @torch.no_grad()
-    def logprobs(self, responses: Sequence[ScoredResponse], dtype: torch.dtype) -> list[Tensor]:
-        """Return the log-probabilities [tokens] of each response, computed in `dtype` from the loaded weights."""
+    def logprobs(
+        self, responses: Sequence[ScoredResponse], dtype: torch.dtype, attention: str | None = None
+    ) -> list[Tensor]:
+        """Return the log-probabilities [tokens] of each response, computed in `dtype` from the loaded weights.
+
+        Args:
+            attention: one of transformers' implementations; null is `cache_attention`.
+        """
+        self.model.set_attn_implementation(attention or self.cache_attention)
         sequences = [torch.from_numpy(np.concatenate([r.prompt, r.response])).long() for r in responses]
         ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True)  # at the end, which no token attends to
         rows = torch.cat([r.weights.rows(EMBEDDING, row) for row, r in zip(ids, responses, strict=True)])

@@ -19,6 +19,14 @@ dtype log-probabilities are float32 numbers, which are 2^-23 of their size apart
 expected. SmolLM2-135M: expected .08 (bfloat16) and 3e-5 nats (float32); seen .04 to .11 and
 5e-6 to 1.4e-5.
 
+**KV cache in FP8** (`rollout.kv_cache_dtype`). The plain forward rounds keys and values as the cache does. What is left
+is that a number which rounding puts on the other side of a boundary is off by a whole step of FP8. How much that makes
+in all is measured likewise, in bfloat16 beside float32, both with such a cache, and taken as it is for every dtype: in
+a finer one there are fewer such numbers, but one makes more of them in the blocks above. That extrapolates nothing, and
+is a sum of many parts, so allowed is `CACHE_ALLOWANCE` times as much. On GPUs kernels round queries and attention
+weights too, or do not; there the difference that rounding queries makes to the plain forward counts besides. The
+trainer has no cache, and is held to the limits without one.
+
 **Changes.** One block is moved by half of its weights' own size, which is far above rounding in any dtype, yet no
 chaos, since the blocks around it are the base's (by all of it, block 0 of SmolLM2 makes 20 times as much of rounding).
 The last block, after which nothing amplifies, is moved by all of it: in a model that was never trained a block adds
@@ -42,6 +50,7 @@ from layersweep.policies.model.trunk import Trunk
 from layersweep.rollout.types import Completions, Sampling
 
 from .engine import RolloutEngine
+from .fp8_cache import NEAREST, NEAREST_QUERIES_TOO
 from .plain_forward import BLOCK, ChangedWeights, PlainForward, ScoredResponse
 
 logger = logging.getLogger(__name__)
@@ -50,6 +59,8 @@ FLOAT32_STEP = 2.0**-23
 """Distance between neighbouring float32 numbers, relative to their size."""
 ALLOWANCE = 4.0
 """Difference from the plain forward that is allowed, as a multiple of the expected rounding error."""
+CACHE_ALLOWANCE = 1.5
+"""The same, of what a KV cache in FP8 makes of rounding errors."""
 MARGIN = 1.5
 """Difference that another run's weights must make at least, as a multiple of the limit."""
 BLOCK_CHANGE, LAST_BLOCK_CHANGE, ALL_BLOCKS_CHANGE, OUTER_CHANGE = 0.5, 1.0, 0.05, 0.25
@@ -80,7 +91,7 @@ def check(engine: RolloutEngine, folder: str, dtype: str, full: bool = True, tru
     Raises:
         RoutingMismatch: a path differs from the plain forward, or could not be told from another run's.
     """
-    plain = PlainForward(folder, dtype, trust_remote_code)
+    plain = PlainForward(folder, dtype, trust_remote_code, engine.kv_cache_dtype)
     runs = _changed_weights(plain, full)
     random = np.random.default_rng(0)
     vocabulary = plain.model.config.vocab_size
@@ -108,10 +119,12 @@ def check(engine: RolloutEngine, folder: str, dtype: str, full: bool = True, tru
                 f"the self-check cannot tell {run or 'base'} from another run: their log-probabilities differ by "
                 f"{control:.2g} nats, and rounding may make {limit:.2g}"
             )
+    logger.info("self-check: %.2g nats at most from transformers (limits from %.2g)", worst, min(limits.values()))
+    if plain.cache_attention != plain.attention:
+        exact, limits = _exact_and_limits(plain, {None: own[None]}, dtype, plain.attention)
     trained = _trainer_logprobs(plain, prompts, completions[None])
     difference = _rms(trained - exact[None])
     _require(difference, limits[None], "the trainer's base")
-    logger.info("self-check: %.2g nats at most from transformers (limits from %.2g)", worst, min(limits.values()))
     return max(worst, difference)
 
 
@@ -193,10 +206,13 @@ def _responses(weights: ChangedWeights, prompts: list[np.ndarray], done: Complet
 
 
 def _logprobs(
-    plain: PlainForward, responses: Mapping[str | None, list[ScoredResponse]], dtype: torch.dtype
+    plain: PlainForward,
+    responses: Mapping[str | None, list[ScoredResponse]],
+    dtype: torch.dtype,
+    attention: str | None = None,
 ) -> dict[str | None, Tensor]:
     """Return each run's log-probabilities [tokens of all its responses]."""
-    found = iter(plain.logprobs([response for several in responses.values() for response in several], dtype))
+    found = iter(plain.logprobs([response for several in responses.values() for response in several], dtype, attention))
     return {run: torch.cat([next(found) for _ in several]) for run, several in responses.items()}
 
 
@@ -211,14 +227,27 @@ def _trainer_logprobs(plain: PlainForward, prompts: list[np.ndarray], done: Comp
 
 
 def _exact_and_limits(
-    plain: PlainForward, responses: Mapping[str | None, list[ScoredResponse]], dtype: str
+    plain: PlainForward, responses: Mapping[str | None, list[ScoredResponse]], dtype: str, attention: str | None = None
 ) -> tuple[dict[str | None, Tensor], dict[str | None, float]]:
-    """Return each run's log-probabilities in float32, and the difference from them that rounding explains, in nats."""
-    exact = _logprobs(plain, responses, torch.float32)
-    rounded = _logprobs(plain, responses, torch.bfloat16)
+    """Return each run's log-probabilities in float32, and the difference from them that rounding explains, in nats.
+
+    Args:
+        attention: of the plain forward, see PlainForward.logprobs.
+    """
+
+    def differences(other: dict[str | None, Tensor]) -> dict[str | None, float]:
+        overall = _rms(torch.cat(list(other.values())) - torch.cat(list(exact.values())))
+        return {run: max(overall, _rms(other[run] - exact[run])) for run in responses}
+
+    exact = _logprobs(plain, responses, torch.float32, attention)
+    rounded = differences(_logprobs(plain, responses, torch.bfloat16, attention))
+    if (attention or plain.cache_attention) != plain.attention:
+        if plain.cache_attention == NEAREST:
+            queries = differences(_logprobs(plain, responses, torch.float32, NEAREST_QUERIES_TOO))
+            rounded = {run: math.hypot(rounded[run], queries[run]) for run in responses}
+        return exact, {run: CACHE_ALLOWANCE * difference for run, difference in rounded.items()}
     scale = _rounding_scale(dtype, plain.model.config.hidden_size)
-    overall = _rms(torch.cat(list(rounded.values())) - torch.cat(list(exact.values())))
-    expected = {run: scale * max(overall, _rms(rounded[run] - exact[run])) for run in responses}
+    expected = {run: scale * difference for run, difference in rounded.items()}
     return exact, {run: ALLOWANCE * (expected[run] + FLOAT32_STEP * _rms(exact[run])) for run in responses}
 
 

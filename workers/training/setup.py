@@ -22,7 +22,7 @@ class TrainingSetup:
     """Section of the spec, with the run's learning rate."""
     deepspeed: DeepSpeedConfig
     engine_dtype: str
-    """Precision in which the engine computes; decides the rollout correction where the spec leaves it."""
+    """Coarsest format in which the engine computes; decides the rollout correction where the spec leaves it."""
     stale: bool = False
     """Whether batches are by earlier weights; decides the rollout correction likewise."""
 

@@ -43,7 +43,7 @@ def test_steps_of_a_checkpoint_count():
     ("dtype", "engine", "limit"),
     [
         ("float32", "float32", 1e-3), ("bfloat16", "bfloat16", 0.15), ("float32", "bfloat16", 0.15),
-        ("bfloat16", "float32", 0.15), ("float32", "float16", 0.02),
+        ("bfloat16", "float32", 0.15), ("float32", "float16", 0.02), ("bfloat16", "fp8", 0.6), ("float32", "fp8", 0.6),
     ],
 )  # fmt: skip
 def test_a_mismatch_that_rounding_does_not_explain(dtype, engine, limit):

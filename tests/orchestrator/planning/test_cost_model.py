@@ -11,6 +11,7 @@ from layersweep.orchestrator.planning.cost_model import (
     Assumptions,
     GpuKind,
     block_flops,
+    cache_bytes,
     estimate,
     forward_flops,
     generation_seconds,
@@ -95,6 +96,18 @@ def test_writing_waits_for_arithmetic_when_many_are(plan):
     assert slow == pytest.approx(2000 / room * 5.0 + reading)
     fast = generation_seconds(plan, GpuKind("wide", GPU.flops, 1e6, 1e6), ALL, 1000, 4, 2, at_once=1000, sharing=10)
     assert fast == pytest.approx(2000 * 5480 / 1e6 + reading)
+
+
+@pytest.mark.parametrize(("dtype", "cache", "expected"), [("float32", "auto", 160), ("bfloat16", "auto", 80),
+                                                          ("float32", "fp8", 40), ("bfloat16", "fp8", 40)])  # fmt: skip
+def test_a_token_in_the_kv_cache(plan, dtype, cache, expected):
+    """A key and a value of 10 numbers in each of 2 blocks."""
+    spec = plan.spec
+    spec = spec.model_copy(update={
+        "training": spec.training.model_copy(update={"dtype": dtype}),
+        "rollout": spec.rollout.model_copy(update={"kv_cache_dtype": cache}),
+    })  # fmt: skip
+    assert cache_bytes(replace(plan, spec=spec)) == expected
 
 
 def test_a_whole_sweep(plan):

@@ -282,6 +282,7 @@ def test_a_cache_too_small_for_one_sequence(tmp_path):
     with pytest.raises(SpecError, match=r"^rollout\.kv_cache_memory_mib: .* 8,192 tokens takes 4 MiB; raise it from 3"):
         plan(folder, rollout={"kv_cache_memory_mib": 3})
     assert plan(folder, rollout={"kv_cache_memory_mib": 4}).window == 8192
+    assert plan(folder, rollout={"kv_cache_memory_mib": 1, "kv_cache_dtype": "fp8"}).window == 8192
 
 
 def test_the_prompts_that_are_there_count_in_estimates(tmp_path):
@@ -292,6 +293,14 @@ def test_the_prompts_that_are_there_count_in_estimates(tmp_path):
     assert f"prompts of {found.prompt_tokens['task']:.0f} tokens on average" in Assumptions().text(found)
     assert "prompts of 256 tokens (" in Assumptions().text(replace(found, prompt_tokens={}))
     assert "prompts of 9 tokens (" in Assumptions(prompt_tokens=9).text(found)
+
+
+def test_a_cache_in_fp8_wants_heads_that_vllm_has_it_for(tmp_path):
+    """Of 80 numbers vLLM computes attention on CPUs, but not from FP8."""
+    folder = make(tmp_path / "model", head_dim=80)
+    assert plan(folder).spec.rollout.kv_cache_dtype == "auto"
+    with pytest.raises(SpecError, match=r"^rollout\.kv_cache_dtype: on CPUs .* multiple of 32 alone, .* have 80; set"):
+        plan(folder, rollout={"kv_cache_dtype": "fp8"})
 
 
 def test_sizes_of_heads_are_vllms():

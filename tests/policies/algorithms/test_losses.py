@@ -231,6 +231,7 @@ def test_a_ratio_to_the_trainers_own_is_ppos_and_not_truncated():
 def test_what_auto_means():
     assert resolve("auto", "float32", "float32") == "bypass"
     assert resolve("auto", "bfloat16", "bfloat16") == resolve("auto", "float32", "bfloat16") == "token_truncate"
+    assert resolve("auto", "float32", "fp8") == "token_truncate"
     assert resolve("auto", "float32", "float32", stale=True) == "token_truncate"
     assert resolve("bypass", "float32", "float32", stale=True) == "bypass"
     assert resolve("sequence_mask", "float32") == "sequence_mask" and resolve("bypass", "bfloat16") == "bypass"

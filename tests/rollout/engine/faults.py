@@ -1,5 +1,6 @@
 """Faults of routing, model and trainer, planted one after the other into an engine that is then self-checked; a
-program: `python -m tests.rollout.engine.faults MODEL_FOLDER ARCHITECTURE DTYPE [FAULT ...]`; without names, all.
+program: `python -m tests.rollout.engine.faults MODEL_FOLDER ARCHITECTURE DTYPE[,fp8] [FAULT ...]`; without names, all.
+`fp8` is the KV cache's.
 
 It prints as JSON what a sound engine differs by, and of each fault the check's refusal, or null where it passed.
 """
@@ -206,7 +207,11 @@ def applies(fault: str, config, dtype: str) -> bool:
 
 
 def main(folder: str, architecture: str, dtype: str, *chosen: str) -> None:
-    config = RolloutConfig(batching="mixed", max_num_seqs=32, max_num_batched_tokens=2048, kv_cache_memory_mib=64)
+    dtype, _, cache = dtype.partition(",")
+    config = RolloutConfig(
+        batching="mixed", max_num_seqs=32, max_num_batched_tokens=2048, kv_cache_memory_mib=64,
+        kv_cache_dtype=cache or "auto",
+    )  # fmt: skip
     engine = RolloutEngine(folder, architecture, config, dtype, seed=0)
     sound = check(engine, folder, dtype)
     refusals = {}

@@ -1,6 +1,7 @@
 """Arguments of vLLM's engine that follow from the spec."""
 
 import pytest
+import torch
 
 from layersweep.rollout.config import RolloutConfig
 from layersweep.rollout.engine.arguments import engine_args
@@ -18,3 +19,14 @@ def test_no_more_sequences_than_tokens_in_a_pass(tmp_path, settings, sequences):
     found = engine_args(str(folder), "Qwen3ForCausalLM", config, "float32", 0)
     assert found.max_num_seqs == sequences
     assert found.create_engine_config().scheduler_config.max_num_seqs == sequences
+
+
+def test_the_cache_is_in_fp8_where_the_machine_has_it(tmp_path, monkeypatch):
+    """Else the engine says so before vLLM is made."""
+    folder, config = make(tmp_path / "model"), RolloutConfig(kv_cache_dtype="fp8")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)
+    assert engine_args(str(folder), "Qwen3ForCausalLM", config, "bfloat16", 0).kv_cache_dtype == "fp8"
+    assert engine_args(str(folder), "Qwen3ForCausalLM", RolloutConfig(), "bfloat16", 0).kv_cache_dtype == "auto"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: False)
+    with pytest.raises(ValueError, match=r"^rollout.kv_cache_dtype: fp8 needs AVX-512 on a CPU"):
+        engine_args(str(folder), "Qwen3ForCausalLM", config, "bfloat16", 0)

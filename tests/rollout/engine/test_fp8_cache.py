@@ -1,0 +1,56 @@
+"""A KV cache in FP8: the self-check's plain forward rounds as vLLM does, and planted faults are still refused."""
+
+import pytest
+import torch
+
+from layersweep.rollout.engine.fp8_cache import to_fp8
+from tests.rollout.engine.test_selfcheck import faults, save
+
+needs_avx512 = pytest.mark.skipif(not torch.cpu._is_avx512_supported(), reason="vLLM has no FP8 cache on this CPU")
+
+
+def test_numbers_of_fp8():
+    """Three bits after the leading one: from 1 to 2 in steps of 1/8, ties to even. The largest is 448, the least above
+    zero 2^-9, below 2^-6 in steps of that."""
+    x = torch.tensor([1.05, 1.0625, 1.07, -1.24, 1000.0, -460.0, 0.0019, 0.005, 0.0])
+    assert to_fp8(x).tolist() == [1, 1, 1.125, -1.25, 448, -448, 2**-9, 3 * 2**-9, 0]
+    assert to_fp8(x, towards_zero=True).tolist() == [1, 1, 1, -1.125, 448, -448, 0, 2 * 2**-9, 0]
+    half = x.bfloat16()
+    assert to_fp8(half).dtype == torch.bfloat16 and to_fp8(half, True).tolist()[3] == -1.125
+
+
+@needs_avx512
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_vllm_on_a_cpu_rounds_towards_zero(dtype):
+    """Its own kernel, over all sizes of numbers, those without a fitting one among them."""
+    from vllm import _custom_ops as ops
+    from vllm.platforms import current_platform
+
+    current_platform.import_kernels()
+    torch.manual_seed(0)
+    value = (torch.randn(64, 2, 32) * 10 ** torch.linspace(-4, 3, 64)[:, None, None]).to(dtype)
+    cache = torch.zeros(2, 2, 32, 64, dtype=torch.uint8)
+    keys, values = cache.view(2, 2, 64, 32).chunk(2, dim=2)
+    ops.cpu_attn_reshape_and_cache(value, value, keys, values, torch.arange(64), "vec", 1.0, 1.0, "fp8")
+    found = values.contiguous().view(torch.float8_e4m3fn).float()
+    torch.testing.assert_close(
+        found.flatten().sort()[0], to_fp8(value, True).float().flatten().sort()[0], rtol=0, atol=0
+    )
+
+
+@needs_avx512
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "dtype", "most"),
+    [
+        ("Llama", "bfloat16", 0.1), pytest.param("Llama", "float32", 1e-5, marks=pytest.mark.long),
+        pytest.param("Qwen2", "bfloat16", 0.1, marks=pytest.mark.long),
+    ],
+)  # fmt: skip
+def test_planted_faults_are_refused_beside_an_fp8_cache(tmp_path, family, dtype, most):
+    """Real vLLM with the cache in FP8, which by itself moves log-probabilities by .05 to .1 nats: the plain forward
+    that rounds alike is followed to within rounding, in float32 to 1e-5, and every fault exceeds the limit."""
+    seen = faults(save(tmp_path, family), family, f"{dtype},fp8")
+    assert max(seen["sound"], seen["again"]) < most
+    assert len(seen["refusals"]) >= 15
+    assert [fault for fault, refusal in seen["refusals"].items() if not refusal] == []
