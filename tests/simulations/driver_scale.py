@@ -27,6 +27,7 @@ from layersweep.orchestrator.execution.actors import max_concurrent_runs
 from layersweep.orchestrator.execution.driver import drive
 from layersweep.orchestrator.execution.manifest import SweepManifest
 from layersweep.orchestrator.execution.progress import Progress
+from layersweep.orchestrator.execution.sweep_session import SweepSession
 from layersweep.orchestrator.planning.cluster_shape import H200
 from layersweep.orchestrator.planning.cost_model import Assumptions, rollout_seconds, update_seconds
 from layersweep.orchestrator.planning.plan import Plan, Run
@@ -166,7 +167,7 @@ def simulate(
 
 async def _drive(plan: Plan, limit: float | None) -> float:
     progress = Progress([run.name for run in plan.runs], plan.spec.training.steps)
-    await asyncio.wait_for(drive(plan, SweepManifest.begin(plan), progress, {}), limit)
+    await asyncio.wait_for(drive(plan, SweepManifest.begin(plan), progress, SweepSession(None, [plan])), limit)
     return asyncio.get_running_loop().time()
 
 

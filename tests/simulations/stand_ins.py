@@ -277,6 +277,9 @@ class SharedGpu:
     def reserve(self) -> None:
         """There is nobody to ask."""
 
+    def close(self) -> None:
+        """There is nobody to give it back to."""
+
     async def check(self) -> None:
         """It never fails."""
 

@@ -6,6 +6,13 @@ import torch
 from layersweep.rollout.engine.fp8_cache import to_fp8
 from tests.rollout.engine.test_selfcheck import faults, save
 
+SMALLEST = (
+    "the head of full is the base's",
+    "the final norm of full is the base's",
+    "what a part is fused with is lost",
+)
+"""Faults that make the least difference."""
+
 needs_avx512 = pytest.mark.skipif(not torch.cpu._is_avx512_supported(), reason="vLLM has no FP8 cache on this CPU")
 
 
@@ -41,16 +48,18 @@ def test_vllm_on_a_cpu_rounds_towards_zero(dtype):
 @needs_avx512
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "dtype", "most"),
+    ("family", "dtype", "most", "chosen"),
     [
-        ("Llama", "bfloat16", 0.1), pytest.param("Llama", "float32", 1e-5, marks=pytest.mark.long),
-        pytest.param("Qwen2", "bfloat16", 0.1, marks=pytest.mark.long),
+        ("Llama", "bfloat16", 0.1, SMALLEST),
+        pytest.param("Llama", "bfloat16", 0.1, (), marks=pytest.mark.long),
+        pytest.param("Llama", "float32", 1e-5, (), marks=pytest.mark.long),
+        pytest.param("Qwen2", "bfloat16", 0.1, (), marks=pytest.mark.long),
     ],
-)  # fmt: skip
-def test_planted_faults_are_refused_beside_an_fp8_cache(tmp_path, family, dtype, most):
+)
+def test_planted_faults_are_refused_beside_an_fp8_cache(tmp_path, family, dtype, most, chosen):
     """Real vLLM with the cache in FP8, which by itself moves log-probabilities by .05 to .1 nats: the plain forward
     that rounds alike is followed to within rounding, in float32 to 1e-5, and every fault exceeds the limit."""
-    seen = faults(save(tmp_path, family), family, f"{dtype},fp8")
+    seen = faults(save(tmp_path, family), family, f"{dtype},fp8", *chosen)
     assert max(seen["sound"], seen["again"]) < most
-    assert len(seen["refusals"]) >= 15
+    assert len(seen["refusals"]) == len(chosen) or len(seen["refusals"]) >= 15
     assert [fault for fault, refusal in seen["refusals"].items() if not refusal] == []

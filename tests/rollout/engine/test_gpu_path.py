@@ -32,7 +32,7 @@ def elsewhere(path: str, folder: str, dtype: str = "float32") -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ["v2", "v2,ahead"])
+@pytest.mark.parametrize("path", [pytest.param("v2", marks=pytest.mark.long), "v2,ahead"])
 def test_the_v2_model_runner_routes_as_the_first_one_does(model_folder, path):
     """vLLM's own runner for GPUs, prompts in parts, with async scheduling and without: every run within 1e-5 nats of
     transformers with its own weights, and far from the base's; the same seed gives the same tokens alone."""
