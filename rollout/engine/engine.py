@@ -113,7 +113,7 @@ class RolloutEngine:
         when vLLM refuses a request (a prompt longer than the model allows).
         """
         size = len(prompts) * sampling.samples
-        request = _Request(run, version, prompts, seeds, sampling, Future(), [None] * size, size)
+        request = _Request(run, version, prompts, seeds, sampling, _uncancelled(), [None] * size, size)
         self._commands.put(lambda: self._waiting.append(request))
         return request.done
 
@@ -185,7 +185,7 @@ class RolloutEngine:
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Future:
         """Have the stepping thread call a function when no batch is in flight."""
-        future: Future = Future()
+        future = _uncancelled()
 
         def command() -> None:
             try:
@@ -431,6 +431,13 @@ class RolloutEngine:
             logprobs = np.fromiter((x for o in outputs for x in token_logprobs(o)), np.float32, total)
         finished = np.fromiter((o.finish_reason == "stop" for o in outputs), bool, len(outputs))
         return Completions(tokens, logprobs, lengths, finished, request.version, request.cpu_seconds)
+
+
+def _uncancelled() -> Future:
+    """Return a future that a caller cannot cancel: a result for a caller that is gone must not stop the engine."""
+    future: Future = Future()
+    future.set_running_or_notify_cancel()
+    return future
 
 
 def token_logprobs(output: CompletionOutput) -> Sequence[float]:

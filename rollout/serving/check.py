@@ -32,7 +32,8 @@ async def check_models(
     Raises:
         RoutingMismatch: a model differs from transformers by more than rounding explains.
     """
-    plain = await asyncio.to_thread(PlainForward, folder, dtype, trust_remote_code)
+    cache = engine.vllm_config.cache_config.cache_dtype
+    plain = await asyncio.to_thread(PlainForward, folder, dtype, trust_remote_code, cache)
     chosen: dict[str | None, ServedModel | None] = {None: None}
     chosen |= {models[at].name: models[at] for at in sorted({0, len(models) // 2, len(models) - 1}) if models}
     random = np.random.default_rng(0)

@@ -1,6 +1,6 @@
 """Run the check: each part in a process of its own, a table at the end; exit code 1 where one has failed.
 
-python -m tests.gpu                        # on a GPU: a random model of Qwen3-1.7B's shape, some ten minutes
+python -m tests.gpu                        # on a GPU: a random model of Qwen3-1.7B's shape, some twelve minutes
 python -m tests.gpu engine trainer         # these parts alone
 python -m tests.gpu --device cpu           # small sizes, without a GPU: finds the check's own mistakes
 """
@@ -24,6 +24,7 @@ PARTS = {
     "engine": 150,
     "graphs": 180,
     "ahead": 120,
+    "fp8": 120,
     "plain": 100,
 }
 """Parts, in the order in which they run, and seconds after which one has failed on a GPU."""

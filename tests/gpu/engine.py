@@ -30,7 +30,7 @@ def rate(engine: Any, runs: list[str | None], sequences: int, tokens: int, vocab
     return sum(len(future.result(120).tokens) for future in waiting) / (time.perf_counter() - began)
 
 
-def measure(given: Setting, part: str, **settings: bool) -> dict[str, float]:
+def measure(given: Setting, part: str, **settings: Any) -> dict[str, float]:
     """Start and check an engine, and return its tokens a second by mixture and number of sequences.
 
     Args:

@@ -172,6 +172,14 @@ def test_company_changes_nothing_in_the_last_bit(engine, variants):
         np.testing.assert_array_equal(together.logprobs, alone.logprobs)
 
 
+def test_a_caller_that_gives_up_does_not_stop_the_engine(engine):
+    """As asyncio cancels the futures of calls that are cancelled."""
+    orphan = engine.generate(None, 0, [np.array([4, 5], np.int32)], [0], Sampling(4, max_tokens=100))
+    assert not orphan.cancel()
+    assert len(engine.generate(None, 0, [np.array([4], np.int32)], [0], Sampling()).result(timeout=60).lengths) == 1
+    assert len(orphan.result(timeout=60).lengths) == 4 and engine.stuck_for() == 0
+
+
 def test_a_training_batch_does_not_wait_for_evaluations(engine):
     """256 responses of an evaluation, 64 at a time, then 16 of a batch that a trainer waits for: the batch ends first,
     with the tokens that it has alone."""
