@@ -22,7 +22,8 @@ class LossSettings(StrictModel):
     Otherwise the trainer computes the old log-probabilities before its first step, and each token's loss is weighted
     by the importance weight exp(old - engine's) of the token, or of its whole response (`sequence_`): at most
     importance_cap (`_truncate`), or 0 above it (`_mask`), as TRL names them; `none` leaves the weight out. `auto`:
-    bypass where engine and trainer compute in float32 and rollout.staleness is 0, else token_truncate."""
+    bypass where engine and trainer compute in float32, the KV cache too, and rollout.staleness is 0, else
+    token_truncate."""
     importance_cap: float = Field(2.0, gt=1)
     """Truncated importance sampling: ratios against the sampling engine's log-probabilities count at most this (masked
     importance sampling: none above it counts)."""

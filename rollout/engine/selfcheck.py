@@ -26,7 +26,7 @@ a finer one there are fewer such numbers, but one makes more of them in the bloc
 is a sum of many parts, so allowed is `CACHE_ALLOWANCE` times as much. On GPUs kernels round queries and attention
 weights too, or do not; there the difference that rounding queries makes to the plain forward counts besides. The
 trainer has no cache, and is held to the limits without one. SmolLM2-135M in bfloat16: expected .43 to .72, seen .17 to
-.70, another run's weights from 1.2; so of real models only faults of that size are found.
+.70, another run's weights at the middle block 1.2; so of real models only faults of that size are found.
 
 **Changes.** One block is moved by half of its weights' own size, which is far above rounding in any dtype, yet no
 chaos, since the blocks around it are the base's (by all of it, block 0 of SmolLM2 makes 20 times as much of rounding).

@@ -1,9 +1,12 @@
 """A KV cache in FP8: the self-check's plain forward rounds as vLLM does, and planted faults are still refused."""
 
+import numpy as np
 import pytest
 import torch
 
-from layersweep.rollout.engine.fp8_cache import to_fp8
+from layersweep.rollout.engine.fp8_cache import NEAREST, NEAREST_QUERIES_TOO, to_fp8
+from layersweep.rollout.engine.plain_forward import ChangedWeights, PlainForward, ScoredResponse
+from layersweep.rollout.engine.selfcheck import RoutingMismatch, check_served
 from tests.rollout.engine.test_selfcheck import faults, save
 
 SMALLEST = (
@@ -43,6 +46,28 @@ def test_vllm_on_a_cpu_rounds_towards_zero(dtype):
     torch.testing.assert_close(
         found.flatten().sort()[0], to_fp8(value, True).float().flatten().sort()[0], rtol=0, atol=0
     )
+
+
+@pytest.mark.parametrize("attention", [NEAREST, NEAREST_QUERIES_TOO])
+def test_kernels_on_gpus_may_round_queries_or_not(tmp_path, attention):
+    """No such kernel is here: a forward in bfloat16 stands for the engine. Weights of a block that are a quarter off
+    are refused either way."""
+    plain = PlainForward(save(tmp_path, "Llama"), "bfloat16", kv_cache_dtype="fp8")
+    plain.cache_attention = NEAREST  # as on a GPU
+    random = np.random.default_rng(0)
+    base = ChangedWeights(plain.weights, {}, seed=0)
+    amounts = {name: 0.25 for name in plain.weights if name.startswith("model.layers.2.")}
+    other = ChangedWeights(plain.weights, amounts, seed=1)
+    texts = [(random.integers(2, 512, 20), random.integers(2, 512, 12)) for _ in range(6)]
+
+    def served(weights):
+        scored = [ScoredResponse(weights, *text) for text in texts]
+        return torch.cat(plain.logprobs(scored, torch.bfloat16, attention))
+
+    responses = {None: [ScoredResponse(base, *text) for text in texts]}
+    assert 1e-3 < check_served(plain, "bfloat16", responses, {None: served(base)}) < 0.1
+    with pytest.raises(RoutingMismatch, match="rounding explains"):
+        check_served(plain, "bfloat16", responses, {None: served(other)})
 
 
 @needs_avx512
