@@ -29,7 +29,8 @@ MAY_CHANGE = (
     "training.prefix_cache", "evaluation.every", "evaluation.finalists", "evaluation.seed_sd", "output", "responses",
 )  # fmt: skip
 """Fields that may differ from one start to the next: they say where and how fast, not what."""
-MUST_NOT_CHANGE = ("rollout.dtype", "rollout.staleness", "resources.trainer_ranks", "resources.full_trainer_ranks")
+MUST_NOT_CHANGE = ("rollout.dtype", "rollout.kv_cache_dtype", "rollout.staleness", "resources.trainer_ranks",
+                   "resources.full_trainer_ranks")  # fmt: skip
 """Except these: the numbers depend on them, or the layout of checkpoints."""
 MAY_GROW = ("layers", "sweep", "seeds", "training.steps", "combine", "controls", "include_full")
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*.json",

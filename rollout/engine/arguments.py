@@ -39,7 +39,8 @@ def engine_args(
         raise ValueError("rollout.async_scheduling: this engine has no GPU to overlap with; set it to false")
     if config.kv_cache_dtype == "fp8" and not _computes_fp8():
         raise ValueError(
-            "rollout.kv_cache_dtype: fp8 needs AVX-512 on a CPU, and compute capability 8.9 of a GPU; set it to auto"
+            "rollout.kv_cache_dtype: fp8 needs AVX-512 on a CPU, and a GPU of NVIDIA's with compute capability 8.9; "
+            "set it to auto"
         )
     kv_bytes, window = config.kv_cache_memory_mib and config.kv_cache_memory_mib << 20, config.max_model_len
     element_bytes = 4 if dtype == "float32" else 2
@@ -106,7 +107,7 @@ def _computes_fp8() -> bool:
     """Tell whether vLLM computes with a KV cache in FP8 on this machine."""
     if current_platform.is_cpu():
         return torch.cpu._is_avx512_supported()
-    return current_platform.supports_fp8()
+    return current_platform.is_cuda() and current_platform.supports_fp8()
 
 
 def kv_cache_bytes(shape: PretrainedConfig, element_bytes: int, tokens: int) -> int:

@@ -83,12 +83,19 @@ def test_engines_that_sleep_cannot_generate_meanwhile():
     assert parse_spec(demo()).rollout.staleness == 0
 
 
-def test_resume_does_not_change_it(tmp_path):
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("staleness", 1, "rollout.staleness: the sweep began with 0, the spec has 1"),
+        ("kv_cache_dtype", "fp8", "rollout.kv_cache_dtype: the sweep began with auto, the spec has fp8"),
+    ],
+)
+def test_resume_does_not_change_what_responses_come_from(tmp_path, field, value, said):
     from layersweep.orchestrator.execution.manifest import SweepManifest
     from layersweep.orchestrator.planning.checks import make_plan
 
     plan = make_plan(parse_spec(demo(output=str(tmp_path))))
     manifest = SweepManifest.begin(plan)
-    stale = plan.spec.model_copy(update={"rollout": plan.spec.rollout.model_copy(update={"staleness": 1})})
-    with pytest.raises(SpecError, match="rollout.staleness: the sweep began with 0, the spec has 1"):
-        manifest.update_spec(replace(plan, spec=stale))
+    changed = plan.spec.model_copy(update={"rollout": plan.spec.rollout.model_copy(update={field: value})})
+    with pytest.raises(SpecError, match=said):
+        manifest.update_spec(replace(plan, spec=changed))

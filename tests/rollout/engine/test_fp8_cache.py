@@ -52,7 +52,7 @@ def test_vllm_on_a_cpu_rounds_towards_zero(dtype):
 def test_kernels_on_gpus_may_round_queries_or_not(tmp_path, attention):
     """No such kernel is here: a forward in bfloat16 stands for the engine. Weights of a block that are a quarter off
     are refused either way."""
-    plain = PlainForward(save(tmp_path, "Llama"), "bfloat16", kv_cache_dtype="fp8")
+    plain = PlainForward(save(tmp_path, "Qwen2"), "bfloat16", kv_cache_dtype="fp8")
     plain.cache_attention = NEAREST  # as on a GPU
     random = np.random.default_rng(0)
     base = ChangedWeights(plain.weights, {}, seed=0)
