@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 
 from tests.gpu.common import setting
 from tests.gpu.engine import measure
@@ -11,7 +12,9 @@ from tests.gpu.findings import say
 def main() -> None:
     given = setting(__doc__)
     allowed = contextlib.nullcontext()
-    if not given.gpu:
+    if given.gpu:
+        os.environ["VLLM_GPU_SYNC_CHECK"] = "warn"  # tells in this part's log what in a step waits for the GPU
+    else:
         from tests.helpers import async_on_cpu
 
         allowed = async_on_cpu.allowed()
@@ -26,6 +29,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    import os
-
     os._exit(0)  # vLLM's threads

@@ -82,16 +82,18 @@ def play(engine, models) -> list:
         sampling = Sampling(**{"samples": 2, "max_tokens": 12, "stop_token_ids": (1,), "logprobs": True} | sampling)
         return engine.generate(run, version, prompts(count), list(range(count)), sampling)
 
-    def keep_busy(_=None):
+    def keep_busy(tokens):
         if not idle:
-            generate(None, 0, 1, max_tokens=150, stop_token_ids=()).add_done_callback(keep_busy)
+            future = generate(None, 0, 1, max_tokens=tokens, stop_token_ids=())
+            future.add_done_callback(lambda _: keep_busy(tokens))
 
     def note(name, run, version, future, samples=2):
         done.append((name, models[run, version] if run else models[None], samples, future.result(60)))
 
     push("block", 1)
     push("full", 1)
-    keep_busy()
+    for tokens in (150, 110):  # which end at the same step now and then, and hardly ever at a push
+        keep_busy(tokens)
     base = generate(None, 0, 4, samples=3, max_tokens=100)
     note("first", "block", 1, generate("block", 1, 5))
     push("part", 1)
@@ -149,7 +151,7 @@ def test_responses_are_those_of_the_synchronous_engine(folder, ahead, models):
     assert len(seen) == 9
     assert sum(in_flight) > 0.8 * len(in_flight)
     assert [queued for queued, _ in changes if queued] == []
-    assert sum(busy for _, busy in changes) >= 4
+    assert sum(busy for _, busy in changes) >= 2
     assert not core.is_scheduler_paused()
 
 
