@@ -175,6 +175,11 @@ class SweepSpec(StrictModel):
                 raise ValueError(
                     f"rollout.{field}: engines are on CPUs, as resources.engine.gpus is 0; set it to false"
                 )
+        if self.rollout.tensor_parallel_size > 1 and not self.resources.on_gpu():
+            raise ValueError(
+                f"rollout.tensor_parallel_size: {self.rollout.tensor_parallel_size} GPUs, and engines are on CPUs, as "
+                "resources.engine.gpus is 0; set it to 1"
+            )
         if self.rollout.sleep and self.rollout.staleness:
             raise ValueError(
                 f"rollout.staleness: {self.rollout.staleness} generates while trainers train, and with sleep they take "
