@@ -124,6 +124,10 @@ class TrainingConfig(StrictModel):
     """Activation checkpointing: a trainer keeps the input of each block alone, and computes the block once more in the
     backward pass: the same numbers with less memory, in about a third more time. `auto` is on for the updates of which
     a micro batch, if only of one long response, would not fit into the memory for activations otherwise."""
+    attention: Literal["auto", "masked"] = "auto"
+    """`auto`: where trainers compute in bfloat16 on GPUs, torch's FlashAttention over prompt and responses as sequences
+    of their own lengths, which is held against plain attention before a trainer starts; elsewhere as `masked`: under
+    masks of all pairs of tokens, or response by response where that takes less."""
     prefix_cache_mib: NonNegativeInt = 1024
     """MiB of a trainer for what several epochs share: the input of the first trained layer, computed in the first. What
     does not fit is computed in each."""

@@ -1,5 +1,7 @@
 """Attention over trees of a prompt and its responses: under one mask, or branch by branch where that saves work.
 
+Where torch's FlashAttention computes it, on GPUs in half precision, see `varlen_attention`.
+
 Under a mask [T, T] a tree of G responses costs the square of its whole length, although a response sees only the
 prompt and itself. Branch by branch, prompts and responses of similar length are gathered into rows of queries, with
 the keys that each row may see: G times the work of one response, and no mask of T x T. Both give the same numbers.
@@ -17,6 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from .varlen_attention import Branch, VarlenPlan, varlen_attention
+
 NAME = "layersweep_tree"
 """Value of transformers' `attn_implementation`."""
 
@@ -25,9 +29,6 @@ GATHERING = 128
 
 ALIGNMENT = 16
 """Entries of which a row of a mask takes a multiple in memory (torch's memory-efficient attention)."""
-
-Branch = tuple[np.ndarray, np.ndarray]
-"""Tokens before the branch (none for a prompt) and its own tokens, as positions in the flat batch [B * T]."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,17 @@ class TreeAttentionPlan:
         )
 
 
-def as_added(mask: Tensor | TreeAttentionPlan, dtype: torch.dtype) -> Tensor | TreeAttentionPlan:
+Mask = Tensor | TreeAttentionPlan | VarlenPlan
+"""A mask, bool [B, 1, T, T], true where a query (row) attends to a key (column); or a plan of the same attention."""
+
+
+def as_added(mask: Mask, dtype: torch.dtype) -> Mask:
     """Turn a mask into what kernels on GPUs add to their scores, 0 or minus infinity, with rows aligned for them.
 
     Made once for all blocks: given the mask itself, each would make its own, and keep it for the backward pass.
     """
+    if isinstance(mask, VarlenPlan):
+        return mask
     if isinstance(mask, TreeAttentionPlan):
         groups = (replace(group, mask=as_added(group.mask, dtype)) for group in mask.groups)
         return replace(mask, groups=tuple(groups))
@@ -72,12 +79,14 @@ def as_added(mask: Tensor | TreeAttentionPlan, dtype: torch.dtype) -> Tensor | T
     return added[..., :keys].masked_fill_(~mask, -torch.inf)
 
 
-def within_window(mask: Tensor | TreeAttentionPlan, positions: Tensor, window: int) -> Tensor | TreeAttentionPlan:
+def within_window(mask: Mask, positions: Tensor, window: int) -> Mask:
     """Return a mask, or a plan, in which no query attends to a key `window` or more positions before it.
 
     Args:
         positions: of all tokens, int64 [B, T].
     """
+    if isinstance(mask, VarlenPlan):
+        return mask.within(window)
     if isinstance(mask, TreeAttentionPlan):
         flat = positions.flatten()
         groups = (
@@ -124,10 +133,12 @@ def tree_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | TreeAttentionPlan | None,
+    attention_mask: Mask | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend from query, key, value [B, heads, T, head_dim] to [B, T, heads, head_dim], for transformers."""
+    if isinstance(attention_mask, VarlenPlan):
+        return varlen_attention(query, key, value, attention_mask, kwargs["scaling"]), None
     if not isinstance(attention_mask, TreeAttentionPlan):
         return _attention(module, query, key, value, attention_mask, **kwargs), None
     _, heads, _, size = query.shape

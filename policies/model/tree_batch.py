@@ -3,8 +3,8 @@
 A row of the batch is one prompt followed by all responses to it, as a tree: a response sees the prompt and
 itself, not its siblings, and its positions go on from the prompt's end. With groups of 8 and prompts as long
 as answers this computes 9/16 of the tokens that one row per response would. Rows of similar length share a
-micro batch. Everything after the last block is flat, one entry per response token, so that no loss can depend
-on the padding.
+micro batch; for `varlen_attention` trees follow each other in one row instead, without padding. Everything after
+the last block is flat, one entry per response token, so that no loss can depend on the padding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .tree_attention import Branch, TreeAttentionPlan, by_branch
+from .tree_attention import Mask, by_branch
+from .varlen_attention import Branch, as_sequences
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Batch of B prompts with R responses, T tokens a row at most, N response tokens in all.
+    """Batch of B rows of trees with R responses, T tokens a row at most, N response tokens in all.
 
     Token order of the flat tensors: responses in the order of `response`, each from its first token.
     """
@@ -29,8 +30,7 @@ class MicroBatch:
     """Tokens, int64 [B, T]."""
     position_ids: Tensor
     """Positions, int64 [B, T]; a response's go on from the prompt's end."""
-    mask: Tensor | TreeAttentionPlan
-    """Mask, bool [B, 1, T, T], true where a query (row) attends to a key (column); or a plan of the same attention."""
+    mask: Mask
     predictor: Tensor
     """Flat position in [B * T] of the hidden state that predicts the token, int64 [N]."""
     target: Tensor
@@ -66,8 +66,9 @@ class MicroBatches(Sequence[MicroBatch]):
 
 
 def pack(
-    prompts: Sequence[np.ndarray], tokens: np.ndarray, lengths: np.ndarray, rows: Sequence[int], max_tokens: int
-) -> MicroBatches:
+    prompts: Sequence[np.ndarray], tokens: np.ndarray, lengths: np.ndarray, rows: Sequence[int], max_tokens: int,
+    varlen: bool = False,
+) -> MicroBatches:  # fmt: skip
     """Make micro batches of at most `max_tokens` computed tokens (padding included) over some rows of an experience.
 
     Args:
@@ -76,6 +77,7 @@ def pack(
         rows: which rows, by index.
         max_tokens: a single prompt with its responses may exceed it; its responses are then spread over
             several rows, one at least in each.
+        varlen: for `varlen_attention`, as the trunk says: all trees of a micro batch in one row.
     """
     starts = np.concatenate([[0], np.cumsum(lengths)])
     groups: dict[bytes, list[list[int]]] = {}
@@ -89,42 +91,55 @@ def pack(
     size = {tree[0]: len(prompts[tree[0]]) + int(sum(lengths[r] for r in tree)) for tree in trees}
     trees.sort(key=lambda tree: size[tree[0]])
     batches: list[list[list[int]]] = []
+    total = 0  # of the newest batch
     for tree in trees:  # ascending, so the newest tree is the widest
-        if not batches or size[tree[0]] * (len(batches[-1]) + 1) > max_tokens:
+        own = size[tree[0]]
+        if not batches or (total + own if varlen else own * (len(batches[-1]) + 1)) > max_tokens:
             batches.append([])
+            total = 0
         batches[-1].append(tree)
-    return MicroBatches(partial(_micro_batch, prompts, tokens, starts), batches)
+        total += own
+    return MicroBatches(partial(_micro_batch, prompts, tokens, starts, varlen), batches)
 
 
 def _micro_batch(
-    prompts: Sequence[np.ndarray], tokens: np.ndarray, starts: np.ndarray, trees: list[list[int]]
+    prompts: Sequence[np.ndarray], tokens: np.ndarray, starts: np.ndarray, varlen: bool, trees: list[list[int]]
 ) -> MicroBatch:
-    width = max(len(prompts[t[0]]) + sum(int(starts[r + 1] - starts[r]) for r in t) for t in trees)
-    ids = np.zeros((len(trees), width), np.int64)
+    sizes = [len(prompts[t[0]]) + sum(int(starts[r + 1] - starts[r]) for r in t) for t in trees]
+    rows, width = (1, sum(sizes)) if varlen else (len(trees), max(sizes))
+    ids = np.zeros(rows * width, np.int64)
     positions = np.zeros_like(ids)
-    branch = np.full((len(trees), width), -1, np.int64)  # -1 padding, 0 prompt, 1.. responses
+    branch = np.full_like(ids, -1)  # -1 padding, 0 prompt, 1.. responses
     branches: list[Branch] = []
     flat: list[tuple[np.ndarray, ...]] = []
+    end = 0
     for b, tree in enumerate(trees):
         prompt = prompts[tree[0]]
-        end = len(prompt)
-        ids[b, :end], positions[b, :end], branch[b, :end] = prompt, np.arange(end), 0
-        asked = b * width + np.arange(end)
+        asked = (end if varlen else b * width) + np.arange(len(prompt))
+        ids[asked], positions[asked], branch[asked] = prompt, np.arange(len(prompt)), 0
         branches.append((asked[:0], asked))
+        end = asked[-1] + 1
         for i, row in enumerate(tree, start=1):
             places = np.arange(starts[row], starts[row + 1])
-            own = slice(end, end + len(places))
-            ids[b, own], branch[b, own] = tokens[places], i
-            positions[b, own] = len(prompt) + np.arange(len(places))
-            before = np.arange(end - 1, end - 1 + len(places))
-            before[:1] = len(prompt) - 1  # the first token is predicted by the prompt's last
-            flat.append((b * width + before, tokens[places], np.full(len(places), row), places))
-            branches.append((asked, b * width + np.arange(own.start, own.stop)))
+            own = end + np.arange(len(places))
+            ids[own], branch[own] = tokens[places], i
+            positions[own] = len(prompt) + np.arange(len(places))
+            before = own - 1
+            before[:1] = asked[-1]  # the first token is predicted by the prompt's last
+            flat.append((before, tokens[places], np.full(len(places), row), places))
+            branches.append((asked, own))
             end += len(places)
-    mask: Tensor | TreeAttentionPlan | None = by_branch(branches, ids.size, ids.size * width)
-    if mask is None:
-        same = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
-        mask = torch.from_numpy(same & np.tril(np.ones((width, width), bool)))[:, None]
+    mask = as_sequences(branches) if varlen else _mask(branches, branch.reshape(rows, width))
     columns = (torch.from_numpy(np.concatenate(column).astype(np.int64)) for column in zip(*flat, strict=True))
     predictor, target, response, token = columns
-    return MicroBatch(torch.from_numpy(ids), torch.from_numpy(positions), mask, predictor, target, response, token)
+    shaped = (torch.from_numpy(column.reshape(rows, width)) for column in (ids, positions))
+    return MicroBatch(*shaped, mask, predictor, target, response, token)
+
+
+def _mask(branches: list[Branch], branch: np.ndarray) -> Mask:
+    """Return the cheaper of one mask and a plan by branch; `branch` [B, T] has the branch of each token."""
+    rows, width = branch.shape
+    if plan := by_branch(branches, rows * width, rows * width * width):
+        return plan
+    same = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
+    return torch.from_numpy(same & np.tril(np.ones((width, width), bool)))[:, None]

@@ -105,7 +105,10 @@ class RolloutBatch:
         weights = weights.to(self.device)
         every = kl or self.algorithm.entropy_coefficient > 0
         used = rows if every else rows[self.advantage[rows] != 0]
-        batches = pack(experience.prompts, experience.tokens, experience.lengths, used, training.micro_batch_tokens)
+        batches = pack(
+            experience.prompts, experience.tokens, experience.lengths, used, training.micro_batch_tokens,
+            self.policy.trunk.varlen,
+        )  # fmt: skip
 
         def make(number: int, scale: float, ref_logp: Tensor | None) -> TrainingMicroBatch:
             batch, trunk = batches[number].to(self.device), self.policy.trunk
