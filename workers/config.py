@@ -118,7 +118,7 @@ class TrainingConfig(StrictModel):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of weights and activations; with bfloat16, DeepSpeed keeps float32 master weights of what trains."""
     micro_batch_tokens: PositiveInt | None = None
-    """Tokens that a trainer computes at a time, padding included: memory against speed. null follows from the memory
+    """Tokens that a trainer computes at a time: memory against speed. null follows from the memory
     that is there, for each run by what it trains; `layersweep plan` says the number."""
     checkpointing: Literal["auto", "on", "off"] = "auto"
     """Activation checkpointing: a trainer keeps the input of each block alone, and computes the block once more in the

@@ -16,7 +16,7 @@ class BlockInputs:
 
     Args:
         decoder: of transformers.
-        hidden: the hidden states [B, T, hidden], for their dtype and device.
+        hidden: the hidden states [1, T, hidden], for their dtype and device.
     """
 
     def __init__(self, decoder: nn.Module, batch: MicroBatch, hidden: Tensor):

@@ -87,7 +87,7 @@ class Trunk:
 
     @torch.no_grad()
     def prefix(self, batch: MicroBatch, stop: int) -> Tensor:
-        """Compute the input of block `stop`: hidden states [B, T, hidden], without a graph."""
+        """Compute the input of block `stop`: hidden states [1, T, hidden], without a graph."""
         return run_blocks(self.model.model, batch, self.model.model.embed_tokens(batch.input_ids), self.layers[:stop])
 
     @torch.no_grad()
@@ -179,7 +179,7 @@ def trained_copy(model: nn.Module, selection: Selection) -> nn.Module:
 def run_blocks(
     decoder: nn.Module, batch: MicroBatch, hidden: Tensor, blocks: Iterable[nn.Module], checkpointing: bool = False
 ) -> Tensor:
-    """Run hidden states [B, T, hidden] through decoder blocks, with attention over the batch's trees.
+    """Run hidden states [1, T, hidden] through decoder blocks, with attention over the batch's trees.
 
     Args:
         checkpointing: keep each block's input alone for the backward pass, which computes the block again.

@@ -1,10 +1,9 @@
 """Attention over trees as sequences of unequal lengths, for torch's FlashAttention: no mask, no padding.
 
-All trees of a micro batch lie one after the other in one row. A prompt with its first response is one causal sequence;
-each further response is a sequence of queries whose keys are those of the prompt, gathered, and its own. The kernel
-aligns a causal mask with the lower right corner: the last query attends to the last key, so a response attends to its
-whole prompt and to itself up to the token. A sliding window counts back from the same diagonal. So the numbers are
-those of one plain row per response.
+A prompt with its first response is one causal sequence; each further response is a sequence of queries whose keys are
+those of the prompt, gathered, and its own. The kernel aligns a causal mask with the lower right corner: the last query
+attends to the last key, so a response attends to its whole prompt and to itself up to the token. A sliding window
+counts back from the same diagonal. So the numbers are those of one plain row per response.
 
 Keys and values are gathered for the heads that they have, before query heads share them. Alternatives: flex_attention
 must be compiled, and has no backward pass on CPUs (torch 2.13), so that none of its gradients could be tested there;
@@ -25,7 +24,7 @@ from torch.nn.attention import varlen
 from torch.nn.functional import embedding
 
 Branch = tuple[np.ndarray, np.ndarray]
-"""Tokens before the branch (none for a prompt) and its own tokens, as positions in the flat batch [B * T]."""
+"""Tokens before the branch (none for a prompt) and its own tokens, as positions in the row of a micro batch."""
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def unchecked_tokens(training: TrainingConfig, shape: Architecture, selection: S
 def micro_batch_tokens(
     training: TrainingConfig, shape: Architecture, selection: Selection, gpu_bytes: float = 0.0
 ) -> int:
-    """Return the tokens of a micro batch, padding included: as the spec says, else as many as memory allows.
+    """Return the tokens of a micro batch: as the spec says, else as many as memory allows.
 
     Args:
         gpu_bytes: the trainer's part of its GPU's memory; 0 on CPUs, where this machine's memory counts.

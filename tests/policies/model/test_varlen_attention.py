@@ -37,12 +37,12 @@ def test_two_trees_are_a_row_of_sequences():
     assert plan.longest == (5, 5)
 
 
-def test_a_micro_batch_is_one_row_without_padding():
-    """Trees of 3 + 4 + 2 = 9, 5 + 1 = 6 and 2 + 8 = 10 tokens. 6 and 9 make 15, which padded to 9 would be 18."""
+@pytest.mark.parametrize("varlen", [False, True])
+def test_a_micro_batch_is_one_row_without_padding(varlen):
+    """Trees of 3 + 4 + 2 = 9, 5 + 1 = 6 and 2 + 8 = 10 tokens, in micro batches of 15: 6 and 9, and 10."""
     prompts, tokens, lengths = experience([(3, [4, 2]), (5, [1]), (2, [8])])
-    batches = list(pack(prompts, tokens, lengths, range(4), max_tokens=15, varlen=True))
+    batches = list(pack(prompts, tokens, lengths, range(4), max_tokens=15, varlen=varlen))
     assert [tuple(batch.input_ids.shape) for batch in batches] == [(1, 15), (1, 10)]
-    assert len(list(pack(prompts, tokens, lengths, range(4), max_tokens=15))) == 3
     first = batches[0]
     assert first.input_ids[0].tolist() == [*prompts[2], tokens[6], *prompts[0], *tokens[:6]]
     assert first.position_ids[0].tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 6, 3, 4]
