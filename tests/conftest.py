@@ -9,15 +9,15 @@ os.environ.update(worker_environment(gpu=False))
 import pytest  # noqa: E402
 
 
-def save_random_qwen3(folder, vocabulary: int, heads: int, kv_heads: int) -> str:
-    """A random 4-layer Qwen3 (hidden 64, tied embeddings), saved as an ordinary folder; its path."""
+def save_random_qwen3(folder, vocabulary: int, heads: int, kv_heads: int, tied: bool = True) -> str:
+    """A random 4-layer Qwen3 (hidden 64), saved as an ordinary folder; its path."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=vocabulary, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, head_dim=32, tie_word_embeddings=True, initializer_range=0.15,
+        num_key_value_heads=kv_heads, head_dim=32, tie_word_embeddings=tied, initializer_range=0.15,
         max_position_embeddings=256, bos_token_id=None, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
     Qwen3ForCausalLM(config).float().save_pretrained(folder)

@@ -22,11 +22,15 @@ def published(request) -> tuple[Path, pd.DataFrame, pd.DataFrame]:
 
 
 def test_scores_and_contributions_by_hand(published):
-    """S is the mean over prompts of the mean over samples; C(k) = (S_k - S_base) / (S_full - S_base)."""
+    """S is the mean over prompts of the mean over samples; C(k) = (S_k - S_base) / (S_full - S_base), with S_full after
+    as many steps where a search has stopped a layer early."""
     _, table, scores = published
-    last = scores[scores["step"] == scores.groupby("selection")["step"].transform("max")]
-    score = last.groupby(["selection", "seed", "prompt"])["score"].mean().groupby("selection").mean()
-    contribution = (score - score["base"]) / (score["full"] - score["base"])
+    by_step = scores.groupby(["selection", "step", "seed", "prompt"])["score"].mean()
+    by_step = by_step.groupby(["selection", "step"]).mean()
+    step = scores.groupby("selection")["step"].max()
+    score = pd.Series({name: by_step[name, last] for name, last in step.items()})
+    full = pd.Series({name: by_step["full", last or step["full"]] for name, last in step.items()})
+    contribution = (score - score["base"]) / (full - score["base"])
     pd.testing.assert_series_equal(table["score"], score.reindex(table.index), check_names=False)
     pd.testing.assert_series_equal(table["contribution"], contribution.reindex(table.index), check_names=False)
 

@@ -57,13 +57,16 @@ def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: boo
         facts["checked by run"] = ", ".join(plan.unchecked)
     for name, fact in facts.items():
         console.print(f"{name:>14}  {fact}", markup=False)
-    table = Table("run", "trains", "learning rate", "pushed per step", "trainer's own memory", "activations at most")
-    for run in (*plan.runs, *plan.combined, *plan.controls):
+    table = Table(
+        "selection", "trains", "learning rate", "pushed per step", "trainer's own memory", "activations at most"
+    )
+    by_selection = {run.selection.name: run for run in (*plan.runs, *plan.combined, *plan.controls)}
+    for run in by_selection.values():  # seeds change none of it
         selection = run.selection
         trained = run.control is None or run.control.trained
         rate = "by trial" if plan.trials else f"{run.peak_rate(training.learning_rate):g}" if trained else "not trained"
         table.add_row(
-            run.name, f"{plan.trainable_parameters(selection):,}", rate, size(plan.push_bytes(selection)),
+            selection.name, f"{plan.trainable_parameters(selection):,}", rate, size(plan.push_bytes(selection)),
             size(plan.trainer_bytes(selection)), size(update_bytes(plan, selection)),
         )  # fmt: skip
     console.print(table)

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -82,7 +82,12 @@ class SweepActors:
 
     @classmethod
     async def create(
-        cls, plan: Plan, actor_environment: dict[str, Any], say: Callable[[str], None], trains: bool = True
+        cls,
+        plan: Plan,
+        actor_environment: dict[str, Any],
+        say: Callable[[str], None],
+        trains: bool = True,
+        engines: Mapping[str, EngineClient] | None = None,
     ) -> "SweepActors":
         """Create and start all actors but the trainers.
 
@@ -90,6 +95,7 @@ class SweepActors:
 
         Args:
             trains: whether there will be trainers, which GPUs are prepared for.
+            engines: those that another sweep left, by name; the first of each slot.
         """
         spec, resources, nodes = plan.spec, plan.spec.resources, alive_nodes()
         engine_nodes, support_nodes = (
@@ -103,7 +109,8 @@ class SweepActors:
                 options["scheduling_strategy"] = engine_nodes[number]
             return EngineClient(create_actor(Engine, name, resources.engine, **options).remote(number))
 
-        first_engines = [create_engine(number, f"Engine-{number}") for number in range(resources.engines)]
+        names = [f"Engine-{number}" for number in range(resources.engines)]
+        first_engines = [engines[name] if engines else create_engine(number, name) for number, name in enumerate(names)]
         collector_options, rollout_options = (
             {"scheduling_strategy": node, **RESTARTABLE} for node in support_nodes or ["DEFAULT"] * 2
         )
@@ -130,14 +137,14 @@ class SweepActors:
                 plan.first_rollouts,
             )
         )  # fmt: skip
-        engines = EnginePool(plan, first_engines, create_engine, model, collector)
-        await engines.start()
+        pool = EnginePool(plan, first_engines, create_engine, model, collector)
+        await (pool.take_over() if engines else pool.start())
         shared_gpus = None
         if trains and resources.on_gpu() and (found := allocate(plan, resources_of(nodes))).shared_gpus:
             shared_gpus = await SharedGpuPool.create(
                 found.shared_gpus, found.joining, resources.trainer, model, spec.training.dtype
             )
-        return cls(plan, actor_environment, engines, collector, rollout_worker, model, shared_gpus)
+        return cls(plan, actor_environment, pool, collector, rollout_worker, model, shared_gpus)
 
     def max_concurrent_runs(self) -> int:
         """Count the runs that can train at the same time now."""
@@ -146,6 +153,13 @@ class SweepActors:
     def all_runs_fit(self) -> bool:
         """Tell whether all runs can train at the same time now: a search may then keep trainers while runs wait."""
         return all_runs_fit(self.plan, resources_of(alive_nodes()))
+
+    def leave_engines(self) -> dict[str, EngineClient]:
+        """Return the engines for another sweep, none if one had to be replaced; the trainers' GPUs go back to Ray."""
+        if self.shared_gpus:
+            self.shared_gpus.close()
+        slots = self.engines.slots
+        return {} if any(slot.attempts for slot in slots) else {slot.name: slot.engine for slot in slots}
 
     # -- trainers ---------------------------------------------------------------------------------------------
 

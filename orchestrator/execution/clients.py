@@ -79,6 +79,10 @@ class EngineClient:
         """
         return await self.actor.start.remote(model, architecture, config, dtype, seed, trains_all)
 
+    async def reset(self) -> tuple[str, str]:
+        """Forget all runs; its name, host and GPUs."""
+        return await self.actor.reset.remote()
+
     async def device(self) -> str:
         """Name its GPU, `cpu`, or `several`."""
         return await self.actor.device.remote()

@@ -72,6 +72,7 @@ from .own_session import STOP_SIGNALS, leave_terminal, restore_handlers, stop_ha
 from .progress import Progress
 from .run_controller import RunController
 from .run_state import RunState
+from .sweep_session import SweepSession
 
 Outcome = Literal["completed", "failed", "stopped"]
 Controller = RunController | MadeRun
@@ -79,14 +80,12 @@ CLUSTER_CHECK_SECONDS = 5.0
 """Seconds between looks at the cluster's size."""
 
 
-def run_plan(
-    plan: Plan, manifest: SweepManifest, progress: Progress, actor_environment: dict[str, Any]
-) -> tuple[Outcome, Any]:
+def run_plan(plan: Plan, manifest: SweepManifest, progress: Progress, session: SweepSession) -> tuple[Outcome, Any]:
     """Run a plan to its end on an initialised Ray, from wherever its run store says that it is.
 
     Args:
         manifest: what of the plan must stay the same from one start to the next.
-        actor_environment: Ray's runtime environment of engines and trainers.
+        session: connected for this plan.
 
     Returns:
         How it ended, and the contribution table.
@@ -99,24 +98,26 @@ def run_plan(
     """
     handlers = stop_handlers()
     try:
-        return asyncio.run(drive(plan, manifest, progress, actor_environment))
+        return asyncio.run(drive(plan, manifest, progress, session))
     finally:  # the loop leaves the defaults behind
         restore_handlers(handlers)
 
 
-async def drive(
-    plan: Plan, manifest: SweepManifest, progress: Progress, actor_environment: dict[str, Any]
-) -> tuple[Outcome, Any]:
+async def drive(plan: Plan, manifest: SweepManifest, progress: Progress, session: SweepSession) -> tuple[Outcome, Any]:
     """`run_plan`, on the current event loop."""
     loop, main, began = asyncio.get_running_loop(), asyncio.current_task(), time.monotonic()
     _on_stop_signals(loop, main.cancel)  # nothing to save yet
     try:
-        actors = await SweepActors.create(plan, actor_environment, progress.say)
+        engines = session.take_engines()
+        actors = await SweepActors.create(plan, session.environment, progress.say, engines=engines)
         progress.started(time.monotonic() - began)
         async with asyncio.TaskGroup() as tasks:
             driver = Driver(plan, manifest, progress, actors, tasks)
             _on_stop_signals(loop, partial(driver.stop, main))
-            return await driver.run()
+            outcome, table = await driver.run()
+        if outcome == "completed":
+            session.engines = actors.leave_engines()
+        return outcome, table
     except BaseExceptionGroup as group:
         raise first_error(group) from group
     finally:

@@ -6,7 +6,7 @@ from functools import partial
 
 import ray
 
-from layersweep.orchestrator.planning.placement import whole_runs
+from layersweep.orchestrator.planning.engine_facts import trains_outside_layers
 from layersweep.orchestrator.planning.plan import Plan
 from layersweep.workers.startup.model_source import ModelSource
 
@@ -20,7 +20,7 @@ class EnginePool:
 
     Args:
         plan: what will be run.
-        engines: the first actor of each slot, created and not started.
+        engines: the first actor of each slot: created and not started, or left by another sweep.
         create: creates a replacement by its slot's number and its name.
         model: the base.
         collector: gets the engines' locations.
@@ -48,6 +48,11 @@ class EnginePool:
         """Start all engines at the same time."""
         await asyncio.gather(*(slot.start() for slot in self.slots))
 
+    async def take_over(self) -> None:
+        """Have engines that another sweep left forget its runs, in place of `start`."""
+        for name, hosts in await asyncio.gather(*(slot.engine.reset() for slot in self.slots)):
+            self.collector.set_location(name, hosts)
+
     def slot_of(self, run: str) -> EngineSlot:
         """Look up the engine slot of a run by its name: assigned in turn, and kept."""
         return self.assigned.setdefault(run, self.slots[len(self.assigned) % len(self.slots)])
@@ -57,7 +62,7 @@ class EnginePool:
         async with self.phases.hold("generation"):  # it starts awake
             name, hosts = await engine.start(
                 self.model, self.plan.architecture.name, self.spec.rollout, engine_dtype(self.plan), 0,
-                whole_runs(self.plan) > 0 or any(run.selection.outside for run in self.plan.runs),
+                trains_outside_layers(self.plan),
             )  # fmt: skip
         self.collector.set_location(name, hosts)
 

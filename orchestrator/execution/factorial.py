@@ -7,9 +7,8 @@
     <output>/<name>/compare.html, .png      do their profiles agree?
 
 What does not depend on the factors is computed once: where two sweeps have the same base, prompts and sampling, the
-second takes over the base's scores, and its responses to the first training batch, which every run begins with. Each
-starts Ray and engines of its own: an engine's actors, slots and health checks belong to one driver, which ends with
-its sweep.
+second takes over the base's scores, and its responses to the first training batch, which every run begins with. A sweep
+that completes leaves Ray and its engines, loaded and checked, to the next one that needs the same.
 
 Runs that fail leave the next sweeps alone. Where not even the base could be scored, model, task or engine are at fault,
 and sweeps with the same base are left out: each would take as long to fail alike.
@@ -23,6 +22,7 @@ from functools import partial
 from typing import Any
 
 from layersweep.orchestrator.planning.checks import make_plan
+from layersweep.orchestrator.planning.engine_facts import engine_facts
 from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.spec.errors import SpecError
 from layersweep.orchestrator.spec.factorial import sweeps_of
@@ -30,7 +30,6 @@ from layersweep.orchestrator.spec.load import load_spec
 from layersweep.orchestrator.spec.paths import with_absolute_paths
 from layersweep.orchestrator.spec.sweep_spec import SweepSpec
 from layersweep.orchestrator.spec.yaml_core import write_yaml
-from layersweep.policies.config import TinyModel
 from layersweep.policies.selection import Selection, run_name
 from layersweep.workers.storage import completions
 from layersweep.workers.storage.files import find_files, read_bytes, resolve_uri, write_atomically
@@ -42,6 +41,7 @@ from .manifest import SweepManifest, model_files
 from .progress import Listener
 from .sweep_folder import check_folder, holds_sweep
 from .sweep_lock import check_owner, hold_lock
+from .sweep_session import SweepSession
 
 SAMPLED_BY = ("max_response_tokens", "stop", "include_stop", "dtype")
 """Fields of `training` that the base's scores depend on."""
@@ -122,8 +122,19 @@ def _plans(sweeps: Sequence[SweepSpec]) -> list[Plan]:
 
 
 def _carry_out(folder: str, plans: Sequence[Plan], address: str | None, listen: Listener | None, fresh: bool) -> int:
-    codes = []
     plans = [replace(plan, first_rollouts=first_rollouts(folder, plan)) for plan in plans]
+    with SweepSession(address, plans) as session:
+        codes = _in_turn(folder, plans, session, listen, fresh)
+    if EXIT["stopped"] not in codes:
+        _compare(folder, plans)
+    return max(codes)
+
+
+def _in_turn(
+    folder: str, plans: Sequence[Plan], session: SweepSession, listen: Listener | None, fresh: bool
+) -> list[int]:
+    """Carry sweeps out until one is stopped: the exit codes of those that began."""
+    codes = []
     again = f"`layersweep resume {folder}` goes on"
     for number, plan in enumerate(plans):
         which = f"sweep {number + 1} of {len(plans)}"
@@ -134,14 +145,13 @@ def _carry_out(folder: str, plans: Sequence[Plan], address: str | None, listen: 
             continue
         print(f"layersweep: {which}, {plan.spec.name}", file=sys.stderr, flush=True)
         if not fresh and (manifest := SweepManifest.load(plan.folder)):
-            codes.append(continue_sweep(plan, manifest, address, listen))
+            codes.append(continue_sweep(plan, manifest, session, listen))
         else:
-            codes.append(carry_out(plan, partial(_begin, plan, twin, fresh), address, listen))
+            codes.append(carry_out(plan, partial(_begin, plan, twin, fresh), session, listen))
         if codes[-1] == EXIT["stopped"]:
             print(f"layersweep: stopped in {which}; {again}", file=sys.stderr)
-            return codes[-1]
-    _compare(folder, plans)
-    return max(codes)
+            break
+    return codes
 
 
 def _base_store(plan: Plan) -> RunStore:
@@ -174,19 +184,8 @@ def _base_facts(plan: Plan) -> tuple[Any, ...]:
 
 def first_rollouts(folder: str, plan: Plan) -> completions.CompletionStore:
     """Return where a sweep shares the base's first batches with the others in the folder of a spec with factors."""
-    spec = plan.spec
-    engine = {
-        "model": spec.model.model_dump(mode="json"),
-        "made for": spec.task.model_dump(mode="json") if isinstance(spec.model, TinyModel) else None,
-        "commit": plan.source and plan.source.revision,
-        "files": model_files(spec),
-        "dtype": spec.training.dtype,
-        "rollout": spec.rollout.model_dump(mode="json", exclude={"staleness"}),
-        "gpus": spec.resources.engine.gpus,
-    }
-    return completions.CompletionStore(
-        f"{folder}/{completions.FOLDER}", json.dumps(engine, sort_keys=True), 1 + spec.rollout.staleness
-    )
+    engine = json.dumps(engine_facts(plan) | {"files": model_files(plan.spec)}, sort_keys=True)
+    return completions.CompletionStore(f"{folder}/{completions.FOLDER}", engine, 1 + plan.spec.rollout.staleness)
 
 
 def take_over_base(source: Plan, target: Plan) -> None:

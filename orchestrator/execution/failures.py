@@ -166,10 +166,21 @@ def first_error(error: BaseException) -> BaseException:
 def reason_of(error: BaseException) -> str:
     """Write one line that names the cause itself, not Ray's report of it."""
     cause = root(first_error(error))
-    line = " ".join((_reported(str(cause)) or f"{type(cause).__name__}: {cause}").split())
+    said = str(cause)
+    line = " ".join((_reported(said) or f"{type(cause).__name__}: {_death(said) or said}").split())
     if len(line) <= REASON_HEAD + REASON_TAIL:
         return line
     return f"{line[:REASON_HEAD]} ... {line[-REASON_TAIL:]}"
+
+
+def _death(text: str) -> str | None:
+    """Shorten Ray's account of an actor's end to which actor, where, and the cause, without its list of causes that are
+    common. None of another text."""
+    ended = re.search(r"The actor is dead because (.*?)(?=Some common causes include|\Z)", text, re.DOTALL)
+    facts = dict(re.findall(r"^\s+(\w+): (.+)$", text, re.MULTILINE))
+    if not ended or "name" not in facts:
+        return None
+    return f"{facts['name']} (pid {facts.get('pid')} on {facts.get('ip')}): {ended[1]}"
 
 
 def _reported(text: str) -> str | None:

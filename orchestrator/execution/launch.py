@@ -22,6 +22,7 @@ from .own_session import STOPPED, check_interrupted
 from .progress import Listener
 from .sweep_folder import check_folder, clear
 from .sweep_lock import check_owner, hold_lock
+from .sweep_session import SweepSession
 
 EXIT = {"completed": 0, "failed": 1, "stopped": STOPPED}
 """Exit codes by how a sweep ended."""
@@ -42,7 +43,8 @@ def run_sweep(spec: SweepSpec, address: str | None, fresh: bool, listen: Listene
     check_folder(plan.folder, fresh)
     check_owner(plan.folder)
     check_home()
-    return carry_out(plan, partial(begin_sweep, plan, fresh), address, listen)
+    with SweepSession(address, [plan]) as session:
+        return carry_out(plan, partial(begin_sweep, plan, fresh), session, listen)
 
 
 def begin_sweep(plan: Plan, fresh: bool) -> SweepManifest:
@@ -79,7 +81,8 @@ def resume_sweep(spec: SweepSpec, address: str | None, listen: Listener | None =
         raise SpecError([f"{folder}: no sweep has begun there; start it with `layersweep run`"])
     plan = make_plan(spec)
     check_owner(folder)
-    return continue_sweep(plan, manifest, address, listen)
+    with SweepSession(address, [plan]) as session:
+        return continue_sweep(plan, manifest, session, listen)
 
 
 def find_sweep(sweep: str, spec: str | None, overrides: Mapping[str, Any] | None) -> tuple[str, SweepSpec]:
@@ -105,8 +108,12 @@ def find_sweep(sweep: str, spec: str | None, overrides: Mapping[str, Any] | None
     return folder, wanted.model_copy(update={"output": output})  # where it is now: it may have been moved
 
 
-def continue_sweep(plan: Plan, manifest: SweepManifest, address: str | None, listen: Listener | None = None) -> int:
+def continue_sweep(plan: Plan, manifest: SweepManifest, session: SweepSession, listen: Listener | None = None) -> int:
     """Do what a plan asks for and its sweep has not done yet: the exit code.
+
+    Args:
+        session: one of whose plans this is.
+        listen: called with every ProgressEvent, beside what is printed.
 
     Raises:
         SpecError: the sweep would become another experiment.
@@ -123,16 +130,17 @@ def continue_sweep(plan: Plan, manifest: SweepManifest, address: str | None, lis
         write_spec(plan)
         return manifest
 
-    return carry_out(plan, begin, address, listen)
+    return carry_out(plan, begin, session, listen)
 
 
 def carry_out(
-    plan: Plan, begin: Callable[[], SweepManifest], address: str | None, listen: Listener | None = None
+    plan: Plan, begin: Callable[[], SweepManifest], session: SweepSession, listen: Listener | None = None
 ) -> int:
     """Run what is not done yet, on a Ray cluster or one started here; report and table at the end. The exit code.
 
     Args:
         begin: makes the sweep's folder ready, once it is clear that the cluster can carry the plan out.
+        session: one of whose plans this is.
         listen: called with every ProgressEvent, beside what is printed.
 
     Raises:
@@ -142,10 +150,9 @@ def carry_out(
     from layersweep.orchestrator.report.terminal_table import show_table, without_driver
 
     from .progress import Progress
-    from .ray_session import connected
 
     again = f"`layersweep resume {plan.folder}` goes on from the last checkpoints"
-    with connected(address, f"layersweep-{plan.spec.name}", plan.spec.resources.on_gpu()) as actor_environment:
+    with session.connected(plan):
         from ray.exceptions import RayError
 
         from .driver import run_plan
@@ -157,9 +164,10 @@ def carry_out(
             manifest = begin()
             check_interrupted()
             print(f"layersweep: {BEGUN} {plan.folder}", file=sys.stderr, flush=True)
-            progress = Progress([run.name for run in plan.runs], plan.spec.training.steps, listen=listen)
+            spared = round(sum(plan.steps(run) - plan.expected_steps(run) for run in plan.runs))
+            progress = Progress([run.name for run in plan.runs], plan.spec.training.steps, listen=listen, spared=spared)
             try:
-                outcome, table = run_plan(plan, manifest, progress, actor_environment)
+                outcome, table = run_plan(plan, manifest, progress, session)
             except (RayError, RayLost) as error:
                 if not runs_of(plan.folder):  # a failed warm-up fails again unless the spec changes
                     again = (f"no run had begun: `layersweep resume {plan.folder}` tries once more, `layersweep run "

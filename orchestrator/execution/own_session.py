@@ -2,7 +2,8 @@
 
 `timeout`, systemd, Slurm's scancel and a closing terminal signal every process of a group at once. Ray's daemons would
 be gone before the driver could save anything. So the command runs in a child that leads a session of its own; the
-parent, which stays in the group, passes stop signals on to the child alone.
+parent, which stays in the group, passes stop signals on to the child alone, and ends what is left of the session after
+it: agents of a Ray that was killed while it came up would else stay for a minute.
 """
 
 import contextlib
@@ -11,13 +12,17 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a sweep to write its checkpoints and end."""
 STOPPED = 3
 """Exit code of a sweep that was stopped before its end."""
+GRACE = 2.0
+"""Seconds that processes of a session have to end by themselves once its command has ended."""
 _PR_SET_PDEATHSIG = 1
 _interrupted = threading.Event()
 """Whether `_interrupt` has raised within the present command."""
@@ -52,9 +57,33 @@ def in_own_session(command: Callable[[], int]) -> int:
     for number in STOP_SIGNALS:
         signal.signal(number, forward)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    _end_session(child)
     if code >= 0:
         return code
     return STOPPED if asked_to_stop else 128 - code
+
+
+def _end_session(leader: int) -> None:
+    """Wait for a session's processes to end, and kill those that do not."""
+    until = time.monotonic() + GRACE
+    while (left := _processes_of(leader)) and time.monotonic() < until:
+        time.sleep(0.05)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _processes_of(session: int) -> list[int]:
+    """Return the processes of a session that have not ended. Linux keeps its number from others while it has any."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, of = (folder / "stat").read_text().rpartition(") ")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            continue
+        if int(of) == session and state not in "ZX":
+            found.append(int(folder.name))
+    return found
 
 
 def stoppable(command: Callable[[], int]) -> int:

@@ -38,7 +38,7 @@ class ProgressEvent:
     sweep_step: int
     """Training steps that all runs together have completed."""
     sweep_steps: int
-    """Training steps that all runs together are to complete."""
+    """Training steps that all runs together are to complete; in a search as many as it is expected to take."""
 
     def __str__(self) -> str:
         far = f"[{self.sweep_step}/{self.sweep_steps}]"
@@ -77,10 +77,13 @@ class Progress:
         steps: training steps of each, of those that are added later too unless they have their own.
         interval: seconds between plain lines at first.
         listen: called with every event, beside what is printed.
+        spared: steps that a search is to spare, by ending runs early.
     """
 
-    def __init__(self, runs: list[str], steps: int, interval: float = 5.0, listen: Listener | None = None):
-        self.listen = listen
+    def __init__(
+        self, runs: list[str], steps: int, interval: float = 5.0, listen: Listener | None = None, spared: int = 0
+    ):
+        self.listen, self.spared = listen, spared
         self.rows = {name: _ProgressRow(steps) for name in runs}
         self.steps, self.interval = steps, interval
         self.console = plain_console(sys.stderr)
@@ -124,7 +127,7 @@ class Progress:
         if state is RunState.COMPLETED:
             row.step = row.steps
         else:  # pruned, at an earlier start
-            row.steps = 0
+            self._prune(row)
 
     def add(self, run: str, steps: int | None = None) -> None:
         """Add a run that was not known at the start."""
@@ -134,7 +137,7 @@ class Progress:
         """Note that a run has reached its end."""
         row = self.rows[run]
         if row.state is RunState.PRUNED:
-            row.steps = row.step
+            self._prune(row)
         if reason:
             self.say(f"{run}: {reason}" if row.state is RunState.STOPPED else f"{run} {row.state.value}: {reason}")
         self._tell(run, message=reason or "")
@@ -146,22 +149,29 @@ class Progress:
             self.live.stop()
             self.live = None
 
+    def _prune(self, row: _ProgressRow) -> None:
+        self.spared = max(0, self.spared - (row.steps - row.step))
+        row.steps = row.step
+
+    def _totals(self) -> tuple[int, int]:
+        """Return the steps that all runs have made, and those that they are to make."""
+        made, all_steps = (sum(getattr(row, name) for row in self.rows.values()) for name in ("step", "steps"))
+        return made, max(made, all_steps - self.spared)
+
     def _tell(self, run: str, metrics: dict[str, float] | None = None, message: str = "") -> None:
         """Pass an event on to the listener; `run` is empty for one about the sweep as a whole."""
         if self.listen is None:
             return
         row = self.rows[run] if run else None
         of_run = (run, row.state.value, row.step, row.steps) if row else ("", "", 0, 0)
-        step, steps = (sum(getattr(row, name) for row in self.rows.values()) for name in ("step", "steps"))
-        self.listen(ProgressEvent(*of_run, metrics or {}, message, step, steps))
+        self.listen(ProgressEvent(*of_run, metrics or {}, message, *self._totals()))
 
     def _show(self) -> None:
         if self.live:
             self.live.update(self._table())
         elif time.monotonic() - self.printed > self._pause():
             self.printed = time.monotonic()
-            steps = sum(row.step for row in self.rows.values())
-            total = sum(row.steps for row in self.rows.values())
+            steps, total = self._totals()
             left = (total - steps) * (self.printed - self.ready) / max(1, self.made)
             busy = [f"{name} {row}" for name, row in self.rows.items() if row.state.at_work]
             more = f" and {len(busy) - NAMED} more" if len(busy) > NAMED else ""

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from layersweep.orchestrator.remote.ray_token import ADVICE, show_token
@@ -60,7 +60,7 @@ def connected(address: str | None, namespace: str, gpu: bool) -> Iterator[dict[s
         stack.callback(ray.shutdown)
         restore_handlers(handlers)  # Ray has one of its own for SIGTERM, which ends the process at once
         check_interrupted()
-        _wait_for_names(namespace)
+        wait_for_names(namespace)
         yield forked
 
 
@@ -99,8 +99,11 @@ def _free_agent_port() -> None:
     )
 
 
-def _wait_for_names(namespace: str) -> None:
+def wait_for_names(namespace: str, besides: Collection[str] = ()) -> None:
     """Wait until no sweep of this name has actors on the cluster. Those of a killed driver end by themselves.
+
+    Args:
+        besides: names of actors that may go on.
 
     Raises:
         SpecError: there still is one after NAMES_SECONDS.
@@ -108,7 +111,7 @@ def _wait_for_names(namespace: str) -> None:
     from ray.util import list_named_actors
 
     until = time.monotonic() + NAMES_SECONDS
-    while list_named_actors():
+    while not set(list_named_actors()) <= set(besides):
         if time.monotonic() > until:
             name = namespace.removeprefix("layersweep-")
             raise SpecError([f"name: a sweep {name} is running on this cluster already; choose another name"])

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from layersweep.workers.actors.base_weights import BaseWeightsActor
@@ -85,6 +85,13 @@ class SharedGpu:
         for trainer in self.trainers:
             ray.kill(trainer)
 
+    def close(self) -> None:
+        """Give the GPU back to Ray; the actor on it ends."""
+        if self._actor:
+            ray.kill(self._actor)  # else its name stayed taken
+        if self._group:
+            remove_placement_group(self._group)
+
     def strategy(self) -> PlacementGroupSchedulingStrategy:
         """Ray's scheduling strategy for a trainer on this GPU."""
         return bundle_of(self._group, 0)
@@ -158,6 +165,11 @@ class SharedGpuPool:
                 gpu.give_up()  # else the run would come here again, and again, until it is loaded anew
                 raise
             yield gpu
+
+    def close(self) -> None:
+        """Give the GPUs back to Ray, after the last trainer."""
+        for gpu in self.gpus:
+            gpu.close()
 
     def join(self) -> None:
         """Have the GPUs of whole-model runs take layer trainers: these runs have ended."""

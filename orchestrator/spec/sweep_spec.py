@@ -64,7 +64,8 @@ class SweepSpec(StrictModel):
     factors: dict[FieldPath, Levels] = {}
     """Fields in which several sweeps differ, each with its values: `{algorithm: [grpo, gspo]}`, or by name,
     `{task: {short: {...}, long: {...}}}`. Every value of each field with every one of the others is a sweep of its own,
-    in `<output>/<name>/<name>-<value>`; they run one after the other and are compared at the end."""
+    in `<output>/<name>/<name>-<value>`; they run one after the other, on the same engines where they
+    need the same, and are compared at the end."""
     profile: Location | None = None
     """A finished sweep's folder or contribution.parquet to pick `combine`'s layers from; null is this sweep itself."""
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
@@ -164,16 +165,6 @@ class SweepSpec(StrictModel):
 
     @model_validator(mode="after")
     def _engines_can_serve_the_runs(self) -> "SweepSpec":
-        whole = (
-            "of the whole model, and include_full" if self.include_full else
-            "of the whole model, and combine" if any(run.how == "boost" for run in self.combine) else
-            "outside of layers, and sweep" if any(entry.layers is None for entry in self.sweep) else ""
-        )  # fmt: skip
-        if whole and self.rollout.tensor_parallel_size > 1:
-            raise ValueError(
-                f"rollout.tensor_parallel_size: {self.rollout.tensor_parallel_size}: an engine over several GPUs "
-                f"serves no run {whole} asks for one; set it to 1"
-            )
         if self.rollout.sleep and not 0 < self.resources.engine.gpus < 1:
             raise ValueError(
                 f"rollout.sleep: makes room for trainers on an engine's GPU, and with resources.engine.gpus "

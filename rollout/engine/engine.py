@@ -135,6 +135,13 @@ class RolloutEngine:
         """Forget a run that is finished, and free its memory. Its requests in flight are aborted."""
         return self._call(self._drop, run)
 
+    def reset(self) -> "Future[None]":
+        """Return to the state after the start: awake, without runs, requests, cached prompts and measured batching.
+
+        Requests in flight are aborted: their callers are gone.
+        """
+        return self._call(self._reset)
+
     def sleep(self) -> "Future[None]":
         """Free the GPU: the base's weights move to host memory, the KV cache is dropped, the runs' overlays
         stay, and can be pushed and dropped meanwhile. Requests are refused until `wake`.
@@ -230,15 +237,27 @@ class RolloutEngine:
         self._until_capture = 0
         self._engine.collective_rpc("capture_graphs")
 
+    def _reset(self) -> None:
+        self._abort_all("the engine was reset meanwhile")
+        for run in list(self._pushes):
+            self._drop(run)
+        if self._asleep:
+            self._wake()
+        self._engine.reset_prefix_cache()
+        self.batching = AutoBatching(mixed=self._config.batching != "swap")
+
     def _sleep(self) -> None:
-        for run in {request.run for request in [*self._waiting, *self._active.values()]}:
-            self._abort_run(run, "the engine was put to sleep meanwhile")
+        self._abort_all("the engine was put to sleep meanwhile")
         self._engine.sleep(level=1)  # drops the prefix cache too
         self._asleep = True
 
     def _wake(self) -> None:
         self._engine.wake_up()
         self._asleep = False
+
+    def _abort_all(self, reason: str) -> None:
+        for run in {request.run for request in [*self._waiting, *self._active.values()]}:
+            self._abort_run(run, reason)
 
     def _abort_run(self, run: str | None, reason: str) -> None:
         stale = [request for request in self._waiting if request.run == run]

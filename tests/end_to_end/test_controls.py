@@ -114,12 +114,10 @@ def test_resume_adds_controls(finished, tmp_path):
 
 
 def test_two_algorithms_share_the_base(tmp_path):
-    """GRPO and GSPO of one spec: the base is scored once, each run's own sweep is one like any other, and the first
-    batch is generated once."""
-    folder = sweep(
-        tmp_path, 0, layers=[1, 4], training=TRAINING, algorithm={"clip_high": 0.2}, seeds=[0],
-        factors={"algorithm": [{"type": "grpo"}, {"type": "gspo"}]},
-    )  # fmt: skip
+    """GRPO and GSPO of one spec: the base is scored once, each run's own sweep is one like any other, the first batch
+    is generated once, and the second gives the scores that it gives alone, by an engine that served the first."""
+    settings = {"layers": [1, 4], "training": TRAINING, "seeds": [0]}
+    folder = sweep(tmp_path, 0, factors={"algorithm": [{"type": "grpo"}, {"type": "gspo"}]}, **settings)
     sweeps = [folder / "small-grpo", folder / "small-gspo"]
     tables = [pd.read_parquet(one / "contribution.parquet").set_index("selection") for one in sweeps]
     assert [table["algorithm"].unique().tolist() for table in tables] == [["grpo"], ["gspo"]]
@@ -132,3 +130,10 @@ def test_two_algorithms_share_the_base(tmp_path):
     assert firsts[0]["reward_mean"].unique() == firsts[1]["reward_mean"].unique()
     assert len(list((folder / "first_rollouts").iterdir())) == 1
     assert (firsts[0]["generate_cpu_seconds"] > 0).all() and (firsts[1]["generate_cpu_seconds"] == 0).all()
+    (tmp_path / "alone").mkdir()
+    alone = sweep(tmp_path / "alone", 0, more=["algorithm=gspo"], **settings)
+    key = ["selection", "step", "split", "suite", "prompt", "sample"]
+    scores = [
+        pd.read_parquet(one / "scores.parquet").set_index(key)["score"].sort_index() for one in (sweeps[1], alone)
+    ]
+    pd.testing.assert_series_equal(*scores, check_exact=True)

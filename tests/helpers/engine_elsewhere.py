@@ -66,6 +66,32 @@ def under_load(engine, folder: str) -> dict:
     }
 
 
+def whole_in_parts(engine, folder: str) -> dict:
+    """A run of the whole model, embedding and head among it, whose weights come block by block."""
+    import numpy as np
+    import torch
+
+    from layersweep.rollout.engine.plain_forward import ChangedWeights, PlainForward, ScoredResponse
+    from layersweep.rollout.types import Sampling
+    from layersweep.workers.transport.weight_transfer import in_parts
+
+    plain = PlainForward(folder, "float32")
+    base = ChangedWeights(plain.weights, {}, seed=0)
+    whole = ChangedWeights(plain.weights, dict.fromkeys(plain.weights, 0.3), seed=3)
+    engine.push_parts("full", 1, ({name: whole[name] for name in names} for names in in_parts(whole)))
+    prompts = [np.random.default_rng(k).integers(2, 32, 20).astype(np.int32) for k in range(4)]
+    sampling = Sampling(1, max_tokens=24, logprobs=True)
+    futures = [engine.generate(run, version, prompts, [0] * 4, sampling) for run, version in ((None, 0), ("full", 1))]
+    done = futures[1].result(300)
+    responses = np.split(done.tokens, np.cumsum(done.lengths)[:-1])
+    found = []
+    for state in (whole, base):
+        scored = [ScoredResponse(state, *pair) for pair in zip(prompts, responses, strict=True)]
+        exact = torch.cat(plain.logprobs(scored, torch.float32))
+        found.append(float((exact - torch.from_numpy(done.logprobs.copy())).abs().max()))
+    return dict(zip(("whole", "whole_control"), found, strict=True))
+
+
 def main(path: str, folder: str, dtype: str = "float32") -> None:
     prepare(path)
     from layersweep.rollout.config import RolloutConfig
@@ -98,6 +124,8 @@ def main(path: str, folder: str, dtype: str = "float32") -> None:
         seen["refused"] = str(mismatch)
     if v2 and dtype == "float32":
         seen |= under_load(engine, folder)
+    if path == "spans":
+        seen |= whole_in_parts(engine, folder)
     if path == "graphs" and dtype == "float32":
         seen |= any_mixture.serve(engine, folder)
         seen["without_rows"] = any_mixture.self_check_without_rows(engine, folder)

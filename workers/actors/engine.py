@@ -65,7 +65,16 @@ class Engine:
         trusted = model.trust_remote_code
         self.engine = await asyncio.to_thread(RolloutEngine, path, architecture, config, dtype, seed, trusted)
         await asyncio.to_thread(check, self.engine, path, dtype, trains_all, trusted)
-        return f"Engine-{self.number}", host_and_gpus()
+        self.location = f"Engine-{self.number}", host_and_gpus()
+        return self.location
+
+    async def reset(self) -> tuple[str, str]:
+        """Forget all runs of a sweep that has ended, for the next one; what `start` returned."""
+        from layersweep.workers.transport.weight_transfer import WeightReceiver
+
+        await asyncio.wrap_future(self.engine.reset())
+        self.receiver = WeightReceiver()
+        return self.location
 
     async def generate(
         self, run: str | None, version: int, prompts: Sequence[np.ndarray], seeds: Sequence[int], sampling: Sampling
@@ -85,13 +94,17 @@ class Engine:
         import torch
 
         from layersweep.policies.model.tensor_transport import to_tensors
-        from layersweep.workers.transport.weight_transfer import WeightManifest
+        from layersweep.workers.transport.weight_transfer import WeightManifest, in_parts
 
         here = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         if isinstance(weights, WeightManifest):
             parts = self.receiver.receive(run, weights, here)
             return await asyncio.to_thread(self.engine.push_parts, run, version, parts)
-        return await asyncio.wrap_future(self.engine.push(run, version, to_tensors(weights, here)))
+        tensors = to_tensors(weights, here)
+        if self.spans > 1:  # block by block: each call copies what it sends to vLLM's workers
+            parts = ({name: tensors[name] for name in names} for names in in_parts(tensors))
+            return await asyncio.to_thread(self.engine.push_parts, run, version, parts)
+        return await asyncio.wrap_future(self.engine.push(run, version, tensors))
 
     async def load(self, run: str, version: int, path: str) -> Pushed:
         """Serve a run from the safetensors file that its trainer wrote at the end."""

@@ -31,12 +31,12 @@ class Sweeps:
         monkeypatch.setattr(factorial, "carry_out", self.carry_out)
         monkeypatch.setattr(factorial, "continue_sweep", self.continue_sweep)
 
-    def carry_out(self, plan, begin, address, listen):
+    def carry_out(self, plan, begin, session, listen):
         begin()
         self.begun.append(plan.spec.name)
         return self._end(plan)
 
-    def continue_sweep(self, plan, manifest, address, listen):
+    def continue_sweep(self, plan, manifest, session, listen):
         self.begun.append(f"{plan.spec.name} again")
         manifest.update_spec(plan)
         return self._end(plan)
@@ -208,7 +208,7 @@ def test_one_driver_for_all(tmp_path, monkeypatch):
     """While one sweep is carried out, even between two, no second driver of the same spec begins or goes on."""
     refused = []
 
-    def carry_out(plan, begin, address, listen):
+    def carry_out(plan, begin, session, listen):
         begin()
         for again in (
             lambda: factorial.resume(str(tmp_path / "demo"), None, None),

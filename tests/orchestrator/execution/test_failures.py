@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 import pytest
 import ray
 from pydantic import BaseModel, ValidationError
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError, UnserializableException
 
 from layersweep.orchestrator.execution.failures import (
@@ -202,6 +203,24 @@ def test_a_constructors_error_is_named_without_its_traceback():
     died = ActorDiedError(RayTaskError("RolloutWorker.__init__", traceback_of(error), error))
     assert reason_of(died) == "ValueError: train.jsonl, row 3, field 'answer': a list"
     assert reason_of(RayTaskError("rollout", "", died)) == "ValueError: train.jsonl, row 3, field 'answer': a list"
+
+
+def test_the_end_of_an_actor_is_told_without_what_is_common():
+    """Ray's own message of 1,200 characters, for each run that waited for the actor."""
+    detail = (
+        "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: "
+        "Worker unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the "
+        "process was killed by the OOM killer due to high memory usage, (2) ray stop --force was called."
+    )
+    context = ActorDiedErrorContext(
+        error_message=detail, actor_id=bytes(16), class_name="Engine", name="Engine-0", pid=12261,
+        node_ip_address="192.0.2.2", ray_namespace="layersweep-demo",
+    )  # fmt: skip
+    expected = (
+        "ActorDiedError: Engine-0 (pid 12261 on 192.0.2.2): its worker process has died. Worker exit type: "
+        "SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of file."
+    )
+    assert reason_of(ActorDiedError(context)) == expected
 
 
 def test_errors_that_do_not_travel_are_named_all_the_same():

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 
 from layersweep.orchestrator import report
-from layersweep.orchestrator.execution import driver, launch, ray_nodes, ray_session
+from layersweep.orchestrator.execution import driver, launch, ray_nodes, sweep_session
 from layersweep.orchestrator.planning.checks import make_plan
 from layersweep.orchestrator.spec.load import parse_spec
 from layersweep.workers.startup.tiny_model_training import WarmupFailed
@@ -16,11 +16,12 @@ from tests.helpers.specs import demo
 
 def carried_out(tmp_path, monkeypatch, run_plan) -> int:
     """The exit code of the demo with `run_plan` in place of its driver."""
-    monkeypatch.setattr(ray_session, "connected", lambda *_: contextlib.nullcontext({}))
+    monkeypatch.setattr(sweep_session, "connected", lambda *_: contextlib.nullcontext({}))
     monkeypatch.setattr(ray_nodes, "wait_for_room", lambda plan: None)
     monkeypatch.setattr(driver, "run_plan", run_plan)
     plan = make_plan(parse_spec(demo(output=str(tmp_path))))
-    return launch.carry_out(plan, lambda: launch.begin_sweep(plan, False), None)
+    with sweep_session.SweepSession(None, [plan]) as session:
+        return launch.carry_out(plan, lambda: launch.begin_sweep(plan, False), session)
 
 
 @pytest.mark.parametrize("begun", [False, True])

@@ -35,7 +35,7 @@ def test_no_sweep_begins_after_an_interrupt_that_ray_lost(monkeypatch):
     monkeypatch.setattr(ray_session, "start_ray", lambda *_, **__: Finalized() and None)
     monkeypatch.setattr(ray_session, "worker_environment", lambda gpu: {})
     monkeypatch.setattr(ray_session, "show_token", lambda address: None)
-    monkeypatch.setattr(ray_session, "_wait_for_names", lambda namespace: None)
+    monkeypatch.setattr(ray_session, "wait_for_names", lambda namespace: None)
     begun = []
 
     def command():

@@ -33,6 +33,21 @@ def test_a_run_without_a_reward_yet_has_none_in_its_line(capsys):
     assert capsys.readouterr().err.splitlines()[-1].endswith("at work: one 1/2 0.25, two 0/2")
 
 
+def test_a_search_counts_the_steps_that_it_will_take(capsys):
+    """Three runs of 8 steps, two of which are to end after 2: 12 steps and not 24, before and after these end. One that
+    an earlier start has ended counts no more."""
+    events = []
+    progress = Progress(["a", "b", "c", "d"], steps=8, interval=1e9, listen=events.append, spared=12 + 8)
+    metrics = {"reward_mean": 0.25, "tokens": 10}
+    progress.already("d", RunState.PRUNED)
+    for run, steps in (("a", 8), ("b", 2), ("c", 2)):
+        for step in range(1, steps + 1):
+            progress.stepped(run, step, metrics, 1.0)
+        progress.entered(run, RunState.COMPLETED if run == "a" else RunState.PRUNED)
+        progress.ended(run, None)
+    assert {event.sweep_steps for event in events} == {12} and events[-1].sweep_step == 12
+
+
 def test_a_finished_run_is_not_named(capsys):
     progress = Progress(["one", "two"], steps=1, interval=0.0)
     for run in ("one", "two"):

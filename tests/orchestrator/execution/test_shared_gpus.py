@@ -71,6 +71,23 @@ def trainer_on(gpu: SharedGpu):
 
 
 @pytest.mark.slow
+def test_a_pool_that_closes_gives_gpus_and_names_back():
+    """The next sweep on the same Ray gets both GPUs, and the actors' names, at once."""
+
+    async def scenario() -> None:
+        for _ in range(2):
+            pool = await SharedGpuPool.create((1.0, 1.0), (1.0,), TRAINER, None, "float32")
+            assert {ray.get(gpu.base_weights)[0] for gpu in pool.gpus[:2]} == {0, 1}
+            pool.close()
+            until = time.monotonic() + 60
+            while ray.available_resources().get("GPU") != 2 or ray.util.list_named_actors():
+                assert time.monotonic() < until
+                await asyncio.sleep(0.1)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.slow
 def test_trainers_share_a_gpu():
     """Six trainers hold two GPUs, three on each; the seventh waits until one is released."""
 

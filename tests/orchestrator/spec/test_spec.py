@@ -56,18 +56,6 @@ def test_layers_of_a_six_layer_model(chosen, expected):
             "trainer.gpus: 0.5: two of 2 ranks could meet on one GPU",
         ),
         ({"seeds": [0, 0]}, "seeds: seeds must differ"),
-        (
-            {"rollout__tensor_parallel_size": 2},
-            "rollout.tensor_parallel_size: 2: an engine over several GPUs serves no",
-        ),
-        (
-            {"rollout__tensor_parallel_size": 2, "include_full": False, "combine": [{"boost": "best 2"}]},
-            "no run of the whole model, and combine asks for one; set it to 1",
-        ),
-        (
-            {"rollout__tensor_parallel_size": 2, "include_full": False, "sweep": [{"modules": "embed"}]},
-            "no run outside of layers, and sweep asks for one; set it to 1",
-        ),
         ({"layers": None}, "layers: null leaves nothing to sweep"),
         ({"sweep": [{"layers": "al"}]}, "sweep[0].layers: cannot read 'al'"),
         ({"sweep": [{"layers": [[3, 3]]}]}, "sweep[0].layers: names a layer, or a set of layers, twice"),

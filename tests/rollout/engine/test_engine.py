@@ -231,6 +231,37 @@ def test_an_engine_that_slept_goes_on_as_before(engine, variants):
     assert worst(variants["layer-02"], prompts, after, 8) < 1e-5
 
 
+def test_an_engine_that_is_reset_knows_no_run(engine, variants):
+    """What was being written is given up, the base's too; runs of the same names bring their own weights, which no
+    cached prompt mixes with those before; and the base is as it was."""
+    prompts, sampling = [np.arange(2, 32).repeat(3).astype(np.int32)], Sampling(8, max_tokens=6, logprobs=True)
+    base = engine.generate(None, 0, prompts, [3], sampling).result(timeout=60)
+    engine.push("again", 1, trained(variants["layer-02"], Selection.layer(2))).result(timeout=60)
+    engine.generate("again", 1, prompts, [3], sampling).result(timeout=60)
+    engine.sleep().result(timeout=60)
+    engine.wake().result(timeout=60)
+    long = Sampling(8, max_tokens=150)
+    orphans = [engine.generate(run, v, prompts * 40, list(range(40)), long) for run, v in ((None, 0), ("again", 1))]
+    engine.sleep().result(timeout=60)
+    engine.reset().result(timeout=60)  # from sleep too
+    for orphan in orphans:
+        with pytest.raises(StaleWeights, match="put to sleep|reset"):
+            orphan.result(timeout=60)
+    with pytest.raises(StaleWeights, match="asked for version 1, the engine has 0"):
+        engine.generate("again", 1, prompts, [3], sampling).result(timeout=60)
+    engine.push("again", 1, trained(variants["layer-01"], Selection.layer(1))).result(timeout=60)
+    after = engine.generate("again", 1, prompts, [3], sampling).result(timeout=60)
+    assert worst(variants["layer-01"], prompts, after, 8) < 1e-5
+    orphan = engine.generate(None, 0, prompts * 40, list(range(40)), long)
+    engine.reset().result(timeout=60)  # awake
+    with pytest.raises(StaleWeights, match="reset meanwhile"):
+        orphan.result(timeout=60)
+    np.testing.assert_array_equal(
+        engine.generate(None, 0, prompts, [3], sampling).result(timeout=60).tokens, base.tokens
+    )
+    assert engine.stuck_for() == 0
+
+
 def test_the_self_check_passes_and_catches_broken_routing(engine, model_folder, monkeypatch):
     """Sound routing differs by rounding; an overlay that keeps one of the base's norms is refused, and so is one
     that serves the base to all runs."""

@@ -90,11 +90,21 @@ def wide_folder(tmp_path_factory):
     return save_random_qwen3(tmp_path_factory.mktemp("wide"), vocabulary=64, heads=4, kv_heads=2)
 
 
+@pytest.fixture(scope="module")
+def untied_folder(tmp_path_factory):
+    """A head of its own, and 71 tokens: vLLM fills both up to 128 rows, of which the second worker has 7."""
+    folder = tmp_path_factory.mktemp("untied")
+    return save_random_qwen3(folder, vocabulary=71, heads=4, kv_heads=2, tied=False)
+
+
 @pytest.mark.slow
-def test_an_engine_over_two_workers_serves_its_shards(wide_folder):
+@pytest.mark.parametrize("model", [pytest.param("wide_folder", marks=pytest.mark.long), "untied_folder"])
+def test_an_engine_over_two_workers_serves_its_shards(model, request):
     """Spawned, as from a Ray actor: they know the routed model, each has its part of an overlay, and together they
-    agree with transformers."""
-    assert elsewhere("spans", wide_folder)["self_check"] < 1e-5
+    agree with transformers; a run of the whole model with its parts of embedding and head too."""
+    seen = elsewhere("spans", request.getfixturevalue(model))
+    assert max(seen["self_check"], seen["whole"]) < 1e-5
+    assert seen["whole_control"] > 0.1
 
 
 @pytest.mark.slow
