@@ -72,7 +72,8 @@ class RolloutConfig(StrictModel):
     generates a run's next batch while its trainer updates, so that a step takes the longer of the two, not both (one
     step off-policy). The first step after a checkpoint that a run resumes from is of staleness 0. Comparisons use 0."""
     tensor_parallel_size: Processes = 1
-    """GPUs that one engine spans."""
+    """GPUs that one engine spans, each with its part of every run's weights, the whole model's too. Seen with two
+    workers on CPUs, not run on GPUs yet."""
     weight_transfer: Literal["auto", "direct", "object_store"] = "auto"
     """How a run's weights reach its engine. `auto`: as a CUDA IPC handle on the same GPU, over NCCL between GPUs, and
     through Ray's object store otherwise. `direct`: between CPUs too, over Gloo, without the object store. An engine

@@ -88,10 +88,13 @@ def _processes_of(session: int) -> list[int]:
 
 def stoppable(command: Callable[[], int]) -> int:
     """Run a command that a stop signal ends with STOPPED, at whatever moment it comes. Returns its exit code."""
-    before = stop_handlers()
+    before, report = stop_handlers(), sys.unraisablehook
     interrupt_on_stop()
+    sys.unraisablehook = lambda lost: None if lost.exc_type is KeyboardInterrupt else report(lost)
     try:
-        return command()
+        code = command()
+        check_interrupted()
+        return code
     except KeyboardInterrupt:
         print("layersweep: stopped", file=sys.stderr)
         return STOPPED
@@ -103,6 +106,7 @@ def stoppable(command: Callable[[], int]) -> int:
     finally:
         _interrupted.clear()
         restore_handlers(before)
+        sys.unraisablehook = report
 
 
 def stop_handlers() -> dict[int, Any]:

@@ -170,6 +170,11 @@ class SweepSpec(StrictModel):
                 f"rollout.sleep: makes room for trainers on an engine's GPU, and with resources.engine.gpus "
                 f"{self.resources.engine.gpus:g} there are none; ask for a part of a GPU, or set sleep to false"
             )
+        if self.rollout.tensor_parallel_size > 1 and not self.resources.on_gpu():
+            raise ValueError(
+                f"rollout.tensor_parallel_size: {self.rollout.tensor_parallel_size} GPUs, and engines are on CPUs, as "
+                "resources.engine.gpus is 0; set it to 1"
+            )
         if self.rollout.cuda_graphs and not self.resources.on_gpu():
             raise ValueError("rollout.cuda_graphs: engines are on CPUs, as resources.engine.gpus is 0; set it to false")
         if self.rollout.sleep and self.rollout.staleness:

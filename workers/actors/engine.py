@@ -16,6 +16,8 @@ from layersweep.workers.storage.files import resolve_uri
 from .portable_errors import portable_errors
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from layersweep.policies.model.tensor_transport import TransportTensors
     from layersweep.workers.transport.weight_transfer import WeightManifest
 
@@ -94,17 +96,14 @@ class Engine:
         import torch
 
         from layersweep.policies.model.tensor_transport import to_tensors
-        from layersweep.workers.transport.weight_transfer import WeightManifest, in_parts
+        from layersweep.workers.transport.weight_transfer import WeightManifest
 
-        here = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        on_gpu = self.spans == 1 and torch.cuda.is_available()  # vLLM's workers copy to GPUs of their own
+        here = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
         if isinstance(weights, WeightManifest):
             parts = self.receiver.receive(run, weights, here)
             return await asyncio.to_thread(self.engine.push_parts, run, version, parts)
-        tensors = to_tensors(weights, here)
-        if self.spans > 1:  # block by block: each call copies what it sends to vLLM's workers
-            parts = ({name: tensors[name] for name in names} for names in in_parts(tensors))
-            return await asyncio.to_thread(self.engine.push_parts, run, version, parts)
-        return await asyncio.wrap_future(self.engine.push(run, version, tensors))
+        return await self._serve(run, version, to_tensors(weights, here))
 
     async def load(self, run: str, version: int, path: str) -> Pushed:
         """Serve a run from the safetensors file that its trainer wrote at the end."""
@@ -112,7 +111,17 @@ class Engine:
 
         filesystem, inner = resolve_uri(path)
         weights = load(await asyncio.to_thread(filesystem.cat_file, inner))
-        return await asyncio.wrap_future(self.engine.push(run, version, weights))
+        return await self._serve(run, version, weights)
+
+    async def _serve(self, run: str, version: int, weights: "dict[str, Tensor]") -> Pushed:
+        """Serve a run from weights that are all in this process."""
+        from layersweep.workers.transport.weight_transfer import in_parts
+
+        if self.spans == 1:
+            return await asyncio.wrap_future(self.engine.push(run, version, weights))
+        # Block by block: each call copies what it sends to vLLM's workers.
+        parts = ({name: weights[name] for name in names} for names in in_parts(weights))
+        return await asyncio.to_thread(self.engine.push_parts, run, version, parts)
 
     async def sleep(self) -> None:
         """Free the GPU for the trainers on it; see RolloutEngine.sleep."""

@@ -117,8 +117,8 @@ def problems(plan: Plan, gpus: float, cpus: float, nodes: int = 1) -> list[str]:
 
 
 def spanning(gpus: int) -> dict:
-    """Changes by which engines span so many GPUs; such engines serve no run of the whole model."""
-    return {"rollout": {"tensor_parallel_size": gpus}, "include_full": False}
+    """Changes by which engines span so many GPUs."""
+    return {"rollout": {"tensor_parallel_size": gpus}}
 
 
 def test_cpus_are_counted_to_the_last_one():

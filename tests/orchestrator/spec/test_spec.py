@@ -70,6 +70,10 @@ def test_layers_of_a_six_layer_model(chosen, expected):
         ),
         ({"sweep": [{}]}, "sweep[0].layers: name some, or what outside of layers is trained"),
         ({"rollout": {"sleep": True}}, "rollout.sleep: makes room for trainers on an engine's GPU, and with"),
+        (
+            {"rollout__tensor_parallel_size": 2},
+            "rollout.tensor_parallel_size: 2 GPUs, and engines are on CPUs, as resources.engine.gpus is 0; set it to 1",
+        ),
         ({"rollout": {"cuda_graphs": True}}, "rollout.cuda_graphs: engines are on CPUs, as resources.engine.gpus is 0"),
         ({"rollout": {"cuda_graphs": True, "sleep": True}}, "rollout.cuda_graphs: not with sleep"),
         ({"rollout": {"cuda_graphs": True, "tensor_parallel_size": 2}}, "rollout.cuda_graphs: not for engines that"),
