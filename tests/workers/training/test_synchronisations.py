@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layersweep.policies.selection import Selection
+from layersweep.workers.training.backend import NonFinite
 from tests.helpers.updates import experience, settings, update_loop
 
 
@@ -34,3 +36,21 @@ def test_no_micro_batch_reads_a_number_from_its_device(trunk, one_rank):
     once, one = reads(trunk, 10_000)
     often, many = reads(trunk, 20)
     assert (one, often) == (1, once) and many > 10
+
+
+def test_a_loss_that_is_no_number_ends_the_update_before_a_step(trunk, one_rank):
+    """Of one micro batch among many; the losses are read once, before the optimizer's step."""
+    algorithm, training = settings(0.1, 1e-3, 0.5, 20)
+    loop, calls = update_loop(trunk, Selection.layer(2), algorithm, training), []
+    before = {name: weight.clone() for name, weight in loop.backend.weights().items()}
+    forward = loop.backend.forward
+
+    def once_nan(*args):
+        calls.append(1)
+        logp, entropy = forward(*args)
+        return (logp * torch.nan if len(calls) == 3 else logp), entropy
+
+    loop.backend.forward = once_nan
+    with pytest.raises(NonFinite, match="losses of micro batches are .*nan"):
+        loop.update(experience(groups=12), 1)
+    assert all(torch.equal(weight, before[name]) for name, weight in loop.backend.weights().items())
