@@ -118,12 +118,16 @@ class TrainingConfig(StrictModel):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of weights and activations; with bfloat16, DeepSpeed keeps float32 master weights of what trains."""
     micro_batch_tokens: PositiveInt | None = None
-    """Tokens that a trainer computes at a time, padding included: memory against speed. null follows from the memory
+    """Tokens that a trainer computes at a time: memory against speed. null follows from the memory
     that is there, for each run by what it trains; `layersweep plan` says the number."""
     checkpointing: Literal["auto", "on", "off"] = "auto"
     """Activation checkpointing: a trainer keeps the input of each block alone, and computes the block once more in the
     backward pass: the same numbers with less memory, in about a third more time. `auto` is on for the updates of which
     a micro batch, if only of one long response, would not fit into the memory for activations otherwise."""
+    attention: Literal["auto", "masked"] = "auto"
+    """`auto`: where trainers compute in bfloat16 on GPUs, torch's FlashAttention over prompt and responses as sequences
+    of their own lengths, which is held against plain attention before a trainer starts; elsewhere as `masked`: under
+    masks of all pairs of tokens, or response by response where that takes less."""
     prefix_cache_mib: NonNegativeInt = 1024
     """MiB of a trainer for what several epochs share: the input of the first trained layer, computed in the first. What
     does not fit is computed in each."""

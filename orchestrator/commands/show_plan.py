@@ -12,6 +12,7 @@ from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.report.format import size, wide_console
 from layersweep.policies.wording import counted
 from layersweep.rollout.config import CPU_KV_CACHE_MIB
+from layersweep.workers.training.micro_batch_size import expects_varlen
 
 
 def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: bool = True) -> None:
@@ -153,10 +154,13 @@ def engine_memory(plan: Plan) -> str:
 
 
 def micro_batches(plan: Plan) -> str:
-    """Say how many tokens a trainer computes at a time, and where the number comes from."""
+    """Say how many tokens a trainer computes at a time, where the number comes from, and on GPUs by which attention."""
+    training, on_gpu = plan.spec.training, plan.spec.resources.on_gpu()
     sizes = sorted({micro_batch(plan, run.selection) for run in (*plan.runs, *plan.combined)})
     several = f"{sizes[0]:,}" + (f" to {sizes[-1]:,}" if len(sizes) > 1 else "")
-    if plan.spec.training.micro_batch_tokens:
-        return f"{several} tokens, by training.micro_batch_tokens"
-    machine = f"an {H200.name}" if plan.spec.resources.on_gpu() else "this machine"
-    return f"{several} tokens by run, chosen from the memory of {machine}"
+    flash = expects_varlen(training, plan.architecture, on_gpu)
+    attention = f"; attention {'by FlashAttention' if flash else 'under masks'}" if on_gpu else ""
+    if training.micro_batch_tokens:
+        return f"{several} tokens, by training.micro_batch_tokens{attention}"
+    machine = f"an {H200.name}" if on_gpu else "this machine"
+    return f"{several} tokens by run, chosen from the memory of {machine}{attention}"

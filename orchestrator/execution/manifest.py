@@ -26,7 +26,8 @@ from layersweep.workers.storage.run_store import read_json, write_json
 
 MAY_CHANGE = (
     "resources.", "recovery.", "tracking.", "rollout.", "training.micro_batch_tokens", "training.checkpointing",
-    "training.prefix_cache", "evaluation.every", "evaluation.finalists", "evaluation.seed_sd", "output", "responses",
+    "training.attention", "training.prefix_cache", "evaluation.every", "evaluation.finalists", "evaluation.seed_sd",
+    "output", "responses",
 )  # fmt: skip
 """Fields that may differ from one start to the next: they say where and how fast, not what."""
 MUST_NOT_CHANGE = ("rollout.dtype", "rollout.kv_cache_dtype", "rollout.staleness", "resources.trainer_ranks",

@@ -1,8 +1,8 @@
 """The model as a trainer runs it.
 
 - `trunk`: the frozen base, and the policy over it; `pretrained` loads it, `block_inputs` are what its blocks are given.
-- `tree_batch`, `tree_attention`: micro batches of prompts with their responses; `fused_cpu`, `token_logprobs`: their
-  arithmetic.
+- `tree_batch`, `tree_attention`: micro batches of prompts with their responses; `varlen_attention`, `varlen_check`:
+  their attention on GPUs; `fused_cpu`, `token_logprobs`: their arithmetic.
 - `tensor_transport`: weights as they travel between processes.
 - `families`, `config_fields`, `architecture`, `checkpoint`, `expert_weights`, `known_models`: what is supported, shapes
   and files, without torch.

@@ -15,6 +15,8 @@ from .families import FAMILIES, Family, refusal
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 """Bytes of a chunk of logits (policies.model.token_logprobs), by device. Measured on a CPU at 49,152 entries: no slower
 than all tokens at once."""
+FLASH_HEAD_DIM, FLASH_MULTIPLE = 256, 8
+"""Largest head that torch's FlashAttention has kernels for, and what every size must be a multiple of."""
 MOST_LAYERS = 10_000
 MOST_UNITS = 1 << 31
 """Bounds on the sizes in a config.json: larger ones are slips, and a plan would count through them."""
@@ -213,6 +215,11 @@ class Architecture:
     def parameters(self) -> int:
         """Number of parameters of the whole model; a tied LM head counts once."""
         return self.layers * self.layer_parameters + sum(map(prod, self.outer_weights.values()))
+
+
+def flash_head_dim(head_dim: int) -> bool:
+    """Return whether torch's FlashAttention has kernels for heads of this size."""
+    return head_dim <= FLASH_HEAD_DIM and head_dim % FLASH_MULTIPLE == 0
 
 
 def _other_kind(folder: Path) -> str:

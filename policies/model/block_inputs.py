@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from .tree_attention import TreeAttentionPlan, as_added, within_window
+from .tree_attention import Mask, as_added, within_window
 from .tree_batch import MicroBatch
 
 
@@ -16,12 +16,12 @@ class BlockInputs:
 
     Args:
         decoder: of transformers.
-        hidden: the hidden states [B, T, hidden], for their dtype and device.
+        hidden: the hidden states [1, T, hidden], for their dtype and device.
     """
 
     def __init__(self, decoder: nn.Module, batch: MicroBatch, hidden: Tensor):
         self.decoder, self.batch, self.hidden = decoder, batch, hidden
-        self._masks: dict[int | None, Tensor | TreeAttentionPlan] = {}
+        self._masks: dict[int | None, Mask] = {}
         self._rotary: dict[str | None, tuple[Tensor, Tensor]] = {}
 
     def of(self, block: nn.Module) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class BlockInputs:
             "position_embeddings": self._rotary[rotary],
         }
 
-    def _mask(self, window: int | None) -> Tensor | TreeAttentionPlan:
+    def _mask(self, window: int | None) -> Mask:
         mask = self.batch.mask
         if window is not None and int(self.batch.position_ids.max()) >= window:
             mask = within_window(mask, self.batch.position_ids, window)

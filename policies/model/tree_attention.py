@@ -1,8 +1,10 @@
 """Attention over trees of a prompt and its responses: under one mask, or branch by branch where that saves work.
 
-Under a mask [T, T] a tree of G responses costs the square of its whole length, although a response sees only the
-prompt and itself. Branch by branch, prompts and responses of similar length are gathered into rows of queries, with
-the keys that each row may see: G times the work of one response, and no mask of T x T. Both give the same numbers.
+Where torch's FlashAttention computes it, on GPUs in half precision, see `varlen_attention`.
+
+Under a mask [T, T] trees cost the square of their whole length, although a response sees only the prompt and itself.
+Branch by branch, prompts and responses of similar length are gathered into rows of queries, with the keys that each row
+may see: as much work as each response by itself, and no mask of T x T. Both give the same numbers.
 """
 
 from collections.abc import Sequence
@@ -17,6 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from .varlen_attention import Branch, VarlenPlan, varlen_attention
+
 NAME = "layersweep_tree"
 """Value of transformers' `attn_implementation`."""
 
@@ -26,16 +30,13 @@ GATHERING = 128
 ALIGNMENT = 16
 """Entries of which a row of a mask takes a multiple in memory (torch's memory-efficient attention)."""
 
-Branch = tuple[np.ndarray, np.ndarray]
-"""Tokens before the branch (none for a prompt) and its own tokens, as positions in the flat batch [B * T]."""
-
 
 @dataclass(frozen=True)
 class SequenceGroup:
     """Group of A branches of similar length, padded to Q own tokens and K tokens that they may attend to."""
 
     queries: Tensor
-    """Positions of the own tokens in the flat batch, int64 [A, Q]."""
+    """Positions of the own tokens in the row, int64 [A, Q]."""
     keys: Tensor
     """Positions of the tokens attended to, int64 [A, K]."""
     mask: Tensor
@@ -51,7 +52,7 @@ class TreeAttentionPlan:
 
     groups: tuple[SequenceGroup, ...]
     index: Tensor
-    """Index of each token's result among those of all groups, int64 [B * T]."""
+    """Index of each token's result among those of all groups, int64 [T]."""
 
     def to(self, device: torch.device, non_blocking: bool = True) -> "TreeAttentionPlan":
         return TreeAttentionPlan(
@@ -59,11 +60,17 @@ class TreeAttentionPlan:
         )
 
 
-def as_added(mask: Tensor | TreeAttentionPlan, dtype: torch.dtype) -> Tensor | TreeAttentionPlan:
+Mask = Tensor | TreeAttentionPlan | VarlenPlan
+"""A mask, bool [1, 1, T, T], true where a query (row) attends to a key (column); or a plan of the same attention."""
+
+
+def as_added(mask: Mask, dtype: torch.dtype) -> Mask:
     """Turn a mask into what kernels on GPUs add to their scores, 0 or minus infinity, with rows aligned for them.
 
     Made once for all blocks: given the mask itself, each would make its own, and keep it for the backward pass.
     """
+    if isinstance(mask, VarlenPlan):
+        return mask
     if isinstance(mask, TreeAttentionPlan):
         groups = (replace(group, mask=as_added(group.mask, dtype)) for group in mask.groups)
         return replace(mask, groups=tuple(groups))
@@ -72,12 +79,14 @@ def as_added(mask: Tensor | TreeAttentionPlan, dtype: torch.dtype) -> Tensor | T
     return added[..., :keys].masked_fill_(~mask, -torch.inf)
 
 
-def within_window(mask: Tensor | TreeAttentionPlan, positions: Tensor, window: int) -> Tensor | TreeAttentionPlan:
+def within_window(mask: Mask, positions: Tensor, window: int) -> Mask:
     """Return a mask, or a plan, in which no query attends to a key `window` or more positions before it.
 
     Args:
-        positions: of all tokens, int64 [B, T].
+        positions: of all tokens, int64 [1, T].
     """
+    if isinstance(mask, VarlenPlan):
+        return mask.within(window)
     if isinstance(mask, TreeAttentionPlan):
         flat = positions.flatten()
         groups = (
@@ -93,8 +102,8 @@ def _near(queries: Tensor, keys: Tensor, window: int) -> Tensor:
     return (queries[:, :, None] - keys[:, None, :] < window)[:, None]
 
 
-def by_branch(branches: Sequence[Branch], tokens: int, masked_pairs: int) -> TreeAttentionPlan | None:
-    """Plan attention branch by branch; return None where one mask of `masked_pairs` over the `tokens` is cheaper."""
+def by_branch(branches: Sequence[Branch], tokens: int) -> TreeAttentionPlan | Tensor:
+    """Plan attention branch by branch; return one mask [1, 1, tokens, tokens] where that is cheaper."""
     classes: dict[tuple[int, int], list[Branch]] = {}
     for before, own in branches:
         sizes = max(16, len(own)), max(16, len(before) + len(own))
@@ -103,8 +112,8 @@ def by_branch(branches: Sequence[Branch], tokens: int, masked_pairs: int) -> Tre
         (len(alike), max(len(own) for _, own in alike), max(len(before) + len(own) for before, own in alike))
         for alike in classes.values()
     ]
-    if masked_pairs - sum(a * q * k for a, q, k in shapes) < GATHERING * tokens:
-        return None
+    if tokens * tokens - sum(a * q * k for a, q, k in shapes) < GATHERING * tokens:
+        return _one_mask(branches, tokens)
     index, done, groups = np.zeros(tokens, np.int64), 0, []
     for alike, (rows, queries, keys) in zip(classes.values(), shapes, strict=True):
         query, key = np.zeros((rows, queries), np.int64), np.zeros((rows, keys), np.int64)
@@ -119,15 +128,26 @@ def by_branch(branches: Sequence[Branch], tokens: int, masked_pairs: int) -> Tre
     return TreeAttentionPlan(tuple(groups), torch.from_numpy(index))
 
 
+def _one_mask(branches: Sequence[Branch], tokens: int) -> Tensor:
+    """Return the mask, bool [1, 1, tokens, tokens]."""
+    mask = np.zeros((tokens, tokens), bool)
+    for before, own in branches:
+        mask[np.ix_(own, before)] = True
+        mask[np.ix_(own, own)] = np.tri(len(own), dtype=bool)
+    return torch.from_numpy(mask)[None, None]
+
+
 def tree_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | TreeAttentionPlan | None,
+    attention_mask: Mask | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend from query, key, value [B, heads, T, head_dim] to [B, T, heads, head_dim], for transformers."""
+    """Attend from query, key, value [1, heads, T, head_dim] to [1, T, heads, head_dim], for transformers."""
+    if isinstance(attention_mask, VarlenPlan):
+        return varlen_attention(query, key, value, attention_mask, kwargs["scaling"]), None
     if not isinstance(attention_mask, TreeAttentionPlan):
         return _attention(module, query, key, value, attention_mask, **kwargs), None
     _, heads, _, size = query.shape

@@ -1,10 +1,9 @@
-"""Responses packed for the trainer: the prompt of a group once, padding little, losses over flat tokens.
+"""Responses packed for the trainer: the prompt of a group once, no padding, losses over flat tokens.
 
-A row of the batch is one prompt followed by all responses to it, as a tree: a response sees the prompt and
-itself, not its siblings, and its positions go on from the prompt's end. With groups of 8 and prompts as long
-as answers this computes 9/16 of the tokens that one row per response would. Rows of similar length share a
-micro batch. Everything after the last block is flat, one entry per response token, so that no loss can depend
-on the padding.
+A prompt is followed by all responses to it, as a tree: a response sees the prompt and itself, not its siblings, and its
+positions go on from the prompt's end. With groups of 8 and prompts as long as answers this computes 9/16 of the tokens
+that one row per response would. The trees of a micro batch follow each other in one row. Everything after the last
+block is flat, one entry per response token, so that no loss can depend on how responses are packed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,24 +14,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .tree_attention import Branch, TreeAttentionPlan, by_branch
+from .tree_attention import Mask, by_branch
+from .varlen_attention import Branch, as_sequences
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Batch of B prompts with R responses, T tokens a row at most, N response tokens in all.
+    """Row of T tokens, of which N are responses'.
 
     Token order of the flat tensors: responses in the order of `response`, each from its first token.
     """
 
     input_ids: Tensor
-    """Tokens, int64 [B, T]."""
+    """Tokens, int64 [1, T]."""
     position_ids: Tensor
-    """Positions, int64 [B, T]; a response's go on from the prompt's end."""
-    mask: Tensor | TreeAttentionPlan
-    """Mask, bool [B, 1, T, T], true where a query (row) attends to a key (column); or a plan of the same attention."""
+    """Positions, int64 [1, T]; a response's go on from the prompt's end."""
+    mask: Mask
     predictor: Tensor
-    """Flat position in [B * T] of the hidden state that predicts the token, int64 [N]."""
+    """Index in the row of the hidden state that predicts the token, int64 [N]."""
     target: Tensor
     """Response tokens, int64 [N]."""
     response: Tensor
@@ -66,16 +65,18 @@ class MicroBatches(Sequence[MicroBatch]):
 
 
 def pack(
-    prompts: Sequence[np.ndarray], tokens: np.ndarray, lengths: np.ndarray, rows: Sequence[int], max_tokens: int
-) -> MicroBatches:
-    """Make micro batches of at most `max_tokens` computed tokens (padding included) over some rows of an experience.
+    prompts: Sequence[np.ndarray], tokens: np.ndarray, lengths: np.ndarray, rows: Sequence[int], max_tokens: int,
+    varlen: bool = False,
+) -> MicroBatches:  # fmt: skip
+    """Make micro batches of at most `max_tokens` tokens over some rows of an experience.
 
     Args:
         prompts: the prompt of each experience row; equal prompts become one.
         tokens, lengths: the flat response tokens and each row's count.
         rows: which rows, by index.
         max_tokens: a single prompt with its responses may exceed it; its responses are then spread over
-            several rows, one at least in each.
+            several trees, one at least in each.
+        varlen: for `varlen_attention`, as the trunk says.
     """
     starts = np.concatenate([[0], np.cumsum(lengths)])
     groups: dict[bytes, list[list[int]]] = {}
@@ -87,44 +88,43 @@ def pack(
         branches[-1].append(row)
     trees = [branch for branches in groups.values() for branch in branches]
     size = {tree[0]: len(prompts[tree[0]]) + int(sum(lengths[r] for r in tree)) for tree in trees}
-    trees.sort(key=lambda tree: size[tree[0]])
+    trees.sort(key=lambda tree: size[tree[0]])  # of similar length, so that attention branch by branch pads little
     batches: list[list[list[int]]] = []
-    for tree in trees:  # ascending, so the newest tree is the widest
-        if not batches or size[tree[0]] * (len(batches[-1]) + 1) > max_tokens:
+    total = 0  # of the newest batch
+    for tree in trees:
+        if not batches or total + size[tree[0]] > max_tokens:
             batches.append([])
+            total = 0
         batches[-1].append(tree)
-    return MicroBatches(partial(_micro_batch, prompts, tokens, starts), batches)
+        total += size[tree[0]]
+    return MicroBatches(partial(_micro_batch, prompts, tokens, starts, varlen), batches)
 
 
 def _micro_batch(
-    prompts: Sequence[np.ndarray], tokens: np.ndarray, starts: np.ndarray, trees: list[list[int]]
+    prompts: Sequence[np.ndarray], tokens: np.ndarray, starts: np.ndarray, varlen: bool, trees: list[list[int]]
 ) -> MicroBatch:
-    width = max(len(prompts[t[0]]) + sum(int(starts[r + 1] - starts[r]) for r in t) for t in trees)
-    ids = np.zeros((len(trees), width), np.int64)
-    positions = np.zeros_like(ids)
-    branch = np.full((len(trees), width), -1, np.int64)  # -1 padding, 0 prompt, 1.. responses
+    total = sum(len(prompts[tree[0]]) + sum(int(starts[r + 1] - starts[r]) for r in tree) for tree in trees)
+    ids, positions = np.zeros(total, np.int64), np.zeros(total, np.int64)
     branches: list[Branch] = []
     flat: list[tuple[np.ndarray, ...]] = []
-    for b, tree in enumerate(trees):
+    end = 0
+    for tree in trees:
         prompt = prompts[tree[0]]
-        end = len(prompt)
-        ids[b, :end], positions[b, :end], branch[b, :end] = prompt, np.arange(end), 0
-        asked = b * width + np.arange(end)
+        asked = end + np.arange(len(prompt))
+        ids[asked], positions[asked] = prompt, np.arange(len(prompt))
         branches.append((asked[:0], asked))
-        for i, row in enumerate(tree, start=1):
+        end += len(prompt)
+        for row in tree:
             places = np.arange(starts[row], starts[row + 1])
-            own = slice(end, end + len(places))
-            ids[b, own], branch[b, own] = tokens[places], i
-            positions[b, own] = len(prompt) + np.arange(len(places))
-            before = np.arange(end - 1, end - 1 + len(places))
-            before[:1] = len(prompt) - 1  # the first token is predicted by the prompt's last
-            flat.append((b * width + before, tokens[places], np.full(len(places), row), places))
-            branches.append((asked, b * width + np.arange(own.start, own.stop)))
+            own = end + np.arange(len(places))
+            ids[own], positions[own] = tokens[places], len(prompt) + np.arange(len(places))
+            before = own - 1
+            before[:1] = asked[-1]  # the first token is predicted by the prompt's last
+            flat.append((before, tokens[places], np.full(len(places), row), places))
+            branches.append((asked, own))
             end += len(places)
-    mask: Tensor | TreeAttentionPlan | None = by_branch(branches, ids.size, ids.size * width)
-    if mask is None:
-        same = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
-        mask = torch.from_numpy(same & np.tril(np.ones((width, width), bool)))[:, None]
+    mask = as_sequences(branches) if varlen else by_branch(branches, total)
     columns = (torch.from_numpy(np.concatenate(column).astype(np.int64)) for column in zip(*flat, strict=True))
     predictor, target, response, token = columns
-    return MicroBatch(torch.from_numpy(ids), torch.from_numpy(positions), mask, predictor, target, response, token)
+    row_of = (torch.from_numpy(column)[None] for column in (ids, positions))
+    return MicroBatch(*row_of, mask, predictor, target, response, token)

@@ -20,6 +20,7 @@ from .tensor_transport import to_handles, to_tensors
 from .token_logprobs import LogprobHead
 from .tree_attention import NAME
 from .tree_batch import MicroBatch
+from .varlen_check import takes_varlen
 
 
 class Trunk:
@@ -28,20 +29,31 @@ class Trunk:
     `from_pretrained` in the dtype stored on disk maps the safetensors file, so every trainer of a node shares
     its pages. The trunk is deliberately no nn.Module: nothing that walks modules (DeepSpeed's broadcast, cast
     and partition) can reach it.
+
+    Args:
+        model: of transformers.
+        attention: `training.attention` of the spec.
+
+    Raises:
+        WrongKernel: by `auto` on a GPU, see `varlen_check`.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, attention: str = "masked"):
         model.set_attn_implementation(NAME)
         self.model = model.eval().requires_grad_(False)
         self.model.lm_head.__class__ = LogprobHead
         if model.device.type == "cpu" and model.dtype == torch.float32:
             fuse(model)
         self.layers: list[nn.Module] = list(model.model.layers)
+        self.varlen = attention == "auto" and takes_varlen(model)
+        """Whether micro batches are packed for `varlen_attention`."""
 
     @classmethod
-    def load(cls, path: str, dtype: str, device: str = "cpu", trust_remote_code: bool = False) -> "Trunk":
+    def load(
+        cls, path: str, dtype: str, device: str = "cpu", trust_remote_code: bool = False, attention: str = "masked"
+    ) -> "Trunk":
         """Load a model folder in a dtype, given by its torch name."""
-        return cls(load_pretrained(path, dtype, trust_remote_code).to(device))
+        return cls(load_pretrained(path, dtype, trust_remote_code).to(device), attention)
 
     def share(self) -> dict[str, Any]:
         """Return what another process on the same GPU needs to attach to this trunk, which must outlive it."""
@@ -52,7 +64,7 @@ class Trunk:
         return self.model.state_dict(keep_vars=True) | dict(self.model.named_buffers())
 
     @classmethod
-    def attach(cls, shared: dict[str, Any], device: torch.device) -> "Trunk":
+    def attach(cls, shared: dict[str, Any], device: torch.device, attention: str = "masked") -> "Trunk":
         """Open a trunk that another process on the same GPU shared: its memory, not a copy."""
         config = shared["config"]
         with torch.device("meta"):
@@ -63,7 +75,7 @@ class Trunk:
         for name, buffer in weights.items():  # not in the state dict, such as rotary frequencies
             module, _, own = name.rpartition(".")
             setattr(model.get_submodule(module), own, buffer)
-        return cls(model)
+        return cls(model, attention)
 
     def digest(self) -> str:
         """Return the XXH3-128 hash of all weights; it changes only if shared memory was written to."""
@@ -75,7 +87,7 @@ class Trunk:
 
     @torch.no_grad()
     def prefix(self, batch: MicroBatch, stop: int) -> Tensor:
-        """Compute the input of block `stop`: hidden states [B, T, hidden], without a graph."""
+        """Compute the input of block `stop`: hidden states [1, T, hidden], without a graph."""
         return run_blocks(self.model.model, batch, self.model.model.embed_tokens(batch.input_ids), self.layers[:stop])
 
     @torch.no_grad()
@@ -167,7 +179,7 @@ def trained_copy(model: nn.Module, selection: Selection) -> nn.Module:
 def run_blocks(
     decoder: nn.Module, batch: MicroBatch, hidden: Tensor, blocks: Iterable[nn.Module], checkpointing: bool = False
 ) -> Tensor:
-    """Run hidden states [B, T, hidden] through decoder blocks under the batch's tree mask.
+    """Run hidden states [1, T, hidden] through decoder blocks, with attention over the batch's trees.
 
     Args:
         checkpointing: keep each block's input alone for the backward pass, which computes the block again.

@@ -1,6 +1,6 @@
 """Run the check: each part in a process of its own, a table at the end; exit code 1 where one has failed.
 
-python -m tests.gpu                        # on a GPU: a random model of Qwen3-1.7B's shape, some twelve minutes
+python -m tests.gpu                        # on a GPU: a random model of Qwen3-1.7B's shape, some thirteen minutes
 python -m tests.gpu engine trainer         # these parts alone
 python -m tests.gpu --device cpu           # small sizes, without a GPU: finds the check's own mistakes
 """
@@ -20,6 +20,7 @@ from tests.gpu.findings import Finding, findings, table
 PARTS = {
     "device": 30,
     "trainer": 100,
+    "attention": 60,
     "transfer": 60,
     "engine": 150,
     "graphs": 180,

@@ -43,7 +43,7 @@ def right_numbers(trunk: Any, folder: str, exp: Any, device: str) -> float:
     from layersweep.policies.model.tree_batch import pack
 
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").to(device)
-    (batch,) = pack(exp.prompts, exp.tokens, exp.lengths, range(GROUP), 1 << 20)
+    (batch,) = pack(exp.prompts, exp.tokens, exp.lengths, range(GROUP), 1 << 20, trunk.varlen)
     batch, length, differences = batch.to(torch.device(device)), int(exp.lengths[0]), []
     ours = trunk.reference(batch, trunk.prefix(batch, 0), 0, 1.0).split(length)
     with torch.no_grad():
@@ -89,7 +89,7 @@ def update(given: Setting, trunk: Any, selection: Any, exp: Any, checkpointing: 
     say("trainer", f"{name}: share of peak", share, ">= 0.35", share >= 0.35, must=False)
     trained = sum(parameter.numel() for parameter in backend.policy.parameters())
     counted = 2 * shape.parameters + 18 * trained
-    counted += activation_bytes(shape, selection, 2, row, gpu=True, checkpointing=checkpointing == "on")
+    counted += activation_bytes(shape, selection, 2, row, True, checkpointing == "on", trunk.varlen)
     found = torch.cuda.max_memory_allocated()
     off = abs(found / counted - 1)
     say("trainer", f"{name}: memory, GiB (the plan's {counted / 2**30:.2f})", found / 2**30, "within 10 %", off < 0.1)
@@ -107,7 +107,7 @@ def main() -> None:
     layers, vocabulary = config["num_hidden_layers"], config["vocab_size"]
     store = serve_store()
     prepare(0, 1, "127.0.0.1", store.port, gpu=given.gpu)
-    trunk = Trunk.load(folder, "bfloat16", given.device)
+    trunk = Trunk.load(folder, "bfloat16", given.device, attention="auto")
     exp = experience(2, RESPONSE[given.device], vocabulary)
     off = right_numbers(trunk, folder, exp, given.device)
     say("trainer", "log-probabilities from transformers' in float32, nats", off, "< 0.05", off < 0.05)

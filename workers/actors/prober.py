@@ -32,7 +32,8 @@ class Prober:
         from layersweep.workers.training.micro_batch_size import micro_batch_tokens
 
         self.algorithm, self.gpus, self.store = algorithm.build(), gpus, None
-        self.trunk = Trunk.load(model.here(), training.dtype, "cuda" if gpus else "cpu", model.trust_remote_code)
+        device = "cuda" if gpus else "cpu"
+        self.trunk = Trunk.load(model.here(), training.dtype, device, model.trust_remote_code, training.attention)
         shape = Architecture.from_config(self.trunk.model.config.to_dict())
         chosen = micro_batch_tokens(training, shape, Selection.full(), self._gpu_bytes())
         rates = LearningRates(layer=1.0, full=1.0)  # nothing is trained, and the spec's may be still to be found

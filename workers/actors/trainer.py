@@ -102,11 +102,12 @@ class Trainer:
             # Micro batches of all sizes would leave holes. Memory behind handles must stay in segments of its own.
             torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
         if shared_trunk:
-            trunk = Trunk.attach(shared_trunk, torch.device("cuda", 0))
+            trunk = Trunk.attach(shared_trunk, torch.device("cuda", 0), setup.training.attention)
         else:
             trunk = Trunk.load(
-                model.here(), setup.training.dtype, "cuda" if self.gpu else "cpu", model.trust_remote_code
-            )
+                model.here(), setup.training.dtype, "cuda" if self.gpu else "cpu", model.trust_remote_code,
+                setup.training.attention,
+            )  # fmt: skip
         if self.transport == "direct" and self.rank == 0:
             self.sender = WeightSender(address[0], torch.device("cuda", 0) if self.gpu else torch.device("cpu"))
         self.handles = Handles()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from layersweep.policies.model.architecture import CHUNK_BYTES, Architecture
+from layersweep.policies.model.architecture import CHUNK_BYTES, Architecture, flash_head_dim
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import TrainingConfig
 
@@ -16,6 +16,9 @@ CPU_UNCHECKED_SHARE = 1 / 8
 """Activations of a trainer on CPUs that are rather kept than computed again, as a share of the machine's memory."""
 GPU_SHARE = 1 / 4
 """Activations of a trainer on a GPU, as a share of its part of the GPU; the rest is for weights and moments."""
+KEYS_A_TOKEN = 2
+"""Keys that `varlen_attention` gathers for each token, at most where prompts are no longer than their responses: of G
+responses of R tokens to a prompt of P they are G (P + R) for P + G R tokens."""
 FEWEST, MOST = 128, 16384
 """Tokens of a chosen micro batch."""
 
@@ -25,12 +28,13 @@ class BlockActivations:
     """Bytes of one token in one block, as transformers computes it on a GPU.
 
     Measured by counting allocations (tests/workers/training/test_activations.py), which is within a tenth,
-    11 % for a lower layer of an 8B model with activation checkpointing.
+    15 % too many for a lower layer of an 8B model with activation checkpointing.
     """
 
     frozen: int
     """Kept for the backward pass: the norms' inputs in float32, queries, keys and values (those that heads share once
-    per head), what attention gives, gate, its activation and up."""
+    per head; with `varlen_attention` those that it gathers, and a float32 number per head), what attention gives, gate,
+    its activation and up."""
     inputs: int
     """Kept besides where the block trains: inputs of its matrix products, and what norms multiply with weights."""
     hidden: int
@@ -39,11 +43,12 @@ class BlockActivations:
     """Gradients of activations, while the block's backward pass is computed."""
 
     @classmethod
-    def of(cls, shape: Architecture, element_bytes: int) -> "BlockActivations":
+    def of(cls, shape: Architecture, element_bytes: int, varlen: bool) -> "BlockActivations":
         q, kv, inner = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.mlp_width
+        keys_and_values = 2 * KEYS_A_TOKEN * kv if varlen else 2 * q
         normed = len(shape.family.norms) * shape.hidden + (q + kv if shape.qk_norm else 0)
         return cls(
-            frozen=4 * normed + element_bytes * (4 * q + 3 * inner),
+            frozen=4 * (normed + varlen * shape.heads) + element_bytes * (2 * q + keys_and_values + 3 * inner),
             inputs=element_bytes * (2 * shape.hidden + q + inner + normed),
             hidden=element_bytes * shape.hidden,
             working=5 * element_bytes * inner // 2,
@@ -51,11 +56,11 @@ class BlockActivations:
 
 
 def activation_bytes_per_token(
-    shape: Architecture, selection: Selection, element_bytes: int, checkpointing: bool = False
+    shape: Architecture, selection: Selection, element_bytes: int, checkpointing: bool = False, varlen: bool = False
 ) -> int:
     """Return what a backward pass keeps of one token: in every block from the first trained one on, and of the final
-    norm. Logits are not among it: they are computed in chunks."""
-    block = BlockActivations.of(shape, element_bytes)
+    norm. Logits are not among it: they are computed in chunks. `varlen` is of `expects_varlen`."""
+    block = BlockActivations.of(shape, element_bytes, varlen)
     blocks = shape.layers - selection.first_block(shape.layers)
     trained = shape.layers if selection.trains_all else len(selection.layers)
     kept = blocks * block.hidden if checkpointing else blocks * block.frozen + trained * block.inputs
@@ -63,8 +68,9 @@ def activation_bytes_per_token(
 
 
 def activation_bytes(
-    shape: Architecture, selection: Selection, element_bytes: int, tokens: int, gpu: bool, checkpointing: bool = False
-) -> int:
+    shape: Architecture, selection: Selection, element_bytes: int, tokens: int, gpu: bool, checkpointing: bool = False,
+    varlen: bool = False,
+) -> int:  # fmt: skip
     """Return what an update takes of memory at most, beside weights, their gradients and the optimizer's state.
 
     What is kept, and the largest of what comes one after the other: chunks of logits, or the backward pass of a block,
@@ -74,10 +80,11 @@ def activation_bytes(
 
     Args:
         tokens: of a micro batch, its responses' tokens among them.
+        varlen: of `expects_varlen`; then there are no masks.
     """
-    block = BlockActivations.of(shape, element_bytes)
+    block = BlockActivations.of(shape, element_bytes, varlen)
     embedding, added = shape.vocabulary * shape.hidden, element_bytes + 4
-    kept = tokens * activation_bytes_per_token(shape, selection, element_bytes, checkpointing)
+    kept = tokens * activation_bytes_per_token(shape, selection, element_bytes, checkpointing, varlen)
     head = 2 * min(4 * shape.vocabulary * tokens, CHUNK_BYTES["cuda" if gpu else "cpu"])
     weight = shape.largest_block_weight * added
     upper, trained = tokens * block.working, weight
@@ -93,6 +100,11 @@ def activation_bytes(
     return max(kept + embedding * 4 + max(head, embedding * element_bytes, upper, trained), embedding * 3 * 4)
 
 
+def expects_varlen(training: TrainingConfig, shape: Architecture, gpu: bool) -> bool:
+    """Return whether a trainer attends by `varlen_attention`, on a GPU that has FlashAttention: Ampere or later."""
+    return training.attention == "auto" and gpu and training.dtype == "bfloat16" and flash_head_dim(shape.head_dim)
+
+
 def unchecked_tokens(training: TrainingConfig, shape: Architecture, selection: Selection, gpu_bytes: float) -> float:
     """Return the tokens of the largest micro batch that needs no activation checkpointing.
 
@@ -102,13 +114,14 @@ def unchecked_tokens(training: TrainingConfig, shape: Architecture, selection: S
     if training.checkpointing != "auto":
         return 0 if training.checkpointing == "on" else math.inf
     budget = gpu_bytes * GPU_SHARE if gpu_bytes else psutil.virtual_memory().total * CPU_UNCHECKED_SHARE
-    return budget / activation_bytes_per_token(shape, selection, _element_bytes(training))
+    varlen = expects_varlen(training, shape, gpu_bytes > 0)
+    return budget / activation_bytes_per_token(shape, selection, _element_bytes(training), varlen=varlen)
 
 
 def micro_batch_tokens(
     training: TrainingConfig, shape: Architecture, selection: Selection, gpu_bytes: float = 0.0
 ) -> int:
-    """Return the tokens of a micro batch, padding included: as the spec says, else as many as memory allows.
+    """Return the tokens of a micro batch: as the spec says, else as many as memory allows.
 
     Args:
         gpu_bytes: the trainer's part of its GPU's memory; 0 on CPUs, where this machine's memory counts.
@@ -116,9 +129,9 @@ def micro_batch_tokens(
     if training.micro_batch_tokens:
         return training.micro_batch_tokens
     budget = gpu_bytes * GPU_SHARE if gpu_bytes else min(CPU_MOST, psutil.virtual_memory().total * CPU_SHARE)
-    checkpointing = training.checkpointing == "on"
-    fitting = int(budget / activation_bytes_per_token(shape, selection, _element_bytes(training), checkpointing))
-    return min(MOST, max(FEWEST, fitting))
+    checkpointing, varlen = training.checkpointing == "on", expects_varlen(training, shape, gpu_bytes > 0)
+    kept = activation_bytes_per_token(shape, selection, _element_bytes(training), checkpointing, varlen)
+    return min(MOST, max(FEWEST, int(budget / kept)))
 
 
 def _element_bytes(training: TrainingConfig) -> int:

@@ -14,13 +14,14 @@ from layersweep.policies.model.tree_batch import MicroBatch
 
 @dataclass(frozen=True)
 class TrainingMicroBatch:
-    """A micro batch, the input of its first trained block, and for each of its tokens the loss weight and, with a
-    KL term, the base model's log-probability."""
+    """A micro batch, the input of its first trained block, for each of its tokens the loss weight and, with a KL term,
+    the base model's log-probability, and whether any weight is above 0: not where another rank has it too."""
 
     batch: MicroBatch
     hidden: Tensor | None
     weight: Tensor
     ref_logp: Tensor | None
+    counts: bool = True
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layersweep.policies.algorithms.base import PolicyGradient
-from layersweep.policies.model.tree_batch import pack
+from layersweep.policies.model.tree_batch import MicroBatch, pack
 from layersweep.policies.model.trunk import Policy, Trunk, run_blocks
 from layersweep.policies.selection import MODULES, Selection
 from layersweep.rollout.types import Experience
@@ -107,8 +107,7 @@ def fisher_traces(policy: Policy, training: TrainingConfig, experience: Experien
     rows, weights = first_responses(experience)[:FISHER_PROMPTS], policy.named_weights()
     total = dict.fromkeys(weights, 0.0)
     for row in rows:
-        (packed,) = pack(experience.prompts, experience.tokens, experience.lengths, [row], training.micro_batch_tokens)
-        batch = packed.to(policy.trunk.model.device)
+        (batch,) = _packed(policy.trunk, training, experience, [row])
         logp, _ = policy(batch, None, training.temperature)
         for name, gradient in zip(weights, torch.autograd.grad(logp.sum(), list(weights.values())), strict=True):
             total[name] += float(gradient.float().square().sum()) / len(rows)
@@ -125,10 +124,8 @@ def skip_losses(trunk: Trunk, training: TrainingConfig, experience: Experience) 
     """Return by layer and part the rise of the mean negative log-likelihood of the base's responses, in nats a token,
     when it adds nothing to the residual stream: on the first response to each prompt."""
     rows = first_responses(experience)
-    batches = pack(experience.prompts, experience.tokens, experience.lengths, rows, training.micro_batch_tokens)
     risen: dict[tuple[int, str | None], float] = {}
-    for packed in batches:
-        batch = packed.to(trunk.model.device)
+    for batch in _packed(trunk, training, experience, rows):
         hidden = trunk.prefix(batch, 0)
         whole = trunk.reference(batch, hidden, 0, training.temperature)
         for k, block in enumerate(trunk.layers):
@@ -152,6 +149,16 @@ def adding_nothing(block: nn.Module, modules: Iterable[str]) -> Iterator[None]:
         for name in modules:
             hooks.callback(getattr(block, name).register_forward_hook(zeros).remove)
         yield
+
+
+def _packed(
+    trunk: Trunk, training: TrainingConfig, experience: Experience, rows: Sequence[int]
+) -> Iterator[MicroBatch]:
+    """Yield micro batches of some rows on the trunk's device."""
+    for batch in pack(
+        experience.prompts, experience.tokens, experience.lengths, rows, training.micro_batch_tokens, trunk.varlen
+    ):
+        yield batch.to(trunk.model.device)
 
 
 def _dot(a: Tensor, b: Tensor) -> float:

@@ -105,17 +105,22 @@ class RolloutBatch:
         weights = weights.to(self.device)
         every = kl or self.algorithm.entropy_coefficient > 0
         used = rows if every else rows[self.advantage[rows] != 0]
-        batches = pack(experience.prompts, experience.tokens, experience.lengths, used, training.micro_batch_tokens)
+        batches = pack(
+            experience.prompts, experience.tokens, experience.lengths, used, training.micro_batch_tokens,
+            self.policy.trunk.varlen,
+        )  # fmt: skip
 
         def make(number: int, scale: float, ref_logp: Tensor | None) -> TrainingMicroBatch:
-            batch, trunk = batches[number].to(self.device), self.policy.trunk
+            packed, trunk = batches[number], self.policy.trunk
+            batch = packed.to(self.device)
             start = self.policy.start
             hidden = None if start is None else trunk.prefix(batch, start)
             if kl and ref_logp is None:
                 below = hidden if hidden is not None else trunk.prefix(batch, 0)
                 ref_logp = trunk.reference(batch, below, start or 0, training.temperature)
             weight = weights[batch.response] * (scale * self.ranks) * self.usable[batch.token]
-            return TrainingMicroBatch(batch, hidden, weight, ref_logp)
+            counts = scale > 0 and bool(np.isfinite(experience.logprobs[packed.token.numpy()]).any())
+            return TrainingMicroBatch(batch, hidden, weight, ref_logp, counts)
 
         mine = range(self.rank, len(batches), self.ranks)
         # Every rank must make the same number of backward passes: collectives wait for each other.

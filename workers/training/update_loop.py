@@ -109,7 +109,7 @@ class UpdateLoop:
         totals = torch.zeros(2, dtype=torch.float64)
         for micro_batch in batch.micro_batches(np.sort(rows), kl=True, budget=CacheBudget(0)):
             logp, _ = self.backend.forward(micro_batch.batch, micro_batch.hidden, self.training.temperature)
-            if micro_batch.weight.any():
+            if micro_batch.counts:
                 q = (micro_batch.ref_logp - logp).double()  # unbounded, unlike the loss's: it is measured alone
                 totals += torch.tensor([(torch.expm1(q) - q).sum().item(), micro_batch.batch.tokens])
         kl, tokens = batch.over_ranks(totals).tolist()
@@ -128,6 +128,7 @@ class UpdateLoop:
     ) -> None:
         if not len(micro_batches):
             return  # every group without signal: nothing to learn from
+        losses = []
         for i, micro_batch in enumerate(micro_batches):
             token = micro_batch.batch.token
             logp, entropy = self.backend.forward(micro_batch.batch, micro_batch.hidden, self.training.temperature)
@@ -135,13 +136,14 @@ class UpdateLoop:
             if batch.correction != "bypass":
                 batch.old_logp[token] = tokens.old_logp
             terms = self.algorithm.loss(tokens)
-            if not torch.isfinite(terms.loss):
-                raise NonFinite(f"loss is {terms.loss.item()}")
+            losses.append(terms.loss.detach())
             self.backend.backward(terms.loss, last=i == len(micro_batches) - 1)
-            if micro_batch.weight.any():  # not one that another rank has too
+            if micro_batch.counts:
                 sums.add_loss(terms, entropy, bounded)
                 if first:
                     sums.add_mismatch((logp.detach() - batch.engine_logp[token])[batch.usable[token]])
+        if not all(map(math.isfinite, found := torch.stack(losses).tolist())):  # read once: a GPU is waited for
+            raise NonFinite(f"losses of micro batches are {found}")
         sums.grad_norms.append(self.backend.step(rate))
 
     @torch.no_grad()

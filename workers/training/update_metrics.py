@@ -17,17 +17,18 @@ class GradientMissing(RuntimeError):
 
 @dataclass
 class _Totals:
-    """Sums over tokens, of one rank or of all."""
+    """Sums over tokens, of one rank or of all. While they are summed they are tensors on the device, float64: to read
+    one there is to wait for the GPU."""
 
-    loss: float = 0.0
-    kl: float = 0.0
-    entropy: float = 0.0
-    clipped: float = 0.0
-    corrected: float = 0.0
+    loss: Tensor | float = 0.0
+    kl: Tensor | float = 0.0
+    entropy: Tensor | float = 0.0
+    clipped: Tensor | float = 0.0
+    corrected: Tensor | float = 0.0
     tokens: float = 0.0
-    mismatch: float = 0.0
+    mismatch: Tensor | float = 0.0
     mismatch_tokens: float = 0.0
-    rollout_kl: float = 0.0
+    rollout_kl: Tensor | float = 0.0
 
 
 class UpdateSums:
@@ -49,18 +50,18 @@ class UpdateSums:
             entropy, bounded: of its tokens: entropies, and whether their importance weights were bounded.
         """
         totals = self.totals
-        totals.loss += terms.loss.item() / self.batch.ranks
-        totals.kl += terms.kl.item()
-        totals.clipped += terms.clipped.item()
-        totals.corrected += bounded.sum().item()
-        totals.entropy += entropy.sum().item()
+        totals.loss += terms.loss.detach().double() / self.batch.ranks
+        totals.kl += terms.kl.detach().double()
+        totals.clipped += terms.clipped.detach().double()
+        totals.corrected += bounded.sum().double()
+        totals.entropy += entropy.detach().sum().double()
         totals.tokens += len(entropy)
 
     def add_mismatch(self, difference: Tensor) -> None:
         """Add the trainer's log-probabilities minus the engine's, before any optimizer step."""
-        self.totals.mismatch += difference.abs().sum().item()
+        self.totals.mismatch += difference.abs().sum().double()
         self.totals.mismatch_tokens += len(difference)
-        self.totals.rollout_kl += k3(difference).sum().item()
+        self.totals.rollout_kl += k3(difference).sum().double()
 
     def metrics(self) -> dict[str, float | None]:
         """Return columns of steps.parquet, over all ranks; None for what nothing measured.
@@ -70,7 +71,8 @@ class UpdateSums:
         """
         batch, experience = self.batch, self.batch.experience
         names = [entry.name for entry in fields(_Totals)]
-        totals = torch.tensor([getattr(self.totals, name) for name in names], dtype=torch.float64)
+        values = (getattr(self.totals, name) for name in names)
+        totals = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=batch.device) for value in values])
         found = _Totals(*batch.over_ranks(totals).tolist())
         steps, with_signal = len(self.grad_norms), batch.groups_with_signal
         unusable = int((~batch.usable).sum())

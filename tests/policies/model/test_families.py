@@ -16,8 +16,10 @@ from layersweep.policies.model.tree_attention import TreeAttentionPlan
 from layersweep.policies.model.tree_batch import pack
 from layersweep.policies.model.trunk import Policy, Trunk
 from layersweep.policies.model.variant_weights import low_rank
+from layersweep.policies.model.varlen_attention import VarlenPlan
 from layersweep.policies.selection import Selection
 from tests.helpers.families import FAMILIES, random_model
+from tests.helpers.varlen_on_cpu import as_if_on_a_gpu
 
 
 def experience(lengths: list[tuple[int, list[int]]], seed: int = 0):
@@ -42,22 +44,22 @@ def plain_logprobs(model, prompts, tokens, lengths) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("by_branch", [False, True])
-def test_a_trainer_computes_what_transformers_does(family, by_branch):
-    """Log-probabilities within 1e-5 nats and the gradients of a block's weights, of responses in trees, under a mask
-    and branch by branch; windows are shorter than the sequences."""
+@pytest.mark.parametrize("kind", [torch.Tensor, TreeAttentionPlan, VarlenPlan])
+def test_a_trainer_computes_what_transformers_does(family, kind):
+    """Log-probabilities within 1e-5 nats and the gradients of a block's weights, of responses in trees, under a mask,
+    branch by branch, and as sequences of a kernel for GPUs; windows are shorter than the sequences."""
     plain = random_model(family)
     trunk = Trunk(copy.deepcopy(plain))
-    lengths = [(40, [80] * 8), (30, [70] * 8)] if by_branch else [(17, [9, 25, 3]), (6, [12, 30])]
+    lengths = [(40, [80] * 8), (30, [70] * 8)] if kind is TreeAttentionPlan else [(17, [9, 25, 3]), (6, [12, 30])]
     prompts, tokens, counts = experience(lengths)
-    (batch,) = pack(prompts, tokens, counts, range(len(prompts)), max_tokens=1 << 20)
-    assert isinstance(batch.mask, TreeAttentionPlan) == by_branch
+    (batch,) = pack(prompts, tokens, counts, range(len(prompts)), max_tokens=1 << 20, varlen=kind is VarlenPlan)
+    assert isinstance(batch.mask, kind)
     expected = plain_logprobs(plain, prompts, tokens, counts)
-    found = torch.empty(len(tokens))
-    found[batch.token] = trunk.reference(batch, trunk.prefix(batch, 2), 2, temperature=1.0)
+    found, policy = torch.empty(len(tokens)), Policy(trunk, Selection.layer(2))
+    with as_if_on_a_gpu():
+        found[batch.token] = trunk.reference(batch, trunk.prefix(batch, 2), 2, temperature=1.0)
+        logp, _ = policy(batch, trunk.prefix(batch, 2), 1.0)
     assert (found - expected).abs().max() < 1e-5
-    policy = Policy(trunk, Selection.layer(2))
-    logp, _ = policy(batch, trunk.prefix(batch, 2), 1.0)
     direction = torch.randn(len(tokens), generator=torch.Generator().manual_seed(1))
     (logp * direction[batch.token]).sum().backward()
     (expected * direction).sum().backward()

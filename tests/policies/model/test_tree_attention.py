@@ -37,6 +37,7 @@ def log_probabilities(trunk, prompts, tokens, lengths, max_tokens=100_000):
 def test_branch_by_branch_is_one_mask_is_a_row_each(trunk, model_folder, monkeypatch, max_tokens):
     """To float32 rounding, in one micro batch and in several, one of whose trees is split."""
     prompts, tokens, lengths = trees(groups=5, size=4, prompt=40, longest=40)
+    monkeypatch.setattr(attention, "GATHERING", 10**9)
     masked, by_mask, mask_gradient = log_probabilities(trunk, prompts, tokens, lengths, max_tokens)
     monkeypatch.setattr(attention, "GATHERING", -(10**9))
     branched, by_branch, branch_gradient = log_probabilities(trunk, prompts, tokens, lengths, max_tokens)
@@ -56,7 +57,9 @@ def test_branch_by_branch_is_one_mask_is_a_row_each(trunk, model_folder, monkeyp
 
 def test_long_trees_go_branch_by_branch_and_short_ones_under_one_mask():
     """As measured on CPUs; and a tree of one response, where nothing is to be saved, keeps its mask."""
-    for size, prompt, longest, expected in ((8, 7, 7, False), (8, 100, 100, True), (1, 300, 100, False)):
-        prompts, tokens, lengths = trees(4, size, prompt, longest)
+    for groups, size, prompt, longest, expected in (
+        (4, 8, 7, 7, False), (40, 8, 7, 7, True), (1, 8, 100, 100, True), (1, 1, 300, 100, False)
+    ):  # fmt: skip
+        prompts, tokens, lengths = trees(groups, size, prompt, longest)
         batches = pack(prompts, tokens, lengths, range(len(lengths)), 100_000)
         assert [isinstance(batch.mask, TreeAttentionPlan) for batch in batches] == [expected]
