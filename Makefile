@@ -2,7 +2,7 @@
 # make demo-llm   the same with a real pretrained model (SmolLM2-135M, from a PyPI package), about ten minutes on two idle cores
 # make test       the test suite
 # make long       the tests that take minutes each: sweeps under faults, over several nodes, through jobs; not in CI
-# make gpu-check  what only a GPU can show, some nine minutes on one; with layersweep installed there (docs/gpu-check.md)
+# make gpu-check  what only a GPU can show, some thirteen minutes on one; with layersweep installed there (docs/gpu-check.md)
 # make docs       the site, into site/
 # All do all the set-up themselves: a .venv with the pinned CPU stack, made once and reused while the lock is unchanged.
 
