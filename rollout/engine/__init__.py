@@ -2,5 +2,6 @@
 
 `engine` is what others call; `model`, `row_routing` and `overlay` send each row through its own run's weights, as
 `weight_slots` and `slot_modules` do under CUDA graphs, `model_state` and `worker` are vLLM's hooks for that, `batching`
-chooses mixed or swap, `selfcheck` compares with a `plain_forward`.
+chooses mixed or swap, `selfcheck` compares with a `plain_forward`, which rounds as an
+`fp8_cache` does where there is one.
 """
