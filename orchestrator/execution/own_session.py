@@ -65,12 +65,18 @@ def in_own_session(command: Callable[[], int]) -> int:
 
 def _end_session(leader: int) -> None:
     """Wait for a session's processes to end, and kill those that do not."""
-    until = time.monotonic() + GRACE
-    while (left := _processes_of(leader)) and time.monotonic() < until:
-        time.sleep(0.05)
-    for pid in left:
+    for pid in _wait_for_end(leader):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    _wait_for_end(leader)
+
+
+def _wait_for_end(session: int) -> list[int]:
+    """Return the processes of a session that have not ended in time."""
+    until = time.monotonic() + GRACE
+    while (left := _processes_of(session)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return left
 
 
 def _processes_of(session: int) -> list[int]:
@@ -88,12 +94,17 @@ def _processes_of(session: int) -> list[int]:
 
 def stoppable(command: Callable[[], int]) -> int:
     """Run a command that a stop signal ends with STOPPED, at whatever moment it comes. Returns its exit code."""
-    before, report = stop_handlers(), sys.unraisablehook
+    before, report, lost = stop_handlers(), sys.unraisablehook, threading.Event()
+
+    def dropped(error: Any) -> None:  # by Python, in a finalizer or a callback
+        lost.set() if error.exc_type is KeyboardInterrupt else report(error)
+
     interrupt_on_stop()
-    sys.unraisablehook = lambda lost: None if lost.exc_type is KeyboardInterrupt else report(lost)
+    sys.unraisablehook = dropped
     try:
         code = command()
-        check_interrupted()
+        if lost.is_set():
+            raise KeyboardInterrupt
         return code
     except KeyboardInterrupt:
         print("layersweep: stopped", file=sys.stderr)

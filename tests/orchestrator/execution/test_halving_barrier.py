@@ -164,4 +164,4 @@ def test_combined_runs_are_planned(capsys):
     assert plan.training_responses - alone.training_responses == 32 * 8 * 3 * 29
     assert plan.evaluation_responses - alone.evaluation_responses == 3 * (512 * 4 + 128 * 16)
     show_plan(plan)
-    assert "layers-worst-2-seed0" in capsys.readouterr().out
+    assert "layers-worst-2 " in capsys.readouterr().out

@@ -50,6 +50,18 @@ def test_an_interrupt_that_is_lost_for_good_ends_with_3_and_in_silence():
     assert done.stderr.endswith("layersweep: stopped\n")
 
 
+def test_an_interrupt_that_a_command_handles_is_not_lost():
+    """As a server ends by itself on Ctrl-C, with 0."""
+
+    def command():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            return 0
+
+    assert stoppable(command) == 0
+
+
 def test_no_sweep_begins_after_an_interrupt_that_ray_lost(monkeypatch):
     """As when Ctrl-C comes while Ray starts: nothing begins on it."""
     monkeypatch.setattr(ray_session, "start_ray", lambda *_, **__: Finalized() and None)

@@ -37,7 +37,7 @@ def carried_out(grace: float, seconds: float) -> tuple[int, list[psutil.Process]
 
 def test_what_a_command_leaves_behind_is_ended():
     """Its exit code stays; a process that has left the session is not its any more."""
-    code, left = carried_out(grace=0.2, seconds=60)
+    code, left = carried_out(grace=2, seconds=60)
     assert code == 5 and len(left) == 1 and os.getsid(left[0].pid) == left[0].pid
     left[0].kill()
 
