@@ -48,8 +48,12 @@ def steps_of(loss_of, trained: dict[str, torch.Tensor]):
     return losses, norms, gradients
 
 
-def assert_same(ours, theirs, loop, trained: dict[str, torch.Tensor], matrices: dict[str, torch.Tensor]) -> None:
-    """Losses, norms, gradients, adapters after two steps, and the matrices that engines get."""
+def assert_same(ours, theirs, loop, trained: dict[str, torch.Tensor]) -> None:
+    """Losses, norms, gradients, and adapters after two steps; `trained` then gets ours, for what is made of them.
+
+    Where a gradient is rounding, its sign and with it Adam's step are the processor's, and so is a row of the merged
+    matrix: this is compared for equal adapters.
+    """
     assert ours[0] == pytest.approx(theirs[0], abs=2e-6)
     assert ours[1] == pytest.approx(theirs[1], rel=1e-4)
     for step, (own, other) in enumerate(zip(ours[2], theirs[2], strict=True)):
@@ -60,12 +64,18 @@ def assert_same(ours, theirs, loop, trained: dict[str, torch.Tensor], matrices: 
             error, bound = float((gradient * factor - other[name]).norm()), (2e-5, 2e-3)[step]
             assert error <= bound * float(other[name].norm()) + 1e-9, (step, name)
             assert (step == 0 and name.endswith("lora_A")) != bool(gradient.any())
-    for name, weight in loop.policy.named_weights().items():
-        assert_same_step(weight.detach(), trained[name].detach(), RATE)
+    with torch.no_grad():
+        for name, weight in loop.policy.named_weights().items():
+            assert_same_step(weight, trained[name], RATE)
+            trained[name].copy_(weight)
+
+
+def assert_served(loop, matrices: dict[str, torch.Tensor]) -> None:
+    """The matrices that engines get."""
     served = loop.policy.served(loop.backend.weights())
     assert served.keys() == matrices.keys()
     for name, weight in served.items():
-        assert torch.allclose(weight, matrices[name], atol=2e-4, rtol=0), name
+        assert torch.allclose(weight, matrices[name], atol=1e-6, rtol=0), name
 
 
 def model_and_base(folder: str):
@@ -96,7 +106,8 @@ def test_two_updates_of_adapters_are_plain_torchs(model_folder, trunk, one_rank,
         return torch.func.functional_call(model, matrices(), (ids,))
 
     theirs = steps_of(lambda: plain_loss(with_adapters, base, exp, range(len(exp.lengths)), 0.1), trained)
-    assert_same(our_steps(loop, exp), theirs, loop, trained, matrices())
+    assert_same(our_steps(loop, exp), theirs, loop, trained)
+    assert_served(loop, matrices())
     for name, weight in trunk.model.named_parameters():
         assert torch.equal(weight, before[name]), name
     change = torch.cat([(weight - before[name]).detach().flatten() for name, weight in matrices().items()])
@@ -127,9 +138,9 @@ def test_two_updates_of_adapters_are_pefts(model_folder, trunk, one_rank, select
                 assert 0.9 / weight.shape[1] ** 0.5 < float(start[name].abs().max()) <= 1 / weight.shape[1] ** 0.5
                 weight.copy_(start[name])
     theirs = steps_of(lambda: plain_loss(model, base, exp, range(len(exp.lengths)), 0.1), trained)
-    ours = our_steps(loop, exp)
+    assert_same(our_steps(loop, exp), theirs, loop, trained)
     merged = dict(model.merge_and_unload().named_parameters())
-    assert_same(ours, theirs, loop, trained, {name: merged[name] for name in merged if selection.trains(name)})
+    assert_served(loop, {name: merged[name] for name in merged if selection.trains(name)})
 
 
 def test_before_the_first_update_engines_get_the_base(trunk, one_rank):
