@@ -1,12 +1,10 @@
 """The engine under CUDA graphs with async scheduling (`rollout.async_scheduling`): its self-check, and its speed."""
 
 import contextlib
-import json
 import os
 
 from tests.gpu.common import setting
-from tests.gpu.engine import measure
-from tests.gpu.findings import say
+from tests.gpu.engine import compare, measure
 
 
 def main() -> None:
@@ -20,11 +18,7 @@ def main() -> None:
         allowed = async_on_cpu.allowed()
     with allowed:
         found = measure(given, "ahead", cuda_graphs=given.gpu, async_scheduling=True)
-    if (rates := given.scratch / ("graph_rates.json" if given.gpu else "rates.json")).is_file():
-        before = json.loads(rates.read_text())
-        for mixture in found.keys() - {"layers"}:
-            faster = found[mixture] / before[mixture]
-            say("ahead", f"{mixture} sequences, of the speed without", faster, "> 1", faster > 1, must=False)
+    compare(given, "ahead", found, "graph_rates.json" if given.gpu else "rates.json", "the speed without")
 
 
 if __name__ == "__main__":

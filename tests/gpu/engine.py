@@ -30,6 +30,15 @@ def rate(engine: Any, runs: list[str | None], sequences: int, tokens: int, vocab
     return sum(len(future.result(120).tokens) for future in waiting) / (time.perf_counter() - began)
 
 
+def compare(given: Setting, part: str, found: dict[str, float], before: str, than: str) -> None:
+    """Say how fast each mixture is against an earlier part, which left its tokens a second in the file `before`."""
+    if (rates := given.scratch / before).is_file():
+        other = json.loads(rates.read_text())
+        for mixture in found.keys() - {"layers"}:
+            faster = found[mixture] / other[mixture]
+            say(part, f"{mixture} sequences, of {than}", faster, "> 1", faster > 1, must=False)
+
+
 def measure(given: Setting, part: str, **settings: Any) -> dict[str, float]:
     """Start and check an engine, and return its tokens a second by mixture and number of sequences.
 

@@ -3,8 +3,7 @@
 import json
 
 from tests.gpu.common import setting
-from tests.gpu.engine import measure
-from tests.gpu.findings import say
+from tests.gpu.engine import compare, measure
 
 
 def main() -> None:
@@ -16,11 +15,7 @@ def main() -> None:
         graphs_on_cpu.install()
     found = measure(given, "graphs", cuda_graphs=True)
     (given.scratch / "graph_rates.json").write_text(json.dumps(found))
-    if (rates := given.scratch / "rates.json").is_file():
-        eager = json.loads(rates.read_text())
-        for mixture in found.keys() - {"layers"}:
-            faster = found[mixture] / eager[mixture]
-            say("graphs", f"{mixture} sequences, of the eager engine's speed", faster, "> 1", faster > 1, must=False)
+    compare(given, "graphs", found, "rates.json", "the eager engine's speed")
 
 
 if __name__ == "__main__":
