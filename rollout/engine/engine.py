@@ -9,20 +9,17 @@ with the weights that were there when it was scheduled.
 """
 
 import logging
-import math
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
-from vllm.outputs import CompletionOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.tokenizers.registry import get_tokenizer
@@ -33,29 +30,13 @@ from layersweep.rollout.types import Completions, EngineStopped, Pushed, Samplin
 
 from .arguments import engine_args
 from .batching import AutoBatching
+from .request import EngineRequest, uncancelled
 from .row_routing import RUN
 
 logging.getLogger("vllm.v1.core.sched.scheduler").setLevel(logging.WARNING)  # it tells of each pause, so of each push
 
 SETTLED = 32
 """Steps after a change of the static slots' structure until graphs are captured anew: runs come one after another."""
-
-
-@dataclass
-class _Request:
-    """Request for `prompts` x `sampling.samples` responses of one run."""
-
-    run: str | None
-    version: int
-    prompts: Sequence[np.ndarray]
-    seeds: Sequence[int]
-    sampling: Sampling
-    done: Future
-    outputs: list[Any]
-    missing: int
-    names: list[str] = field(default_factory=list)
-    """Names of its requests within vLLM."""
-    cpu_seconds: float = 0.0
 
 
 class RolloutEngine:
@@ -93,8 +74,8 @@ class RolloutEngine:
         self._pushed = 0
         self._asleep = False
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._waiting: deque[_Request] = deque()
-        self._active: dict[int, _Request] = {}
+        self._waiting: deque[EngineRequest] = deque()
+        self._active: dict[int, EngineRequest] = {}
         self._numbers = 0
         self._failure: EngineStopped | None = None
         self._moved = time.monotonic()
@@ -113,7 +94,7 @@ class RolloutEngine:
         when vLLM refuses a request (a prompt longer than the model allows).
         """
         size = len(prompts) * sampling.samples
-        request = _Request(run, version, prompts, seeds, sampling, _uncancelled(), [None] * size, size)
+        request = EngineRequest(run, version, prompts, seeds, sampling, uncancelled(), [None] * size, size)
         self._commands.put(lambda: self._waiting.append(request))
         return request.done
 
@@ -185,7 +166,7 @@ class RolloutEngine:
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Future:
         """Have the stepping thread call a function when no batch is in flight."""
-        future = _uncancelled()
+        future = uncancelled()
 
         def command() -> None:
             try:
@@ -326,7 +307,7 @@ class RolloutEngine:
             except (ValueError, StaleWeights) as error:
                 request.done.set_exception(error)
 
-    def _start(self, request: _Request) -> None:
+    def _start(self, request: EngineRequest) -> None:
         if self._asleep:
             raise StaleWeights("the engine is asleep: trainers use its GPU")
         serving = self._versions.get(request.run, 0) if request.run else 0
@@ -414,39 +395,9 @@ class RolloutEngine:
                     request.missing -= 1
             if not request.missing:
                 del self._active[number]
-                done = self._completions(request)
+                done = request.completions()
+                self.tokens += len(done.tokens)
                 tokens, finished = tokens + len(done.tokens), finished + 1
                 request.done.set_result(done)
         if self._config.batching == "auto":
             self.batching.observe(tokens, spent, finished, runs)
-
-    def _completions(self, request: _Request) -> Completions:
-        outputs = request.outputs
-        lengths = np.fromiter((len(o.token_ids) for o in outputs), np.int32, len(outputs))
-        total = int(lengths.sum())
-        self.tokens += total
-        tokens = np.fromiter((t for o in outputs for t in o.token_ids), np.int32, total)
-        logprobs = np.empty(0, np.float32)
-        if request.sampling.logprobs:
-            logprobs = np.fromiter((x for o in outputs for x in token_logprobs(o)), np.float32, total)
-        finished = np.fromiter((o.finish_reason == "stop" for o in outputs), bool, len(outputs))
-        return Completions(tokens, logprobs, lengths, finished, request.version, request.cpu_seconds)
-
-
-def _uncancelled() -> Future:
-    """Return a future that a caller cannot cancel: a result for a caller that is gone must not stop the engine."""
-    future: Future = Future()
-    future.set_running_or_notify_cancel()
-    return future
-
-
-def token_logprobs(output: CompletionOutput) -> Sequence[float]:
-    """Return the log-probability of each token; NaN where vLLM gives none, which costs the token and not the run."""
-    tokens, flat = len(output.token_ids), output.logprobs
-    if flat is not None and len(flat.logprobs) == len(flat.start_indices) == tokens:  # as a rule
-        return flat.logprobs
-    found = [math.nan] * tokens
-    for place, (start, end) in enumerate(zip(flat.start_indices, flat.end_indices, strict=True) if flat else ()):
-        if start < end and place < tokens:
-            found[place] = flat.logprobs[start]
-    return found

@@ -23,7 +23,7 @@ def test_a_token_without_a_logprob(given, expected):
     from vllm.logprobs import FlatLogprobs, Logprob
     from vllm.outputs import CompletionOutput
 
-    from layersweep.rollout.engine.engine import token_logprobs
+    from layersweep.rollout.engine.request import token_logprobs
 
     flat = None if given is None else FlatLogprobs()
     for token, logprob in enumerate(given or ()):
