@@ -66,7 +66,7 @@ class RoutedMixin:
 
     def use_slots(self, max_rows: int, device: torch.device) -> None:
         """Keep overlays in static slots from now on, for batches of so many rows; before the first overlay."""
-        self.slots = WeightSlots(self.builder.modules, max_rows, device)
+        self.slots = WeightSlots(self, self.builder.modules, max_rows, device)
         install(self, self.slots)
 
     def set_overlay(self, run: str, overlay: EngineOverlay | None) -> None:

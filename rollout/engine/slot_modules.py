@@ -1,9 +1,4 @@
-"""Results of vLLM's modules while a CUDA graph is captured: the base for all rows, then owned rows from slots.
-
-The base's own module computes every row, and the results of rows that runs own are replaced by those of their slots.
-That costs such rows the base's product besides, which a decode step should hardly feel (not measured): it waits for the
-weights' bytes, and the base's are read for other rows anyway. It leaves vLLM's weights where they are and the base's
-results as they were.
+"""Results of vLLM's modules while a CUDA graph is captured: each row by the weights of its slot, the base's among them.
 
 No function here looks at a number on the device or makes a shape from data, or a recording would bake one batch in.
 """
@@ -47,51 +42,48 @@ def install(model: nn.Module, slots: WeightSlots) -> None:
 def _linear(
     slots: WeightSlots, name: str, base: Callable[..., Tensor], layer: nn.Module, x: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    result = base(layer, x, bias)
     if not (slots.active and slots.has(name)):
-        return result
-    rows = slots.rows(name, len(x))
+        return base(layer, x, bias)
     biases = None if bias is None else slots.stack(name, "bias")
     products = grouped_products if groups_products(x) else selected_products
-    return products(x, slots.stack(name, "weight"), biases, rows, result)
+    return products(x, slots.stack(name, "weight"), biases, slots.rows(name, len(x)))
 
 
 def groups_products(x: Tensor) -> bool:
-    """Return whether torch multiplies groups of such rows without asking the device for their number: in bfloat16 on
-    Hopper and data-centre Blackwell (PyTorch's `_grouped_mm_cuda`). Elsewhere it asks, which no capture allows."""
-    return x.is_cuda and x.dtype is torch.bfloat16 and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
+    """Return whether torch multiplies groups of such rows without asking a GPU for their number: in bfloat16 on Hopper
+    and data-centre Blackwell (PyTorch's `_grouped_mm_cuda`). On others it asks, which no capture allows."""
+    if not x.is_cuda:
+        return True
+    return x.dtype is torch.bfloat16 and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
 
 
-def grouped_products(x: Tensor, weights: Tensor, biases: Tensor | None, rows: SlotRows, base: Tensor) -> Tensor:
-    """Replace owned rows of F.linear in one grouped product; each slot reads its own rows.
+def grouped_products(x: Tensor, weights: Tensor, biases: Tensor | None, rows: SlotRows) -> Tensor:
+    """Compute F.linear of each row by its slot's weights, in one grouped product; each slot reads its own rows.
 
     Args:
         x: [rows, in].
         weights: [slots, out, in].
         biases: [slots, out].
-        base: the base's product [rows, out].
     """
     sorted_rows = x.index_select(0, rows.order)
-    products = F.grouped_mm(sorted_rows, weights.transpose(-2, -1), offs=rows.ends)  # no number where the base's are
-    own = products.index_select(0, rows.places)
-    return torch.where(rows.owned[:, None], own if biases is None else own + biases.index_select(0, rows.index), base)
+    result = F.grouped_mm(sorted_rows, weights.transpose(-2, -1), offs=rows.ends).index_select(0, rows.places)
+    return result if biases is None else result + biases.index_select(0, rows.index)
 
 
-def selected_products(x: Tensor, weights: Tensor, biases: Tensor | None, rows: SlotRows, base: Tensor) -> Tensor:
-    """Replace owned rows of F.linear by each slot's product of all rows in turn; see `grouped_products`."""
-    for slot, weight in enumerate(weights):
-        own = F.linear(x, weight, None if biases is None else biases[slot])
-        base = torch.where((rows.owned & (rows.index == slot))[:, None], own, base)
-    return base
+def selected_products(x: Tensor, weights: Tensor, biases: Tensor | None, rows: SlotRows) -> Tensor:
+    """Compute each slot's product of all rows in turn, and select; see `grouped_products`."""
+    products = (F.linear(x, weight, None if biases is None else biases[i]) for i, weight in enumerate(weights))
+    result = next(products)
+    for slot, product in enumerate(products, start=1):
+        result = torch.where((rows.index == slot)[:, None], product, result)
+    return result
 
 
 def _embedding(slots: WeightSlots, name: str, base: Callable[..., Tensor], layer: nn.Module, ids: Tensor) -> Tensor:
-    result = base(layer, ids)
     if not (slots.active and slots.has(name)):
-        return result
+        return base(layer, ids)
     rows, stack = slots.rows(name, len(ids)), slots.stack(name, "weight")
-    own = F.embedding(rows.index * stack.shape[1] + ids, stack.flatten(0, 1))
-    return torch.where(rows.owned[:, None], own, result)
+    return F.embedding(rows.index * stack.shape[1] + ids, stack.flatten(0, 1))
 
 
 def _norm(
@@ -102,15 +94,14 @@ def _norm(
     x: Tensor,
     residual: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    result = base(x) if residual is None else base(x, residual)
     if not (slots.active and slots.has(name)):
-        return result
-    normed, stream = (result, x) if residual is None else result  # what is normed: the sum that comes back
+        return base(x) if residual is None else base(x, residual)
+    stream = x if residual is None else x + residual
     rows = slots.rows(name, len(x))
     weight = slots.stack(name, "weight").index_select(0, rows.index).unflatten(0, (-1, *[1] * (x.dim() - 2)))
     if type(module) is GemmaRMSNorm:
-        own = F.rms_norm(stream.float(), x.shape[-1:], None, module.variance_epsilon) * (1 + weight.float())
+        normed = F.rms_norm(stream.float(), x.shape[-1:], None, module.variance_epsilon) * (1 + weight.float())
+        normed = normed.to(x.dtype)
     else:
-        own = F.rms_norm(stream, x.shape[-1:], None, module.variance_epsilon) * weight
-    replaced = torch.where(rows.owned.unflatten(0, (-1, *[1] * (x.dim() - 1))), own.to(normed.dtype), normed)
-    return replaced if residual is None else (replaced, stream)
+        normed = F.rms_norm(stream, x.shape[-1:], None, module.variance_epsilon) * weight
+    return normed if residual is None else (normed, stream)

@@ -3,10 +3,10 @@
 A CUDA graph replays the kernels of one recorded forward pass on the same addresses, with the same shapes. So whatever
 changes from one batch to the next must be data at a fixed address:
 
-- **Weights.** At each module that runs change, their weights lie in a stack [slots, ...]. A run holds one slot there; a
-  push writes into it, a run that ends leaves it to the next one.
-- **Rows.** Which slot computes which row is in index buffers, filled before each replay. Slot 0 is the base, which
-  also computes padding.
+- **Weights.** At each module that runs change, the base's weights and theirs lie in one stack [slots, ...]. Slot 0 is the
+  base's: vLLM's own parameter moves there, and is a view of it. A run holds one slot; a push writes into it, a run that
+  ends leaves it to the next one.
+- **Rows.** Which slot computes which row is in index buffers, filled before each replay; the base also computes padding.
 
 **Structure** is what a recording bakes in: the stacks' sizes and addresses, and which modules share index buffers.
 Modules of one block do as long as the same runs hold the same slots in them; then the group is split, and never joined
@@ -29,17 +29,12 @@ HEAD = "lm_head"
 
 @dataclass(frozen=True)
 class SlotRows:
-    """Rows of a batch, as the modules of one group see them: views of buffers at fixed addresses.
+    """Rows of a batch, as the modules of one group see them: views of buffers at fixed addresses, int32."""
 
-    Owned rows are those of runs that hold a slot; the others are the base's.
-    """
-
-    owned: Tensor
-    """Whether each row is owned [rows]."""
     index: Tensor
-    """Place in the stack of each row's weights [rows]; 0, without a meaning, where it is the base's."""
+    """Slot of each row's weights [rows]."""
     order: Tensor
-    """Rows, slot by slot and the base's last [rows]."""
+    """Rows, slot by slot [rows]."""
     places: Tensor
     """Place of each row in that order [rows]."""
     ends: Tensor
@@ -50,13 +45,14 @@ class WeightSlots:
     """Stacks of runs' weights, and the rows of a batch that goes through them.
 
     Args:
-        modules: the model's modules with weights, by name; their parameters tell shapes alone.
+        model: whose parameters are the base's weights.
+        modules: copies of its modules with weights, by name; their parameters tell shapes alone.
         max_rows: rows of the largest batch that is recorded.
         device: of the weights.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], max_rows: int, device: torch.device):
-        self.modules, self.max_rows, self.device = modules, max_rows, device
+    def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module], max_rows: int, device: torch.device):
+        self.model, self.modules, self.max_rows, self.device = model, modules, max_rows, device
         self.active = False
         """Whether modules compute rows from slots: while a graph is recorded."""
         self.structure = 0
@@ -68,10 +64,14 @@ class WeightSlots:
         self._make_empty()
 
     def clear(self) -> None:
-        """Free all stacks, if there are any; no run may hold a slot."""
+        """Free all stacks, if there are any, and give the base its own memory again; no run may hold a slot."""
         if self._held:
             raise RuntimeError(f"slots are held by {', '.join(self._held)}")
         if self._stacks:
+            for name in self.modules:
+                if self.has(name):
+                    for parameter in self._base(name).values():
+                        parameter.data = parameter.data.clone()
             self._make_empty()
 
     def take(self, run: str, names: Iterable[str]) -> dict[int, nn.Parameter]:
@@ -92,7 +92,7 @@ class WeightSlots:
             held[name] = slot
             if slot > self._capacity[name]:
                 self._grow(name)
-            memory |= {id(p): with_data(p, self._stacks[id(p)][slot - 1]) for p in own.values()}
+            memory |= {id(p): with_data(p, self._stacks[id(p)][slot]) for p in own.values()}
         if self._split() or self._capacity != before:
             self._restructure()
         return memory
@@ -107,7 +107,7 @@ class WeightSlots:
         self._copies.pop(run, None)
 
     def has(self, name: str) -> bool:
-        """Return whether a module has slots."""
+        """Return whether a module's weights are in stacks."""
         return self._capacity[name] > 0
 
     def stack(self, name: str, parameter: str) -> Tensor | None:
@@ -119,7 +119,7 @@ class WeightSlots:
         """Return the buffers of a module for a batch of so many rows."""
         group, slots = self._group_of[name], self._capacity[name]
         index, order, places = self._rows[:, group, :count]
-        return SlotRows(self._owned[group, :count], index, order, places, self._ends[group, :slots])
+        return SlotRows(index, order, places, self._ends[group, : 1 + slots])
 
     def fill(self, routing: RowRouting | None, count: int) -> None:
         """Write a batch's rows into the buffers, padded with the base's to `count`; None is the base's alone."""
@@ -130,18 +130,12 @@ class WeightSlots:
         firsts = [members[0] for members in self._groups]
         of_run = [[self._held[run].get(name, 0) for name in firsts] for run in runs]
         slot = np.array([*of_run, [0] * len(firsts)], np.int32)[of_row].T  # BASE is the last
-        after_all = len(self._held) + 1
-        order = np.argsort(np.where(slot == 0, after_all, slot), axis=1, kind="stable")
+        order = np.argsort(slot, axis=1, kind="stable")
         places = np.empty_like(order)
         np.put_along_axis(places, order, np.arange(count)[None], axis=1)
-        slots = np.arange(1, self._ends.shape[1] + 1)
-        ends = ((slot[:, None] > 0) & (slot[:, None] <= slots[:, None])).sum(2)
-        rows = np.stack([np.maximum(slot - 1, 0), order, places]).astype(np.int32)
-        for buffer, values in (
-            (self._rows[:, :, :count], rows),
-            (self._owned[:, :count], slot > 0),
-            (self._ends, ends.astype(np.int32)),
-        ):
+        ends = (slot[:, None] <= np.arange(self._ends.shape[1])[:, None]).sum(2)
+        rows = np.stack([slot, order, places]).astype(np.int32)
+        for buffer, values in ((self._rows[:, :, :count], rows), (self._ends, ends.astype(np.int32))):
             async_tensor_h2d(values, out=buffer)  # from pinned memory, so that it waits for nothing
 
     def _make_empty(self) -> None:
@@ -155,17 +149,21 @@ class WeightSlots:
         self._capacity = dict.fromkeys(self.modules, 0)
         self._restructure()
 
+    def _base(self, name: str) -> dict[str, nn.Parameter]:
+        """Return the base's own parameters of a module."""
+        return dict(self.model.get_submodule(name).named_parameters(recurse=False))
+
     def _grow(self, name: str) -> None:
-        """Add a slot to a module's stacks, which move, and so do the parameters of the runs that hold one."""
+        """Add a slot to a module's stacks, which move, and with them the parameters of the base and of the runs."""
         size = self._capacity[name] = self._capacity[name] + 1
+        base = self._base(name)
         for parameter, own in self.modules[name].named_parameters(recurse=False):
-            stack = torch.empty(size, *own.shape, dtype=own.dtype, device=self.device)
-            if size > 1:
-                stack[:-1] = self._stacks[id(own)]
-            self._stacks[id(own)] = stack
+            stack = torch.empty(1 + size, *own.shape, dtype=own.dtype, device=self.device)
+            stack[:size] = self._stacks.get(id(own), base[parameter].data[None])
+            self._stacks[id(own)], base[parameter].data = stack, stack[0]
             for run, copies in self._copies.items():
                 if name in copies:
-                    copies[name]._parameters[parameter].data = stack[self._held[run][name] - 1]
+                    copies[name]._parameters[parameter].data = stack[self._held[run][name]]
 
     def _split(self) -> bool:
         """Split the groups whose modules' slots are no longer held alike; return whether there was one."""
@@ -184,8 +182,7 @@ class WeightSlots:
         self._group_of = {name: i for i, members in enumerate(self._groups) for name in members}
         count, slots = len(self._groups), max(self._capacity.values())
         self._rows = torch.zeros(3, count, self.max_rows, dtype=torch.int32, device=self.device)
-        self._owned = torch.zeros(count, self.max_rows, dtype=torch.bool, device=self.device)
-        self._ends = torch.zeros(count, slots, dtype=torch.int32, device=self.device)
+        self._ends = torch.zeros(count, 1 + slots, dtype=torch.int32, device=self.device)
 
 
 def with_data(parameter: nn.Parameter, data: Tensor) -> nn.Parameter:

@@ -24,6 +24,7 @@ def install() -> None:
     import torch
     from vllm.engine.arg_utils import EngineArgs
     from vllm.forward_context import set_forward_context
+    from vllm.model_executor.layers import utils
     from vllm.platforms import current_platform
     from vllm.v1.attention.backend import AttentionCGSupport
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
@@ -78,6 +79,10 @@ def install() -> None:
         self.model_runner.capture_model()
         return times
 
+    def dispatch_cpu_unquantized_gemm(layer: Any, remove_weight: bool) -> None:
+        pack(layer, remove_weight=False)  # a GPU's linear layer keeps its weight, which moves into a stack
+
+    pack, utils.dispatch_cpu_unquantized_gemm = utils.dispatch_cpu_unquantized_gemm, dispatch_cpu_unquantized_gemm
     engine.engine_args = engine_args
     RoutedModelState.prepare_attn = prepare_attn
     model_runner.build_slot_mappings_by_layer = build_slot_mappings_by_layer
