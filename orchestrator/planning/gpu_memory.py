@@ -105,10 +105,10 @@ def whole_model_trainer_bytes(plan: Plan) -> float:
 
 def received_bytes(plan: Plan) -> int:
     """Return the bytes that an engine holds for a moment while it receives a run's weights, beside what it keeps of
-    them: a block as it came and fused, or the embedding."""
-    shape = plan.architecture
-    embedding = shape.vocabulary * shape.hidden if any(run.selection.outside for run in plan.runs) else 0
-    return max(2 * shape.layer_parameters, embedding) * plan.element_bytes
+    them: a block as it came and fused, or the embedding. Under CUDA graphs a stack that grows is there twice."""
+    shape, outside = plan.architecture, sum(bool(run.selection.outside) for run in plan.runs)
+    stacks = outside if plan.spec.rollout.cuda_graphs else min(outside, 1)
+    return max(2 * shape.layer_parameters, stacks * shape.vocabulary * shape.hidden) * plan.element_bytes
 
 
 def _overlays(plan: Plan, allocation: GpuAllocation) -> list[int]:

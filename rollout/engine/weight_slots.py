@@ -67,12 +67,14 @@ class WeightSlots:
         """Free all stacks, if there are any, and give the base its own memory again; no run may hold a slot."""
         if self._held:
             raise RuntimeError(f"slots are held by {', '.join(self._held)}")
-        if self._stacks:
-            for name in self.modules:
-                if self.has(name):
-                    for parameter in self._base(name).values():
-                        parameter.data = parameter.data.clone()
-            self._make_empty()
+        if not self._stacks:
+            return
+        for name in filter(self.has, self.modules):
+            for parameter, own in self.modules[name].named_parameters(recurse=False):
+                del self._stacks[id(own)]  # one by one: there may be no room for all of the base twice
+                base = self._base(name)[parameter]
+                base.data = base.data.clone()
+        self._make_empty()
 
     def take(self, run: str, names: Iterable[str]) -> dict[int, nn.Parameter]:
         """Give a run slots in these modules, or those that it holds.
