@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from .device_copy import to_device
 from .varlen_attention import Branch, VarlenPlan, varlen_attention
 
 NAME = "layersweep_tree"
@@ -43,7 +44,7 @@ class SequenceGroup:
     """Mask, bool [A, 1, Q, K]: true where a query attends to a key."""
 
     def to(self, device: torch.device) -> "SequenceGroup":
-        return SequenceGroup(*(value.to(device, non_blocking=True) for value in vars(self).values()))
+        return SequenceGroup(*(to_device(value, device) for value in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,8 @@ class TreeAttentionPlan:
     index: Tensor
     """Index of each token's result among those of all groups, int64 [T]."""
 
-    def to(self, device: torch.device, non_blocking: bool = True) -> "TreeAttentionPlan":
-        return TreeAttentionPlan(
-            tuple(group.to(device) for group in self.groups), self.index.to(device, non_blocking=non_blocking)
-        )
+    def to(self, device: torch.device) -> "TreeAttentionPlan":
+        return TreeAttentionPlan(tuple(group.to(device) for group in self.groups), to_device(self.index, device))
 
 
 Mask = Tensor | TreeAttentionPlan | VarlenPlan

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .device_copy import to_device
 from .tree_attention import Mask, by_branch
 from .varlen_attention import Branch, as_sequences
 
@@ -44,7 +45,7 @@ class MicroBatch:
         return self.target.numel()
 
     def to(self, device: torch.device) -> "MicroBatch":
-        return MicroBatch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+        return MicroBatch(**{name: to_device(value, device) for name, value in vars(self).items()})
 
 
 class MicroBatches(Sequence[MicroBatch]):

@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.nn.attention import varlen
 from torch.nn.functional import embedding
 
+from .device_copy import to_device
+
 Branch = tuple[np.ndarray, np.ndarray]
 """Tokens before the branch (none for a prompt) and its own tokens, as positions in the row of a micro batch."""
 
@@ -42,8 +44,8 @@ class VarlenPlan:
     window: int | None = None
     """Positions that a query attends to, its own among them; None is all."""
 
-    def to(self, device: torch.device, non_blocking: bool = True) -> "VarlenPlan":
-        moved = (x.to(device, non_blocking=non_blocking) for x in (self.keys, self.query_starts, self.key_starts))
+    def to(self, device: torch.device) -> "VarlenPlan":
+        moved = (to_device(x, device) for x in (self.keys, self.query_starts, self.key_starts))
         return VarlenPlan(*moved, self.longest, self.window)
 
     def within(self, window: int) -> "VarlenPlan":

@@ -47,4 +47,4 @@ def _gradient(batch: RolloutBatch, rows: np.ndarray) -> list[Tensor]:
 
 def _dot(a: list[Tensor], b: list[Tensor]) -> float:
     """Return the dot product of two gradients, summed over their tensors."""
-    return sum(float(torch.dot(x.flatten(), y.flatten())) for x, y in zip(a, b, strict=True))
+    return float(torch.stack([torch.dot(x.flatten(), y.flatten()) for x, y in zip(a, b, strict=True)]).double().sum())

@@ -11,6 +11,7 @@ from torch import Tensor
 from layersweep.policies.algorithms.base import PolicyGradient
 from layersweep.policies.algorithms.loss import LossTokens, token_weights
 from layersweep.policies.algorithms.rollout_correction import importance_weights, resolve
+from layersweep.policies.model.device_copy import to_device
 from layersweep.policies.model.tree_batch import pack
 from layersweep.policies.model.trunk import Policy
 from layersweep.rollout.types import Experience
@@ -54,9 +55,9 @@ class RolloutBatch:
         )
         self.advantage = algorithm.normalised(advantage, experience.lengths)
         """float32 [rows]."""
-        self.advantages = torch.from_numpy(self.advantage).to(self.device)
+        self.advantages = to_device(torch.from_numpy(self.advantage), self.device)
         self.correction = resolve(algorithm.rollout_correction, training.dtype)
-        self.engine_logp = torch.from_numpy(experience.logprobs).to(self.device)
+        self.engine_logp = to_device(torch.from_numpy(experience.logprobs), self.device)
         """Log-probabilities by the sampling engine, float32 [tokens]; not finite where it gave none."""
         self.usable = self.engine_logp.isfinite()
         """Whether it gave one, bool [tokens]."""
@@ -102,7 +103,7 @@ class RolloutBatch:
         lengths = torch.from_numpy(experience.lengths[rows])
         weights = torch.zeros(len(experience.lengths))
         weights[rows] = token_weights(lengths, self.algorithm.aggregation, training.max_response_tokens)
-        weights = weights.to(self.device)
+        weights = to_device(weights, self.device)
         every = kl or self.algorithm.entropy_coefficient > 0
         used = rows if every else rows[self.advantage[rows] != 0]
         batches = pack(
@@ -152,6 +153,5 @@ class RolloutBatch:
     def over_ranks(self, totals: Tensor) -> Tensor:
         """Sum each of `totals` over the ranks."""
         if self.ranks > 1:
-            totals = totals.to(self.device)
             dist.all_reduce(totals)
         return totals

@@ -106,12 +106,13 @@ class UpdateLoop:
         """
         responses = len(batch.experience.lengths)
         rows = np.random.default_rng(step).choice(responses, -(-responses // SAMPLED_RESPONSES), replace=False)
-        totals = torch.zeros(2, dtype=torch.float64)
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for micro_batch in batch.micro_batches(np.sort(rows), kl=True, budget=CacheBudget(0)):
             logp, _ = self.backend.forward(micro_batch.batch, micro_batch.hidden, self.training.temperature)
             if micro_batch.counts:
                 q = (micro_batch.ref_logp - logp).double()  # unbounded, unlike the loss's: it is measured alone
-                totals += torch.tensor([(torch.expm1(q) - q).sum().item(), micro_batch.batch.tokens])
+                totals[0] += (torch.expm1(q) - q).sum()
+                totals[1] += micro_batch.batch.tokens
         kl, tokens = batch.over_ranks(totals).tolist()
         return kl / tokens
 
@@ -141,7 +142,7 @@ class UpdateLoop:
             if micro_batch.counts:
                 sums.add_loss(terms, entropy, bounded)
                 if first:
-                    sums.add_mismatch((logp.detach() - batch.engine_logp[token])[batch.usable[token]])
+                    sums.add_mismatch(logp.detach() - batch.engine_logp[token], batch.usable[token])
         if not all(map(math.isfinite, found := torch.stack(losses).tolist())):  # read once: a GPU is waited for
             raise NonFinite(f"losses of micro batches are {found}")
         sums.grad_norms.append(self.backend.step(rate))
@@ -152,4 +153,5 @@ class UpdateLoop:
         base = dict(self.trunk.model.named_parameters())
         adapted = self.selection.lora is not None  # adapters are whole on every rank
         served = self.policy.served(self.backend.weights()).items() if adapted else self.backend.gathered()
-        return math.sqrt(sum(float((w - base[n]).float().square().sum()) for n, w in served))
+        squares = [(w - base[n]).float().square().sum() for n, w in served]
+        return math.sqrt(torch.stack(squares).double().sum())

@@ -27,7 +27,7 @@ class _Totals:
     corrected: Tensor | float = 0.0
     tokens: float = 0.0
     mismatch: Tensor | float = 0.0
-    mismatch_tokens: float = 0.0
+    mismatch_tokens: Tensor | float = 0.0
     rollout_kl: Tensor | float = 0.0
 
 
@@ -57,10 +57,15 @@ class UpdateSums:
         totals.entropy += entropy.detach().sum().double()
         totals.tokens += len(entropy)
 
-    def add_mismatch(self, difference: Tensor) -> None:
-        """Add the trainer's log-probabilities minus the engine's, before any optimizer step."""
+    def add_mismatch(self, difference: Tensor, usable: Tensor) -> None:
+        """Add the trainer's log-probabilities minus the engine's, before any optimizer step.
+
+        Args:
+            usable: whether the engine gave one.
+        """
+        difference = torch.where(usable, difference, 0.0)
         self.totals.mismatch += difference.abs().sum().double()
-        self.totals.mismatch_tokens += len(difference)
+        self.totals.mismatch_tokens += usable.sum().double()
         self.totals.rollout_kl += k3(difference).sum().double()
 
     def metrics(self) -> dict[str, float | None]:
