@@ -12,7 +12,7 @@ from layersweep.orchestrator.planning.plan import Plan
 from layersweep.orchestrator.report.format import size, wide_console
 from layersweep.policies.wording import counted
 from layersweep.rollout.config import CPU_KV_CACHE_MIB
-from layersweep.workers.training.micro_batch_size import expects_varlen
+from layersweep.workers.training.micro_batch_size import expected_kernels
 
 
 def show_plan(plan: Plan, overrides: Mapping[str, Any] | None = None, hours: bool = True) -> None:
@@ -158,7 +158,7 @@ def micro_batches(plan: Plan) -> str:
     training, on_gpu = plan.spec.training, plan.spec.resources.on_gpu()
     sizes = sorted({micro_batch(plan, run.selection) for run in (*plan.runs, *plan.combined)})
     several = f"{sizes[0]:,}" + (f" to {sizes[-1]:,}" if len(sizes) > 1 else "")
-    flash = expects_varlen(training, plan.architecture, on_gpu)
+    flash = expected_kernels(training, plan.architecture, on_gpu).varlen
     attention = f"; attention {'by FlashAttention' if flash else 'under masks'}" if on_gpu else ""
     if training.micro_batch_tokens:
         return f"{several} tokens, by training.micro_batch_tokens{attention}"

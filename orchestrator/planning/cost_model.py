@@ -16,7 +16,7 @@ from layersweep.rollout.config import TaskConfig
 from layersweep.rollout.engine.memory import cache_element_bytes
 from layersweep.workers.training.micro_batch_size import (
     activation_bytes,
-    expects_varlen,
+    expected_kernels,
     micro_batch_tokens,
     unchecked_tokens,
 )
@@ -237,8 +237,8 @@ def update_bytes(plan: Plan, selection: Selection, gpu: GpuKind = H200) -> int:
     tokens = max(micro_batch(plan, selection, gpu), longest)
     checkpointing = tokens > unchecked_tokens(training, shape, selection, part)
     on_gpu = plan.spec.resources.on_gpu()
-    varlen = expects_varlen(training, shape, on_gpu)
-    return activation_bytes(shape, selection, plan.element_bytes, tokens, on_gpu, checkpointing, varlen)
+    kernels = expected_kernels(training, shape, on_gpu)
+    return activation_bytes(shape, selection, plan.element_bytes, tokens, on_gpu, checkpointing, kernels)
 
 
 def _turns_and_prompt(

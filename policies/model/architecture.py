@@ -23,6 +23,20 @@ MOST_UNITS = 1 << 31
 
 
 @dataclass(frozen=True)
+class GpuKernels:
+    """Kernels that a trainer on a GPU computes blocks with, in place of transformers' own modules."""
+
+    varlen: bool = False
+    """Whether attention is `varlen_attention`."""
+    fused: bool = False
+    """Whether norms, rotary embeddings and MLPs are those of `fused_gpu`."""
+
+
+TRANSFORMERS = GpuKernels()
+"""Modules of transformers alone."""
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Sizes of a decoder, named as in Hugging Face configs."""
 

@@ -40,6 +40,11 @@ class Family:
     """Rotary embeddings that transformers and vLLM compute alike."""
 
     @property
+    def fused_on_gpus(self) -> bool:
+        """Whether norms, rotary embeddings and MLP have kernels that pass over memory once on GPUs (`fused_gpu`)."""
+        return self.activation[1] == "silu" and not self.fused and not self.experts
+
+    @property
     def static_slots(self) -> bool:
         """Whether the engine can serve it under CUDA graphs: no experts, nor norms over all heads, for which vLLM runs
         transformers' own blocks."""

@@ -1,7 +1,7 @@
 """Norms and rotary embeddings of a decoder in float32 on CPUs, with gradients of their own.
 
-As transformers writes them, autograd passes over memory about a dozen times for each. On GPUs, and in other
-dtypes, transformers' own modules stay as they are.
+As transformers writes them, autograd passes over memory about a dozen times for each. In other dtypes transformers' own
+modules stay as they are; of GPUs see `fused_gpu`.
 """
 
 from typing import Any
@@ -10,27 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from transformers import Cache
 
-from .tree_attention import tree_attention
-
-ATTENTIONS = ("Llama", "Mistral", "Qwen2", "Qwen3", "Qwen3Moe")
-NORMS = (*ATTENTIONS, "Olmo2", "Olmo3", "Phi3")
-"""Families of transformers' modules <family>Attention and <family>RMSNorm that are replaced by equal ones."""
+from .fused import FusedAttention, replace_modules
 
 
 def fuse(model: nn.Module) -> nn.Module:
     """Replace norms and attentions of transformers' decoders, in place, by fused ones; their weights stay the same."""
-    parts = {f"{family}RMSNorm": FusedRMSNorm for family in NORMS}
-    parts |= {f"{family}Attention": FusedAttention for family in ATTENTIONS}
-    for module in model.modules():
-        kind = type(module)
-        if kind.__name__ in parts and kind.__module__.startswith("transformers.models."):
-            module.__class__ = parts[kind.__name__]
-    return model
+    return replace_modules(model, CpuRMSNorm, CpuAttention)
 
 
-class FusedRMSNorm(nn.Module):
+class CpuRMSNorm(nn.Module):
     """Replacement for transformers' <family>RMSNorm, with the same attributes."""
 
     weight: nn.Parameter
@@ -41,31 +30,13 @@ class FusedRMSNorm(nn.Module):
         return RMSNorm.apply(hidden, self.weight, self.variance_epsilon)
 
 
-class FusedAttention(nn.Module):
-    """Replacement for transformers' <family>Attention, with the same attributes."""
+class CpuAttention(FusedAttention):
+    """Replacement for transformers' <family>Attention in float32, with the same attributes."""
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
-        attention_mask: Any,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        """Attend within [B, T, hidden], float32; cosines and sines are [B, T, head_dim]."""
-        cos, sin = (x.unsqueeze(2) for x in position_embeddings)
-        query, key, value = (
-            projection(hidden_states).unflatten(-1, (-1, self.head_dim))
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        if hasattr(self, "q_norm"):
-            query, key = self.q_norm(query), self.k_norm(key)
-        query, key = Rotation.apply(query, cos, sin), Rotation.apply(key, cos, sin)
-        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        if past_key_values is not None:  # transformers' own callers, such as generate; training has none
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        result, _ = tree_attention(self, query, key, value, attention_mask, scaling=self.scaling)
-        return self.o_proj(result.flatten(2)), None
+    @staticmethod
+    def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
+        return Rotation.apply(query, cos, sin), Rotation.apply(key, cos, sin)
 
 
 class RMSNorm(Function):

@@ -1,6 +1,7 @@
 """The frozen base and the policy over it: nothing below the trained blocks has a graph, nothing frozen a copy."""
 
 import copy
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from layersweep.policies.selection import EMBEDDING, Selection
 
+from .architecture import GpuKernels
 from .block_inputs import BlockInputs
-from .fused_cpu import fuse
+from .fused_cpu import fuse as fuse_cpu
 from .low_rank import add_adapters, merged
 from .pretrained import load_pretrained
 from .tensor_transport import to_handles, to_tensors
@@ -21,6 +23,8 @@ from .token_logprobs import LogprobHead
 from .tree_attention import NAME
 from .tree_batch import MicroBatch
 from .varlen_check import takes_varlen
+
+logger = logging.getLogger(__name__)
 
 
 class Trunk:
@@ -42,11 +46,16 @@ class Trunk:
         model.set_attn_implementation(NAME)
         self.model = model.eval().requires_grad_(False)
         self.model.lm_head.__class__ = LogprobHead
-        if model.device.type == "cpu" and model.dtype == torch.float32:
-            fuse(model)
+        self.fused = _fuse(model)
+        """Whether norms and rotary embeddings are fused."""
         self.layers: list[nn.Module] = list(model.model.layers)
         self.varlen = attention == "auto" and takes_varlen(model)
         """Whether micro batches are packed for `varlen_attention`."""
+
+    @property
+    def kernels(self) -> GpuKernels:
+        """Kernels of GPUs that it is computed with."""
+        return GpuKernels(self.varlen, self.fused and self.model.device.type == "cuda")
 
     @classmethod
     def load(
@@ -95,6 +104,21 @@ class Trunk:
         """Compute the base model's log-probabilities [N] from the input of block `start`."""
         hidden = run_blocks(self.model.model, batch, hidden, self.layers[start:])
         return response_logprobs(self.model, batch, hidden, temperature)[0]
+
+
+def _fuse(model: nn.Module) -> bool:
+    """Fuse a decoder's modules where that saves time; return whether they are."""
+    if model.device.type == "cuda":
+        try:
+            from .fused_gpu import fuse_checked  # liger-kernel comes with layersweep[gpu] alone
+        except ImportError as missing:
+            logger.warning("Updates are slower than with Liger's kernels (pip install 'layersweep[gpu]'): %s", missing)
+            return False
+        return fuse_checked(model)
+    if model.device.type == "cpu" and model.dtype == torch.float32:
+        fuse_cpu(model)
+        return True
+    return False
 
 
 class Policy(nn.Module):

@@ -3,10 +3,10 @@
 A CUDA graph replays the kernels of one recorded forward pass on the same addresses, with the same shapes. So whatever
 changes from one batch to the next must be data at a fixed address:
 
-- **Weights.** At each module that runs change, the base's weights and theirs lie in one stack [slots, ...]. Slot 0 is the
-  base's: vLLM's own parameter moves there, and is a view of it. A run holds one slot; a push writes into it, a run that
-  ends leaves it to the next one.
-- **Rows.** Which slot computes which row is in index buffers, filled before each replay; the base also computes padding.
+- **Weights.** At each module that runs change, the base's weights and theirs lie in one stack [slots, ...]. Slot 0 is
+  the base's: vLLM's own parameter moves there, and is a view of it. A run holds one slot; a push writes into it, a run
+  that ends leaves it to the next one.
+- **Rows.** Which slot computes which row is in index buffers, filled before each replay; padding is the base's.
 
 **Structure** is what a recording bakes in: the stacks' sizes and addresses, and which modules share index buffers.
 Modules of one block do as long as the same runs hold the same slots in them; then the group is split, and never joined

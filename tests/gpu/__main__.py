@@ -19,7 +19,7 @@ from tests.gpu.findings import Finding, findings, table
 
 PARTS = {
     "device": 30,
-    "trainer": 100,
+    "trainer": 120,
     "attention": 60,
     "transfer": 60,
     "engine": 150,

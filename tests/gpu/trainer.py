@@ -56,26 +56,33 @@ def right_numbers(trunk: Any, folder: str, exp: Any, device: str) -> float:
     return float(torch.cat(differences).square().mean().sqrt())
 
 
+def update_loop(trunk: Any, selection: Any, exp: Any, checkpointing: str = "off") -> Any:
+    """Make the update loop of a selection, a prompt with its responses to a micro batch."""
+    from layersweep.policies.algorithms.grpo import GRPO
+    from layersweep.policies.model.trunk import Policy
+    from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
+    from layersweep.workers.training.deepspeed_backend import DeepSpeedBackend
+    from layersweep.workers.training.update_loop import UpdateLoop
+
+    length = int(exp.lengths[0])
+    training = TrainingConfig(dtype="bfloat16", max_response_tokens=length, micro_batch_tokens=PROMPT + GROUP * length)
+    backend = DeepSpeedBackend(Policy(trunk, selection), training, DeepSpeedConfig())
+    unchecked = 0 if checkpointing == "on" else float("inf")
+    return UpdateLoop(trunk, backend, GRPO(kl_coefficient=0.001), training, unchecked_tokens=unchecked)
+
+
 def update(given: Setting, trunk: Any, selection: Any, exp: Any, checkpointing: str) -> None:
     """Measure updates of one selection."""
     import torch
 
     from layersweep.orchestrator.planning.cost_model import update_flops
-    from layersweep.policies.algorithms.grpo import GRPO
     from layersweep.policies.model.architecture import Architecture
-    from layersweep.policies.model.trunk import Policy
-    from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
-    from layersweep.workers.training.deepspeed_backend import DeepSpeedBackend
     from layersweep.workers.training.micro_batch_size import activation_bytes
-    from layersweep.workers.training.update_loop import UpdateLoop
 
     name = selection.name + (", checkpointed" if checkpointing == "on" else "")
     shape = Architecture.from_config(trunk.model.config.to_dict())
     row = PROMPT + GROUP * int(exp.lengths[0])
-    training = TrainingConfig(dtype="bfloat16", max_response_tokens=int(exp.lengths[0]), micro_batch_tokens=row)
-    backend = DeepSpeedBackend(Policy(trunk, selection), training, DeepSpeedConfig())
-    unchecked = 0 if checkpointing == "on" else float("inf")
-    loop = UpdateLoop(trunk, backend, GRPO(kl_coefficient=0.001), training, unchecked_tokens=unchecked)
+    loop = update_loop(trunk, selection, exp, checkpointing)
     if given.gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -87,12 +94,27 @@ def update(given: Setting, trunk: Any, selection: Any, exp: Any, checkpointing: 
     if not given.gpu:
         return
     say("trainer", f"{name}: share of peak", share, ">= 0.35", share >= 0.35, must=False)
-    trained = sum(parameter.numel() for parameter in backend.policy.parameters())
+    trained = sum(parameter.numel() for parameter in loop.policy.parameters())
     counted = 2 * shape.parameters + 18 * trained
-    counted += activation_bytes(shape, selection, 2, row, True, checkpointing == "on", trunk.varlen)
+    counted += activation_bytes(shape, selection, 2, row, True, checkpointing == "on", trunk.kernels)
     found = torch.cuda.max_memory_allocated()
     off = abs(found / counted - 1)
     say("trainer", f"{name}: memory, GiB (the plan's {counted / 2**30:.2f})", found / 2**30, "within 10 %", off < 0.1)
+
+
+def against_plain(given: Setting, folder: str, trunk: Any, exp: Any, layer: int) -> None:
+    """Measure an update with Liger's kernels and with transformers' modules, one after the other."""
+    from unittest.mock import patch
+
+    from layersweep.policies.model import trunk as module
+    from layersweep.policies.selection import Selection
+
+    with patch.object(module, "_fuse", lambda model: False):
+        plain = module.Trunk.load(folder, "bfloat16", given.device, attention="auto")
+    loops = [update_loop(of, Selection.layer(layer), exp) for of in (trunk, plain)]
+    fused, without = (seconds(lambda loop=loop: loop.update(exp, 1), 2) for loop in loops)
+    say("trainer", f"layer {layer}: time by Liger's kernels, of that by transformers' modules", fused / without, "< 1",
+        fused < without, must=False)  # fmt: skip
 
 
 def main() -> None:
@@ -111,12 +133,15 @@ def main() -> None:
     exp = experience(2, RESPONSE[given.device], vocabulary)
     off = right_numbers(trunk, folder, exp, given.device)
     say("trainer", "log-probabilities from transformers' in float32, nats", off, "< 0.05", off < 0.05)
+    say("trainer", "norms, rotary embeddings and SwiGLU by Liger's kernels", trunk.kernels.fused)
     runs = [(Selection.layer(k), "off") for k in (0, layers // 2, layers - 1)]
     runs += [(Selection.layer(0), "on"), (Selection.full(), "off"), (Selection.full(), "on")]
     for selection, checkpointing in runs:
         update(given, trunk, selection, exp, checkpointing)
         if given.gpu:
             torch.cuda.empty_cache()
+    if trunk.kernels.fused:
+        against_plain(given, folder, trunk, exp, layers // 2)
 
 
 if __name__ == "__main__":

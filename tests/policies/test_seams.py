@@ -78,10 +78,10 @@ def test_model_families_are_those_of_transformers():
     preloaded, and which models are known, are among them."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    from layersweep.policies.model.fused_cpu import ATTENTIONS, NORMS
+    from layersweep.policies.model.fused import ATTENTIONS, MLPS, NORMS
 
     assert all(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.model_type] == name for name, family in FAMILIES.items())
-    assert {f"{family}ForCausalLM" for family in (*ATTENTIONS, *NORMS)} <= set(FAMILIES)
+    assert {f"{family}ForCausalLM" for family in (*ATTENTIONS, *NORMS, *MLPS)} <= set(FAMILIES)
     preloaded = {name.split(".")[2] for name in TRAINER if name.startswith("transformers.models.")}
     assert preloaded <= {family.model_type for family in FAMILIES.values()}
     assert {config["architectures"][0] for config in KNOWN_MODELS.values()} <= set(FAMILIES)

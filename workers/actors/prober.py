@@ -35,7 +35,7 @@ class Prober:
         device = "cuda" if gpus else "cpu"
         self.trunk = Trunk.load(model.here(), training.dtype, device, model.trust_remote_code, training.attention)
         shape = Architecture.from_config(self.trunk.model.config.to_dict())
-        chosen = micro_batch_tokens(training, shape, Selection.full(), self._gpu_bytes())
+        chosen = micro_batch_tokens(training, shape, Selection.full(), self._gpu_bytes(), self.trunk.kernels)
         rates = LearningRates(layer=1.0, full=1.0)  # nothing is trained, and the spec's may be still to be found
         self.training = training.model_copy(update={"micro_batch_tokens": chosen, "learning_rate": rates})
 

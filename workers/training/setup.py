@@ -43,8 +43,8 @@ class TrainingSetup:
 
         trunk, selection = policy.trunk, policy.selection
         shape = Architecture.from_config(trunk.model.config.to_dict())
-        chosen = micro_batch_tokens(self.training, shape, selection, gpu_bytes)
-        unchecked = unchecked_tokens(self.training, shape, selection, gpu_bytes)
+        chosen = micro_batch_tokens(self.training, shape, selection, gpu_bytes, trunk.kernels)
+        unchecked = unchecked_tokens(self.training, shape, selection, gpu_bytes, trunk.kernels)
         training = self.training.model_copy(update={"micro_batch_tokens": chosen})
         algorithm = self.algorithm.build()
         correction = resolve(algorithm.rollout_correction, training.dtype, self.engine_dtype, stale=self.stale)

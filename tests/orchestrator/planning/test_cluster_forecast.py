@@ -213,9 +213,10 @@ def test_what_does_not_fit_into_memory(name, sections, cluster, problem):
 
 def test_activations_alone_refuse_nothing():
     """They are an estimate at its most: a plan over the edge by them is shown, not refused. Without activation
-    checkpointing the full run's would not fit; by default they are checkpointed, and do."""
+    checkpointing those of micro batches of 6,144 tokens would not fit; by default they are checkpointed, and do."""
     for checkpointing, over in (("off", True), ("auto", False)):
-        plan = preset("qwen3-1.7b-numinamath-grpo-8gpu", training={"checkpointing": checkpointing})
+        training = {"checkpointing": checkpointing, "micro_batch_tokens": 6144}
+        plan = preset("qwen3-1.7b-numinamath-grpo-8gpu", training=training)
         found = plan_on(plan, parse_cluster("8xA100-40GB"))
         assert any(gpu.certain < found.cluster.gpu.memory < gpu.total for gpu in found.memory) is over
         assert memory_problems(found.plan, found.memory, found.cluster.gpu) == []

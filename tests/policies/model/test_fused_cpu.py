@@ -4,25 +4,10 @@ import copy
 
 import pytest
 import torch
-import transformers
 
-from layersweep.policies.model.fused_cpu import FusedAttention, FusedRMSNorm, RMSNorm, Rotation, fuse
+from layersweep.policies.model.fused_cpu import CpuAttention, CpuRMSNorm, RMSNorm, Rotation, fuse
 from layersweep.policies.model.trunk import Trunk
-
-
-def small(family: str) -> transformers.PreTrainedModel:
-    """Random, two layers, four heads over two KV heads; norms and biases away from where they start."""
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(
-        vocab_size=40, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, max_position_embeddings=64,
-        **({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}} if family == "Llama" else {}),
-    )  # fmt: skip
-    model = getattr(transformers, f"{family}ForCausalLM")(config).float().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return model
+from tests.helpers.small_decoder import small
 
 
 @pytest.mark.parametrize("family", ["Qwen3", "Qwen2", "Llama"])
@@ -79,6 +64,6 @@ def test_norm_and_rotation_by_hand():
 def test_only_a_float32_trunk_on_cpus_is_fused():
     """Nine norms in a Qwen3 of two layers: four each (two of them of queries and keys) and the last."""
     kinds = [type(module) for module in Trunk(small("Qwen3")).model.modules()]
-    assert kinds.count(FusedRMSNorm) == 9 and kinds.count(FusedAttention) == 2
+    assert kinds.count(CpuRMSNorm) == 9 and kinds.count(CpuAttention) == 2
     kinds = [type(module) for module in Trunk(small("Qwen3").bfloat16()).model.modules()]
-    assert FusedRMSNorm not in kinds and FusedAttention not in kinds
+    assert CpuRMSNorm not in kinds and CpuAttention not in kinds

@@ -9,21 +9,24 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from layersweep.policies.model.architecture import CHUNK_BYTES, Architecture
+from layersweep.policies.model.architecture import CHUNK_BYTES, Architecture, GpuKernels
 from layersweep.policies.model.known_models import KNOWN_MODELS
 from layersweep.policies.model.token_logprobs import LogprobHead
 from layersweep.policies.model.tree_batch import MicroBatch, pack
 from layersweep.policies.model.trunk import Policy, Trunk
 from layersweep.policies.selection import Selection
 from layersweep.workers.training.micro_batch_size import activation_bytes
+from tests.helpers import liger_on_meta
 from tests.helpers.allocations import Allocations
 
 PROMPT, RESPONSE = 256, 3072
+KERNELS = {"masked": GpuKernels(), "varlen": GpuKernels(varlen=True), "fused": GpuKernels(True, True)}
 
 
 def as_on_a_gpu() -> None:
     """Set up a process: chunks of logits as on GPUs, and torch's own kernel for attention under a mask there."""
     CHUNK_BYTES["meta"] = CHUNK_BYTES["cuda"]
+    liger_on_meta.install()
 
     def efficient(query, key, value, attn_mask, dropout_p, scale, is_causal):
         added = attn_mask.expand(*query.shape[:-1], key.shape[-2])
@@ -78,10 +81,14 @@ def batch(varlen: bool) -> MicroBatch:
     return MicroBatch(ids, ids.clone(), mask, flat, flat.clone(), flat.clone(), flat.clone())
 
 
-def peak(name: str, selection: Selection, checkpointing: bool, varlen: bool) -> int:
+def peak(name: str, selection: Selection, checkpointing: bool, kernels: GpuKernels) -> int:
     """Bytes allocated at once by a forward and a backward pass, beside weights and their gradients."""
     trunk, _ = trunk_of(name, 8)
-    policy, given = Policy(trunk, selection), batch(varlen)
+    if kernels.fused:
+        from layersweep.policies.model.fused_gpu import fuse
+
+        fuse(trunk.model)
+    policy, given = Policy(trunk, selection), batch(kernels.varlen)
     policy.checkpointing = checkpointing
     hidden = None if selection.trains_all else trunk.prefix(given, policy.start)
     for parameter in policy.parameters():
@@ -93,7 +100,7 @@ def peak(name: str, selection: Selection, checkpointing: bool, varlen: bool) -> 
     return made.peak
 
 
-@pytest.mark.parametrize("varlen", [False, True], ids=["masked", "varlen"])
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
     ("name", "selection"),
@@ -107,11 +114,12 @@ def peak(name: str, selection: Selection, checkpointing: bool, varlen: bool) -> 
     ],
     ids=lambda x: getattr(x, "name", x),
 )
-def test_the_plan_counts_what_an_update_takes(fresh_process, name, selection, checkpointing, varlen):
-    """Within a tenth, but for one case. Attention by sequences is torch's own operator, which computes nothing here."""
+def test_the_plan_counts_what_an_update_takes(fresh_process, name, selection, checkpointing, kernels):
+    """Within a tenth, but for one case. Attention by sequences is torch's own operator, which computes nothing here;
+    fused modules allocate as Liger's functions do."""
     _, shape = trunk_of(name, 8)
-    counted = activation_bytes(shape, selection, 2, PROMPT + RESPONSE, True, checkpointing, varlen)
-    found = fresh_process.submit(peak, name, selection, checkpointing, varlen).result()
-    print(f"{name} {selection.name} {checkpointing} {varlen} {found / 2**20:.0f} MiB, counted {counted / 2**20:.0f}")
+    counted = activation_bytes(shape, selection, 2, PROMPT + RESPONSE, True, checkpointing, KERNELS[kernels])
+    found = fresh_process.submit(peak, name, selection, checkpointing, KERNELS[kernels]).result()
+    print(f"{name} {selection.name} {checkpointing} {kernels} {found / 2**20:.0f} MiB, counted {counted / 2**20:.0f}")
     known = (name, selection.name, checkpointing) == ("Qwen/Qwen3-8B-Base", "layer-04", True)
     assert counted == pytest.approx(found, rel=0.15 if known else 0.1)

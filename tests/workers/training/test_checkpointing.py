@@ -6,6 +6,7 @@ import torch
 
 from layersweep.policies.algorithms.grpo import GRPO
 from layersweep.policies.algorithms.loss import LossTokens
+from layersweep.policies.model.architecture import GpuKernels
 from layersweep.policies.model.tree_batch import pack
 from layersweep.policies.model.trunk import Policy, Trunk
 from layersweep.policies.selection import Selection
@@ -64,14 +65,17 @@ def test_auto_goes_by_the_memory(monkeypatch):
     """A quarter of 40e9 bytes on a GPU, an eighth of a machine's 24e9 on CPUs. SmolLM2 keeps of a token, in bfloat16,
     in each of 30 blocks 4 * 2 * 576 for the norms, 2 * (4 * 576 + 3 * 1536) besides and, as it trains,
     2 * (2 * 576 + 576 + 1536 + 2 * 576) more, and 4 * 576 for the final norm. FlashAttention keeps 2 * 2 * 192 of keys
-    and values in place of 2 * 576, and a float32 number for each of 9 heads."""
+    and values in place of 2 * 576, and a float32 number for each of 9 heads; fused modules 2 bytes for 4 of a norm's
+    input, 2 * 576 numbers less as it trains, and 1536 of the gate."""
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("", (), {"total": 24e9}))
     half = TrainingConfig(dtype="bfloat16", attention="masked")
     block = 4 * 2 * 576 + 2 * (4 * 576 + 3 * 1536) + 2 * (2 * 576 + 576 + 1536 + 2 * 576)
     token = 30 * block + 4 * 576
-    assert unchecked_tokens(half, SMOLLM2, Selection.full(), 40e9) == 1e10 / token
+    assert unchecked_tokens(half, SMOLLM2, Selection.full(), 40e9, GpuKernels()) == 1e10 / token
     assert unchecked_tokens(half, SMOLLM2, Selection.full(), 0) == 3e9 / token
     token -= 30 * (2 * (2 * 576 - 4 * 192) - 4 * 9)
+    assert unchecked_tokens(half, SMOLLM2, Selection.full(), 40e9, GpuKernels(varlen=True)) == 1e10 / token
+    token -= 30 * 2 * (2 * 576 + 2 * 576 + 1536) + 2 * 576
     assert unchecked_tokens(TrainingConfig(dtype="bfloat16"), SMOLLM2, Selection.full(), 40e9) == 1e10 / token
     for name, expected in (("on", 0), ("off", float("inf"))):
         assert unchecked_tokens(TrainingConfig(checkpointing=name), SMOLLM2, Selection.full(), 40e9) == expected

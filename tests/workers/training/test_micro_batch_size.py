@@ -5,12 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from layersweep.policies.model.architecture import Architecture
+from layersweep.policies.model.architecture import Architecture, GpuKernels
 from layersweep.policies.model.known_models import KNOWN_MODELS
 from layersweep.policies.selection import Selection
 from layersweep.workers.config import TrainingConfig
 from layersweep.workers.training import micro_batch_size
-from layersweep.workers.training.micro_batch_size import activation_bytes_per_token, expects_varlen, micro_batch_tokens
+from layersweep.workers.training.micro_batch_size import (
+    activation_bytes_per_token,
+    expected_kernels,
+    micro_batch_tokens,
+)
 
 SMOLLM2 = Architecture(
     "LlamaForCausalLM", layers=30, hidden=576, intermediate=1536, heads=9, kv_heads=3, head_dim=64, vocabulary=49152,
@@ -56,16 +60,30 @@ def test_on_a_gpu_a_quarter_of_the_trainers_part():
     """Qwen3-8B: norms 4 * (2 * 4096 + 5120) = 53,248 bytes, 2 * (4 * 4096 + 3 * 12288) = 106,496 besides, and
     2 * (2 * 4096 + 4096 + 12288 + 13312) = 75,776 as it trains; times 36 blocks, and 16,384: 8,495,104 a token. A
     quarter of half of 80e9 bytes are 1,177 of them. FlashAttention has keys and values of 8 heads, twice, instead of
-    32: 2 * (2 * 4096 + 4 * 1024 + 3 * 12288) = 98,304 and 4 * 32: 8,204,800 a token, 1,218 of them. A model with heads
-    of 264, and float32, go without it."""
+    32: 2 * (2 * 4096 + 4 * 1024 + 3 * 12288) = 98,304 and 4 * 32: 8,204,800 a token, 1,218 of them. Fused, norms keep
+    2 * 13,312 and nothing as they train, of the gate 2 * 12,288 are not kept, and of the last norm 8,192: 5,394,944 a
+    token, 1,853 of them."""
     shape = Architecture.from_config(KNOWN_MODELS["Qwen/Qwen3-8B-Base"])
-    training = TrainingConfig(dtype="bfloat16", attention="masked")
-    assert micro_batch_tokens(training, shape, Selection.full(), gpu_bytes=40e9) == 1177
     training = TrainingConfig(dtype="bfloat16")
-    assert micro_batch_tokens(training, shape, Selection.full(), gpu_bytes=40e9) == 1218
-    assert expects_varlen(training, shape, gpu=True) and not expects_varlen(training, shape, gpu=False)
-    assert not expects_varlen(TrainingConfig(), shape, gpu=True)
-    assert not expects_varlen(training, replace(shape, head_dim=264), gpu=True)
+    of = {
+        kernels: micro_batch_tokens(training, shape, Selection.full(), 40e9, kernels)
+        for kernels in (GpuKernels(), GpuKernels(varlen=True), GpuKernels(varlen=True, fused=True), None)
+    }
+    assert list(of.values()) == [1177, 1218, 1853, 1853]
+
+
+def test_which_kernels_a_plan_expects():
+    """A model with heads of 264, and float32, go without FlashAttention, and experts without fused modules."""
+    shape = Architecture.from_config(KNOWN_MODELS["Qwen/Qwen3-8B-Base"])
+    half = TrainingConfig(dtype="bfloat16")
+    assert expected_kernels(half, shape, gpu=True) == GpuKernels(varlen=True, fused=True)
+    assert expected_kernels(half, shape, gpu=False) == GpuKernels()
+    assert expected_kernels(TrainingConfig(), shape, gpu=True) == GpuKernels(fused=True)
+    assert expected_kernels(half, replace(shape, head_dim=264), gpu=True) == GpuKernels(fused=True)
+    masked = TrainingConfig(dtype="bfloat16", attention="masked")
+    assert expected_kernels(masked, shape, gpu=True) == GpuKernels(fused=True)
+    experts = replace(shape, name="Qwen3MoeForCausalLM")
+    assert expected_kernels(half, experts, gpu=True) == GpuKernels(varlen=True)
 
 
 def test_the_spec_has_the_last_word(machine):
