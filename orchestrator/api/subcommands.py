@@ -50,13 +50,15 @@ def _plan(args: argparse.Namespace) -> int:
         if args.cluster is None:
             show_plan(plan, overrides)
             continue
-        from layersweep.orchestrator.commands.show_forecast import show_cluster_plan
+        from layersweep.orchestrator.commands.show_forecast import show_cluster_plan, show_split
         from layersweep.orchestrator.planning.cluster_forecast import plan_on
         from layersweep.orchestrator.planning.cluster_shape import parse_cluster
+        from layersweep.orchestrator.planning.split_search import fastest_split
 
         forecast = plan_on(plan, parse_cluster(args.cluster))
         show_plan(plan, overrides, hours=False)
         show_cluster_plan(forecast)
+        show_split(forecast, fastest_split(forecast))
     return 0
 
 

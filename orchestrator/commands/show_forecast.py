@@ -1,9 +1,13 @@
 """Output of `plan --cluster`."""
 
+import textwrap
+
+import yaml
 from rich.table import Table
 
 from layersweep.orchestrator.planning.cluster_forecast import ClusterPlan
 from layersweep.orchestrator.planning.cost_model import Assumptions, GpuHours
+from layersweep.orchestrator.planning.split_search import Split
 from layersweep.orchestrator.report.format import size, wide_console
 
 
@@ -51,6 +55,30 @@ def show_cluster_plan(found: ClusterPlan) -> None:
     console.print(table)
     if any(memory.total > gpu.memory for memory in found.memory):
         console.print("over!: activations at their most do not fit; lower training.micro_batch_tokens", style="bold")
+
+
+def show_split(found: ClusterPlan, split: Split | None) -> None:
+    """Print a division of the GPUs with fewer hours, as sections for the spec, and why it has fewer.
+
+    Args:
+        found: the forecast of the plan as it is.
+        split: the best other one, if any is worth it.
+    """
+    console = wide_console()
+    if split is None:
+        console.print(f"{'another split':>25}  none that fits takes fewer hours, by the same arithmetic")
+        return
+    now, then = found.schedule, split.forecast.schedule
+    console.print(
+        f"{'another split':>25}  at least {then.hours:,.1f} h instead of {now.hours:,.1f}, by the same arithmetic, "
+        f"with {then.layer_runs} layer runs at a time; what bounds it is {then.bound_by}, and here {now.bound_by}:",
+        markup=False,
+    )
+    changes = {name: dict(fields) for name, fields in split.changes.items()}
+    if found.plan.spec.resources.concurrent_runs is None:
+        del changes["resources"]["concurrent_runs"]  # which is the default
+    text = yaml.safe_dump(changes, sort_keys=False, default_flow_style=None)
+    console.print(textwrap.indent(text, " " * 27), markup=False, highlight=False)
 
 
 def _hours(cost: GpuHours) -> str:

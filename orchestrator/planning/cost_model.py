@@ -122,8 +122,9 @@ def update_seconds(plan: Plan, selection: Selection, gpu: GpuKind, assumed: Assu
     decoupled = resolve(algorithm.rollout_correction, *dtypes, stale=rollout.staleness > 0) != "bypass"
     more = 1 - 1 / training.minibatches if decoupled else 0.0
     flops = update_flops(
-        plan.architecture, selection, prompt + length / 2, algorithm.kl_coefficient > 0, training.epochs, more
-    )
+        plan.architecture, selection, prompt + length / 2, algorithm.kl_coefficient > 0, training.epochs, more,
+        checkpointing=_checkpoints(plan, selection, gpu)[0],
+    )  # fmt: skip
     tokens = training.steps * step_tokens(plan, assumed) * (1 + prompt / sharing / length)
     return tokens * flops / (gpu.flops[training.dtype] * assumed.arithmetic)
 
@@ -192,13 +193,15 @@ def block_flops(shape: Architecture, context: float) -> float:
 
 
 def update_flops(
-    shape: Architecture, selection: Selection, context: float, reference: bool, epochs: int, old_logprobs: float = 0.0
-) -> float:
+    shape: Architecture, selection: Selection, context: float, reference: bool, epochs: int, old_logprobs: float = 0.0,
+    checkpointing: bool = False,
+) -> float:  # fmt: skip
     """Return the FLOPs of one token of a rollout batch, trained on `epochs` times.
 
     Below the first trained block: forward, once. From there on: forward and the activations' gradient; of what
     trains, the weights' gradient too. The reference is one more forward of the upper part, in every epoch;
-    and so are old log-probabilities, once, for this share of the batch.
+    and so are old log-probabilities, once, for this share of the batch. With activation checkpointing the backward pass
+    computes the upper blocks once more.
     """
     block, head = block_flops(shape, context), 2 * shape.vocabulary * shape.hidden
     if selection.trains_all:
@@ -207,7 +210,8 @@ def update_flops(
         below = selection.first_block(shape.layers)
         upper, trained = shape.layers - below, 2 * count_active(selection, shape)
     suffix = upper * block + head
-    return below * block + old_logprobs * suffix + epochs * ((3 if reference else 2) * suffix + trained)
+    again = upper * block if checkpointing else 0
+    return below * block + old_logprobs * suffix + epochs * ((3 if reference else 2) * suffix + trained + again)
 
 
 def micro_batch(plan: Plan, selection: Selection, gpu: GpuKind = H200) -> int:
@@ -231,14 +235,20 @@ def update_bytes(plan: Plan, selection: Selection, gpu: GpuKind = H200) -> int:
 
     With `training.checkpointing: auto` the response counts as it is computed: checkpointed where it would not fit.
     """
-    training, shape, part = plan.spec.training, plan.architecture, _part_of_gpu(plan, selection, gpu)
+    shape, on_gpu = plan.architecture, plan.spec.resources.on_gpu()
+    checkpointing, tokens = _checkpoints(plan, selection, gpu)
+    kernels = expected_kernels(plan.spec.training, shape, on_gpu)
+    return activation_bytes(shape, selection, plan.element_bytes, tokens, on_gpu, checkpointing, kernels)
+
+
+def _checkpoints(plan: Plan, selection: Selection, gpu: GpuKind) -> tuple[bool, int]:
+    """Return whether updates may be checkpointed, and the tokens of a micro batch, or of one response that exceeds it,
+    by which that is decided."""
+    training = plan.spec.training
     prompt = math.ceil(plan.prompt_tokens.get("task", UNKNOWN_PROMPT_TOKENS))
     longest = min(plan.window, training.max_response_tokens + prompt)
     tokens = max(micro_batch(plan, selection, gpu), longest)
-    checkpointing = tokens > unchecked_tokens(training, shape, selection, part)
-    on_gpu = plan.spec.resources.on_gpu()
-    kernels = expected_kernels(training, shape, on_gpu)
-    return activation_bytes(shape, selection, plan.element_bytes, tokens, on_gpu, checkpointing, kernels)
+    return tokens > unchecked_tokens(training, plan.architecture, selection, _part_of_gpu(plan, selection, gpu)), tokens
 
 
 def _turns_and_prompt(

@@ -108,9 +108,9 @@ def allocate_gpus(
     layer run; then layer runs in all that is left.
 
     A fraction goes to the fullest GPU that can take it, as Ray places it. Layer trainers of at most half a GPU share
-    GPUs that are held for the whole sweep: every GPU that is still empty, or where none is, the rest of one. Those of
-    whole-model runs join them when these have ended. Larger trainers come and go with their run, so where both kinds do
-    not fit side by side, whole-model and layer runs take turns.
+    GPUs that are held for the whole sweep: every GPU that is still empty, or where none is, the rest of each that has
+    most left. Those of whole-model runs join them when these have ended. Larger trainers come and go with their run, so
+    where both kinds do not fit side by side, whole-model and layer runs take turns.
 
     Args:
         whole_runs: runs of the whole model in the plan.
@@ -163,7 +163,7 @@ def _join(found: GpuAllocation, free_resources: FreeResources, resources: Resour
     pairs = list(zip(found.gpus, alone.gpus, strict=True))
     joining = tuple(later.shared for now, later in pairs if later.shared and not now.shared)
     if not joining or any(now.shared and now.shared != later.shared for now, later in pairs):
-        return found  # trainers hold the rest of one GPU, which cannot grow
+        return found  # trainers hold the rest of GPUs, which cannot grow
     return replace(found, joining=joining, last_layer_runs=runs)
 
 
@@ -194,7 +194,9 @@ def _place_layer_runs(free_resources: FreeResources, resources: ResourcesConfig)
     trainer, ranks = resources.trainer, 0
     if trainer.gpus <= LARGEST_SHARE:
         gpus = free_resources.gpus
-        for gpu in [gpu for gpu in gpus if gpu.free == 1] or [max(gpus, key=lambda gpu: gpu.free)]:
+        # Parts of one size, so that Ray cannot place one where another has to go.
+        largest = max(gpu.free for gpu in gpus)
+        for gpu in [gpu for gpu in gpus if gpu.free == largest]:
             capacity, cpus = trainers_per_gpu(gpu.free, trainer.gpus), shared_gpu_cpus(gpu.free, trainer)
             if capacity and cpus <= free_resources.cpus[gpu.node] + EPSILON:
                 gpu.layer_ranks, gpu.shared = capacity, gpu.free

@@ -65,16 +65,35 @@ class GpuMemory:
         return self.certain + self.activations
 
 
+@dataclass(frozen=True)
+class _Actors:
+    """Bytes of a plan's actors, whatever GPU they are on."""
+
+    overlays: list[int]
+    """Overlay of each run that trains at the same time; engines get them in turn."""
+    layer_trainer: int
+    """Weights, gradients and optimizer state of a layer run's rank, at most."""
+    layer_activations: int
+    whole_activations: int
+    """Activations of one micro batch of a rank, at most."""
+
+
 def gpu_memories(plan: Plan, allocation: GpuAllocation, kind: GpuKind) -> Counter[GpuMemory]:
     """Memory of the allocated GPUs, and how many have each; where runs take turns, that of the larger."""
-    overlays = _overlays(plan, allocation)
+    partial = _partial(plan)
+    actors = _Actors(
+        _overlays(plan, allocation),
+        max(map(plan.trainer_bytes, partial)),
+        max(update_bytes(plan, selection, kind) for selection in partial),
+        update_bytes(plan, Selection.full(), kind),
+    )
     gpus = []
     for gpu in allocation.gpus:
         if allocation.in_turn and gpu.whole_ranks and gpu.layer_ranks:
             turns = (replace(gpu, layer_ranks=0), replace(gpu, whole_ranks=0))
-            gpus.append(max((_memory(plan, turn, kind, overlays) for turn in turns), key=lambda memory: memory.total))
+            gpus.append(max((_memory(plan, turn, kind, actors) for turn in turns), key=lambda memory: memory.total))
         else:
-            gpus.append(_memory(plan, gpu, kind, overlays))
+            gpus.append(_memory(plan, gpu, kind, actors))
     return Counter(gpus)
 
 
@@ -124,28 +143,20 @@ def _overlays(plan: Plan, allocation: GpuAllocation) -> list[int]:
     return max(whole + [largest] * layer_runs, [largest] * joined, key=sum)
 
 
-def _memory(plan: Plan, gpu: Gpu, kind: GpuKind, overlays: list[int]) -> GpuMemory:
-    """Memory of one GPU.
-
-    Args:
-        overlays: bytes of the overlay of each run that trains at the same time; engines get them in turn.
-    """
+def _memory(plan: Plan, gpu: Gpu, kind: GpuKind, actors: _Actors) -> GpuMemory:
+    """Memory of one GPU."""
     spans = plan.spec.rollout.tensor_parallel_size
     trunks = gpu.whole_ranks + (1 if gpu.shared else gpu.layer_ranks)
-    activations = gpu.layer_ranks * max(update_bytes(plan, selection, kind) for selection in _partial(plan))
-    if gpu.whole_ranks:
-        activations += gpu.whole_ranks * update_bytes(plan, Selection.full(), kind)
     passes = pass_bytes(plan.architecture, plan.spec.rollout, plan.element_bytes) + received_bytes(plan)
     return GpuMemory(
         actors=_actors_on(gpu),
         weights=len(gpu.engines) * plan.trunk_bytes / spans,
         cache=len(gpu.engines) * max(0, engine_cache(plan, kind)),
-        overlays=sum(sum(overlays[number :: plan.spec.resources.engines]) for number in gpu.engines) / spans,
+        overlays=sum(sum(actors.overlays[number :: plan.spec.resources.engines]) for number in gpu.engines) / spans,
         trunk=trunks * plan.trunk_bytes,
-        trainers=gpu.layer_ranks * max(map(plan.trainer_bytes, _partial(plan)))
-        + gpu.whole_ranks * whole_model_trainer_bytes(plan),
+        trainers=gpu.layer_ranks * actors.layer_trainer + gpu.whole_ranks * whole_model_trainer_bytes(plan),
         passes=len(gpu.engines) * passes,
-        activations=activations,
+        activations=gpu.layer_ranks * actors.layer_activations + gpu.whole_ranks * actors.whole_activations,
         contexts=CONTEXT * (len(gpu.engines) + gpu.layer_ranks + gpu.whole_ranks + bool(gpu.shared)),
         sleeps=plan.spec.rollout.sleep,
     )

@@ -186,10 +186,10 @@ def preset(name: str, **sections) -> Plan:
 @pytest.mark.parametrize(
     ("name", "sections", "cluster", "problem"),
     [
-        # 0.9 of 140.4 GiB; overlays of full (15.3) and two of the four layers (0.36) that train beside it, and the
-        # embedding (1.2) while it is received.
+        # 0.9 of 140.4 GiB, the overlay of full (15.3), and the embedding (1.2) while it is received; the two layers
+        # that train beside it are the other engines'.
         ("qwen3-8b-numinamath-grpo", {"rollout": {"gpu_memory_utilization": 0.9}}, "8xH200",
-         "rollout.gpu_memory_utilization: 1 engine on one NVIDIA H200: 143.5 GiB"),
+         "rollout.gpu_memory_utilization: 1 engine on one NVIDIA H200: 142.8 GiB"),
         # Weights 15.3, overlays 16 and context 0.5 GiB fit into an L40S's 45.0, beside 0.8 of these they do not ...
         ("qwen3-8b-numinamath-grpo", {}, "8xL40S", "rollout.gpu_memory_utilization: 1 engine on one NVIDIA L40S"),
         # ... and more than an L4's 22.5.

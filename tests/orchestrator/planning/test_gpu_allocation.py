@@ -47,7 +47,7 @@ def test_engines_full_run_and_berths_side_by_side():
 
 def test_gpus_of_whole_model_runs_join_the_layer_trainers():
     """The same eight: once full has ended, four GPUs take three layer trainers each. Not if boosts come after the layer
-    runs, and not where trainers share the rest of one GPU, which cannot grow."""
+    runs, and not where trainers share the rest of a GPU with them, which cannot grow."""
     asked = {"engines": 2, "engine": {"gpus": 2}, "trainer": {"gpus": 0.3}, "full_trainer": {"gpus": 1}}
     found = allocate_gpus(resources(**asked, full_trainer_ranks=2), 1, (4, 4))
     assert (found.joining, found.last_layer_runs) == ((1.0, 1.0), 12)
@@ -83,6 +83,17 @@ def test_all_actors_on_one_gpu():
     too_large = resources(engine={"gpus": 0.35}, trainer={"gpus": 0.25}, full_trainer={"gpus": 0.4})
     with pytest.raises(PlacementError, match="^resources.trainer: a layer run's 1 x 0.25 and 0.05 of a GPU"):
         allocate_gpus(too_large, 1, (1,))
+
+
+def test_trainers_around_an_engine_on_every_gpu():
+    """Actors and placement groups of these shares got these GPUs from a Ray 2.60 of four: an engine each, two trainers
+    and the base's weights on each of three, full on the fourth, and two more trainers there when it had ended."""
+    asked = resources(engines=4, engine={"gpus": 0.55}, trainer={"gpus": 0.2}, full_trainer={"gpus": 0.4})
+    found = allocate_gpus(asked, 1, (4,))
+    assert [gpu.engines for gpu in found.gpus] == [[0], [1], [2], [3]]
+    assert sorted((gpu.whole_ranks, gpu.layer_ranks) for gpu in found.gpus) == [(0, 2), (0, 2), (0, 2), (1, 0)]
+    assert found.shared_gpus == (0.45, 0.45, 0.45)
+    assert (found.whole_runs, found.layer_runs, found.joining, found.last_layer_runs) == (1, 6, (0.45,), 8)
 
 
 def test_whole_and_layer_runs_take_turns_where_there_is_one_gpu_for_both():

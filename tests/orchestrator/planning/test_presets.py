@@ -61,8 +61,9 @@ def test_a_preset_plans_offline(offline, name):
 
 
 def test_variants_differ_in_resources_alone():
-    one, main, eight = (load_spec(FOLDER / f"qwen3-1.7b-numinamath-grpo{v}.yaml") for v in ("-1gpu", "", "-8gpu"))
-    for spec in (one, eight):
+    variants = ("", "-1gpu", "-8gpu", "-8gpu-colocated")
+    main, *others = (load_spec(FOLDER / f"qwen3-1.7b-numinamath-grpo{v}.yaml") for v in variants)
+    for spec in others:
         for section in ("model", "task", "algorithm", "layers", "training", "evaluation", "deepspeed"):
             assert getattr(spec, section) == getattr(main, section), section
 
