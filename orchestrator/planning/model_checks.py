@@ -2,7 +2,9 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +45,8 @@ READ_BY_PLAN = 1 << 30
 a run reads all."""
 BEGINNING = 1 << 16
 """Bytes of a matrix's beginning."""
+RENDER_SECONDS = 3
+"""Time for a chat template to render one word, which takes milliseconds."""
 SHOWN = 3
 
 
@@ -163,7 +167,11 @@ def template_problems(
             )
             continue
         try:
-            shown = {encoder.render(Prompt("", messages=({"role": "user", "content": text},))) for text in ("0", "1")}
+            said = (Prompt("", messages=({"role": "user", "content": text},)) for text in ("0", "1"))
+            shown = {_in_time(encoder.render, prompt) for prompt in said}
+        except TimeoutError:
+            return [f"{field}: the model's chat template has not rendered one word in {RENDER_SECONDS} s, as if its "
+                    "loops had no end; name another one as model.chat_template"]  # fmt: skip
         except Exception as error:  # a template raises what it pleases
             problems.append(f"{field}: the model's chat template fails ({' '.join(str(error).split())})")
             continue
@@ -174,6 +182,24 @@ def template_problems(
         if template is not None and not re.search(rf"\b{re.escape(name)}\b", template):
             problems.append(f"model.template_arguments: the chat template has no variable {name}; correct its spelling")
     return problems
+
+
+def _in_time(call: Callable[..., str], *arguments: Any) -> str:
+    """Return what a call returns that may never end. It then goes on in a thread, which ends with the process.
+
+    Raises:
+        TimeoutError: after RENDER_SECONDS.
+    """
+    found: Future[str] = Future()
+
+    def compute() -> None:
+        try:
+            found.set_result(call(*arguments))
+        except Exception as error:  # the caller's
+            found.set_exception(error)
+
+    threading.Thread(target=compute, daemon=True).start()
+    return found.result(RENDER_SECONDS)
 
 
 def tool_problems(encoder: "PromptEncoder", tools: Mapping[str, Sequence[dict[str, Any]]]) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from layersweep.orchestrator.planning import model_checks
 from layersweep.orchestrator.planning.cost_model import Assumptions
 from layersweep.orchestrator.planning.model_checks import CPU_HEAD_DIMS
 from layersweep.orchestrator.spec.errors import SpecError
@@ -259,6 +260,18 @@ def test_a_plan_refuses_what_a_run_does_of_the_files_that_are_there(tmp_path, na
         change(folder)
     with pytest.raises(SpecError, match=f"(?m)^{says}"):
         plan(folder, run=False)
+
+
+def test_a_template_without_an_end(tmp_path, monkeypatch):
+    """Loops of some seconds, which are waited for a twentieth of one; told once for all that would be rendered."""
+    monkeypatch.setattr(model_checks, "RENDER_SECONDS", 0.05)
+    loops = "{% for a in range(2000) %}{% for b in range(2000) %}{% endfor %}{% endfor %}{{ messages[0].content }}"
+    with pytest.raises(SpecError) as refused:
+        plan(make(tmp_path / "model", template=loops))
+    assert len(refused.value.problems) == 1
+    assert refused.value.problems[0].startswith(
+        "task.data.prompt_format: chat: the model's chat template has not rendered one word in 0.05 s"
+    )
 
 
 def test_stop_strings_end_responses_too(tmp_path):
