@@ -19,6 +19,7 @@ from layersweep.workers.config import ActorResources
 from .cluster_forecast import ClusterPlan, plan_on
 from .cluster_shape import ClusterShape
 from .cost_model import Assumptions
+from .placement import whole_runs
 from .plan import Plan
 
 Changes = dict[str, dict[str, Any]]
@@ -98,20 +99,26 @@ def _candidates(plan: Plan, cluster: ClusterShape) -> Iterator[list[Changes]]:
             "concurrent_runs": None,
         }
 
-    lower = [share for share in UTILIZATIONS if share < rollout.gpu_memory_utilization]
+    awake = {"sleep": False} if rollout.sleep else {}
+    shares = UTILIZATIONS if rollout.kv_cache_memory_mib is None else ()
+    lower = [share for share in shares if share < rollout.gpu_memory_utilization]
     most = (cluster.gpus - 1) // spans
     for engines in range(1, most + 1, max(1, -(-most // MOST_ENGINES))):
         for trainers in TRAINERS:
             layer = 1.0 if trainers == 1 else _part(1.0, trainers)
             own = {"resources": split(engines, float(spans), layer, 1.0)}
-            yield [own, *(own | {"rollout": {"gpu_memory_utilization": share}} for share in lower)]
+            rollouts = [awake, *({"gpu_memory_utilization": share} | awake for share in lower)]
+            yield [own | ({"rollout": changed} if changed else {}) for changed in rollouts]
     if spans > 1:
         return
     left = round(1 - ENGINE_SHARE, 2)
-    for engines, whole in ((cluster.gpus, _part(left, 1)), (cluster.gpus - resources.full_trainer_ranks, 1.0)):
+    kinds = [(cluster.gpus, _part(left, 1))]
+    if whole_runs(plan):
+        kinds.append((cluster.gpus - resources.full_trainer_ranks, 1.0))
+    for engines, whole in kinds:
         for trainers in TRAINERS:
             around = split(engines, ENGINE_SHARE, _part(left, trainers), whole)
-            rollouts: list[dict[str, Any]] = [{"gpu_memory_utilization": share} for share in UTILIZATIONS]
+            rollouts = [{"gpu_memory_utilization": share} | awake for share in shares] or [awake]
             if not (rollout.cuda_graphs or rollout.staleness):
                 rollouts.append({"gpu_memory_utilization": UTILIZATIONS[0], "sleep": True})
             yield [{"resources": around, "rollout": changed} for changed in rollouts]

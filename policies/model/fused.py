@@ -58,12 +58,21 @@ def replace_modules(model: nn.Module, norm: type, attention: type, mlp: type | N
     Args:
         mlp: for feed-forward networks gated by SiLU.
     """
+    for module, kind in replacements(model, norm, attention, mlp):
+        module.__class__ = kind
+    return model
+
+
+def replacements(
+    model: nn.Module, norm: type, attention: type, mlp: type | None = None
+) -> list[tuple[nn.Module, type]]:
+    """Return the modules that `replace_modules` replaces, each with its new class."""
     parts = {f"{family}RMSNorm": norm for family in NORMS} | {f"{family}Attention": attention for family in ATTENTIONS}
     parts |= {f"{family}MLP": mlp for family in MLPS if mlp}
-    for module in model.modules():
-        kind = type(module)
-        if kind.__name__ not in parts or not kind.__module__.startswith("transformers.models."):
-            continue
-        if isinstance(getattr(module, "act_fn", SiLUActivation()), SiLUActivation | nn.SiLU):
-            module.__class__ = parts[kind.__name__]
-    return model
+    return [
+        (module, parts[kind.__name__])
+        for module in model.modules()
+        if (kind := type(module)).__name__ in parts
+        and kind.__module__.startswith("transformers.models.")
+        and isinstance(getattr(module, "act_fn", SiLUActivation()), SiLUActivation | nn.SiLU)
+    ]

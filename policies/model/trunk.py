@@ -15,6 +15,7 @@ from layersweep.policies.selection import EMBEDDING, Selection
 
 from .architecture import GpuKernels
 from .block_inputs import BlockInputs
+from .families import FAMILIES
 from .fused_cpu import fuse as fuse_cpu
 from .low_rank import add_adapters, merged
 from .pretrained import load_pretrained
@@ -37,32 +38,35 @@ class Trunk:
     Args:
         model: of transformers.
         attention: `training.attention` of the spec.
+        computes: whether it is used here; else it is only shared, and no kernel is chosen for it.
 
     Raises:
         WrongKernel: by `auto` on a GPU, see `varlen_check`.
     """
 
-    def __init__(self, model: nn.Module, attention: str = "masked"):
+    def __init__(self, model: nn.Module, attention: str = "masked", computes: bool = True):
         model.set_attn_implementation(NAME)
         self.model = model.eval().requires_grad_(False)
         self.model.lm_head.__class__ = LogprobHead
-        self.fused = _fuse(model)
+        self.fused = computes and _fuse(model)
         """Whether norms and rotary embeddings are fused."""
         self.layers: list[nn.Module] = list(model.model.layers)
-        self.varlen = attention == "auto" and takes_varlen(model)
+        self.varlen = computes and attention == "auto" and takes_varlen(model)
         """Whether micro batches are packed for `varlen_attention`."""
 
     @property
     def kernels(self) -> GpuKernels:
-        """Kernels of GPUs that it is computed with."""
-        return GpuKernels(self.varlen, self.fused and self.model.device.type == "cuda")
+        """Kernels of GPUs that it is computed with, as its memory is counted by them."""
+        family = FAMILIES[type(self.model).__name__]
+        return GpuKernels(self.varlen, self.fused and self.model.device.type == "cuda" and family.fused_on_gpus)
 
     @classmethod
     def load(
-        cls, path: str, dtype: str, device: str = "cpu", trust_remote_code: bool = False, attention: str = "masked"
-    ) -> "Trunk":
+        cls, path: str, dtype: str, device: str = "cpu", trust_remote_code: bool = False, attention: str = "masked",
+        computes: bool = True,
+    ) -> "Trunk":  # fmt: skip
         """Load a model folder in a dtype, given by its torch name."""
-        return cls(load_pretrained(path, dtype, trust_remote_code).to(device), attention)
+        return cls(load_pretrained(path, dtype, trust_remote_code).to(device), attention, computes)
 
     def share(self) -> dict[str, Any]:
         """Return what another process on the same GPU needs to attach to this trunk, which must outlive it."""
@@ -111,7 +115,7 @@ def _fuse(model: nn.Module) -> bool:
     if model.device.type == "cuda":
         try:
             from .fused_gpu import fuse_checked  # liger-kernel comes with layersweep[gpu] alone
-        except ImportError as missing:
+        except Exception as missing:  # of Triton, which looks for the machine's compiler and driver
             logger.warning("Updates are slower than with Liger's kernels (pip install 'layersweep[gpu]'): %s", missing)
             return False
         return fuse_checked(model)

@@ -83,20 +83,22 @@ class WeightSlots:
             Parameters in the slots' memory, by the id of the parameter of `modules` that each stands for.
         """
         held, memory, before = self._held.setdefault(run, {}), {}, dict(self._capacity)
-        for name in sorted(names, key=lambda name: name == HEAD):  # a tied head's weight is then the embedding's
-            own = dict(self.modules[name].named_parameters(recurse=False))
-            if name == HEAD:
-                memory |= {id(p): with_data(p, torch.empty(p.shape, dtype=p.dtype, device=self.device))
-                           for p in own.values() if id(p) not in memory}  # fmt: skip
-                continue
-            taken = {other[name] for other in self._held.values() if name in other}
-            slot = held.get(name) or next(i for i in range(1, len(taken) + 2) if i not in taken)
-            held[name] = slot
-            if slot > self._capacity[name]:
-                self._grow(name)
-            memory |= {id(p): with_data(p, self._stacks[id(p)][slot]) for p in own.values()}
-        if self._split() or self._capacity != before:
-            self._restructure()
+        try:
+            for name in sorted(names, key=lambda name: name == HEAD):  # a tied head's weight is then the embedding's
+                own = dict(self.modules[name].named_parameters(recurse=False))
+                if name == HEAD:
+                    memory |= {id(p): with_data(p, torch.empty(p.shape, dtype=p.dtype, device=self.device))
+                               for p in own.values() if id(p) not in memory}  # fmt: skip
+                    continue
+                taken = {other[name] for other in self._held.values() if name in other}
+                slot = held.get(name) or next(i for i in range(1, len(taken) + 2) if i not in taken)
+                if slot > self._capacity[name]:
+                    self._grow(name)
+                held[name] = slot
+                memory |= {id(p): with_data(p, self._stacks[id(p)][slot]) for p in own.values()}
+        finally:  # also where a GPU is full: what has moved until then is no longer where graphs read it
+            if self._split() or self._capacity != before:
+                self._restructure()
         return memory
 
     def adopt(self, run: str, copies: Mapping[str, nn.Module]) -> None:
@@ -157,15 +159,23 @@ class WeightSlots:
 
     def _grow(self, name: str) -> None:
         """Add a slot to a module's stacks, which move, and with them the parameters of the base and of the runs."""
-        size = self._capacity[name] = self._capacity[name] + 1
-        base = self._base(name)
-        for parameter, own in self.modules[name].named_parameters(recurse=False):
-            stack = torch.empty(1 + size, *own.shape, dtype=own.dtype, device=self.device)
-            stack[:size] = self._stacks.get(id(own), base[parameter].data[None])
-            self._stacks[id(own)], base[parameter].data = stack, stack[0]
+        size, base = self._capacity[name] + 1, self._base(name)
+        own = dict(self.modules[name].named_parameters(recurse=False))
+        made = {  # all of them before any moves: there may be no room
+            parameter: torch.empty(1 + size, *p.shape, dtype=p.dtype, device=self.device)
+            for parameter, p in own.items()
+        }
+        for parameter, stack in made.items():
+            stack[:size] = self._stacks.get(id(own[parameter]), base[parameter].data[None])
+            self._stacks[id(own[parameter])], base[parameter].data = stack, stack[0]
             for run, copies in self._copies.items():
                 if name in copies:
-                    copies[name]._parameters[parameter].data = stack[self._held[run][name]]
+                    old, slot = copies[name]._parameters[parameter].data_ptr(), stack[self._held[run][name]]
+                    for copied in copies.values():  # a tied head has the embedding's memory in a parameter of its own
+                        for mine in copied.parameters(recurse=False):
+                            if mine.data_ptr() == old:
+                                mine.data = slot
+        self._capacity[name] = size
 
     def _split(self) -> bool:
         """Split the groups whose modules' slots are no longer held alike; return whether there was one."""

@@ -84,7 +84,7 @@ def checked(family: str, fault: str | None) -> dict[str, object]:
     model = small(family)
     model.set_attn_implementation(NAME)
     with patch.object(fused_gpu, "TOKENS", 9), faults[fault]:
-        found = {} if fault == "compiler" else fused_gpu.differences(model)
+        found = {} if fault == "compiler" else fused_gpu.errors(model)
         used = fused_gpu.fuse_checked(model)
     kinds = {type(module).__name__ for module in model.modules()}
     return {"used": used, "fused": any(kind.startswith("Liger") for kind in kinds), "found": found}

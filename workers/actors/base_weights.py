@@ -21,5 +21,5 @@ class BaseWeightsActor:
         """Load the base onto the GPU; return what Trunk.attach needs."""
         from layersweep.policies.model.trunk import Trunk
 
-        self.trunk = Trunk.load(model.here(), dtype, "cuda", model.trust_remote_code)
+        self.trunk = Trunk.load(model.here(), dtype, "cuda", model.trust_remote_code, computes=False)
         return self.trunk.share()

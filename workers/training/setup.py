@@ -34,6 +34,8 @@ class TrainingSetup:
             gpu_bytes: memory of the GPU that it may take; 0 on CPUs.
             rank, ranks: this process's place in the run's data-parallel group; torch.distributed is initialised.
         """
+        import torch
+
         from layersweep.policies.algorithms.rollout_correction import resolve
         from layersweep.policies.model.architecture import Architecture
 
@@ -45,6 +47,10 @@ class TrainingSetup:
         shape = Architecture.from_config(trunk.model.config.to_dict())
         chosen = micro_batch_tokens(self.training, shape, selection, gpu_bytes, trunk.kernels)
         unchecked = unchecked_tokens(self.training, shape, selection, gpu_bytes, trunk.kernels)
+        if ranks > 1:  # one may lack a kernel that the others have, and all must make the same micro batches
+            least = torch.tensor([chosen, unchecked], dtype=torch.float64, device=trunk.model.device)
+            torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+            chosen, unchecked = int(least[0]), float(least[1])
         training = self.training.model_copy(update={"micro_batch_tokens": chosen})
         algorithm = self.algorithm.build()
         correction = resolve(algorithm.rollout_correction, training.dtype, self.engine_dtype, stale=self.stale)

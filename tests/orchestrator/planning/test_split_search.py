@@ -63,6 +63,18 @@ def test_of_numbers_of_engines_the_least_hours_win():
     assert split.forecast.schedule.hours == pytest.approx(hours[3])
 
 
+def test_what_is_proposed_of_a_sweep_that_sleeps_is_a_valid_spec():
+    """Engines on GPUs of their own have nothing to sleep for, and such a spec is refused."""
+    resources = {"engines": 1, "engine": {"cpus": 2, "gpus": 0.55}, "trainer": {"cpus": 1, "gpus": 0.4}}
+    name = "qwen3-8b-numinamath-grpo"
+    found = forecast(name, "8xH200", resources=resources, rollout={"sleep": True, "gpu_memory_utilization": 0.4})
+    changes = fastest_split(found).changes
+    assert changes["resources"]["engine"]["gpus"] == 1 and changes["rollout"]["sleep"] is False
+    then = forecast(name, "8xH200", resources=resources | changes["resources"],
+                    rollout={"sleep": True, "gpu_memory_utilization": 0.4} | changes["rollout"])  # fmt: skip
+    assert then.schedule == fastest_split(found).forecast.schedule
+
+
 def test_engines_that_span_gpus_share_none():
     """Of 2 GPUs each, on eight: one to three of them."""
     plan = preset(ONE_AND_EIGHT, rollout={"tensor_parallel_size": 2}, resources={"engines": 2, "engine": {"gpus": 2}})

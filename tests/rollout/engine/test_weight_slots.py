@@ -168,6 +168,49 @@ def test_weights_follow_when_a_stack_grows():
     assert base.untyped_storage().nbytes() == before.nbytes
 
 
+def test_a_gpu_that_is_full_leaves_all_as_it_was_but_the_graphs(monkeypatch):
+    """At the third tensor: a module's weight and bias, the next one's weight. What had room until then has moved, so
+    recordings are of another structure; the base is right, and slots are taken and given back as before."""
+    slots, real = make_slots(), torch.empty
+    base = {name: p.clone() for name, p in slots.model.named_parameters()}
+    recorded, left = slots.structure, iter([True, True])
+
+    def empty(*args, **kwargs):
+        if next(left, False):
+            return real(*args, **kwargs)
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(torch.OutOfMemoryError):
+        slots.take("a", [Q, UP])
+    monkeypatch.undo()
+    assert slots.structure > recorded and slots.has(Q) and not slots.has(UP)
+    assert all(torch.equal(p, base[name]) for name, p in slots.model.named_parameters())
+    weights = put(slots, "a", UP, 1)
+    slots.fill(batch(("a", 1), (None, 2)), 3)
+    x = torch.randn(3, WIDTH)
+    result = selected_products(x, slots.stack(UP, "weight"), None, slots.rows(UP, 3))
+    torch.testing.assert_close(result, expected(x, [base[f"{UP}.weight"]], [("a", 1), (None, 2)], {"a": weights}))
+    slots.free("a")
+    slots.clear()
+    assert all(torch.equal(p, base[name]) for name, p in slots.model.named_parameters())
+
+
+def test_a_tied_head_of_a_run_follows_when_the_stack_grows():
+    """It is a parameter of its own over the embedding's memory, as `OverlayBuilder` makes modules ready."""
+    embedding, head = nn.Embedding(8, WIDTH), nn.Linear(WIDTH, 8, bias=False)
+    head.weight = embedding.weight
+    slots = make_slots(lm_head=head, embed=embedding)
+    (parameter,) = slots.take("a", ["lm_head", "embed"]).values()
+    copies = {"embed": nn.Embedding(8, WIDTH), "lm_head": nn.Linear(WIDTH, 8, bias=False)}
+    for module in copies.values():
+        module.weight = nn.Parameter(parameter.data, requires_grad=False)
+    slots.adopt("a", copies)
+    slots.take("b", ["embed"])
+    moved = slots.stack("embed", "weight")[1].data_ptr()
+    assert [module.weight.data_ptr() for module in copies.values()] == [moved, moved]
+
+
 def test_a_head_holds_no_slot_and_a_tied_one_is_the_embedding():
     embedding, head = nn.Embedding(8, WIDTH), nn.Linear(WIDTH, 8, bias=False)
     slots = make_slots(lm_head=head)

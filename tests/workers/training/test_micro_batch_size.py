@@ -1,14 +1,17 @@
 """The default micro batch, from shapes and memory by hand."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from layersweep.policies.algorithms.grpo import GRPO
 from layersweep.policies.model.architecture import Architecture, GpuKernels
 from layersweep.policies.model.known_models import KNOWN_MODELS
 from layersweep.policies.selection import Selection
-from layersweep.workers.config import TrainingConfig
+from layersweep.workers.config import DeepSpeedConfig, TrainingConfig
 from layersweep.workers.training import micro_batch_size
 from layersweep.workers.training.micro_batch_size import (
     activation_bytes_per_token,
@@ -89,3 +92,41 @@ def test_which_kernels_a_plan_expects():
 def test_the_spec_has_the_last_word(machine):
     machine(1)
     assert micro_batch_tokens(TrainingConfig(micro_batch_tokens=5000), SMOLLM2, Selection.full()) == 5000
+
+
+def _rank(rank: int, port: int, folder: str, out) -> None:
+    import torch
+
+    from layersweep.policies.model.trunk import Policy, Trunk
+    from layersweep.workers.training.distributed import prepare
+    from layersweep.workers.training.setup import TrainingSetup
+
+    prepare(rank, 2, "127.0.0.1", port, gpu=False)
+    total = (2, 1)[rank] * 2**30  # of CPUs, in place of a kernel that one rank lacks
+    micro_batch_size.psutil.virtual_memory = lambda: SimpleNamespace(total=total)
+    setup = TrainingSetup(GRPO(), TrainingConfig(max_response_tokens=8), DeepSpeedConfig(), "float32")
+    loop = setup.update_loop(Policy(Trunk.load(folder, "float32"), Selection.full()), rank=rank, ranks=2)
+    out.put((loop.training.micro_batch_tokens, loop.unchecked_tokens, total))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_all_ranks_take_what_the_least_of_them_has_room_for(model_folder):
+    """A 64th of 1 GiB for a micro batch, an eighth for one that is not checkpointed, also where there are 2 GiB."""
+    from multiprocessing import get_context
+
+    from layersweep.workers.training.distributed import serve_store
+
+    context, store = get_context("spawn"), serve_store()
+    out = context.SimpleQueue()
+    ranks = [context.Process(target=_rank, args=(rank, store.port, model_folder, out)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    found = [out.get() for _ in ranks]
+    for rank in ranks:
+        rank.join(60)
+        assert rank.exitcode == 0
+    shape = Architecture.from_config(json.loads((Path(model_folder) / "config.json").read_text()))
+    token = activation_bytes_per_token(shape, Selection.full(), 4)
+    assert {total for *_, total in found} == {2**30, 2**31}
+    assert {(tokens, unchecked) for tokens, unchecked, _ in found} == {(int(2**24 / token), 2**27 / token)}
