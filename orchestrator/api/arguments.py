@@ -20,7 +20,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     plan = add("plan", "Show what a sweep would do: runs, sizes, bytes per push. Starts nothing.")
     plan.add_argument("--cluster", metavar="SHAPE", help="also place it on GPUs, such as 8xH200 or 4x8xH100 (nodes x "
-                      "GPUs x kind): schedule, hours, memory, network")  # fmt: skip
+                      "GPUs x kind): schedule, hours, memory, network, and a faster split of them")  # fmt: skip
     data = add("data", "Show prompts as the model sees them, their lengths in tokens, and what the rows' own "
                "answers get as reward.")  # fmt: skip
     run = add("run", "Run a sweep on this machine's Ray, or on a running cluster.")
