@@ -18,7 +18,8 @@ class RMSNorm(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple:
         x, weight, _ = ctx.saved_tensors
         of_weight = torch.empty(132, x.shape[-1], device="meta").sum(0).to(weight.dtype)  # a row per multiprocessor
-        return torch.empty_like(gradient), of_weight if ctx.needs_input_grad[1] else None, *[None] * 4
+        others = [None] * (len(ctx.needs_input_grad) - 2)
+        return torch.empty_like(gradient), of_weight if ctx.needs_input_grad[1] else None, *others
 
 
 class Rope(Function):
