@@ -116,6 +116,13 @@ def assert_same_step(weight: torch.Tensor, expected: torch.Tensor, rate: float) 
     assert int((difference > 0.05 * rate).sum()) <= max(1, len(difference) // 50)
 
 
+def leave_group() -> None:
+    """Leave torch.distributed with all other ranks: one that ends while another still reads from it makes gloo abort
+    that one, now and then, and gloo may wait for ever for a peer when an interpreter ends."""
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
 def settings(kl: float, rate: float, clip: float, tokens: int):
     algorithm = GRPO(clip_high=0.28, kl_coefficient=kl)
     training = TrainingConfig(

@@ -95,11 +95,10 @@ def test_the_spec_has_the_last_word(machine):
 
 
 def _rank(rank: int, port: int, folder: str, out) -> None:
-    import torch
-
     from layersweep.policies.model.trunk import Policy, Trunk
     from layersweep.workers.training.distributed import prepare
     from layersweep.workers.training.setup import TrainingSetup
+    from tests.helpers.updates import leave_group
 
     prepare(rank, 2, "127.0.0.1", port, gpu=False)
     total = (2, 1)[rank] * 2**30  # of CPUs, in place of a kernel that one rank lacks
@@ -107,8 +106,7 @@ def _rank(rank: int, port: int, folder: str, out) -> None:
     setup = TrainingSetup(GRPO(), TrainingConfig(max_response_tokens=8), DeepSpeedConfig(), "float32")
     loop = setup.update_loop(Policy(Trunk.load(folder, "float32"), Selection.full()), rank=rank, ranks=2)
     out.put((loop.training.micro_batch_tokens, loop.unchecked_tokens, total))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave_group()
 
 
 def test_all_ranks_take_what_the_least_of_them_has_room_for(model_folder):

@@ -11,6 +11,7 @@ from layersweep.workers.config import DeepSpeedConfig
 from tests.helpers.updates import (
     assert_same_step,
     experience,
+    leave_group,
     plain_agreement,
     plain_kl,
     plain_loop,
@@ -156,9 +157,7 @@ def _rank(rank: int, port: int, folder: str, selection: Selection, stage: int, k
     weights = loop.backend.weights()  # gathered: every rank takes part
     if rank == 0:
         out.put((metrics, {n: w.numpy() for n, w in weights.items()}))
-    # A rank that ends while the other still reads from it makes gloo abort that one, now and then.
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave_group()
 
 
 def on_two_ranks(folder: str, selection: Selection, stage: int, kl: float):
